@@ -1,0 +1,48 @@
+"""The errors that being-vl raises on bad input; all are `ValueError`s.
+
+Each message says what was expected, what came, and where (file, record, grid, index). The command line prints
+them as one line and exits with 2.
+"""
+
+from being_vl._core import BeingVLError, GridError, VocabularyError
+
+__all__ = [
+    "BeingVLError",
+    "CheckpointError",
+    "ConfigError",
+    "GridError",
+    "ImageError",
+    "ManifestError",
+    "ModelError",
+    "QuantizerError",
+    "RecordError",
+    "VocabularyError",
+]
+
+
+class ConfigError(BeingVLError):
+    """An option or recipe that cannot be carried out."""
+
+
+class ManifestError(BeingVLError):
+    """A step's output folder that is missing, unfinished, damaged, or made with other options."""
+
+
+class ImageError(BeingVLError):
+    """Images that are missing or cannot be read."""
+
+
+class QuantizerError(BeingVLError):
+    """A quantizer that cannot be loaded, or grids, vocabulary and model of different quantizers."""
+
+
+class RecordError(BeingVLError):
+    """A record or a file of records that cannot be turned into a training sequence."""
+
+
+class ModelError(BeingVLError):
+    """A language model that cannot be expanded, trained or asked."""
+
+
+class CheckpointError(BeingVLError):
+    """A training checkpoint that is damaged or belongs to another recipe."""

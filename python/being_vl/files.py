@@ -1,0 +1,102 @@
+"""Files that are either whole or absent, and the manifest that stands beside every step's output."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from being_vl.errors import ManifestError
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success fsync it (file or folder) and rename it to `path`.
+
+    The caller creates the file or folder at the yielded path. If the body raises, what it wrote is removed and
+    `path` is untouched; after kill -9 a `.tmp` leftover remains and the next attempt replaces it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    remove(aside)
+    try:
+        yield aside
+        for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
+            fsync(file)
+        if path.is_dir():
+            shutil.rmtree(path)
+        aside.replace(path)
+        fsync(path.parent)
+    except BaseException:
+        remove(aside)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; the file appears only when complete."""
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a JSON-able value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, kind: str, fields: dict[str, Any]) -> None:
+    """Write `folder/manifest.json`: format `being-vl/<kind>`, the version that made it, and `fields`.
+
+    Written last, it is what makes the folder count as finished.
+    """
+    head = {"format": f"being-vl/{kind}", "format_version": 1, "being_vl": version("being-vl")}
+    write_json(folder / MANIFEST, head | fields)
+
+
+def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """Read `folder/manifest.json`.
+
+    Raises:
+        ManifestError: if it is missing, is no JSON, or is of another kind or a newer format version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ManifestError(f"{folder}: no {MANIFEST}; expected a finished folder of kind {kind!r}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found, format_version = manifest["format"], manifest["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{path}: not a being-vl manifest ({error})") from None
+    if found != f"being-vl/{kind}":
+        raise ManifestError(f"{path}: holds {found!r}, expected 'being-vl/{kind}'")
+    if format_version != 1:
+        raise ManifestError(f"{path}: format version {format_version}; this being-vl reads version 1")
+    return dict(manifest)
