@@ -1,1 +1,1 @@
-
+"""Staged training with DeepSpeed: recipes of stages, the engine, checkpoints and logs."""

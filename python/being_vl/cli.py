@@ -1,0 +1,171 @@
+"""The command `being-vl`: a subcommand for each step, each with a recipe (YAML) and flags that override it."""
+
+import logging
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jsonargparse import ArgumentParser, Namespace
+
+from being_vl.demo.options import DemoOptions
+from being_vl.errors import BeingVLError
+from being_vl.model.options import ExpandOptions, GenerateOptions
+from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+from being_vl.run import recipe_parser
+from being_vl.train.options import TrainOptions
+from being_vl.vocabulary import VocabOptions
+
+
+def _quantize(options: QuantizeOptions) -> None:
+    from being_vl.quantize.job import quantize
+
+    quantize(options)
+
+
+def _train_quantizer(options: QuantizerTrainOptions) -> None:
+    from being_vl.quantize.training import train_quantizer
+
+    train_quantizer(options)
+
+
+def _train_vocabulary(options: VocabOptions) -> None:
+    from being_vl.vocabulary import train_vocabulary
+
+    train_vocabulary(options)
+
+
+def _expand(options: ExpandOptions) -> None:
+    from being_vl.model.expand import expand
+
+    expand(options)
+
+
+def _train(options: TrainOptions) -> None:
+    from being_vl.train.engine import train
+
+    train(options)
+
+
+def _generate(options: GenerateOptions) -> None:
+    from being_vl.model.generate import generate
+
+    for answer in generate(options):
+        print(answer)
+
+
+def _demo(options: DemoOptions) -> None:
+    from being_vl.demo.demo import demo
+
+    demo(options)
+
+
+def _run(config: Namespace) -> None:
+    from being_vl.run import run
+
+    run(config)
+
+
+class Command(NamedTuple):
+    """A subcommand whose flags are the fields of an options dataclass; `positional` ones are given by place."""
+
+    function: Callable[[Any], None]
+    options: type
+    text: str
+    positional: str | None = None
+    meaning: str | None = None
+
+    def parser(self) -> ArgumentParser:
+        """Flags of this command, and `--recipe`."""
+        parser = ArgumentParser(description=self.text)
+        parser.add_argument(
+            "--recipe", action="config", help="YAML file of these options; flags override it."
+        )
+        if self.positional:
+            parser.add_argument(self.positional, type=Path, help=self.meaning)
+        parser.add_class_arguments(self.options, skip={self.positional} if self.positional else set())
+        return parser
+
+    def __call__(self, config: Namespace) -> None:
+        """Run with what its parser parsed."""
+        values = self.parser().instantiate_classes(config).as_dict()
+        values.pop("recipe", None)
+        self.function(self.options(**values))
+
+
+COMMANDS = {
+    "quantize": Command(
+        _quantize,
+        QuantizeOptions,
+        "Turn a folder of images into grids of ids.",
+        "images",
+        "Folder of images.",
+    ),
+    "quantizer train": Command(
+        _train_quantizer, QuantizerTrainOptions, "Train a VQ-GAN on a folder of images."
+    ),
+    "vocab train": Command(
+        _train_vocabulary,
+        VocabOptions,
+        "Learn a visual BPE vocabulary from grids.",
+        "grids",
+        "Folder that `being-vl quantize` wrote, or a .npy or .npz file (N, H, W).",
+    ),
+    "expand": Command(_expand, ExpandOptions, "Add the visual tokens to a causal LM."),
+    "train": Command(_train, TrainOptions, "Train an expanded model in stages, or a plain one on text."),
+    "generate": Command(_generate, GenerateOptions, "Ask a trained model about images."),
+    "demo": Command(_demo, DemoOptions, "Run the whole chain on built-in data, on a CPU."),
+}
+GROUPS = {"quantizer": "Work on quantizers.", "vocab": "Work on visual BPE vocabularies."}
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the whole command line."""
+    parser = ArgumentParser(prog="being-vl", version=version("being-vl"), description=__doc__)
+    commands = parser.add_subcommands()
+    commands.add_subcommand(
+        "run", recipe_parser(), help="Do all steps on your own images and records: run RECIPE."
+    )
+    groups = {}
+    for name, text in GROUPS.items():
+        group = ArgumentParser(description=text)
+        commands.add_subcommand(name, group, help=text)
+        groups[name] = group.add_subcommands()
+    for name, command in COMMANDS.items():
+        group_name, _, last = name.rpartition(" ")
+        (groups[group_name] if group_name else commands).add_subcommand(
+            last, command.parser(), help=command.text
+        )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 (missing extra), 2 (bad input), 130 (Ctrl-C)."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("being_vl").setLevel(logging.INFO)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments.insert(1, "--recipe")
+    try:
+        # jsonargparse reports an error of a dataclass's own checks as an error of the command line.
+        config = build_parser().parse_args(arguments)
+        if config.subcommand == "run":
+            _run(config.run)
+        else:
+            name, values = config.subcommand, config[config.subcommand]
+            if name in GROUPS:
+                name, values = f"{name} {values.subcommand}", values[values.subcommand]
+            COMMANDS[name](values)
+    except KeyboardInterrupt:
+        print("being-vl: stopped", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("being_vl"):
+            raise
+        print(f"being-vl: needs {error.name}: pip install 'being-vl[train]'", file=sys.stderr)
+        return 1
+    except (BeingVLError, OSError) as error:
+        print(f"being-vl: error: {error}", file=sys.stderr)
+        return 2
+    return 0

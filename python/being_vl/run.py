@@ -1,0 +1,166 @@
+"""The whole chain on one's own images and records: quantize, learn the vocabulary, expand, train."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from being_vl.errors import ConfigError
+from being_vl.files import digest, sha256, write_json
+from being_vl.model.options import ExpandOptions
+from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+from being_vl.train.options import TrainOptions
+from being_vl.vocabulary import VocabOptions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunOptions:
+    """Where the chain starts and ends; each step's own options stand in a section of its name.
+
+    Args:
+        images: Folder of images; records name them by their path in it.
+        records: Files of LLaVA JSON to train on.
+        llm: Folder or hub name of the causal LM to expand.
+        out: Folder for everything that the run makes.
+        train_quantizer: Train a VQ-GAN on the images first, instead of taking `quantizer`.
+        quantizer: `builtin`, or the folder of a quantizer.
+        ranks: Processes that train together; one per GPU by default, one on a CPU.
+    """
+
+    images: Path
+    records: list[Path]
+    llm: str
+    out: Path
+    train_quantizer: bool = False
+    quantizer: str = "builtin"
+    ranks: int | None = None
+
+
+def recipe_parser() -> ArgumentParser:
+    """The parser of a recipe: `RunOptions`, and a section for each step whose paths follow from them."""
+    parser = ArgumentParser(description=run.__doc__)
+    parser.add_argument("--recipe", action="config", help="YAML file of these options; flags override it.")
+    parser.add_class_arguments(RunOptions)
+    parser.add_class_arguments(QuantizerTrainOptions, "quantizer_training")
+    parser.add_class_arguments(QuantizeOptions, "quantize")
+    parser.add_class_arguments(VocabOptions, "vocab")
+    parser.add_class_arguments(ExpandOptions, "expand")
+    parser.add_class_arguments(TrainOptions, "train")
+    links: list[tuple[str | tuple[str, ...], str, Callable[..., Any] | None]] = [
+        ("images", "quantizer_training.images", None),
+        ("out", "quantizer_training.out", lambda out: Path(out) / "quantizer"),
+        ("images", "quantize.images", None),
+        ("out", "quantize.out", lambda out: Path(out) / "grids"),
+        (("train_quantizer", "quantizer", "out"), "quantize.quantizer", _quantizer),
+        ("out", "vocab.grids", lambda out: Path(out) / "grids"),
+        ("out", "vocab.out", lambda out: Path(out) / "vocabulary.json"),
+        ("llm", "expand.llm", None),
+        ("out", "expand.vocabulary", lambda out: Path(out) / "vocabulary.json"),
+        ("out", "expand.out", lambda out: Path(out) / "expanded"),
+        (("train_quantizer", "quantizer", "out"), "expand.quantizer", _quantizer),
+        ("out", "train.model", lambda out: Path(out) / "expanded"),
+        ("records", "train.records", None),
+        ("out", "train.grids", lambda out: Path(out) / "grids"),
+        ("out", "train.out", lambda out: Path(out) / "training"),
+    ]
+    for source, target, compute in links:
+        parser.link_arguments(source, target, compute)
+    return parser
+
+
+def _quantizer(trained: bool, name: str, out: Path) -> str:
+    return str(Path(out) / "quantizer") if trained else name
+
+
+def run(config: Namespace) -> Path:
+    """Quantize, learn the vocabulary, expand and train; steps that are finished are skipped.
+
+    Args:
+        config: What `recipe_parser()` parsed.
+
+    Returns:
+        The folder of the trained model.
+
+    Raises:
+        ConfigError: if a file is missing, or a finished step in `out` was made with other options.
+    """
+    from being_vl.model.expand import expand
+    from being_vl.quantize.job import quantize
+    from being_vl.quantize.training import train_quantizer
+    from being_vl.train.ranks import train_on_ranks
+    from being_vl.vocabulary import train_vocabulary
+
+    options = recipe_parser().instantiate_classes(config)
+    for path in options.records:
+        if not Path(path).is_file():
+            raise ConfigError(f"records: there is no file {path}")
+    records = {str(path): sha256(Path(path)) for path in options.records}
+    images = _listing(Path(options.images))
+    steps = Steps(Path(options.out))
+    if options.train_quantizer:
+        steps.do("quantizer", train_quantizer, options.quantizer_training, images)
+    steps.do("quantize", quantize, options.quantize, images)
+    steps.do("vocab", train_vocabulary, options.vocab)
+    steps.do("expand", expand, options.expand)
+    steps.do("train", lambda train: train_on_ranks(train, options.ranks), options.train, records)
+    model = Path(options.train.out) / options.train.stages[-1].name
+    log.info("trained model: %s", model)
+    log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", model)
+    return model
+
+
+class Steps:
+    """Does each step of a run once.
+
+    A finished step leaves `steps/<name>.json` in the run's folder: its options, a digest of them, of its inputs and of
+    the step before, and the seconds it took.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / "steps"
+        self._before = ""
+
+    def do(self, name: str, function: Callable[[Any], Any], options: Any, inputs: Any = None) -> None:
+        """Call `function(options)`, unless the step is finished.
+
+        Raises:
+            ConfigError: if it is finished, but with other options or inputs.
+        """
+        path = self.folder / f"{name}.json"
+        entry = {"options": json.loads(json.dumps(dataclasses.asdict(options), default=str))}
+        entry["digest"] = digest([entry["options"], inputs, self._before])
+        self._before = entry["digest"]
+        if path.is_file():
+            done = json.loads(path.read_text(encoding="utf-8"))
+            if done["digest"] != entry["digest"]:
+                changed = [k for k, v in entry["options"].items() if done["options"].get(k) != v]
+                what = f"other options ({', '.join(changed)})" if changed else "other inputs"
+                raise ConfigError(
+                    f"step {name!r} in {self.folder.parent} was finished with {what}; "
+                    f"choose another out folder, or delete {path} and what the step made to do it again"
+                )
+            log.info("%s: finished before, skipped", name)
+            return
+        log.info("%s: starting", name)
+        started = time.perf_counter()
+        function(options)
+        entry["seconds"] = round(time.perf_counter() - started, 1)
+        write_json(path, entry)
+        log.info("%s: finished in %.1f s", name, entry["seconds"])
+
+
+def _listing(folder: Path) -> str:
+    """Digest of the names and sizes of the files in a folder."""
+    if not folder.is_dir():
+        raise ConfigError(f"images: there is no folder {folder}")
+    return digest(
+        sorted((str(f.relative_to(folder)), f.stat().st_size) for f in folder.rglob("*") if f.is_file())
+    )

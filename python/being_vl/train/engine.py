@@ -1,0 +1,361 @@
+"""Staged training: for each stage a model, a DeepSpeed engine, its steps, and a plain checkpoint at the end."""
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from being_vl.data.batches import collate
+from being_vl.data.curriculum import Curriculum
+from being_vl.data.records import read_records
+from being_vl.data.sequences import Example, SequenceBuilder
+from being_vl.errors import CheckpointError, ConfigError, ModelError, RecordError
+from being_vl.files import MANIFEST, read_manifest, remove, sha256, write_aside, write_json, write_manifest
+from being_vl.model.expand import copy_companions
+from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
+from being_vl.quantize.grids import GridStore
+from being_vl.tokenizer import VisualBPE
+from being_vl.train.checkpoint import aside_tag, check_recipe, newest, publish
+from being_vl.train.log import TrainingLog
+from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.split import TrainedLM
+from being_vl.train.stages import freeze
+
+log = logging.getLogger(__name__)
+
+Examples = dict[str, list[Example]]
+
+
+def train(options: TrainOptions) -> Path:
+    """Train a model stage by stage; run again after an interruption it goes on where it was.
+
+    Under `torchrun` or `deepspeed` every rank calls it; alone it is a world of one rank.
+
+    Returns:
+        The folder of the last stage's checkpoint, loadable by `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        ConfigError, RecordError, QuantizerError, ModelError: if the inputs do not fit together; before training.
+        CheckpointError: if `out` holds a run of another recipe.
+    """
+    _start_ranks()
+    examples, pad_id = _load_examples(options)
+    plans = _plan(options, examples)
+    if dist.get_rank() == 0:
+        options.out.mkdir(parents=True, exist_ok=True)
+        recipe = _recipe(options)
+        check_recipe(options.out / "recipe.json", recipe)
+        write_json(options.out / "recipe.json", recipe)
+    dist.barrier()
+
+    source, before = options.model, 0
+    for stage, curriculum, steps in plans:
+        folder = options.out / stage.name
+        if (folder / MANIFEST).is_file():
+            read_manifest(folder, "stage")
+            _say(f"{stage.name}: finished before, kept ({folder})")
+        else:
+            _train_stage(options, stage, curriculum, steps, examples, pad_id, source, before)
+        source, before = folder, before + steps
+    return source
+
+
+def _train_stage(
+    options: TrainOptions,
+    stage: StageOptions,
+    curriculum: Curriculum,
+    steps: int,
+    examples: Examples,
+    pad_id: int,
+    source: Path,
+    before: int,
+) -> None:
+    """Train one stage from the checkpoint at `source`; `before` counts the steps of the stages before it."""
+    import deepspeed
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model, table = _load_model(options, stage, source)
+    _say(table)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=stage.learning_rate,
+        betas=options.betas,
+        weight_decay=options.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, stage.warmup))
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(options, stage)
+    )
+
+    checkpoints = options.out / "checkpoints"
+    done = _resume(engine, checkpoints, stage.name)
+    batch_size = options.micro_batch_size * world * stage.accumulation
+    batches = _batches(curriculum, examples, batch_size, done, steps)
+    logger = TrainingLog(options.out, stage.name, steps, done, before) if rank == 0 else None
+    seen = curriculum.counts(done * batch_size)
+    for step, batch in enumerate(batches, start=done + 1):
+        started = time.perf_counter()
+        seen.update(example.category for example in batch)
+        labelled = sum(int((example.labels[1:] != -100).sum()) for example in batch)
+        loss_sum = torch.zeros((), device=engine.device)
+        cells = 0
+        for index in range(stage.accumulation):
+            first = (index * world + rank) * options.micro_batch_size
+            micro = collate(batch[first : first + options.micro_batch_size], pad_id)
+            cells += micro["input_ids"].numel()
+            loss = engine(**{name: tensor.to(engine.device) for name, tensor in micro.items()})
+            loss_sum += loss.detach()
+            # DeepSpeed divides by accumulation and averages over ranks; undone here, so that the gradient is that of
+            # the mean over all labelled tokens of the global batch, however it is cut into micro-batches and ranks.
+            engine.backward(loss * (stage.accumulation * world / labelled))
+            if index == stage.accumulation - 1:
+                norm = _gradient_norm(engine)
+            engine.step()
+        totals = torch.stack([loss_sum.double(), torch.tensor(float(cells), device=engine.device).double()])
+        dist.all_reduce(totals)
+        if logger:
+            seconds = time.perf_counter() - started
+            tokens = sum(len(example.ids) for example in batch)
+            entry = {
+                "step": step,
+                "loss": totals[0].item() / labelled,
+                "learning_rate": stage.learning_rate * _cosine(step - 1, steps, stage.warmup),
+                "gradient_norm": norm if norm is not None else engine.get_global_grad_norm(),
+                "tokens": tokens,
+                "labelled_tokens": labelled,
+                "tokens_per_second": tokens / seconds,
+                "padding": 1 - tokens / totals[1].item(),
+                "seconds": seconds,
+                "mixture": {name: count / (step * batch_size) for name, count in sorted(seen.items())},
+            }
+            logger.step({key: float(v) if torch.is_tensor(v) else v for key, v in entry.items()})
+        if step % options.save_every == 0 and step < steps:
+            _save(engine, checkpoints, stage.name, step, options.keep)
+
+    _save_plain(engine, model, options, stage, source, steps)
+    if logger:
+        logger.close()
+        for checkpoint in checkpoints.glob(f"{stage.name}-*"):
+            remove(checkpoint)
+    engine.destroy()
+    del engine, optimizer, schedule, model
+    gc.collect()
+    dist.barrier()
+
+
+def _start_ranks() -> None:
+    """Join the process group, as torchrun or deepspeed describes it, or as a world of one."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    if dist.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        with contextlib.closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+    on_gpu = torch.cuda.is_available()
+    # Without this, every start on a CPU compiles a shared-memory extension for more than a minute.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(hours=1))
+
+
+def _say(message: str) -> None:
+    if dist.get_rank() == 0:
+        log.info(message)
+
+
+def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
+    """Build every sequence once, so that what is wrong with the data shows before a stage starts."""
+    from transformers import AutoTokenizer
+
+    if not (options.model / "config.json").is_file():
+        raise ModelError(f"{options.model}: no config.json; expected the folder of a causal LM")
+    records = read_records(options.records, default_category=options.default_category)
+    expanded = (options.model / LAYOUT_FILE).is_file()
+    pictured = next((record for record in records if record.images), None)
+    if pictured and not expanded:
+        raise ModelError(
+            f"{options.model}: not expanded by visual tokens, but record {pictured.id!r} of {pictured.source} has an "
+            "image; run `being-vl expand` first"
+        )
+    if pictured and options.grids is None:
+        raise ConfigError(f"record {pictured.id!r} of {pictured.source} has an image: give --grids")
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    builder = SequenceBuilder(
+        tokenizer,
+        layout=VocabularyLayout.load(options.model) if expanded else None,
+        bpe=VisualBPE.load(options.model / "visual_vocabulary.json") if expanded else None,
+        grids=GridStore.open(options.grids) if options.grids else None,
+        max_length=options.max_length,
+        drop_too_long=options.drop_too_long,
+    )
+    examples: Examples = {}
+    for example in builder.build(records):
+        examples.setdefault(example.category, []).append(example)
+    if not examples:
+        raise RecordError(f"{', '.join(map(str, options.records))}: no records to train on")
+    return examples, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+
+def _plan(options: TrainOptions, examples: Examples) -> list[tuple[StageOptions, Curriculum, int]]:
+    """The curriculum and the number of optimizer steps of each stage."""
+    counts = {category: len(found) for category, found in examples.items()}
+    plans = []
+    for index, stage in enumerate(options.stages):
+        curriculum = Curriculum(counts, stage.mixture, seed=options.seed + index)
+        dropped = sorted(name for name, share in stage.mixture.items() if share and name not in counts)
+        if dropped:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in curriculum.weights.items())
+            _say(f"{stage.name}: no records of {', '.join(dropped)}; the mixture becomes {shares}")
+        batch = options.micro_batch_size * dist.get_world_size() * stage.accumulation
+        records = sum(counts[category] for category in curriculum.weights)
+        plans.append((stage, curriculum, stage.max_steps or math.ceil(stage.epochs * records / batch)))
+    return plans
+
+
+def _recipe(options: TrainOptions) -> dict[str, Any]:
+    """All that the losses of a run depend on, to be compared when it is resumed."""
+    recipe = dataclasses.asdict(options)
+    for free in ("out", "save_every", "keep"):
+        del recipe[free]
+    recipe["ranks"] = dist.get_world_size()
+    recipe["records_sha256"] = [sha256(path) for path in options.records]
+    recipe["model_sha256"] = [sha256(f) for f in sorted(options.model.glob("*.safetensors"))]
+    recipe["grids_sha256"] = sha256(options.grids / MANIFEST) if options.grids else None
+    return recipe
+
+
+def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
+    from transformers import AutoModelForCausalLM
+
+    lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    if options.gradient_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
+    model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size)
+    table = freeze(model, stage)
+    model.train()
+    return model, table
+
+
+def _cosine(step: int, steps: int, warmup: float) -> float:
+    """Factor of the learning rate at a step counted from 0: linear to 1 in the warm-up, then a cosine to 0."""
+    rising = math.ceil(steps * warmup)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def _deepspeed_config(options: TrainOptions, stage: StageOptions) -> dict[str, Any]:
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "bf16" if torch.cuda.is_available() else "fp32"
+    return {
+        "train_micro_batch_size_per_gpu": options.micro_batch_size,
+        "gradient_accumulation_steps": stage.accumulation,
+        "gradient_clipping": options.gradient_clipping,
+        "bf16": {"enabled": dtype == "bf16"},
+        "zero_optimization": {"stage": options.zero},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+def _batches(
+    curriculum: Curriculum, examples: Examples, batch_size: int, done: int, steps: int
+) -> Iterator[list[Example]]:
+    """Global batches from step `done` on, each ordered by length so that micro-batches have little padding."""
+    stream = curriculum.iterate(done * batch_size)
+    for _ in range(done, steps):
+        batch = [examples[category][index] for category, index in (next(stream) for _ in range(batch_size))]
+        yield sorted(batch, key=lambda example: len(example.ids))
+
+
+def _gradient_norm(engine: Any) -> float | None:
+    """Norm of the gradient where DeepSpeed has no optimizer of its own that computes it (ZeRO 0 in fp32)."""
+    if hasattr(engine.optimizer, "_global_grad_norm"):
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _save(engine: Any, checkpoints: Path, stage: str, step: int, keep: int) -> None:
+    """Save what resuming needs; it counts once all ranks have written it."""
+    tag = aside_tag(stage, step)
+    if dist.get_rank() == 0:
+        remove(checkpoints / tag)
+    dist.barrier()
+    engine.save_checkpoint(str(checkpoints), tag=tag, save_latest=False, client_state={"step": step})
+    dist.barrier()
+    if dist.get_rank() == 0:
+        publish(checkpoints, stage, step, keep)
+    dist.barrier()
+
+
+def _resume(engine: Any, checkpoints: Path, stage: str) -> int:
+    """Load the newest complete checkpoint of the stage, if there is one; returns the steps that it holds."""
+    choice = [newest(checkpoints, stage) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(choice)
+    if choice[0] is None:
+        return 0
+    path, state = engine.load_checkpoint(str(checkpoints), tag=choice[0].folder.name)
+    if path is None:
+        raise CheckpointError(
+            f"{choice[0].folder}: DeepSpeed could not load it (saved on another number of ranks?)"
+        )
+    _say(f"{stage}: resumed after step {state['step']} from {choice[0].folder}")
+    return int(state["step"])
+
+
+def _save_plain(
+    engine: Any, model: TrainedLM, options: TrainOptions, stage: StageOptions, source: Path, steps: int
+) -> None:
+    """Write the stage's result as a plain Hugging Face folder.
+
+    Trained parameters are copied into the model that the stage started from, read anew from disk: what was frozen
+    stays bit-identical and keeps its dtype, even if the stage computed in bf16.
+    """
+    import deepspeed
+    from transformers import AutoModelForCausalLM
+
+    trained = {}
+    for name, parameter in model.lm.named_parameters():
+        if parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if dist.get_rank() == 0:
+                    trained[name] = parameter.detach().cpu().clone()
+    if dist.get_rank() == 0:
+        plain = AutoModelForCausalLM.from_pretrained(source)
+        model.merge_into(plain, trained)
+        with write_aside(options.out / stage.name) as folder:
+            plain.save_pretrained(folder)
+            copy_companions(source, folder)
+            write_manifest(
+                folder,
+                "stage",
+                {"stage": dataclasses.asdict(stage), "steps": steps, "trained": sorted(trained)},
+            )
+        _say(f"{stage.name}: saved to {options.out / stage.name}")
+    dist.barrier()

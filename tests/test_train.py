@@ -1,0 +1,323 @@
+"""Staged training: real DeepSpeed engines, real processes, a plain torch loop as the oracle."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from being_vl import VisualBPE
+from being_vl.cli import main
+from being_vl.data.batches import collate
+from being_vl.data.curriculum import Curriculum
+from being_vl.data.records import read_records
+from being_vl.data.sequences import SequenceBuilder
+from being_vl.model.layout import VocabularyLayout
+from being_vl.quantize.grids import GridStore
+from being_vl.train.log import read_log
+
+MIXTURES = [
+    {"foundation": 80, "perception": 20},
+    {"foundation": 40, "perception": 30, "reasoning": 20, "instruction": 10},
+    {"foundation": 15, "perception": 15, "reasoning": 30, "instruction": 40},
+]
+BATCH = 8
+
+
+def recipe(
+    chain: Path, out: Path, ranks: int = 1, tied: bool = True, steps: int = 4, **changes: object
+) -> Path:
+    """A recipe of three short stages whose global batch is the same on any number of ranks."""
+    stages = [
+        {
+            "name": f"stage{index + 1}",
+            "unfreeze": unfreeze,
+            "learning_rate": 3e-3,
+            "max_steps": steps,
+            "accumulation": BATCH // 2 // ranks,
+            "mixture": MIXTURES[index],
+        }
+        for index, unfreeze in enumerate([0.0, 0.25, "all"])
+    ]
+    options = {
+        "model": str(chain / ("tied" if tied else "untied")),
+        "grids": str(chain / "grids"),
+        "records": [str(chain / "data" / "train.json")],
+        "out": str(out),
+        "micro_batch_size": 2,
+        "weight_decay": 0.1,
+        "stages": stages,
+    }
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(options | changes))
+    return path
+
+
+def command(path: Path, ranks: int) -> list[str]:
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    )
+    return [sys.executable, *launcher, "-m", "being_vl", "train", "--recipe", str(path)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def launch(path: Path, ranks: int = 1) -> str:
+    done = subprocess.run(
+        command(path, ranks), env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stderr
+
+
+def losses(out: Path) -> list[float]:
+    return [entry["loss"] for entry in read_log(out / "log.jsonl")]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+@pytest.fixture(scope="session")
+def reference(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one rank without ZeRO."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    launch(recipe(chain, out))
+    return out
+
+
+def oracle(chain: Path, model: str, stages: int, steps: int) -> list[float]:
+    """Losses by plain torch: whole matrices, full logits, one batch at a time, rows held by putting them back."""
+    lm = AutoModelForCausalLM.from_pretrained(chain / model)
+    layout = VocabularyLayout.load(chain / model)
+    tokenizer = AutoTokenizer.from_pretrained(chain / model)
+    bpe = VisualBPE.load(chain / model / "visual_vocabulary.json")
+    builder = SequenceBuilder(
+        tokenizer, layout=layout, bpe=bpe, grids=GridStore.open(chain / "grids"), max_length=2048
+    )
+    by_category: dict[str, list] = {}
+    for example in builder.build(read_records([chain / "data" / "train.json"])):
+        by_category.setdefault(example.category, []).append(example)
+    matrices = list(
+        {id(m.weight): m.weight for m in (lm.get_input_embeddings(), lm.get_output_embeddings())}.values()
+    )
+    found = []
+    for stage in range(stages):
+        trained = [*matrices]
+        if stage >= 1:
+            trained += lm.model.layers[0].parameters()
+        if stage == 2:
+            trained = list(lm.parameters())
+        optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.1)
+        stream = Curriculum(
+            {k: len(v) for k, v in by_category.items()}, MIXTURES[stage], seed=stage
+        ).iterate()
+        for step in range(steps):
+            batch = collate([by_category[c][i] for c, i in (next(stream) for _ in range(BATCH))], pad_id=0)
+            logits = lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            loss = F.cross_entropy(
+                logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
+            )
+            found.append(loss.item())
+            lm.zero_grad()
+            loss.backward()
+            held = [matrix.detach()[: layout.text_size].clone() for matrix in matrices]
+            if stage < 2:
+                for matrix in matrices:
+                    matrix.grad[: layout.text_size] = 0
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            warm = math.ceil(steps * 0.03)
+            cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+            optimizer.param_groups[0]["lr"] = 3e-3 * (1.0 if step < warm else cosine)
+            optimizer.step()
+            if stage < 2:
+                with torch.no_grad():
+                    for matrix, rows in zip(matrices, held, strict=True):
+                        matrix[: layout.text_size] = rows
+    return found
+
+
+def test_losses_are_those_of_plain_torch(chain: Path, reference: Path) -> None:
+    expected = oracle(chain, "tied", stages=3, steps=4)
+    assert losses(reference) == pytest.approx(expected, rel=2e-5)
+    assert expected[0] - expected[-1] > 0.3, "the oracle itself should learn something"
+
+
+def test_losses_are_those_of_plain_torch_untied(chain: Path, tmp_path: Path) -> None:
+    launch(recipe(chain, tmp_path / "run", tied=False))
+    assert losses(tmp_path / "run") == pytest.approx(oracle(chain, "untied", stages=3, steps=4), rel=2e-5)
+
+
+@pytest.mark.parametrize(("zero", "ranks"), [(0, 2), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
+def test_zero_and_ranks_do_not_change_the_losses(
+    zero: int, ranks: int, chain: Path, reference: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    launch(recipe(chain, out, ranks=ranks, zero=zero), ranks)
+    assert losses(out) == pytest.approx(losses(reference), rel=2e-5)
+    assert_what_trains(chain / "tied", out)
+    final, same = weights(out / "stage3"), weights(reference / "stage3")
+    for name, tensor in final.items():
+        torch.testing.assert_close(tensor, same[name], rtol=1e-3, atol=1e-4)
+
+
+def assert_what_trains(start: Path, out: Path) -> None:
+    """Each stage moved exactly what it says, to the bit, although weight decay is on."""
+    text = VocabularyLayout.load(start).text_size
+    before, one, two, three = (weights(f) for f in (start, *(out / f"stage{n}" for n in (1, 2, 3))))
+    for name in before:
+        rows = slice(0, text) if "embed_tokens" in name or "lm_head" in name else slice(None)
+        assert torch.equal(one[name][rows], before[name][rows]), f"stage 1 moved {name}"
+        moved = not torch.equal(two[name][rows], one[name][rows])
+        assert moved == (".layers.0." in name), f"stage 2: {name}"
+        assert not torch.equal(three[name], two[name]), f"stage 3 left {name}"
+    new = before["model.embed_tokens.weight"][text:]
+    assert not torch.equal(one["model.embed_tokens.weight"][text:], new)
+
+
+def test_stage_folders_are_plain_and_complete(chain: Path, reference: Path) -> None:
+    assert_what_trains(chain / "tied", reference)
+    for stage in ("stage1", "stage2", "stage3"):
+        _, info = AutoModelForCausalLM.from_pretrained(reference / stage, output_loading_info=True)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert VocabularyLayout.load(reference / stage) == VocabularyLayout.load(chain / "tied")
+        assert AutoTokenizer.from_pretrained(reference / stage)("red").input_ids
+        assert (reference / stage / "visual_vocabulary.json").is_file()
+
+
+def test_log_says_what_happened(reference: Path) -> None:
+    entries = read_log(reference / "log.jsonl")
+    assert [(e["stage"], e["step"]) for e in entries] == [
+        (f"stage{s}", n) for s in (1, 2, 3) for n in range(1, 5)
+    ]
+    assert entries[3]["mixture"] == {"foundation": 26 / 32, "perception": 6 / 32}
+    assert all(e["gradient_norm"] > 0 and 0 <= e["padding"] < 1 for e in entries)
+    assert list((reference / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_and_resumed_run_has_the_same_losses(
+    ranks: int, chain: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and run the same command again."""
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    launch(recipe(chain, whole, ranks=ranks, steps=12, zero=2 * (ranks - 1)), ranks)
+    path = recipe(chain, out, ranks=ranks, steps=12, zero=2 * (ranks - 1), save_every=2)
+    with subprocess.Popen(command(path, ranks), env=environment(), start_new_session=True) as process:
+        deadline = time.monotonic() + 240
+        while not (out / "checkpoints" / "stage2-00000004" / "complete.json").exists():
+            assert process.poll() is None, "training ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert (out / "stage1" / "manifest.json").is_file()
+    assert not (out / "stage2").exists()
+    kept = sorted((out / "checkpoints").glob("stage2-????????"))
+    biggest = max(kept[-1].rglob("*.pt"), key=lambda file: file.stat().st_size)
+    os.truncate(biggest, biggest.stat().st_size // 2)
+    said = launch(path, ranks)
+    if len(kept) > 1:
+        assert f"{kept[-1].name} is damaged" in said
+        assert f"resumed after step {int(kept[-2].name[-8:])}" in said
+    assert losses(out) == losses(whole)
+    assert [(e["stage"], e["step"]) for e in read_log(out / "log.jsonl")] == [
+        (f"stage{s}", n) for s in (1, 2, 3) for n in range(1, 13)
+    ]
+    for name, tensor in weights(out / "stage3").items():
+        assert torch.equal(tensor, weights(whole / "stage3")[name])
+
+
+def test_second_run_does_nothing(chain: Path, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    shutil.copytree(reference, out)
+    said = launch(recipe(chain, out))
+    assert said.count("finished before") == 3
+    assert losses(out) == losses(reference)
+
+
+def test_text_model_trains_on_text(chain: Path, tmp_path: Path) -> None:
+    stage = {"name": "text", "unfreeze": "all", "learning_rate": 3e-3, "max_steps": 6, "mixture": MIXTURES[2]}
+    out = tmp_path / "text"
+    path = recipe(
+        chain,
+        out,
+        model=str(chain / "llm"),
+        records=[str(chain / "data" / "text.json")],
+        grids=None,
+        stages=[stage],
+    )
+    launch(path)
+    first, *_, last = losses(out)
+    assert last < first
+    assert AutoModelForCausalLM.from_pretrained(out / "text").config.vocab_size == len(
+        AutoTokenizer.from_pretrained(out / "text")
+    )
+
+
+def refused(capsys: pytest.CaptureFixture[str], path: Path) -> str:
+    """Run the command in this process; it must refuse in one line before anything is trained."""
+    assert main(["train", "--recipe", str(path)]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("being-vl: error: ")
+    return line
+
+
+def test_another_recipe_is_refused(
+    chain: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    line = refused(capsys, recipe(chain, out, weight_decay=0.2))
+    assert "weight_decay was 0.1, is 0.2" in line
+    assert str(out) in line
+
+
+def test_images_need_an_expanded_model_and_grids(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, recipe(chain, tmp_path / "a", model=str(chain / "llm")))
+    assert "not expanded" in line
+    assert "train.json" in line
+    line = refused(capsys, recipe(chain, tmp_path / "b", grids=None))
+    assert "--grids" in line
+    line = refused(capsys, recipe(chain, tmp_path / "c", model=str(tmp_path)))
+    assert "no config.json" in line
+
+
+def test_image_that_was_not_quantised_is_named(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = json.loads((chain / "data" / "train.json").read_text())
+    records[5]["image"] = "nowhere.png"
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(records))
+    line = refused(capsys, recipe(chain, tmp_path / "run", records=[str(broken)]))
+    assert "nowhere.png" in line
+    assert "record 5" in line
+    assert "broken.json" in line
+
+
+def test_nothing_to_train_is_refused(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = {"name": "one", "unfreeze": 0.0, "learning_rate": 1e-3, "max_steps": 1, "mixture": MIXTURES[0]}
+    path = recipe(
+        chain,
+        tmp_path / "run",
+        model=str(chain / "llm"),
+        grids=None,
+        records=[str(chain / "data" / "text.json")],
+        stages=[stage],
+    )
+    assert "nothing would train" in refused(capsys, path)
