@@ -1,0 +1,134 @@
+"""How a tokenizer writes a conversation: its chat template, taken apart into questions and answers."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from being_vl.errors import ModelError
+
+DEFAULT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: {{ message['content'] }}\n"
+    "{% elif message['role'] == 'assistant' %}ASSISTANT: {{ message['content'] }}{{ eos_token }}\n"
+    "{% else %}{{ message['content'] }}\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""For tokenizers that have no chat template."""
+
+
+class _Exchange(NamedTuple):
+    """The fixed text around one question and its answer."""
+
+    before_question: str
+    after_question: str
+    before_answer: str
+    after_answer: str
+
+
+class ChatFormat:
+    """Writes conversations of user and assistant as the tokenizer's chat template does.
+
+    The template is rendered with a mark in place of each turn's text, once per number of turns; the text around the
+    marks is fixed. So the text up to an answer is the same whether the answer is there (training) or still to come
+    (asking), also where a template treats the last answer in a way of its own (Qwen3).
+
+    Args:
+        tokenizer: A Hugging Face tokenizer; `DEFAULT_TEMPLATE` serves where it has no chat template.
+
+    Attributes:
+        bos: Ids that open every sequence: `[bos_token_id]` if the template or the tokenizer puts it, else `[]`.
+        end_of_turn: Id of the token that closes an answer.
+
+    Raises:
+        ModelError: if the template cannot write plain turns, or does not close an answer with a special token.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._name = tokenizer.name_or_path or "tokenizer"
+        added = tokenizer.added_tokens_decoder.values()
+        self._specials = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+        self._exchanges = cache(self._take_apart)
+        self._bos_text = ""
+        bos = tokenizer.bos_token
+        if bos is not None and (
+            self._render(1, bos_token=_mark("bos"))[0].startswith(_mark("bos"))
+            or tokenizer("x").input_ids[0] == tokenizer.bos_token_id
+        ):
+            self._bos_text = bos
+        self.bos: list[int] = [tokenizer.bos_token_id] if self._bos_text else []
+        closing = self._exchanges(1)[0].after_answer
+        self.end_of_turn: int = tokenizer(closing, add_special_tokens=False).input_ids[-1]
+
+    def write(self, texts: Sequence[str]) -> list[tuple[str, bool]]:
+        """The conversation as pieces of text, each with whether the model writes it.
+
+        Args:
+            texts: Questions and answers in turn, beginning with a question. After a last question without answer,
+                the conversation ends where the answer would begin.
+
+        Returns:
+            Pieces that alternate: up to an answer (False), and an answer with its end of turn (True). BOS is left out.
+        """
+        pieces = []
+        exchanges = self._exchanges((len(texts) + 1) // 2)
+        for index, exchange in enumerate(exchanges):
+            question, *answer = texts[2 * index : 2 * index + 2]
+            pieces.append((exchange.before_question + question + exchange.after_question, False))
+            pieces.extend((exchange.before_answer + text + exchange.after_answer, True) for text in answer)
+        return pieces
+
+    def _take_apart(self, count: int) -> list[_Exchange]:
+        around = self._render(count)
+        before = around[0].removeprefix(self._bos_text)
+        exchanges = []
+        for after_question, after_answer in zip(around[1::2], around[2::2], strict=True):
+            # Tokenizers join a space to the word behind it, so one in front of an answer belongs to the answer.
+            stripped = after_question.rstrip(" ")
+            space = after_question[len(stripped) :]
+            end = self._end_of_turn(after_answer)
+            exchanges.append(_Exchange(before, stripped, space, after_answer[:end]))
+            before = after_answer[end:]
+        return exchanges
+
+    def _render(self, count: int, **variables: str) -> list[str]:
+        """Render `count` questions with answers; the texts before, between and behind their 2 * count marks."""
+        marks = [_mark(str(number)) for number in range(2 * count)]
+        messages = [
+            {"role": "assistant" if number % 2 else "user", "content": mark}
+            for number, mark in enumerate(marks)
+        ]
+        template = None if self._tokenizer.chat_template else DEFAULT_TEMPLATE
+        try:
+            # Llama 3.2's template writes today's date unless it is given one; a sequence must not depend on the day.
+            text = self._tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, date_string="26 Jul 2024", **variables
+            )
+        except Exception as error:  # whatever a template raises
+            raise ModelError(f"{self._name}: its chat template fails on plain turns: {error}") from error
+        around = []
+        for mark in marks:
+            before, found, text = text.partition(mark)
+            if not found or mark in text:
+                raise ModelError(
+                    f"{self._name}: its chat template does not write each turn's text once, in order"
+                )
+            around.append(before)
+        return [*around, text]
+
+    def _end_of_turn(self, text: str) -> int:
+        """Where in the text behind an answer its end-of-turn token ends."""
+        found = [(text.index(token), -len(token)) for token in self._specials if token in text]
+        if not found:
+            raise ModelError(
+                f"{self._name}: its chat template puts no special token behind an answer, so the model could not learn "
+                "where to stop; set an eos_token and a chat template that writes it"
+            )
+        start, negative_length = min(found)
+        return start - negative_length
+
+
+def _mark(name: str) -> str:
+    return f"@@being-vl:{name}@@"

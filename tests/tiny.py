@@ -1,0 +1,162 @@
+"""Tiny real models, tokenizers, quantizers and grids, made on the spot: nothing is downloaded."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from being_vl.files import write_manifest
+from being_vl.quantize.grids import GridRow, GridStore, shard_path, write_shard
+from being_vl.quantize.vqgan import VQGAN, new_model
+
+Family = Literal["llama", "qwen2", "qwen3"]
+
+TEXT = [
+    "USER: What colour is the circle?\nASSISTANT: The circle is red.",
+    "How many squares are there? There are three large blue squares on a striped background.",
+    "Describe the picture. A small green triangle stands left of a yellow star, above a black circle.",
+    "Is the star above the triangle? Yes, it is. No, it is below. user assistant system",
+    "Which one is larger, the first or the second image? They are equal: 0 1 2 3 4 5 6 7 8 9.",
+]
+
+LLAMA3 = (
+    "{{- bos_token }}{%- for message in messages %}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+)
+LLAMA2 = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + message['content'].strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# As Qwen3: the last answer opens with an empty thought, earlier ones do not.
+QWEN3 = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def tokenizer(
+    bos: bool = True, template: str | None = None, vocab_size: int = 400
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on `TEXT`: `bos` as Llama has and Qwen has not."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    names = ["<|begin_of_text|>"] if bos else []
+    names += ["<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+    names += ["<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(name, special=True) for name in names],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXT, trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|begin_of_text|>" if bos else None,
+        eos_token="<|end_of_text|>",
+    )
+    made.chat_template = template
+    return made
+
+
+def llm(
+    folder: Path,
+    family: Family = "llama",
+    tied: bool = True,
+    template: str | None = None,
+    hidden: int = 32,
+    layers: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **config: Any,
+) -> Path:
+    """Save a tiny causal LM with its tokenizer, as a pretrained one would lie on disk.
+
+    Its embedding has a few rows more than the tokenizer has ids, as many published models.
+    """
+    words = tokenizer(bos=family == "llama", template=template)
+    kinds = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    }
+    make_config, make_model = kinds[family]
+    options = {
+        "vocab_size": len(words) + 5,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": hidden // 4,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": tied,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": None,
+    }
+    torch.manual_seed(seed)
+    model = make_model(make_config(**options | config)).to(dtype)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def quantizer(folder: Path, codebook_size: int = 16, name: str = "tiny", seed: int = 0) -> VQGAN:
+    """Save an untrained quantizer: 32×32 pixels to 4×4 ids."""
+    torch.manual_seed(seed)
+    made = VQGAN(new_model(codebook_size, code_dim=4, patch=8, channels=(8,)), name=name, size=32)
+    made.save_pretrained(folder)
+    return made
+
+
+def grids(
+    folder: Path,
+    keys: list[str],
+    made_by: VQGAN,
+    height: int = 4,
+    width: int = 4,
+    seed: int = 0,
+    **failed: str,
+) -> GridStore:
+    """Write a folder of random grids (blocks of equal ids, so that there is something to merge)."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for key in keys:
+        coarse = generator.integers(made_by.codebook_size, size=(-(-height // 2), width))
+        rows.append(GridRow(key, np.repeat(coarse, 2, axis=0)[:height], (32, 32), "0" * 64))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_shard(shard_path(folder, 0), rows, made_by.codebook_size, {})
+    quantizer = {
+        "name": made_by.name,
+        "fingerprint": made_by.fingerprint,
+        "codebook_size": made_by.codebook_size,
+        "downsample": made_by.downsample,
+    }
+    shards = [{"file": shard_path(folder, 0).name, "grids": len(rows)}]
+    write_manifest(folder, "grids", {"quantizer": quantizer, "failed": failed, "shards": shards})
+    return GridStore.open(folder)
