@@ -4,13 +4,13 @@ import logging
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
 from being_vl.demo.options import DemoOptions
 from being_vl.errors import BeingVLError
+from being_vl.flags import add_flags
 from being_vl.model.options import ExpandOptions, GenerateOptions
 from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
 from being_vl.run import recipe_parser
@@ -68,13 +68,12 @@ def _run(config: Namespace) -> None:
 
 
 class Command(NamedTuple):
-    """A subcommand whose flags are the fields of an options dataclass; `positional` ones are given by place."""
+    """A subcommand whose flags are the fields of an options dataclass; `positional` is given by its place."""
 
     function: Callable[[Any], None]
-    options: type
+    options: Any
     text: str
     positional: str | None = None
-    meaning: str | None = None
 
     def parser(self) -> ArgumentParser:
         """Flags of this command, and `--recipe`."""
@@ -82,14 +81,12 @@ class Command(NamedTuple):
         parser.add_argument(
             "--recipe", action="config", help="YAML file of these options; flags override it."
         )
-        if self.positional:
-            parser.add_argument(self.positional, type=Path, help=self.meaning)
-        parser.add_class_arguments(self.options, skip={self.positional} if self.positional else set())
+        add_flags(parser, self.options, self.positional)
         return parser
 
     def __call__(self, config: Namespace) -> None:
         """Run with what its parser parsed."""
-        values = self.parser().instantiate_classes(config).as_dict()
+        values = vars(self.parser().instantiate_classes(config))
         values.pop("recipe", None)
         self.function(self.options(**values))
 
@@ -106,11 +103,7 @@ COMMANDS = {
         _train_quantizer, QuantizerTrainOptions, "Train a VQ-GAN on a folder of images."
     ),
     "vocab train": Command(
-        _train_vocabulary,
-        VocabOptions,
-        "Learn a visual BPE vocabulary from grids.",
-        "grids",
-        "Folder that `being-vl quantize` wrote, or a .npy or .npz file (N, H, W).",
+        _train_vocabulary, VocabOptions, "Learn a visual BPE vocabulary from grids.", "grids"
     ),
     "expand": Command(_expand, ExpandOptions, "Add the visual tokens to a causal LM."),
     "train": Command(_train, TrainOptions, "Train an expanded model in stages, or a plain one on text."),
@@ -148,7 +141,6 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--recipe")
     try:
-        # jsonargparse reports an error of a dataclass's own checks as an error of the command line.
         config = build_parser().parse_args(arguments)
         if config.subcommand == "run":
             _run(config.run)

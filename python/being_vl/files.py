@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and the manifest that stands beside every step's output."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -65,6 +66,16 @@ def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain(options: Any) -> Any:
+    """An options dataclass, or any value, as what JSON gives back: paths become strings, tuples lists."""
+    value = (
+        dataclasses.asdict(options)
+        if dataclasses.is_dataclass(options) and not isinstance(options, type)
+        else options
+    )
+    return json.loads(json.dumps(value, default=str))
 
 
 def digest(value: Any) -> str:

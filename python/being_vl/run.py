@@ -1,6 +1,5 @@
 """The whole chain on one's own images and records: quantize, learn the vocabulary, expand, train."""
 
-import dataclasses
 import json
 import logging
 import time
@@ -12,7 +11,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from being_vl.errors import ConfigError
-from being_vl.files import digest, sha256, write_json
+from being_vl.files import digest, plain, sha256, write_json
+from being_vl.flags import add_flags
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
 from being_vl.train.options import TrainOptions
@@ -48,14 +48,14 @@ def recipe_parser() -> ArgumentParser:
     """The parser of a recipe: `RunOptions`, and a section for each step whose paths follow from them."""
     parser = ArgumentParser(description=run.__doc__)
     parser.add_argument("--recipe", action="config", help="YAML file of these options; flags override it.")
-    parser.add_class_arguments(RunOptions)
+    add_flags(parser, RunOptions)
     parser.add_class_arguments(QuantizerTrainOptions, "quantizer_training")
     parser.add_class_arguments(QuantizeOptions, "quantize")
     parser.add_class_arguments(VocabOptions, "vocab")
     parser.add_class_arguments(ExpandOptions, "expand")
     parser.add_class_arguments(TrainOptions, "train")
     links: list[tuple[str | tuple[str, ...], str, Callable[..., Any] | None]] = [
-        ("images", "quantizer_training.images", None),
+        ("images", "quantizer_training.images", lambda images: [images]),
         ("out", "quantizer_training.out", lambda out: Path(out) / "quantizer"),
         ("images", "quantize.images", None),
         ("out", "quantize.out", lambda out: Path(out) / "grids"),
@@ -135,7 +135,7 @@ class Steps:
             ConfigError: if it is finished, but with other options or inputs.
         """
         path = self.folder / f"{name}.json"
-        entry = {"options": json.loads(json.dumps(dataclasses.asdict(options), default=str))}
+        entry = {"options": plain(options)}
         entry["digest"] = digest([entry["options"], inputs, self._before])
         self._before = entry["digest"]
         if path.is_file():

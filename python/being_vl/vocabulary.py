@@ -76,7 +76,7 @@ def train_vocabulary(options: VocabOptions) -> VisualBPE:
             sigma=options.sigma,
             min_frequency=options.min_frequency,
             num_threads=options.num_threads,
-            progress=lambda info: bar.update(info["merges"] - bar.n),
+            progress=lambda info: bar.update(info.done - bar.n),
             quantizer_name=name,
             quantizer_fingerprint=fingerprint,
         )

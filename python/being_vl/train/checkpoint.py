@@ -79,10 +79,9 @@ def check_recipe(path: Path, recipe: dict[str, Any]) -> None:
     if not path.is_file():
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(recipe, default=str))
-    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    differing = [key for key in sorted(before.keys() | recipe.keys()) if before.get(key) != recipe.get(key)]
     if differing:
-        changes = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differing)
+        changes = "; ".join(f"{key} was {before.get(key)!r}, is {recipe.get(key)!r}" for key in differing)
         raise CheckpointError(
             f"{path.parent}: holds a run of another recipe ({changes}). "
             "Give the earlier options to resume it, or another output folder"

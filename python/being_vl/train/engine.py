@@ -1,7 +1,6 @@
 """Staged training: for each stage a model, a DeepSpeed engine, its steps, and a plain checkpoint at the end."""
 
 import contextlib
-import dataclasses
 import gc
 import logging
 import math
@@ -21,7 +20,7 @@ from being_vl.data.curriculum import Curriculum
 from being_vl.data.records import read_records
 from being_vl.data.sequences import Example, SequenceBuilder
 from being_vl.errors import CheckpointError, ConfigError, ModelError, RecordError
-from being_vl.files import MANIFEST, read_manifest, remove, sha256, write_aside, write_json, write_manifest
+from being_vl.files import MANIFEST, plain, read_manifest, remove, sha256, write_aside, write_json, write_manifest
 from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.quantize.grids import GridStore
@@ -52,12 +51,11 @@ def train(options: TrainOptions) -> Path:
     _start_ranks()
     examples, pad_id = _load_examples(options)
     plans = _plan(options, examples)
-    if dist.get_rank() == 0:
-        options.out.mkdir(parents=True, exist_ok=True)
-        recipe = _recipe(options)
-        check_recipe(options.out / "recipe.json", recipe)
-        write_json(options.out / "recipe.json", recipe)
+    recipe = _recipe(options)
+    check_recipe(options.out / "recipe.json", recipe)
     dist.barrier()
+    if dist.get_rank() == 0:
+        write_json(options.out / "recipe.json", recipe)
 
     source, before = options.model, 0
     for stage, curriculum, steps in plans:
@@ -158,11 +156,11 @@ def _start_ranks() -> None:
     """Join the process group, as torchrun or deepspeed describes it, or as a world of one."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     import deepspeed
     from deepspeed.ops import __compatible_ops__
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
@@ -213,9 +211,13 @@ def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
     examples: Examples = {}
     for example in builder.build(records):
         examples.setdefault(example.category, []).append(example)
+    if builder.dropped:
+        _say(f"{len(builder.dropped)} of {len(records)} records are longer than {options.max_length} tokens, left out:")
+        for record, length in builder.dropped:
+            _say(f"  {record.where}: {length} tokens")
     if not examples:
         raise RecordError(f"{', '.join(map(str, options.records))}: no records to train on")
-    return examples, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return examples, builder.pad_id
 
 
 def _plan(options: TrainOptions, examples: Examples) -> list[tuple[StageOptions, Curriculum, int]]:
@@ -236,7 +238,7 @@ def _plan(options: TrainOptions, examples: Examples) -> list[tuple[StageOptions,
 
 def _recipe(options: TrainOptions) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
-    recipe = dataclasses.asdict(options)
+    recipe: dict[str, Any] = plain(options)
     for free in ("out", "save_every", "keep"):
         del recipe[free]
     recipe["ranks"] = dist.get_world_size()
@@ -347,15 +349,15 @@ def _save_plain(
                 if dist.get_rank() == 0:
                     trained[name] = parameter.detach().cpu().clone()
     if dist.get_rank() == 0:
-        plain = AutoModelForCausalLM.from_pretrained(source)
-        model.merge_into(plain, trained)
+        result = AutoModelForCausalLM.from_pretrained(source)
+        model.merge_into(result, trained)
         with write_aside(options.out / stage.name) as folder:
-            plain.save_pretrained(folder)
+            result.save_pretrained(folder)
             copy_companions(source, folder)
             write_manifest(
                 folder,
                 "stage",
-                {"stage": dataclasses.asdict(stage), "steps": steps, "trained": sorted(trained)},
+                {"stage": plain(stage), "steps": steps, "trained": sorted(trained)},
             )
         _say(f"{stage.name}: saved to {options.out / stage.name}")
     dist.barrier()

@@ -1,7 +1,5 @@
 """Starting the ranks of a training on this machine."""
 
-import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import torch
 
 from being_vl.errors import BeingVLError
-from being_vl.files import write_json
+from being_vl.files import plain, write_json
 from being_vl.train.options import TrainOptions
 
 
@@ -30,7 +28,7 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None) -> None:
         train(options)
         return
     recipe = Path(options.out) / "options.json"
-    write_json(recipe, json.loads(json.dumps(dataclasses.asdict(options), default=str)))
+    write_json(recipe, plain(options))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command += ["-m", "being_vl", "train", "--recipe", str(recipe)]
     if subprocess.run(command, check=False).returncode:

@@ -1,0 +1,37 @@
+"""What several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that training needs, made by the steps themselves out of 24 ShapesWorld pictures.
+
+    `data/` (pictures, train.json, text.json), `quantizer/` (untrained), `grids/`, `vocabulary.json`, `llm/` (tied) and
+    `llm-untied/`, and their expansions `tied/` and `untied/`.
+    """
+    import tiny
+    from being_vl.demo import shapesworld
+    from being_vl.model.expand import expand
+    from being_vl.model.options import ExpandOptions
+    from being_vl.quantize.job import quantize
+    from being_vl.quantize.options import QuantizeOptions
+    from being_vl.vocabulary import VocabOptions, train_vocabulary
+
+    folder = tmp_path_factory.mktemp("chain")
+    shapesworld.generate(folder / "data", 24, seed=1)
+    shapesworld.generate_text(folder / "data", 24, seed=1)
+    tiny.quantizer(folder / "quantizer", codebook_size=64)
+    quantizer = str(folder / "quantizer")
+    quantize(QuantizeOptions(images=folder / "data" / "images", out=folder / "grids", quantizer=quantizer))
+    train_vocabulary(VocabOptions(folder / "grids", folder / "vocabulary.json", num_merges=40))
+    for name, tied in {"tied": True, "untied": False}.items():
+        llm = tiny.llm(folder / ("llm" if tied else "llm-untied"), tied=tied)
+        expand(ExpandOptions(str(llm), folder / "vocabulary.json", folder / name, quantizer))
+    return folder
