@@ -16,7 +16,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from being_vl import VisualBPE
 from being_vl.files import write_manifest
+from being_vl.model.expand import expand
+from being_vl.model.options import ExpandOptions
 from being_vl.quantize.grids import GridRow, GridStore, shard_path, write_shard
 from being_vl.quantize.vqgan import VQGAN, new_model
 
@@ -160,3 +163,21 @@ def grids(
     shards = [{"file": shard_path(folder, 0).name, "grids": len(rows)}]
     write_manifest(folder, "grids", {"quantizer": quantizer, "failed": failed, "shards": shards})
     return GridStore.open(folder)
+
+
+def expanded(
+    folder: Path, keys: list[str], tied: bool = True, family: Family = "llama", **options: Any
+) -> tuple[Path, GridStore]:
+    """All that training and asking need, in `folder`: llm, quantizer, grids, vocabulary and the expanded model."""
+    store = grids(folder / "grids", keys, quantizer(folder / "quantizer"))
+    vocabulary = folder / "vocabulary.json"
+    VisualBPE.train(
+        list(store.values()),
+        base_vocab_size=store.codebook_size,
+        num_merges=8,
+        quantizer_name=store.quantizer_name,
+        quantizer_fingerprint=store.quantizer_fingerprint,
+    ).save(vocabulary)
+    base = llm(folder / "llm", family, tied, **options)
+    expand(ExpandOptions(str(base), vocabulary, folder / "model", str(folder / "quantizer")))
+    return folder / "model", store

@@ -1,0 +1,163 @@
+"""LLaVA JSON as users have it, good and bad."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from being_vl.data.records import Record, Turn, read_records
+from being_vl.errors import RecordError
+
+ASK = {"from": "human", "value": "<image>\nWhat is it?"}
+ANSWER = {"from": "gpt", "value": "A cat."}
+
+
+def write(folder: Path, content: Any, name: str = "data.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_reads_one_image_several_images_text_only_and_many_turns(tmp_path: Path) -> None:
+    first = write(
+        tmp_path,
+        [
+            {"id": 7, "image": "a/x.png", "conversations": [ASK, ANSWER], "category": "perception"},
+            {
+                "image": ["a.png", "b.png"],
+                "conversations": [
+                    {"from": "human", "value": "Is <image> like <image>?"},
+                    {"from": "gpt", "value": " Yes. \n"},
+                    {"from": "human", "value": "Why?"},
+                    {"from": "gpt", "value": "Both are cats."},
+                ],
+            },
+        ],
+    )
+    second = write(
+        tmp_path, [{"id": "t", "conversations": [{"from": "human", "value": "Hi"}, ANSWER]}], "b.json"
+    )
+    records = read_records([first, second], default_category="instruction")
+    assert records == [
+        Record(
+            "7",
+            ("a/x.png",),
+            (Turn("user", "<image>\nWhat is it?"), Turn("assistant", "A cat.")),
+            "perception",
+            first,
+            0,
+        ),
+        Record(
+            "1",
+            ("a.png", "b.png"),
+            (
+                Turn("user", "Is <image> like <image>?"),
+                Turn("assistant", "Yes."),
+                Turn("user", "Why?"),
+                Turn("assistant", "Both are cats."),
+            ),
+            "instruction",
+            first,
+            1,
+        ),
+        Record("t", (), (Turn("user", "Hi"), Turn("assistant", "A cat.")), "instruction", second, 0),
+    ]
+    assert read_records(str(first)) == read_records([first])
+
+
+def test_images_need_no_placeholder_and_utf8_with_bom_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "bom.json"
+    turns = [{"from": "human", "value": "Was ist größer?"}, ANSWER]
+    path.write_text(json.dumps([{"image": ["a", "b"], "conversations": turns}]), encoding="utf-8-sig")
+    assert read_records(path)[0].images == ("a", "b")
+
+
+def good(**changes: Any) -> dict[str, Any]:
+    record = {"id": "x", "image": "a.png", "conversations": [ASK, ANSWER]} | changes
+    return {key: value for key, value in record.items() if value is not ...}
+
+
+BAD = {
+    "field missing": (good(conversations=...), "no field 'conversations'"),
+    "not an object": ("text", "a JSON string; expected an object"),
+    "null": (None, "a JSON null; expected an object"),
+    "category": (good(category="perceptoin"), "'category' is 'perceptoin'; expected one of foundation"),
+    "image type": (good(image=3), "'image' holds 3"),
+    "image empty": (good(image=""), "'image' holds ''"),
+    "images type": (good(image=["a.png", None]), "'image' holds None"),
+    "no turns": (good(conversations=[]), "'conversations' is empty"),
+    "turns type": (good(conversations={}), "'conversations' is a JSON object"),
+    "turn type": (good(conversations=["hi"]), "'conversations[0]' is a JSON string"),
+    "no from": (good(conversations=[{"value": "x"}]), "'conversations[0]' has no 'from'"),
+    "no value": (good(conversations=[ASK, {"from": "gpt"}]), "'conversations[1]' has no 'value'"),
+    "value type": (good(conversations=[ASK, {"from": "gpt", "value": 3}]), "'value' that is a JSON number"),
+    "unknown from": (
+        good(conversations=[{"from": "system", "value": "Be nice."}, ASK, ANSWER]),
+        "'conversations[0]' is from 'system'; expected 'human' or 'gpt'",
+    ),
+    "gpt first": (
+        good(conversations=[ANSWER, ASK]),
+        "'conversations[0]' is from 'gpt'; expected 'human' first",
+    ),
+    "human twice": (good(conversations=[ASK, ASK, ANSWER]), "'conversations[1]' is from 'human'"),
+    "gpt twice": (good(conversations=[ASK, ANSWER, ANSWER]), "'conversations[2]' is from 'gpt'"),
+    "empty answer": (
+        good(conversations=[ASK, {"from": "gpt", "value": " \n"}]),
+        "'conversations[1]' is an empty",
+    ),
+    "image in answer": (
+        good(conversations=[ASK, {"from": "gpt", "value": "<image>"}]),
+        "'conversations[1]' has <image> in an answer",
+    ),
+    "no answer": (good(conversations=[ASK]), "ends with a question"),
+    "too few images": (good(image=...), "1 <image> in 'conversations' but 0 in 'image'"),
+    "too many images": (good(image=["a", "b"]), "1 <image> in 'conversations' but 2 in 'image'"),
+}
+
+
+@pytest.mark.parametrize(("record", "message"), BAD.values(), ids=BAD)
+def test_a_bad_record_is_named_with_its_file_and_what_is_wrong(
+    tmp_path: Path, record: Any, message: str
+) -> None:
+    path = write(tmp_path, [good(), good(), record])
+    with pytest.raises(RecordError) as error:
+        read_records(path)
+    text = str(error.value)
+    assert message in text
+    assert text.startswith(f"{path}: record 2")
+    assert "\n" not in text
+    if isinstance(record, dict):
+        assert "(id 'x')" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"id": 1},\n {"id": }]', "line 2, column 9: not JSON"),
+        ('{"id": 1}\n{"id": 2}', "line 2, column 1: not JSON (Extra data)"),
+        ("", "line 1, column 1: not JSON"),
+        ('{"id": 1}', "a JSON object; expected a JSON list of records"),
+        ("[]", "an empty list; expected a JSON list of records"),
+    ],
+)
+def test_a_file_that_is_no_list_of_records_says_where(tmp_path: Path, content: str, message: str) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(RecordError) as error:
+        read_records([path])
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
+def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"gone\.json: no such file"):
+        read_records(tmp_path / "gone.json")
+    with pytest.raises(RecordError, match="cannot be read"):
+        read_records(tmp_path)
+    (tmp_path / "binary.json").write_bytes(b"[\xff\xfe]")
+    with pytest.raises(RecordError, match=r"binary\.json: byte 1: not UTF-8"):
+        read_records(tmp_path / "binary.json")
+
+
+def test_a_wrong_default_category_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="default category is 'other'"):
+        read_records(write(tmp_path, [good()]), default_category="other")
