@@ -1,0 +1,422 @@
+"""`VisualBPE`: byte-pair encoding on two-dimensional grids of VQ ids."""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, SupportsIndex, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from being_vl import _core
+from being_vl._core import BeingVLError, GridError, VocabularyError
+from being_vl.files import write_aside
+
+MergeMode = Literal["pair", "oriented"]
+Grids = ArrayLike | Iterable[ArrayLike]
+"""An (N, H, W) integer array, or (H, W) integer arrays; torch tensors on the CPU will do."""
+
+INT32_MAX, INT64_MAX, UINT64_MAX = 2**31 - 1, 2**63 - 1, 2**64 - 1
+
+
+class MergeInfo(NamedTuple):
+    """A merge just learned, as the progress callback sees it."""
+
+    done: int
+    """Merges learned so far; this one made token `base_vocab_size + done - 1`."""
+    total: int
+    """Merges asked for; training stops earlier when no candidate is left."""
+    a: int
+    b: int
+    dy: int | None
+    """Rows from a's anchor down to b's, in oriented mode."""
+    dx: int | None
+    """Columns from a's anchor right to b's, in oriented mode."""
+    n: int
+    """Adjacent pairs (a, b) when the merge was chosen (N of the specification)."""
+    n_offset: int
+    """Those of them at their most frequent offset."""
+    s: float
+    """Spatial consistency S of the pair, 0 to 1."""
+
+
+class Regions(np.ndarray[tuple[int, int], np.dtype[np.int32]]):
+    """Which token covers which cell: an (H, W) int32 array of indices into the tokens that `encode` returned.
+
+    In pair mode these indices do not determine the grid: `a b c` in an L can come from more than one arrangement of
+    the same token. So the array carries a second one, `leaves`, that decoding uses. Slices and the results of
+    arithmetic have no leaves; to store regions, keep both arrays and join them again with `Regions(tokens, leaves)`.
+    """
+
+    leaves: NDArray[np.int32] | None
+    """(H, W): which of its token's ids each cell holds, where a token's ids are those of a, then those of b."""
+
+    def __new__(cls, tokens: ArrayLike, leaves: ArrayLike) -> Self:
+        """Join the two arrays of one grid, each (H, W)."""
+        regions = np.asarray(tokens, dtype=np.int32).view(cls)
+        regions.leaves = np.asarray(leaves, dtype=np.int32)
+        if regions.ndim != 2 or regions.shape != regions.leaves.shape:
+            raise GridError(f"regions of shape {regions.shape} with leaves of shape {regions.leaves.shape}")
+        return regions
+
+    def __array_finalize__(self, source: object) -> None:
+        """Views and results start without leaves, since their cells may be others."""
+        self.leaves = None
+
+    def __reduce__(self) -> Any:
+        """Pickle with leaves."""
+        if self.leaves is None:
+            return np.asarray(self).__reduce__()
+        return type(self), (np.asarray(self), self.leaves)
+
+
+class EncodedBatch:
+    """The tokens of many grids, one after the other.
+
+    Attributes:
+        values: 1-D uint32, the tokens of grid 0, then of grid 1, and so on.
+        offsets: int64 of length n + 1; grid i's tokens are `values[offsets[i]:offsets[i + 1]]`.
+        regions: each grid's `Regions`, or None if they were not asked for.
+    """
+
+    def __init__(
+        self, values: NDArray[np.uint32], offsets: NDArray[np.int64], regions: list[Regions] | None = None
+    ) -> None:
+        """Take over the arrays as they are."""
+        self.values = values
+        self.offsets = offsets
+        self.regions = regions
+
+    def __len__(self) -> int:
+        """Number of grids."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: SupportsIndex) -> NDArray[np.uint32]:
+        """The tokens of one grid, a view."""
+        i = range(len(self))[operator.index(index)]
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[np.uint32]]:
+        """The tokens of grid after grid."""
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        """Counts."""
+        return f"EncodedBatch({len(self)} grids, {len(self.values)} tokens)"
+
+
+class VisualBPE:
+    """A visual BPE vocabulary: learn it with `train` or read it with `load`, then `encode` and `decode` grids.
+
+    Ids 0 to `base_vocab_size - 1` are the quantizer's, the others stand for merges in the order learned. Objects
+    don't change, compare equal if everything in their files is equal, and can be pickled.
+    """
+
+    def __init__(self, core: _core.Vocabulary) -> None:
+        """Not for users: see `train`, `load` and `from_json`."""
+        if not isinstance(core, _core.Vocabulary):
+            raise TypeError("make a VisualBPE with VisualBPE.train or VisualBPE.load")
+        self._core = core
+
+    @classmethod
+    def train(
+        cls,
+        grids: Grids,
+        base_vocab_size: int,
+        num_merges: int = 8192,
+        merge_mode: MergeMode = "pair",
+        alpha: float = 0.3,
+        sigma: float = 1.0,
+        min_frequency: int = 2,
+        num_threads: int | None = None,
+        progress: Callable[[MergeInfo], object] | None = None,
+        *,
+        quantizer_name: str | None = None,
+        quantizer_fingerprint: str | None = None,
+    ) -> "VisualBPE":
+        """Learn merges from grids (Algorithm 1 of Being-VL-0.5).
+
+        Args:
+            grids: an (N, H, W) integer array, or a sequence of (H, W) integer arrays of any sizes. They are copied.
+            base_vocab_size: number of ids in the quantizer's codebook (K); all ids are below it.
+            num_merges: most merges to learn; fewer are learned if no candidate is left.
+            merge_mode: "pair" merges two tokens at any offset. "oriented" merges them at one offset per merge, so
+                that every token has a fixed shape and ids alone give back the grid.
+            alpha: weight of spatial consistency against relative frequency in a pair's priority, at least 0.
+            sigma: width of the kernel of spatial consistency, in cells, above 0.
+            min_frequency: least frequency of a pair that is merged, at least 1.
+            num_threads: threads to use, by default one per core. The result does not depend on it.
+            progress: called with a `MergeInfo` several times a second and after the last merge. An exception in it
+                stops the training.
+            quantizer_name: name of the quantizer, kept with the vocabulary.
+            quantizer_fingerprint: hash of the quantizer's codebook, kept with the vocabulary.
+
+        Raises:
+            GridError: a grid of the wrong shape, or an id outside the codebook; names grid, row and column.
+            BeingVLError: an option that cannot be used.
+            TypeError: grids that are not integers.
+        """
+        report = None if progress is None else lambda info: progress(MergeInfo(**info))
+        return cls(
+            _core.Vocabulary.train(
+                grids,
+                base_vocab_size=_integer("base_vocab_size", base_vocab_size, 1, INT32_MAX),
+                num_merges=_integer("num_merges", num_merges, 0, INT32_MAX),
+                merge_mode=merge_mode,
+                alpha=alpha,
+                sigma=sigma,
+                min_frequency=_integer("min_frequency", min_frequency, 1, INT64_MAX),
+                num_threads=_threads(num_threads),
+                progress=report,
+                quantizer_name=quantizer_name,
+                quantizer_fingerprint=quantizer_fingerprint,
+            )
+        )
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "VisualBPE":
+        """Read a vocabulary file and check all of it.
+
+        Raises:
+            VocabularyError: not a vocabulary file, or one that is damaged; says where.
+            OSError: a file that cannot be read.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (BeingVLError, UnicodeDecodeError) as error:
+            raise VocabularyError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_json(cls, text: str) -> "VisualBPE":
+        """Read a vocabulary from the content of its file."""
+        return cls(_core.Vocabulary.from_json(text))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the vocabulary to a JSON file, which appears only when it is complete."""
+        path = Path(path)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
+        with write_aside(path) as aside:
+            aside.write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The content of the vocabulary's file."""
+        return self._core.to_json()
+
+    @overload
+    def encode(
+        self,
+        grid: ArrayLike,
+        return_regions: Literal[False] = False,
+        *,
+        dropout: float = 0.0,
+        seed: int | None = None,
+    ) -> NDArray[np.uint32]: ...
+
+    @overload
+    def encode(
+        self, grid: ArrayLike, return_regions: Literal[True], *, dropout: float = 0.0, seed: int | None = None
+    ) -> tuple[NDArray[np.uint32], Regions]: ...
+
+    def encode(
+        self,
+        grid: ArrayLike,
+        return_regions: bool = False,
+        *,
+        dropout: float = 0.0,
+        seed: int | None = None,
+    ) -> NDArray[np.uint32] | tuple[NDArray[np.uint32], Regions]:
+        """Turn a grid into tokens, in raster order of the first cells that they cover.
+
+        Args:
+            grid: (H, W) integers.
+            return_regions: also return which token covers which cell.
+            dropout: probability with which each merge is skipped (BPE-dropout), 0 to 1.
+            seed: for dropout, 0 to 2**64 - 1. Same seed, same tokens.
+
+        Returns:
+            1-D uint32 tokens, and `Regions` if asked for.
+
+        Raises:
+            GridError: not an (H, W) grid, or an id outside the codebook; names row and column.
+            TypeError: not integers.
+        """
+        ids, planes = self._core.encode(
+            grid, regions=return_regions, dropout=dropout, seed=_seed(dropout, seed)
+        )
+        return ids if planes is None else (ids, Regions(*planes))
+
+    def encode_batch(
+        self,
+        grids: Grids,
+        num_threads: int | None = None,
+        return_regions: bool = False,
+        *,
+        dropout: float = 0.0,
+        seed: int | None = None,
+    ) -> EncodedBatch:
+        """Turn many grids into tokens, in parallel if there is enough to do.
+
+        Args:
+            grids: an (N, H, W) integer array, or a sequence of (H, W) integer arrays of any sizes.
+            num_threads: threads to use, by default one per core. The result does not depend on it.
+            return_regions: also keep which token covers which cell, in `EncodedBatch.regions`.
+            dropout: probability with which each merge is skipped (BPE-dropout), 0 to 1.
+            seed: for dropout; grid i is encoded as `encode` does with `seed + i`.
+
+        Raises:
+            GridError, TypeError: as `encode`; names the grid too.
+        """
+        values, offsets, planes = self._core.encode_batch(
+            grids,
+            num_threads=_threads(num_threads),
+            regions=return_regions,
+            dropout=dropout,
+            seed=_seed(dropout, seed),
+        )
+        return EncodedBatch(values, offsets, None if planes is None else [Regions(*pair) for pair in planes])
+
+    def decode(
+        self, ids: ArrayLike, height: int, width: int, regions: Regions | None = None
+    ) -> NDArray[np.uint32]:
+        """Turn the tokens of a grid back into the grid.
+
+        Args:
+            ids: 1-D tokens.
+            height: rows of the grid.
+            width: columns of the grid.
+            regions: what `encode(..., return_regions=True)` returned. Needed in pair mode.
+
+        Returns:
+            (height, width) uint32.
+
+        Raises:
+            GridError: tokens that do not tile the grid, naming the first bad position; regions that are missing or
+                belong to other tokens.
+        """
+        height, width = (_integer(n, v, 0, INT32_MAX) for n, v in (("height", height), ("width", width)))
+        if regions is None:
+            return self._core.decode(ids, height, width, regions=None)
+        leaves = getattr(regions, "leaves", None)
+        if leaves is None:
+            raise GridError(
+                "regions without leaves: expected the Regions that encode returned, whole and unchanged "
+                "(an array of indices alone leaves open which cell of a token holds which id)"
+            )
+        return self._core.decode(ids, height, width, regions=(np.asarray(regions), leaves))
+
+    def token_cells(self, token: int) -> list[tuple[int, int, int]]:
+        """The cells of a token of fixed shape, as (dy, dx, id) seen from its first cell; in raster order.
+
+        Raises:
+            GridError: no such token, or a merged one in pair mode, where shapes are not fixed.
+        """
+        return sorted(self._core.token_cells(_integer("token", token, 0, INT32_MAX)))
+
+    @property
+    def merges(self) -> list[tuple[int, ...]]:
+        """The merges in the order learned: (a, b), or (a, b, dy, dx) in oriented mode."""
+        return [
+            (a, b) if dy is None or dx is None else (a, b, dy, dx) for a, b, dy, dx, *_ in self._core.rules()
+        ]
+
+    @property
+    def merge_infos(self) -> list[MergeInfo]:
+        """The merges with their statistics at the time they were chosen."""
+        total = self.num_merges
+        return [MergeInfo(i, total, *rule) for i, rule in enumerate(self._core.rules(), 1)]
+
+    @property
+    def base_vocab_size(self) -> int:
+        """Number of ids in the quantizer's codebook (K)."""
+        return self._core.base_vocab_size
+
+    @property
+    def num_merges(self) -> int:
+        """Number of merges learned."""
+        return self._core.num_merges
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens: `base_vocab_size + num_merges`."""
+        return self.base_vocab_size + self.num_merges
+
+    @property
+    def merge_mode(self) -> MergeMode:
+        """Either "pair" or "oriented"."""
+        return self._core.merge_mode
+
+    @property
+    def alpha(self) -> float:
+        """Weight of spatial consistency in training."""
+        return self._core.alpha
+
+    @property
+    def sigma(self) -> float:
+        """Width of the kernel of spatial consistency in training, in cells."""
+        return self._core.sigma
+
+    @property
+    def min_frequency(self) -> int:
+        """Least frequency that a pair needed to be merged."""
+        return self._core.min_frequency
+
+    @property
+    def quantizer_name(self) -> str | None:
+        """Name of the quantizer whose ids were learned from."""
+        return self._core.quantizer_name
+
+    @property
+    def quantizer_fingerprint(self) -> str | None:
+        """Hash of the codebook of that quantizer."""
+        return self._core.quantizer_fingerprint
+
+    @property
+    def grid_sizes(self) -> dict[tuple[int, int], int]:
+        """Sizes (height, width) of the grids learned from, and how many there were of each."""
+        return {(height, width): grids for height, width, grids in self._core.grid_sizes()}
+
+    @property
+    def num_grids(self) -> int:
+        """Number of grids learned from."""
+        return sum(self.grid_sizes.values())
+
+    def __eq__(self, other: object) -> bool:
+        """Whether everything in the two vocabularies' files is equal."""
+        return self._core == other._core if isinstance(other, VisualBPE) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> Any:
+        """Pickle by the content of the file."""
+        return VisualBPE.from_json, (self.to_json(),)
+
+    def __repr__(self) -> str:
+        """The options that matter most."""
+        return (
+            f"VisualBPE(base_vocab_size={self.base_vocab_size}, num_merges={self.num_merges}, "
+            f"merge_mode={self.merge_mode!r}, alpha={self.alpha}, sigma={self.sigma})"
+        )
+
+
+def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
+    """An option as an int between two bounds, both included."""
+    number = operator.index(value)
+    if not low <= number <= high:
+        raise BeingVLError(f"{name} = {number}: expected {low} to {high}")
+    return number
+
+
+def _threads(num_threads: int | None) -> int:
+    """The core's number of threads, where 0 means one per core."""
+    return 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
+
+
+def _seed(dropout: float, seed: int | None) -> int:
+    """The seed of dropout, which must be given if it is used."""
+    if seed is None:
+        if dropout:
+            raise BeingVLError(f"dropout = {dropout} needs a seed")
+        return 0
+    return _integer("seed", seed, 0, UINT64_MAX)

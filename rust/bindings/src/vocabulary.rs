@@ -1,0 +1,293 @@
+//! The class `Vocabulary`.
+
+use std::sync::Mutex;
+
+use being_vl_core::{
+    Dropout, EncodeOptions, Encoder, Encoding, Grid, Interrupt, MergeMode, Progress, Quantizer, Regions,
+    Rule, TrainOptions, train,
+};
+use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::arrays;
+use crate::errors::{BeingVLError, to_python};
+use crate::work;
+
+/// Below this many cells, encoding is over before a thread would have started.
+const SMALL: usize = 1 << 16;
+
+/// (token of each cell, leaf of each cell).
+type Planes<'py> = (Bound<'py, PyArray2<i32>>, Bound<'py, PyArray2<i32>>);
+type Encoded<'py> = (Bound<'py, PyArray1<u32>>, Option<Planes<'py>>);
+type EncodedBatch<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, Option<Vec<Planes<'py>>>);
+type RuleTuple = (u32, u32, Option<i32>, Option<i32>, u64, u64, f64);
+
+/// A learned vocabulary.
+#[pyclass(frozen, module = "being_vl._core")]
+pub(crate) struct Vocabulary {
+    core: being_vl_core::Vocabulary,
+    encoder: Encoder,
+}
+
+impl From<being_vl_core::Vocabulary> for Vocabulary {
+    fn from(core: being_vl_core::Vocabulary) -> Self {
+        Self { encoder: Encoder::new(&core), core }
+    }
+}
+
+fn mode(name: &str) -> PyResult<MergeMode> {
+    match name {
+        "pair" => Ok(MergeMode::Pair),
+        "oriented" => Ok(MergeMode::Oriented),
+        _ => Err(BeingVLError::new_err(format!("merge_mode = {name:?}: expected 'pair' or 'oriented'"))),
+    }
+}
+
+#[pymethods]
+impl Vocabulary {
+    /// Learn a vocabulary from grids.
+    #[staticmethod]
+    #[pyo3(signature = (grids, *, base_vocab_size, num_merges, merge_mode, alpha, sigma, min_frequency, num_threads,
+        progress, quantizer_name, quantizer_fingerprint))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn train(
+        grids: &Bound<'_, PyAny>,
+        base_vocab_size: u32,
+        num_merges: usize,
+        merge_mode: &str,
+        alpha: f64,
+        sigma: f64,
+        min_frequency: u64,
+        num_threads: usize,
+        progress: Option<Py<PyAny>>,
+        quantizer_name: Option<String>,
+        quantizer_fingerprint: Option<String>,
+    ) -> PyResult<Self> {
+        let py = grids.py();
+        let options = TrainOptions {
+            base_vocab_size,
+            num_merges,
+            merge_mode: mode(merge_mode)?,
+            alpha,
+            sigma,
+            min_frequency,
+            num_threads,
+            quantizer: Quantizer { name: quantizer_name, fingerprint: quantizer_fingerprint },
+        };
+        let grids = arrays::grids(grids, base_vocab_size)?;
+        let news = Mutex::new(None);
+        let tell = |py: Python<'_>| {
+            let Some(progress) = &progress else { return Ok(()) };
+            let latest = news.lock().ok().and_then(|mut news| news.take());
+            latest.map_or(Ok(()), |latest| progress.call1(py, (report(py, &latest)?,)).map(drop))
+        };
+        let note = |progress: Progress| {
+            if let Ok(mut news) = news.lock() {
+                *news = Some(progress);
+            }
+        };
+        let core = work::run(py, |interrupt| train(&grids, &options, note, interrupt), tell)?;
+        tell(py)?;
+        Ok(core.into())
+    }
+
+    /// Read the content of a vocabulary file.
+    #[staticmethod]
+    #[pyo3(signature = (text, /))]
+    fn from_json(text: &str) -> PyResult<Self> {
+        let core = being_vl_core::Vocabulary::from_json(text).map_err(|error| to_python(&error))?;
+        Ok(core.into())
+    }
+
+    /// The content of the vocabulary file.
+    fn to_json(&self) -> String {
+        self.core.to_json()
+    }
+
+    /// Encode one grid to (ids, None), or to (ids, (token of each cell, leaf of each cell)).
+    #[pyo3(signature = (grid, *, regions, dropout, seed))]
+    fn encode<'py>(
+        &self,
+        grid: &Bound<'py, PyAny>,
+        regions: bool,
+        dropout: f64,
+        seed: u64,
+    ) -> PyResult<Encoded<'py>> {
+        let py = grid.py();
+        let options = options(regions, dropout, seed);
+        let grid = arrays::grid(grid, self.core.base_vocab_size())?;
+        let encoding = if grid.ids().len() < SMALL {
+            self.encoder.encode(&grid, &options, &Interrupt::default()).map_err(|error| to_python(&error))?
+        } else {
+            work::run(py, |interrupt| self.encoder.encode(&grid, &options, interrupt), |_| Ok(()))?
+        };
+        let Encoding { ids, regions } = encoding;
+        let regions = regions.map(|regions| planes(py, &grid, regions)).transpose()?;
+        Ok((PyArray1::from_vec(py, ids), regions))
+    }
+
+    /// Encode many grids to (values, offsets, regions of each grid or None).
+    #[pyo3(signature = (grids, *, num_threads, regions, dropout, seed))]
+    fn encode_batch<'py>(
+        &self,
+        grids: &Bound<'py, PyAny>,
+        num_threads: usize,
+        regions: bool,
+        dropout: f64,
+        seed: u64,
+    ) -> PyResult<EncodedBatch<'py>> {
+        let py = grids.py();
+        let options = options(regions, dropout, seed);
+        let grids = arrays::grids(grids, self.core.base_vocab_size())?;
+        let encode = |interrupt: &Interrupt| {
+            let encodings = self.encoder.encode_batch(&grids, &options, num_threads, interrupt)?;
+            let mut offsets = vec![0];
+            let mut values = Vec::with_capacity(encodings.iter().map(|encoding| encoding.ids.len()).sum());
+            let mut regions = Vec::new();
+            for encoding in encodings {
+                values.extend_from_slice(&encoding.ids);
+                offsets.push(values.len() as i64);
+                regions.extend(encoding.regions);
+            }
+            Ok((values, offsets, regions))
+        };
+        let cells: usize = grids.iter().map(|grid| grid.ids().len()).sum();
+        let (values, offsets, regions) = if cells < SMALL {
+            encode(&Interrupt::default()).map_err(|error| to_python(&error))?
+        } else {
+            work::run(py, encode, |_| Ok(()))?
+        };
+        let regions = if options.regions {
+            let planes = grids.iter().zip(regions).map(|(grid, regions)| planes(py, grid, regions));
+            Some(planes.collect::<PyResult<_>>()?)
+        } else {
+            None
+        };
+        Ok((PyArray1::from_vec(py, values), PyArray1::from_vec(py, offsets), regions))
+    }
+
+    /// The (height, width) grid that became these tokens.
+    #[pyo3(signature = (ids, height, width, *, regions))]
+    fn decode<'py>(
+        &self,
+        ids: &Bound<'py, PyAny>,
+        height: usize,
+        width: usize,
+        regions: Option<(Bound<'py, PyAny>, Bound<'py, PyAny>)>,
+    ) -> PyResult<Bound<'py, PyArray2<u32>>> {
+        let py = ids.py();
+        let ids = arrays::tokens(ids)?;
+        let regions = regions
+            .map(|(tokens, leaves)| {
+                let tokens = arrays::plane(&tokens, "regions", height, width)?;
+                let leaves = arrays::plane(&leaves, "regions.leaves", height, width)?;
+                Ok::<_, PyErr>(Regions { tokens, leaves })
+            })
+            .transpose()?;
+        let decode = || self.core.decode(&ids, height, width, regions.as_ref());
+        let grid = py.detach(decode).map_err(|error| to_python(&error))?;
+        PyArray1::from_vec(py, grid).reshape([height, width])
+    }
+
+    /// The cells of a token as a list of (dy, dx, id).
+    #[pyo3(signature = (token, /))]
+    fn token_cells(&self, token: u32) -> PyResult<Vec<(i32, i32, u32)>> {
+        let cells = self.core.token_cells(token).map_err(|error| to_python(&error))?;
+        Ok(cells.into_iter().map(|(offset, id)| (offset.dy, offset.dx, id)).collect())
+    }
+
+    /// Per rule: a, b, dy, dx (None in pair mode), n, n_offset, s.
+    fn rules(&self) -> Vec<RuleTuple> {
+        let tuple = |rule: &Rule| {
+            let (dy, dx) = rule.offset.map(|offset| (offset.dy, offset.dx)).unzip();
+            (rule.a, rule.b, dy, dx, rule.count, rule.offset_count, rule.consistency)
+        };
+        self.core.rules().iter().map(tuple).collect()
+    }
+
+    /// Per size of the training grids: height, width, number of grids.
+    fn grid_sizes(&self) -> Vec<(u32, u32, u64)> {
+        self.core.grid_sizes().iter().map(|size| (size.height, size.width, size.grids)).collect()
+    }
+
+    #[getter]
+    fn base_vocab_size(&self) -> u32 {
+        self.core.base_vocab_size()
+    }
+
+    #[getter]
+    fn num_merges(&self) -> usize {
+        self.core.rules().len()
+    }
+
+    #[getter]
+    fn merge_mode(&self) -> &'static str {
+        match self.core.merge_mode() {
+            MergeMode::Pair => "pair",
+            MergeMode::Oriented => "oriented",
+        }
+    }
+
+    #[getter]
+    fn alpha(&self) -> f64 {
+        self.core.alpha()
+    }
+
+    #[getter]
+    fn sigma(&self) -> f64 {
+        self.core.sigma()
+    }
+
+    #[getter]
+    fn min_frequency(&self) -> u64 {
+        self.core.min_frequency()
+    }
+
+    #[getter]
+    fn quantizer_name(&self) -> Option<&str> {
+        self.core.quantizer().name.as_deref()
+    }
+
+    #[getter]
+    fn quantizer_fingerprint(&self) -> Option<&str> {
+        self.core.quantizer().fingerprint.as_deref()
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        self.core == other.core
+    }
+}
+
+/// The cells' tokens and leaves as (H, W) arrays.
+fn planes<'py>(py: Python<'py>, grid: &Grid, regions: Regions) -> PyResult<Planes<'py>> {
+    let shape = [grid.height() as usize, grid.width() as usize];
+    // A grid has fewer than 2^31 cells.
+    let plane = |counts: Vec<u32>| {
+        let counts = counts.into_iter().map(u32::cast_signed).collect();
+        PyArray1::<i32>::from_vec(py, counts).reshape(shape)
+    };
+    Ok((plane(regions.tokens)?, plane(regions.leaves)?))
+}
+
+fn options(regions: bool, probability: f64, seed: u64) -> EncodeOptions {
+    // NaN is passed on, to be refused.
+    let dropout = (probability != 0.0).then_some(Dropout { probability, seed });
+    EncodeOptions { dropout, regions }
+}
+
+/// What the progress callback is told.
+fn report<'py>(py: Python<'py>, progress: &Progress) -> PyResult<Bound<'py, PyDict>> {
+    let Progress { merges, num_merges, rule } = *progress;
+    let report = PyDict::new(py);
+    report.set_item("done", merges)?;
+    report.set_item("total", num_merges)?;
+    report.set_item("a", rule.a)?;
+    report.set_item("b", rule.b)?;
+    report.set_item("dy", rule.offset.map(|offset| offset.dy))?;
+    report.set_item("dx", rule.offset.map(|offset| offset.dx))?;
+    report.set_item("n", rule.count)?;
+    report.set_item("n_offset", rule.offset_count)?;
+    report.set_item("s", rule.consistency)?;
+    Ok(report)
+}

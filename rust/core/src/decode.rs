@@ -1,0 +1,167 @@
+//! Decoding: tokens become a grid's ids again.
+
+use crate::encode::Regions;
+use crate::error::{Error, Result};
+use crate::grid::{Offset, check_size};
+use crate::vocabulary::{MergeMode, Vocabulary};
+
+/// A cell that no token covers yet; no id is this large.
+const FREE: u32 = u32::MAX;
+
+impl Vocabulary {
+    /// The ids, in raster order, of the `height`x`width` grid that became `ids`.
+    ///
+    /// In oriented mode every token goes with its anchor on the first free cell in raster order. In pair mode a
+    /// token's shape is not fixed, so `regions` must say what covers what; they work in oriented mode too.
+    ///
+    /// # Errors
+    /// [`Error::Tokens`] naming the first token that does not fit, [`Error::Regions`] if the regions are missing or do
+    /// not belong to the tokens, [`Error::GridSize`].
+    pub fn decode(
+        &self,
+        ids: &[u32],
+        height: usize,
+        width: usize,
+        regions: Option<&Regions>,
+    ) -> Result<Vec<u32>> {
+        check_size(0, height, width)?;
+        for (position, &token) in ids.iter().enumerate() {
+            self.check_token(token).map_err(|problem| Error::Tokens { position, problem })?;
+        }
+        match (regions, self.merge_mode) {
+            (Some(regions), _) => self.fill(ids, height * width, regions),
+            (None, MergeMode::Oriented) => self.tile(ids, height, width),
+            (None, MergeMode::Pair) => {
+                let problem = "needed to decode in pair mode, where a token's shape is not fixed";
+                Err(Error::Regions(problem.to_owned()))
+            }
+        }
+    }
+
+    /// The cells of a token as (offset from its anchor, id of the codebook), those of `a` before those of `b`.
+    ///
+    /// # Errors
+    /// [`Error::Tokens`] if there is no such token, or it has no fixed shape (pair mode), or more cells than any grid.
+    pub fn token_cells(&self, token: u32) -> Result<Vec<(Offset, u32)>> {
+        let bad = |problem: String| Error::Tokens { position: 0, problem };
+        self.check_token(token).map_err(bad)?;
+        if self.merge_mode == MergeMode::Pair && token >= self.base_vocab_size {
+            return Err(bad(format!("token {token} has no fixed shape, since merge_mode is pair")));
+        }
+        let largest = self.grid_sizes.iter().map(|size| u64::from(size.height) * u64::from(size.width)).max();
+        let mut cells = Vec::new();
+        let fits = self.visit_leaves(token, |id, row, column| {
+            cells.push((Offset { dy: row as i32, dx: column as i32 }, id));
+            (cells.len() as u64 <= largest.unwrap_or(1)).then_some(())
+        });
+        match fits {
+            Some(()) => Ok(cells),
+            None => {
+                Err(bad(format!("token {token} has more cells than the largest grid of the training set")))
+            }
+        }
+    }
+
+    fn check_token(&self, token: u32) -> std::result::Result<(), String> {
+        if token < self.vocab_size() {
+            Ok(())
+        } else {
+            Err(format!("token {token} is not in the vocabulary, expected 0 to {}", self.vocab_size() - 1))
+        }
+    }
+
+    /// Calls `visit` with (id, row, column) of each of a token's cells, as seen from its anchor, until it says `None`.
+    ///
+    /// Rows and columns mean something in oriented mode only.
+    fn visit_leaves(&self, token: u32, mut visit: impl FnMut(u32, i64, i64) -> Option<()>) -> Option<()> {
+        let mut pending = vec![(token, 0, 0)];
+        while let Some((token, row, column)) = pending.pop() {
+            match self.rule_of(token) {
+                None => visit(token, row, column)?,
+                Some(rule) => {
+                    let Offset { dy, dx } = rule.offset.unwrap_or(Offset { dy: 0, dx: 0 });
+                    pending.push((rule.b, row + i64::from(dy), column + i64::from(dx)));
+                    pending.push((rule.a, row, column));
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// Oriented mode: tokens one after the other, each on the first free cell.
+    fn tile(&self, ids: &[u32], height: usize, width: usize) -> Result<Vec<u32>> {
+        let mut grid = vec![FREE; height * width];
+        let mut free = 0..grid.len();
+        for (position, &token) in ids.iter().enumerate() {
+            let bad = |problem| Error::Tokens { position, problem };
+            let Some(anchor) = free.find(|&cell| grid[cell] == FREE) else {
+                return Err(bad(format!("token {token} is one too many, the {height}x{width} grid is full")));
+            };
+            let (top, left) = ((anchor / width) as i64, (anchor % width) as i64);
+            let mut taken = (0, 0);
+            let fits = self.visit_leaves(token, |id, row, column| {
+                taken = (top + row, left + column);
+                let row = usize::try_from(taken.0).ok().filter(|&row| row < height)?;
+                let column = usize::try_from(taken.1).ok().filter(|&column| column < width)?;
+                let cell = &mut grid[row * width + column];
+                (*cell == FREE).then(|| *cell = id)
+            });
+            if fits.is_none() {
+                let (row, column) = taken;
+                return Err(bad(format!(
+                    "token {token}, anchored at row {top}, column {left}, does not fit the {height}x{width} grid: \
+                     the cell at row {row}, column {column} is outside or taken"
+                )));
+            }
+        }
+        match free.find(|&cell| grid[cell] == FREE) {
+            None => Ok(grid),
+            Some(cell) => {
+                let (row, column) = (cell / width, cell % width);
+                let problem = format!("no token is left for the cell at row {row}, column {column}");
+                Err(Error::Tokens { position: ids.len(), problem })
+            }
+        }
+    }
+
+    /// Any mode: every cell takes the leaf that the regions say.
+    fn fill(&self, ids: &[u32], cells: usize, regions: &Regions) -> Result<Vec<u32>> {
+        let bad = |problem: String| Err(Error::Regions(problem));
+        for (name, found) in [("tokens", regions.tokens.len()), ("leaves", regions.leaves.len())] {
+            if found != cells {
+                return bad(format!("{found} {name} for {cells} cells"));
+            }
+        }
+        let mut leaves = Vec::with_capacity(cells);
+        let mut starts = Vec::with_capacity(ids.len() + 1);
+        for (position, &token) in ids.iter().enumerate() {
+            starts.push(leaves.len());
+            let fits = self.visit_leaves(token, |id, _, _| {
+                leaves.push(id);
+                (leaves.len() <= cells).then_some(())
+            });
+            if fits.is_none() {
+                let problem = format!("token {token} covers more cells than are left of {cells}");
+                return Err(Error::Tokens { position, problem });
+            }
+        }
+        starts.push(leaves.len());
+        if leaves.len() < cells {
+            let problem = format!("the tokens cover {} cells of {cells}", leaves.len());
+            return Err(Error::Tokens { position: ids.len(), problem });
+        }
+        let mut taken = vec![false; cells];
+        let mut grid = Vec::with_capacity(cells);
+        for (cell, (&index, &leaf)) in regions.tokens.iter().zip(&regions.leaves).enumerate() {
+            let (index, leaf) = (index as usize, leaf as usize);
+            let Some(&[start, end]) = starts.get(index..).and_then(|starts| starts.first_chunk()) else {
+                return bad(format!("cell {cell} belongs to token {index} of {}", ids.len()));
+            };
+            if leaf >= end - start || std::mem::replace(&mut taken[start + leaf], true) {
+                return bad(format!("cell {cell}: leaf {leaf} of token {index} does not exist or is taken"));
+            }
+            grid.push(leaves[start + leaf]);
+        }
+        Ok(grid)
+    }
+}

@@ -1,0 +1,28 @@
+//! Stopping long work from another thread.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+
+/// A flag that asks training or encoding to stop soon; share it by reference between threads.
+#[derive(Debug, Default)]
+pub struct Interrupt(AtomicBool);
+
+impl Interrupt {
+    /// Asks the work that holds this flag to stop.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the work was asked to stop.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// # Errors
+    /// [`Error::Interrupted`] if the work was asked to stop.
+    pub fn check(&self) -> Result<()> {
+        if self.is_set() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}

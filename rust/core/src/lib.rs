@@ -1,0 +1,22 @@
+//! Visual byte-pair encoding (visual BPE): a two-dimensional BPE over grids of VQ ids.
+//!
+//! The path of a grid through the crate: [`Grid`] holds the ids, [`train`] learns a [`Vocabulary`] from many grids,
+//! an [`Encoder`] turns a grid into tokens with it, and [`Vocabulary::decode`] turns tokens back into ids.
+
+mod decode;
+mod encode;
+mod error;
+mod grid;
+mod interrupt;
+mod region;
+mod statistics;
+mod threads;
+mod train;
+mod vocabulary;
+
+pub use encode::{Dropout, EncodeOptions, Encoder, Encoding, Regions};
+pub use error::{Error, Result};
+pub use grid::{Grid, MAX_SIDE, MAX_VOCAB_SIZE, Offset};
+pub use interrupt::Interrupt;
+pub use train::{Progress, TrainOptions, train};
+pub use vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary};
