@@ -70,12 +70,9 @@ def sha256(path: Path) -> str:
 
 def plain(options: Any) -> Any:
     """An options dataclass, or any value, as what JSON gives back: paths become strings, tuples lists."""
-    value = (
-        dataclasses.asdict(options)
-        if dataclasses.is_dataclass(options) and not isinstance(options, type)
-        else options
+    return json.loads(
+        json.dumps(options, default=lambda v: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else str(v))
     )
-    return json.loads(json.dumps(value, default=str))
 
 
 def digest(value: Any) -> str:
