@@ -1,0 +1,19 @@
+"""Options of the demo; importable without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class DemoOptions:
+    """Options of `being-vl demo`.
+
+    Args:
+        out: Folder for everything that the demo makes; run again, finished steps are skipped.
+        seed: Seed of pictures, questions and weights.
+        quick: A minute's run through every step, too short to learn much.
+    """
+
+    out: Path = Path("runs/demo")
+    seed: int = 0
+    quick: bool = False
