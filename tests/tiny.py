@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -20,8 +21,11 @@ from being_vl import VisualBPE
 from being_vl.files import write_manifest
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
+from being_vl.quantize.base import Quantizer
 from being_vl.quantize.grids import GridRow, GridStore, shard_path, write_shard
-from being_vl.quantize.vqgan import VQGAN, new_model
+from being_vl.quantize.vqgan import VQGAN, cut_tiles, new_model
+
+torch.set_num_threads(1)  # at these sizes more threads only wait for each other
 
 Family = Literal["llama", "qwen2", "qwen3"]
 
@@ -130,39 +134,47 @@ def llm(
 
 
 def quantizer(folder: Path, codebook_size: int = 16, name: str = "tiny", seed: int = 0) -> VQGAN:
-    """Save an untrained quantizer: 32×32 pixels to 4×4 ids."""
+    """Save a quantizer of 32×32 pixels to 4×4 ids: random weights, and codes that tell colours apart."""
     torch.manual_seed(seed)
-    made = VQGAN(new_model(codebook_size, code_dim=4, patch=8, channels=(8,)), name=name, size=32)
+    model = new_model(codebook_size, code_dim=4, patch=8, channels=(32,))
+    colours = torch.rand(codebook_size, 3, 1, 1).expand(-1, -1, 8, 8) * 2 - 1
+    with torch.no_grad():
+        model.quantize.embedding.weight.copy_(model.encode(cut_tiles(model, colours)).latents.flatten(1))
+    made = VQGAN(model, name=name, size=32)
     made.save_pretrained(folder)
     return made
 
 
-def grids(
+def write_grids(
     folder: Path,
-    keys: list[str],
-    made_by: VQGAN,
-    height: int = 4,
-    width: int = 4,
-    seed: int = 0,
-    **failed: str,
+    content: dict[str, NDArray[np.int64]],
+    made_by: Quantizer,
+    failed: dict[str, str] | None = None,
 ) -> GridStore:
-    """Write a folder of random grids (blocks of equal ids, so that there is something to merge)."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for key in keys:
-        coarse = generator.integers(made_by.codebook_size, size=(-(-height // 2), width))
-        rows.append(GridRow(key, np.repeat(coarse, 2, axis=0)[:height], (32, 32), "0" * 64))
+    """Write grids as `being-vl quantize` would."""
+    rows = [GridRow(key, grid, (32, 32), "0" * 64) for key, grid in content.items()]
     folder.mkdir(parents=True, exist_ok=True)
     write_shard(shard_path(folder, 0), rows, made_by.codebook_size, {})
-    quantizer = {
+    of = {
         "name": made_by.name,
         "fingerprint": made_by.fingerprint,
         "codebook_size": made_by.codebook_size,
         "downsample": made_by.downsample,
     }
     shards = [{"file": shard_path(folder, 0).name, "grids": len(rows)}]
-    write_manifest(folder, "grids", {"quantizer": quantizer, "failed": failed, "shards": shards})
+    write_manifest(folder, "grids", {"quantizer": of, "failed": failed or {}, "shards": shards})
     return GridStore.open(folder)
+
+
+def grids(
+    folder: Path, keys: list[str], made_by: Quantizer, seed: int = 0, failed: dict[str, str] | None = None
+) -> GridStore:
+    """Write random 4×4 grids of equal pairs of ids, so that there is something to merge."""
+    generator = np.random.default_rng(seed)
+    content = {
+        key: np.repeat(generator.integers(made_by.codebook_size, size=(2, 4)), 2, axis=0) for key in keys
+    }
+    return write_grids(folder, content, made_by, failed)
 
 
 def expanded(

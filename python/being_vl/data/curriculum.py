@@ -41,7 +41,8 @@ class Curriculum:
                 raise ConfigError(f"the weight of {name!r} is {weight}; expected a number of at least 0")
         # str() so that 0.3 is 3/10, and the cycle of the shares short, not the nearest binary fraction.
         exact = {name: Fraction(str(weight)) for name, weight in weights.items() if weight}
-        present = {name: share for name, share in exact.items() if counts.get(name)}
+        # Sorted, so that the order in which a recipe names the categories does not matter.
+        present = {name: share for name, share in sorted(exact.items()) if counts.get(name)}
         if not present:
             asked = ", ".join(f"{name} {weight}" for name, weight in weights.items()) or "none"
             having = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
