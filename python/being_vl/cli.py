@@ -86,19 +86,13 @@ class Command(NamedTuple):
 
     def __call__(self, config: Namespace) -> None:
         """Run with what its parser parsed."""
-        values = vars(self.parser().instantiate_classes(config))
+        values = vars(self.parser().instantiate(config))
         values.pop("recipe", None)
         self.function(self.options(**values))
 
 
 COMMANDS = {
-    "quantize": Command(
-        _quantize,
-        QuantizeOptions,
-        "Turn a folder of images into grids of ids.",
-        "images",
-        "Folder of images.",
-    ),
+    "quantize": Command(_quantize, QuantizeOptions, "Turn a folder of images into grids of ids.", "images"),
     "quantizer train": Command(
         _train_quantizer, QuantizerTrainOptions, "Train a VQ-GAN on a folder of images."
     ),

@@ -98,7 +98,7 @@ def run(config: Namespace) -> Path:
     from being_vl.train.ranks import train_on_ranks
     from being_vl.vocabulary import train_vocabulary
 
-    options = recipe_parser().instantiate_classes(config)
+    options = recipe_parser().instantiate(config)
     for path in options.records:
         if not Path(path).is_file():
             raise ConfigError(f"records: there is no file {path}")
