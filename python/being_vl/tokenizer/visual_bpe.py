@@ -17,6 +17,7 @@ MergeMode = Literal["pair", "oriented"]
 Grids = ArrayLike | Iterable[ArrayLike]
 """An (N, H, W) integer array, or (H, W) integer arrays; torch tensors on the CPU will do."""
 
+MAX_VOCAB_SIZE = 2**24
 INT32_MAX, INT64_MAX, UINT64_MAX = 2**31 - 1, 2**63 - 1, 2**64 - 1
 
 
@@ -161,8 +162,8 @@ class VisualBPE:
         return cls(
             _core.Vocabulary.train(
                 grids,
-                base_vocab_size=_integer("base_vocab_size", base_vocab_size, 1, INT32_MAX),
-                num_merges=_integer("num_merges", num_merges, 0, INT32_MAX),
+                base_vocab_size=_integer("base_vocab_size", base_vocab_size, 1, MAX_VOCAB_SIZE),
+                num_merges=_integer("num_merges", num_merges, 0, MAX_VOCAB_SIZE),
                 merge_mode=merge_mode,
                 alpha=alpha,
                 sigma=sigma,

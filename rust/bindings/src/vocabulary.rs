@@ -74,6 +74,7 @@ impl Vocabulary {
             min_frequency,
             num_threads,
             quantizer: Quantizer { name: quantizer_name, fingerprint: quantizer_fingerprint },
+            ..TrainOptions::default()
         };
         let grids = arrays::grids(grids, base_vocab_size)?;
         let news = Mutex::new(None);

@@ -67,7 +67,7 @@ pub struct Encoder {
     rules: FxHashMap<(u64, Offset), u32>,
     /// Per token, whether any rule uses it.
     used: Vec<bool>,
-    /// Per token, the number of cells it covers.
+    /// Per rule, the number of cells that its token covers.
     sizes: Vec<u64>,
 }
 
@@ -91,7 +91,7 @@ impl Encoder {
             pairs: vocabulary.rules().iter().map(|rule| (rule.a, rule.b)).collect(),
             rules,
             used,
-            sizes: vocabulary.token_sizes(),
+            sizes: vocabulary.merged_sizes(),
         }
     }
 
@@ -194,7 +194,7 @@ impl Workspace {
             {
                 continue;
             }
-            let size = encoder.sizes[a as usize] as u32;
+            let size = encoder.size(a);
             let token = encoder.base_vocab_size + rule;
             match &mut leaves {
                 Some(leaves) => canvas.merge(x, y, token, |p| leaves[p as usize] += size),
@@ -214,6 +214,11 @@ impl Workspace {
 }
 
 impl Encoder {
+    /// The number of cells that a token covers, if a grid has that many.
+    fn size(&self, token: u32) -> u32 {
+        token.checked_sub(self.base_vocab_size).map_or(1, |rule| self.sizes[rule as usize] as u32)
+    }
+
     /// The queue's entry for two adjacent regions, if a rule joins them.
     fn candidate(&self, canvas: &Canvas, x: u32, y: u32) -> Option<Reverse<(u32, u32, u32)>> {
         let (a, b) = (canvas.token(x), canvas.token(y));

@@ -5,8 +5,9 @@ use crate::error::{Error, Result};
 /// The most rows or columns that a grid may have; offsets between cells then fit 16 bits each.
 pub const MAX_SIDE: usize = 32_767;
 
-/// The most tokens (codebook ids and merges) that a vocabulary may have; ids then fit a signed 32-bit integer.
-pub const MAX_VOCAB_SIZE: u32 = i32::MAX as u32;
+/// The most tokens (codebook ids and merges) that a vocabulary may have, so that a table with a row per token is of
+/// reasonable size even if a file asks for more.
+pub const MAX_VOCAB_SIZE: u32 = 1 << 24;
 
 /// Where a region's anchor lies as seen from another anchor. Offsets are ordered by rows, then by columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

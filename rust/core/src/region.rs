@@ -29,6 +29,8 @@ struct Stack {
 pub(crate) struct Canvas {
     cells: Vec<Cell>,
     stacks: Vec<Stack>,
+    /// Where each grid ends.
+    ends: Vec<u32>,
 }
 
 impl Canvas {
@@ -39,13 +41,14 @@ impl Canvas {
 
     /// Makes room for exactly this many cells.
     pub fn with_capacity(cells: usize) -> Self {
-        Self { cells: Vec::with_capacity(cells), stacks: Vec::new() }
+        Self { cells: Vec::with_capacity(cells), ..Self::default() }
     }
 
     /// Removes all grids and keeps the memory.
     pub fn clear(&mut self) {
         self.cells.clear();
         self.stacks.clear();
+        self.ends.clear();
     }
 
     /// Puts a grid below the others, every cell a region of its own.
@@ -62,6 +65,7 @@ impl Canvas {
             self.push_border(1);
         }
         self.push_border(stride);
+        self.ends.push(self.cells.len() as u32);
     }
 
     fn push_border(&mut self, cells: u32) {
@@ -135,6 +139,29 @@ impl Canvas {
             }
         }
         found.truncate(first + kept);
+    }
+
+    /// Where the grid around this position ends.
+    pub fn grid_end(&self, position: u32) -> u32 {
+        self.ends[self.ends.partition_point(|&end| end <= position)]
+    }
+
+    /// Appends those neighbours of a region that come after it in raster order.
+    pub fn later_neighbours(&self, anchor: u32, found: &mut Vec<u32>) {
+        let first = found.len();
+        if self.cells[anchor as usize].next == anchor {
+            // Whatever lies left of or above a single cell comes before it.
+            let [right, below] = self.right_and_below(anchor, self.stack(anchor).stride);
+            for other in [right, if below == right { BORDER } else { below }] {
+                if other > anchor && other != BORDER {
+                    found.push(other);
+                }
+            }
+        } else {
+            self.neighbours(anchor, found);
+            let before = found[first..].partition_point(|&other| other < anchor);
+            found.drain(first..first + before);
+        }
     }
 
     /// The regions to the right of and below a cell that is still a region of its own.

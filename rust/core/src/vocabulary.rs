@@ -131,11 +131,12 @@ impl Vocabulary {
         self.rules.get(token.checked_sub(self.base_vocab_size)? as usize)
     }
 
-    /// Number of cells that every token covers, at most `u64::MAX`.
-    pub(crate) fn token_sizes(&self) -> Vec<u64> {
-        let mut sizes = vec![1_u64; self.base_vocab_size as usize];
+    /// Number of cells that each rule's token covers, at most `u64::MAX`.
+    pub(crate) fn merged_sizes(&self) -> Vec<u64> {
+        let mut sizes: Vec<u64> = Vec::with_capacity(self.rules.len());
         for rule in &self.rules {
-            sizes.push(sizes[rule.a as usize].saturating_add(sizes[rule.b as usize]));
+            let size = |token: u32| token.checked_sub(self.base_vocab_size).map_or(1, |i| sizes[i as usize]);
+            sizes.push(size(rule.a).saturating_add(size(rule.b)));
         }
         sizes
     }
