@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from being_vl.errors import ConfigError
+from being_vl.errors import ConfigError, ImageError
 from being_vl.files import digest, plain, sha256, write_json
 from being_vl.flags import add_flags
 from being_vl.model.options import ExpandOptions
@@ -90,7 +90,9 @@ def run(config: Namespace) -> Path:
         The folder of the trained model.
 
     Raises:
-        ConfigError: if a file is missing, or a finished step in `out` was made with other options.
+        ConfigError: if a finished step in `out` was made with other options or inputs.
+        ImageError, RecordError, ModelError, QuantizerError: if the inputs are missing or do not fit together;
+            before the first step.
     """
     from being_vl.model.expand import expand
     from being_vl.quantize.job import quantize
@@ -99,9 +101,7 @@ def run(config: Namespace) -> Path:
     from being_vl.vocabulary import train_vocabulary
 
     options = recipe_parser().instantiate(config)
-    for path in options.records:
-        if not Path(path).is_file():
-            raise ConfigError(f"records: there is no file {path}")
+    _check(options)
     records = {str(path): sha256(Path(path)) for path in options.records}
     images = _listing(Path(options.images))
     steps = Steps(Path(options.out))
@@ -115,6 +115,24 @@ def run(config: Namespace) -> Path:
     log.info("trained model: %s", model)
     log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", model)
     return model
+
+
+def _check(options: Namespace) -> None:
+    """Find what would stop a later step, before the first one starts."""
+    from being_vl.data.records import read_records
+    from being_vl.model.expand import check_llm
+    from being_vl.quantize.base import load_quantizer
+
+    folder = Path(options.images)
+    if not folder.is_dir():
+        raise ConfigError(f"images: there is no folder {folder}")
+    for record in read_records(options.records, options.train.default_category):
+        for image in record.images:
+            if not (folder / image).is_file():
+                raise ImageError(f"{record.where}: names the image {image!r}, which is not in {folder}")
+    check_llm(options.llm)
+    if not options.train_quantizer:
+        load_quantizer(options.quantizer)
 
 
 class Steps:
@@ -159,8 +177,6 @@ class Steps:
 
 def _listing(folder: Path) -> str:
     """Digest of the names and sizes of the files in a folder."""
-    if not folder.is_dir():
-        raise ConfigError(f"images: there is no folder {folder}")
     return digest(
         sorted((str(f.relative_to(folder)), f.stat().st_size) for f in folder.rglob("*") if f.is_file())
     )

@@ -66,10 +66,7 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
         ConfigError: if `out` holds something else than an expanded model.
     """
     _check_out(options.out)
-    if (Path(options.llm) / LAYOUT_FILE).is_file():
-        raise ModelError(
-            f"{options.llm}: is already expanded (has {LAYOUT_FILE}); expected a plain causal LM"
-        )
+    check_llm(options.llm)
     bpe = VisualBPE.load(options.vocabulary)
     quantizer = load_quantizer(options.quantizer)
     _check_quantizer(bpe, quantizer, options)
@@ -150,16 +147,29 @@ def _check_quantizer(bpe: VisualBPE, quantizer: Quantizer, options: ExpandOption
         )
 
 
-def _load(llm: str) -> tuple[Any, Any]:
-    """The LLM in the dtype of its checkpoint, and its tokenizer."""
+def check_llm(llm: str) -> None:
+    """Check that `expand` can begin with a folder or hub name, without loading weights.
+
+    Raises:
+        ModelError: if it is missing, no causal LM, or already expanded.
+    """
+    if (Path(llm) / LAYOUT_FILE).is_file():
+        raise ModelError(f"{llm}: is already expanded (has {LAYOUT_FILE}); expected a plain causal LM")
     if not Path(llm).is_dir() and (llm.startswith((".", "/", "~")) or llm.count("/") > 1):
         raise ModelError(f"{llm}: no such folder; expected a causal LM of Hugging Face")
     try:
         config = AutoConfig.from_pretrained(llm)
-        kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
-        if kind is None or kind.__name__ not in (config.architectures or [kind.__name__]):
-            found = ", ".join(config.architectures or [type(config).__name__])
-            raise ModelError(f"{llm}: is a {found}; expected a causal LM")
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_llm(llm, error) from error
+    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if kind is None or kind.__name__ not in (config.architectures or [kind.__name__]):
+        found = ", ".join(config.architectures or [type(config).__name__])
+        raise ModelError(f"{llm}: is a {found}; expected a causal LM")
+
+
+def _load(llm: str) -> tuple[Any, Any]:
+    """The LLM in the dtype of its checkpoint, and its tokenizer."""
+    try:
         model, loading = AutoModelForCausalLM.from_pretrained(llm, dtype="auto", output_loading_info=True)
         if loading["missing_keys"]:
             some = ", ".join(sorted(loading["missing_keys"])[:3])
@@ -167,9 +177,7 @@ def _load(llm: str) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(
-            f"{llm}: cannot be loaded as a causal LM of Hugging Face: {_first_line(error)}"
-        ) from error
+        raise _no_llm(llm, error) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(llm)
     except Exception as error:  # tokenizers raise plain Exception on damaged files
@@ -212,6 +220,10 @@ def _save_model(model: Any, llm: str, folder: Path) -> None:
     model.save_pretrained(folder)
     if stored:
         shutil.copyfile(stored, folder / GENERATION_CONFIG)
+
+
+def _no_llm(llm: str, error: Exception) -> ModelError:
+    return ModelError(f"{llm}: cannot be loaded as a causal LM of Hugging Face: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

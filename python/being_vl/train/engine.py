@@ -20,7 +20,16 @@ from being_vl.data.curriculum import Curriculum
 from being_vl.data.records import read_records
 from being_vl.data.sequences import Example, SequenceBuilder
 from being_vl.errors import CheckpointError, ConfigError, ModelError, RecordError
-from being_vl.files import MANIFEST, plain, read_manifest, remove, sha256, write_aside, write_json, write_manifest
+from being_vl.files import (
+    MANIFEST,
+    plain,
+    read_manifest,
+    remove,
+    sha256,
+    write_aside,
+    write_json,
+    write_manifest,
+)
 from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.quantize.grids import GridStore
@@ -212,7 +221,9 @@ def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
     for example in builder.build(records):
         examples.setdefault(example.category, []).append(example)
     if builder.dropped:
-        _say(f"{len(builder.dropped)} of {len(records)} records are longer than {options.max_length} tokens, left out:")
+        _say(
+            f"{len(builder.dropped)} of {len(records)} records are longer than {options.max_length} tokens, left out:"
+        )
         for record, length in builder.dropped:
             _say(f"  {record.where}: {length} tokens")
     if not examples:

@@ -1,0 +1,143 @@
+"""The whole chain as a recipe, and the command line around it."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from being_vl import VisualBPE
+from being_vl.cli import main
+from being_vl.run import recipe_parser
+
+STAGES = [
+    {"name": "rows", "unfreeze": 0.0, "learning_rate": 1e-3, "max_steps": 2, "mixture": {"foundation": 1}},
+    {"name": "all", "unfreeze": "all", "learning_rate": 1e-3, "max_steps": 2, "mixture": {"reasoning": 1}},
+]
+
+
+def write_recipe(chain: Path, out: Path, **changes: object) -> Path:
+    options = {
+        "images": str(chain / "data" / "images"),
+        "records": [str(chain / "data" / "train.json")],
+        "llm": str(chain / "llm"),
+        "out": str(out),
+        "quantizer": str(chain / "quantizer"),
+        "ranks": 1,
+        "vocab": {"num_merges": 16},
+        "train": {"stages": STAGES, "micro_batch_size": 2},
+    }
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(options | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished run: its recipe and its folder."""
+    out = tmp_path_factory.mktemp("run") / "mine"
+    path = write_recipe(chain, out)
+    assert main(["run", str(path)]) == 0
+    return path, out
+
+
+def test_run_makes_every_part(
+    done: tuple[Path, Path], chain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out = done
+    for part in (
+        "grids/manifest.json",
+        "vocabulary.json",
+        "expanded/being_vl.json",
+        "training/all/config.json",
+    ):
+        assert (out / part).is_file()
+    assert len(VisualBPE.load(out / "vocabulary.json").merges) == 16
+    seconds = {file.stem: json.loads(file.read_text())["seconds"] for file in (out / "steps").glob("*.json")}
+    assert seconds.keys() == {"quantize", "vocab", "expand", "train"}
+    picture = chain / "data" / "images" / "train-00000.png"
+    ask = ["generate", "--model", str(out / "training" / "all"), "--image", str(picture)]
+    assert main([*ask, "--prompt", "how many objects are there?", "--max_new_tokens", "4"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_second_run_skips_and_other_options_are_refused(
+    done: tuple[Path, Path], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = done
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+    with caplog.at_level("INFO", logger="being_vl"):
+        assert main(["run", str(path)]) == 0
+    assert caplog.text.count("finished before, skipped") == 4
+    assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+    assert main(["run", str(path), "--vocab.alpha", "0.1"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step 'vocab'" in line
+    assert "alpha" in line
+
+
+def test_what_is_missing_is_named_before_any_work(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for changes, name in (
+        ({"images": str(tmp_path / "pictures")}, "pictures"),
+        ({"records": [str(tmp_path / "no.json")]}, "no.json"),
+        ({"llm": str(tmp_path / "no-llm")}, "no-llm"),
+    ):
+        assert main(["run", str(write_recipe(chain, tmp_path / "run", **changes))]) == 2
+        assert name in capsys.readouterr().err.strip().splitlines()[-1]
+        assert not (tmp_path / "run" / "grids").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--model", "m", "--records", "r", "--out", "o", "--learning", "1"], "--learning"),
+        (["train", "--model", "m", "--records", "r", "--out", "o", "--zero", "4"], "zero"),
+        (["vocab", "train", "g", "--out", "o", "--merge_mode", "diagonal"], "merge_mode"),
+        (["quantize", "pictures"], "out"),
+        (["nothing"], "nothing"),
+    ],
+)
+def test_wrong_flags_are_named(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_wrong_key_in_a_recipe_is_named(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(chain, tmp_path / "run", vocab={"nun_merges": 3})
+    with pytest.raises(SystemExit):
+        main(["run", str(path)])
+    assert "nun_merges" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", [f.name for f in files("being_vl.recipes").iterdir() if f.name.endswith(".yaml")]
+)
+def test_shipped_recipes_are_valid(name: str) -> None:
+    text = files("being_vl.recipes").joinpath(name).read_text()
+    required = {"images": "i", "records": ["r"], "llm": "l", "out": "o"} | yaml.safe_load(text)
+    options = recipe_parser().instantiate(recipe_parser().parse_object(required))
+    assert [stage.name for stage in options.train.stages]
+
+
+def test_vocab_train_on_an_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+
+    np.save(tmp_path / "grids.npy", np.random.default_rng(0).integers(4, size=(5, 6, 7)))
+    out = tmp_path / "vocabulary.json"
+    command = ["vocab", "train", str(tmp_path / "grids.npy"), "--out", str(out), "--num_merges", "3"]
+    assert main(command) == 2
+    assert "base_vocab_size" in capsys.readouterr().err
+    assert main([*command, "--base_vocab_size", "4"]) == 0
+    assert VisualBPE.load(out).vocab_size == 7
+    assert main([*command, "--base_vocab_size", "3"]) == 2
+    assert "3" in capsys.readouterr().err
+    (tmp_path / "grids.npy").write_bytes(b"no array")
+    assert main([*command, "--base_vocab_size", "4"]) == 2
+    assert "grids.npy" in capsys.readouterr().err
