@@ -1,6 +1,7 @@
 """Asking a model about images."""
 
 import json
+import secrets
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -130,14 +131,15 @@ class Assistant:
                 f"{self.folder}: the longest prompt with max_new_tokens = {max_new_tokens} needs {longest} "
                 f"positions, the model has {positions}"
             )
-        entropy = np.random.SeedSequence(seed).entropy
+        if seed is None:
+            seed = secrets.randbits(64)
         answers = [""] * len(ids)
         # Prompts of like length together need little padding.
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             seeds = (
-                [np.random.SeedSequence([entropy, i]).generate_state(1)[0] for i in chosen]
+                [np.random.SeedSequence([seed, i]).generate_state(1)[0] for i in chosen]
                 if temperature
                 else []
             )
