@@ -1,0 +1,127 @@
+"""Grids on disk: Arrow IPC files and a manifest. Reading needs numpy and pyarrow alone."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from being_vl.errors import ManifestError
+from being_vl.files import read_manifest, write_aside
+
+METADATA = b"being_vl"
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """One image's grid and where it came from.
+
+    Args:
+        key: The image's path relative to the folder of images, posix.
+        grid: Ids (height, width).
+        source_size: The image's own width and height, in pixels.
+        sha256: Of the image file.
+    """
+
+    key: str
+    grid: NDArray[np.integer[Any]]
+    source_size: tuple[int, int]
+    sha256: str
+
+
+def shard_path(folder: Path, n: int) -> Path:
+    """Path of the n-th Arrow file."""
+    return folder / f"grids-{n:05d}.arrow"
+
+
+def write_shard(path: Path, rows: Sequence[GridRow], codebook_size: int, metadata: dict[str, Any]) -> None:
+    """Write `rows` as one Arrow IPC file with one record batch; it appears only when complete.
+
+    The ids are uint16 where the codebook allows it, else uint32. `metadata` is kept in the schema.
+    """
+    flat = np.concatenate([row.grid.ravel() for row in rows]) if rows else np.empty(0, np.int64)
+    offsets = np.cumsum([0] + [row.grid.size for row in rows], dtype=np.int32)
+    ids = pa.array(flat.astype(np.uint16 if codebook_size <= 1 << 16 else np.uint32))
+    columns = {
+        "key": pa.array([row.key for row in rows], pa.string()),
+        "height": pa.array([row.grid.shape[0] for row in rows], pa.int32()),
+        "width": pa.array([row.grid.shape[1] for row in rows], pa.int32()),
+        "ids": pa.ListArray.from_arrays(pa.array(offsets), ids),
+        "source_width": pa.array([row.source_size[0] for row in rows], pa.int32()),
+        "source_height": pa.array([row.source_size[1] for row in rows], pa.int32()),
+        "sha256": pa.array([row.sha256 for row in rows], pa.string()),
+    }
+    batch = pa.record_batch(columns).replace_schema_metadata({METADATA: json.dumps(metadata).encode()})
+    with write_aside(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def read_shard(path: Path) -> tuple[pa.RecordBatch, dict[str, Any]]:
+    """Map one Arrow file into memory: its rows and its metadata.
+
+    Raises:
+        ManifestError: if it is missing or damaged.
+    """
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        return batch, json.loads(batch.schema.metadata[METADATA])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise ManifestError(f"{path}: not an Arrow file of grids ({error}); quantize again") from None
+
+
+class GridStore(Mapping[str, NDArray[np.int64]]):
+    """A folder of grids, read-only: key → ids (height, width), int64, in the order of the keys.
+
+    Attributes:
+        quantizer_name: Name of the quantizer that made the grids.
+        quantizer_fingerprint: Its fingerprint.
+        codebook_size: Ids are 0 to `codebook_size` - 1.
+        failed: Key → reason, for the images that could not be read.
+    """
+
+    def __init__(self, batches: Sequence[pa.RecordBatch], manifest: dict[str, Any]) -> None:
+        quantizer = manifest["quantizer"]
+        self.quantizer_name: str = quantizer["name"]
+        self.quantizer_fingerprint: str = quantizer["fingerprint"]
+        self.codebook_size: int = quantizer["codebook_size"]
+        self.failed: dict[str, str] = manifest["failed"]
+        self._places: dict[str, tuple[int, int]] = {}
+        self._shards = []
+        for n, batch in enumerate(batches):
+            ids = batch.column("ids")
+            self._shards.append((ids.values.to_numpy(), ids.offsets.to_numpy(), batch))
+            for row, key in enumerate(batch.column("key").to_pylist()):
+                self._places[key] = (n, row)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a finished folder of grids.
+
+        Raises:
+            ManifestError: if the folder is missing, unfinished or damaged.
+        """
+        manifest = read_manifest(folder, "grids")
+        batches = []
+        for shard in manifest["shards"]:
+            path, expected = folder / shard["file"], shard["grids"]
+            batch, _ = read_shard(path)
+            if batch.num_rows != expected:
+                raise ManifestError(f"{path}: holds {batch.num_rows} grids, the manifest says {expected}")
+            batches.append(batch)
+        return cls(batches, manifest)
+
+    def __getitem__(self, key: str) -> NDArray[np.int64]:
+        n, row = self._places[key]
+        values, offsets, batch = self._shards[n]
+        shape = batch.column("height")[row].as_py(), batch.column("width")[row].as_py()
+        return values[offsets[row] : offsets[row + 1]].reshape(shape).astype(np.int64)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

@@ -1,0 +1,93 @@
+"""Finding images in a folder and decoding them, whatever their format, to plain RGB."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from being_vl.errors import ImageError
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def find_images(folder: Path) -> list[str]:
+    """Paths of all images in `folder` and its subfolders, relative to it, in posix form, sorted.
+
+    Raises:
+        ImageError: if the folder is missing or holds no image.
+    """
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: no such folder; expected a folder of images")
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    keys = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    if not keys:
+        raise ImageError(
+            f"{folder}: no image found; expected files that end in {', '.join(sorted(SUFFIXES))}"
+        )
+    return keys
+
+
+def decode_image(data: bytes, where: str) -> Image.Image:
+    """Decode a whole image file to upright RGB.
+
+    The EXIF orientation is applied, transparency is composited on white, palettes and grey levels become RGB,
+    16-bit grey levels are scaled to 8 bits. Of an animation the first frame is taken.
+
+    Args:
+        data: The file's bytes.
+        where: What to call the file in an error.
+
+    Raises:
+        ImageError: if the bytes are no image, are cut off, or the image is too large to be decoded safely.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            file.load()
+            return to_rgb(ImageOps.exif_transpose(file))
+    except Exception as error:  # decoders raise all kinds on damaged files
+        raise ImageError(f"{where}: cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read one image file; see `decode_image`.
+
+    Raises:
+        ImageError: if the file is missing or cannot be decoded.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode_image(data, str(path))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` of any mode as RGB, transparent parts on white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16 bits; Pillow would clip at 255 instead of scaling
+        levels = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit_square(image: Image.Image, size: int) -> Image.Image:
+    """The whole image, scaled (bicubic) so that its longer side is `size`, in the middle of a white square.
+
+    Nothing is cropped and the proportions stay; an image of `size` by `size` pixels is returned as it is.
+    """
+    image = to_rgb(image)
+    if image.size == (size, size):
+        return image
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(
+        image.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2)
+    )
+    return square

@@ -1,0 +1,112 @@
+"""Options of `being-vl quantize` and `being-vl train-quantizer`; importable without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from being_vl.errors import ConfigError
+
+
+@dataclass
+class QuantizeOptions:
+    """Turn a folder of images into a folder of grids.
+
+    Args:
+        images: Folder that is searched, with its subfolders, for images.
+        out: Folder that the grids are written to. An interrupted job goes on from its last whole shard.
+        quantizer: `builtin` or a folder written by `Quantizer.save_pretrained`; `NAME@SIZE` makes images
+            SIZE×SIZE pixels instead of the quantizer's own size.
+        batch_size: Images that are decoded and encoded at a time; no influence on the grids.
+        shard_size: Images per Arrow file.
+        max_failed: Share of images, 0 to 1, that may be unreadable before the job stops.
+        device: Where the quantizer runs: `cpu`, `cuda`, `cuda:1`, …
+    """
+
+    images: Path
+    out: Path
+    quantizer: str = "builtin"
+    batch_size: int = 64
+    shard_size: int = 4096
+    max_failed: float = 0.01
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("shard_size", self.shard_size, 1)
+        if not 0 <= self.max_failed <= 1:
+            raise ConfigError(f"max_failed: expected a share from 0 to 1, got {self.max_failed}")
+
+
+@dataclass
+class QuantizerTrainOptions:
+    """Train a small VQ-GAN whose encoder sees one tile (8×8 pixels by default) at a time.
+
+    Args:
+        images: Folders of images. Each gives the same share of every batch, so a folder named twice counts
+            twice.
+        out: Folder for the quantizer, `log.jsonl` and the checkpoint. A run that was interrupted goes on from
+            its last checkpoint.
+        name: The quantizer's name, kept in its manifest and in all grids made with it.
+        size: Side of the training crops and of the images that the quantizer will encode, in pixels.
+        codebook_size: Number of ids.
+        code_dim: Length of a code.
+        tile: Side of the tile that one id stands for, in pixels.
+        width: Channels inside encoder and decoder, a multiple of 32.
+        steps: Optimiser steps.
+        batch_size: Crops per step.
+        learning_rate: Peak of the cosine schedule, for both networks.
+        commitment: Weight of the loss that pulls latents to their codes.
+        edges: Weight of the loss on differences between neighbouring pixels, at two scales; it stands for the
+            perceptual loss, which would need a network trained on ImageNet.
+        adversarial: Weight of the discriminator's opinion, relative to the reconstruction loss; 0 for none.
+        adversarial_start: Share of the steps after which the discriminator joins.
+        decay: Of the moving averages that are the codebook.
+        dead: A code that is used less than this often per batch, on average, is placed anew.
+        seed: Of weights, crops and codes.
+        log_every: Steps per line of the log.
+        checkpoint_every: Steps per checkpoint and held-out measurement.
+        device: Where to train.
+    """
+
+    images: list[Path]
+    out: Path
+    name: str = "custom"
+    size: int = 64
+    codebook_size: int = 1024
+    code_dim: int = 16
+    tile: int = 8
+    width: int = 96
+    steps: int = 4000
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    commitment: float = 0.25
+    edges: float = 1.0
+    adversarial: float = 0.1
+    adversarial_start: float = 0.6
+    decay: float = 0.99
+    dead: float = 0.03
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not self.images:
+            raise ConfigError("images: expected at least one folder of images, got none")
+        for name in ("size", "codebook_size", "code_dim", "tile", "steps", "batch_size", "log_every"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("checkpoint_every", self.checkpoint_every, 1)
+        if self.width < 32 or self.width % 32:
+            raise ConfigError(f"width: expected a positive multiple of 32, got {self.width}")
+        if self.code_dim > self.width // 3:
+            raise ConfigError(
+                f"code_dim: expected at most width / 3 = {self.width // 3}, got {self.code_dim}"
+            )
+        if self.size % self.tile:
+            raise ConfigError(f"size: expected a multiple of the tile's {self.tile} pixels, got {self.size}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name}: expected at least {least}, got {value}")

@@ -1,0 +1,221 @@
+"""The built-in quantizer: diffusers' `VQModel` whose encoder sees one tile at a time.
+
+An image is cut into tiles (8×8 pixels) and each is encoded as an image of its own. So equal tiles get equal
+ids whatever surrounds them, which is what a visual vocabulary and a small language model learn from most
+easily. The decoder sees the whole grid and can smooth over the tiles' borders.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from being_vl.errors import ManifestError, QuantizerError
+from being_vl.files import digest, read_manifest, write_manifest
+from being_vl.quantize.images import fit_square
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+FIT = "whole image, bicubic, longer side to size, centred on white; pixels / 127.5 - 1"
+
+TILES_AT_A_TIME = 4096
+# Squared distances of float32 and float64 differ by less than 1e-5 of the squares they are made of; where the
+# second code is less than a hundred times that behind the first, float64 decides.
+SURE = 1e-3
+
+
+class VQGAN:
+    """A `Quantizer` on diffusers' `VQModel`.
+
+    Args:
+        model: The network; its weights are rounded to float16, as they are saved.
+        name: Its name.
+        size: Side of the square that images are fitted into, in pixels: a multiple of the tile's side.
+        device: Where it runs.
+
+    Raises:
+        QuantizerError: if `size` is no positive multiple of the tile's side.
+    """
+
+    def __init__(self, model: VQModel, name: str, size: int, device: str = "cpu") -> None:
+        self.name = name
+        self.size = size
+        self.downsample = tile_side(model)
+        if size < 1 or size % self.downsample:
+            raise QuantizerError(
+                f"quantizer {name!r}: size is {size}; expected a positive multiple of {self.downsample}"
+            )
+        self.model = model.half().float().to(device).eval().requires_grad_(False)
+
+    @property
+    def codebook_size(self) -> int:
+        """Ids are 0 to `codebook_size` - 1."""
+        return int(self.model.quantize.n_e)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of all that decides an id: encoder, codebook and preprocessing."""
+        digests = {"fit": FIT, "size": self.size, "downsample": self.downsample}
+        for name, tensor in self.model.state_dict().items():
+            if not name.startswith(("decoder.", "post_quant_conv.")):
+                digests[name] = hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
+        return digest(digests)
+
+    @cached_property
+    def _exact(self) -> VQModel:
+        """The same network in float64."""
+        exact = VQModel.from_config(self.model.config)
+        exact.load_state_dict(self.model.state_dict())
+        return exact.double().to(self.model.device).eval().requires_grad_(False)
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """What the quantizer sees of `image`: RGB, `size` by `size` pixels."""
+        return fit_square(image, self.size)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Image.Image]) -> list[NDArray[np.int64]]:
+        """Grids (size / downsample)², int64, one per image.
+
+        Equal tiles get equal ids whatever the batch, the number of threads and the device: where float32
+        can't tell two codes apart for sure, float64 decides.
+        """
+        grids = []
+        side = self.size // self.downsample
+        per_call = max(1, TILES_AT_A_TIME // side**2)
+        for start in range(0, len(images), per_call):
+            batch = np.stack([np.asarray(self.prepare(image)) for image in images[start : start + per_call]])
+            tiles = cut_tiles(self.model, to_tensor(batch).to(self.model.device))
+            grids += list(self._ids(tiles).reshape(-1, side, side).cpu().numpy())
+        return grids
+
+    def _ids(self, tiles: Tensor) -> Tensor:
+        """Ids (N,) of tiles (N, channels, h, w)."""
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            latents, codes = self.model.encode(tiles).latents.flatten(1), self.model.quantize.embedding.weight
+            first, second = squared_distances(latents, codes).topk(2, largest=False).values.unbind(1)
+            ids = squared_distances(latents, codes).argmin(1)
+            scale = latents.square().sum(1) + codes.square().sum(1).max()
+            unsure = second - first < SURE * scale
+            if unsure.any():
+                latents = self._exact.encode(tiles[unsure].double()).latents.flatten(1)
+                ids[unsure] = squared_distances(latents, self._exact.quantize.embedding.weight).argmin(1)
+        return ids
+
+    @torch.inference_mode()
+    def decode(self, grids: Sequence[NDArray[np.integer]]) -> list[Image.Image]:
+        """RGB pictures, `downsample` times as large as the grids.
+
+        Raises:
+            QuantizerError: if an id is outside the codebook or a grid is not two-dimensional.
+        """
+        pictures = []
+        for n, grid in enumerate(grids):
+            ids = torch.from_numpy(np.asarray(grid).astype(np.int64))
+            if ids.ndim != 2 or ids.numel() == 0:
+                raise QuantizerError(f"grid {n}: expected shape (height, width), got {tuple(ids.shape)}")
+            if ids.min() < 0 or ids.max() >= self.codebook_size:
+                raise QuantizerError(
+                    f"grid {n}: ids from {ids.min()} to {ids.max()}; quantizer {self.name!r} has ids 0 to "
+                    f"{self.codebook_size - 1}"
+                )
+            codes = self.model.quantize.embedding(ids.to(self.model.device))
+            pixels = decode_codes(self.model, codes[None])[0]
+            array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+            pictures.append(Image.fromarray(array))
+        return pictures
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write `config.json` and weights as diffusers does, in float16, and `manifest.json`."""
+        half = VQModel.from_config(self.model.config)
+        half.load_state_dict(self.model.state_dict())
+        half.half().save_pretrained(folder)
+        fields = {"name": self.name, "size": self.size, "fingerprint": self.fingerprint, "fit": FIT}
+        write_manifest(Path(folder), "quantizer", fields)
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu", size: int | None = None) -> Self:
+        """Load what `save_pretrained` wrote; `size` is explained at `load_quantizer`.
+
+        Raises:
+            QuantizerError: if the folder holds no whole quantizer, or not the one that was saved.
+        """
+        try:
+            manifest = read_manifest(folder, "quantizer")
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            model = VQModel.from_config(config)
+            model.load_state_dict(load_file(folder / WEIGHTS))
+            quantizer = cls(model, manifest["name"], manifest["size"], device)
+        except ManifestError as error:
+            raise QuantizerError(f"{error}; expected 'builtin' or a folder of a quantizer") from None
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise QuantizerError(f"{folder}: the quantizer cannot be loaded ({reason})") from error
+        if quantizer.fingerprint != manifest["fingerprint"]:
+            raise QuantizerError(
+                f"{folder}: its weights and preprocessing give fingerprint {quantizer.fingerprint[:12]}, its "
+                f"manifest says {manifest['fingerprint'][:12]}; copy or make the quantizer again"
+            )
+        return quantizer if size is None else cls(model, quantizer.name, size, device)
+
+
+def new_model(codebook_size: int, code_dim: int, tile: int, width: int) -> VQModel:
+    """An untrained `VQModel` for tiles of `tile` pixels on a side, all folded into channels.
+
+    The decoder's norms are conditioned on the codes (`norm_type="spatial"`, as in MoVQ): plain group norms over
+    the whole picture lose its contrast, which costs such a small decoder 2 to 3 dB.
+    """
+    return VQModel(
+        in_channels=3 * tile**2,
+        out_channels=3 * tile**2,
+        block_out_channels=(width,),
+        latent_channels=code_dim,
+        vq_embed_dim=code_dim,
+        num_vq_embeddings=codebook_size,
+        norm_num_groups=8,
+        norm_type="spatial",
+        mid_block_add_attention=False,
+        layers_per_block=0,
+    )
+
+
+def tile_side(model: VQModel) -> int:
+    """Side of a tile, in pixels."""
+    return round((model.config.in_channels / 3) ** 0.5)
+
+
+def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """Pixels (n, height, width, 3) of 0 to 255 as float32 (n, 3, height, width) of -1 to 1."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def cut_tiles(model: VQModel, pixels: Tensor) -> Tensor:
+    """Images (n, 3, height, width) as tiles (n * height/tile * width/tile, channels, 1, 1), raster order."""
+    tiles = F.pixel_unshuffle(pixels, tile_side(model)).permute(0, 2, 3, 1)
+    return tiles.reshape(-1, tiles.shape[-1], 1, 1)
+
+
+def squared_distances(latents: Tensor, codes: Tensor) -> Tensor:
+    """(N, D) and (K, D) → (N, K)."""
+    squares = latents.square().sum(1, keepdim=True) + codes.square().sum(1)
+    return torch.addmm(squares, latents, codes.T, alpha=-2)
+
+
+def decode_codes(model: VQModel, codes: Tensor) -> Tensor:
+    """Codes (n, height, width, D) to pixels (n, 3, height * tile, width * tile), about -1 to 1."""
+    folded = model.decode(codes.permute(0, 3, 1, 2), force_not_quantize=True).sample
+    return F.pixel_shuffle(folded, tile_side(model))
+
+
+def encoder_parameters(model: VQModel) -> Iterable[Tensor]:
+    """All parameters but the codebook, which is a moving average and has no gradient."""
+    return (p for name, p in model.named_parameters() if not name.startswith("quantize."))
