@@ -1,5 +1,7 @@
 """Staged training: real DeepSpeed engines, real processes, a plain torch loop as the oracle."""
 
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -207,6 +209,14 @@ def test_log_says_what_happened(reference: Path) -> None:
     assert list((reference / "tensorboard").glob("events*"))
 
 
+def kill_all(path: Path) -> None:
+    """Kill -9 the launcher and every rank of a recipe, at once; torchrun's ranks outlive it otherwise."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(path) in process.read_text():
+                os.kill(int(process.parent.name), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_and_resumed_run_has_the_same_losses(
     ranks: int, chain: Path, reference: Path, tmp_path: Path
@@ -215,14 +225,13 @@ def test_killed_and_resumed_run_has_the_same_losses(
     whole, out = tmp_path / "whole", tmp_path / "killed"
     launch(recipe(chain, whole, ranks=ranks, steps=12, zero=2 * (ranks - 1)), ranks)
     path = recipe(chain, out, ranks=ranks, steps=12, zero=2 * (ranks - 1), save_every=2)
-    with subprocess.Popen(command(path, ranks), env=environment(), start_new_session=True) as process:
+    with subprocess.Popen(command(path, ranks), env=environment()) as process:
         deadline = time.monotonic() + 240
         while not (out / "checkpoints" / "stage2-00000004" / "complete.json").exists():
             assert process.poll() is None, "training ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_all(path)
     assert (out / "stage1" / "manifest.json").is_file()
     assert not (out / "stage2").exists()
     kept = sorted((out / "checkpoints").glob("stage2-????????"))
@@ -282,6 +291,17 @@ def test_another_recipe_is_refused(
     line = refused(capsys, recipe(chain, out, weight_decay=0.2))
     assert "weight_decay was 0.1, is 0.2" in line
     assert str(out) in line
+
+
+def test_second_training_in_the_same_folder_is_refused(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with (out / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another training is running" in refused(capsys, recipe(chain, out))
+    assert not list(out.glob("stage*"))
 
 
 def test_images_need_an_expanded_model_and_grids(

@@ -70,9 +70,11 @@ def sha256(path: Path) -> str:
 
 def plain(options: Any) -> Any:
     """An options dataclass, or any value, as what JSON gives back: paths become strings, tuples lists."""
-    return json.loads(
-        json.dumps(options, default=lambda v: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else str(v))
-    )
+
+    def convert(value: Any) -> Any:
+        return dataclasses.asdict(value) if dataclasses.is_dataclass(type(value)) else str(value)
+
+    return json.loads(json.dumps(options, default=convert))
 
 
 def digest(value: Any) -> str:

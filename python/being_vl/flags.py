@@ -26,7 +26,7 @@ def add_flags(parser: ArgumentParser, options: Any, positional: str | None = Non
         if field.type in (list[str], list[Path]):
             required = field.default_factory is dataclasses.MISSING
             kind = str if field.type == list[str] else Path
-            default = None if required else []
+            default: list[object] | None = None if required else []
             name = f"--{field.name}"
             parser.add_argument(
                 name, type=kind, nargs="+", required=required, default=default, help=help_of[field.name]

@@ -110,8 +110,9 @@ def run(config: Namespace) -> Path:
     steps.do("quantize", quantize, options.quantize, images)
     steps.do("vocab", train_vocabulary, options.vocab)
     steps.do("expand", expand, options.expand)
-    steps.do("train", lambda train: train_on_ranks(train, options.ranks), options.train, records)
-    model = Path(options.train.out) / options.train.stages[-1].name
+    steps.do("train", lambda o: train_on_ranks(o, options.ranks), options.train, records)
+    train: TrainOptions = options.train
+    model = train.out / train.stages[-1].name
     log.info("trained model: %s", model)
     log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", model)
     return model

@@ -1,6 +1,7 @@
 """Staged training: for each stage a model, a DeepSpeed engine, its steps, and a plain checkpoint at the end."""
 
 import contextlib
+import fcntl
 import gc
 import logging
 import math
@@ -62,20 +63,41 @@ def train(options: TrainOptions) -> Path:
     plans = _plan(options, examples)
     recipe = _recipe(options)
     check_recipe(options.out / "recipe.json", recipe)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        write_json(options.out / "recipe.json", recipe)
-
-    source, before = options.model, 0
-    for stage, curriculum, steps in plans:
-        folder = options.out / stage.name
-        if (folder / MANIFEST).is_file():
-            read_manifest(folder, "stage")
-            _say(f"{stage.name}: finished before, kept ({folder})")
-        else:
-            _train_stage(options, stage, curriculum, steps, examples, pad_id, source, before)
-        source, before = folder, before + steps
+    with _alone(options.out):
+        if dist.get_rank() == 0:
+            write_json(options.out / "recipe.json", recipe)
+        source, before = options.model, 0
+        for stage, curriculum, steps in plans:
+            folder = options.out / stage.name
+            if (folder / MANIFEST).is_file():
+                read_manifest(folder, "stage")
+                _say(f"{stage.name}: finished before, kept ({folder})")
+            else:
+                _train_stage(options, stage, curriculum, steps, examples, pad_id, source, before)
+            source, before = folder, before + steps
     return source
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder: ranks that outlive a killed launcher still write there.
+
+    The operating system frees the lock when the rank that holds it ends, however it ends.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    taken = [True]
+    with (out / "lock").open("a") as lock:
+        if dist.get_rank() == 0:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken = [False]
+        dist.broadcast_object_list(taken)
+        if not taken[0]:
+            raise CheckpointError(
+                f"{out}: another training is running in this folder; wait for it, end its processes, or choose another"
+            )
+        yield
 
 
 def _train_stage(

@@ -69,6 +69,11 @@ class TrainedLM(nn.Module):
         ModelError: if its embedding or output head is of a kind that cannot be split.
     """
 
+    lm: Any
+    embedding: SplitEmbedding
+    head: SplitHead
+    tied: bool
+
     def __init__(self, lm: Any, text_size: int) -> None:
         super().__init__()
         embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()
@@ -80,7 +85,8 @@ class TrainedLM(nn.Module):
         tied = head.weight is embedding.weight
         split = SplitEmbedding(embedding.weight, text_size)
         source = split if tied else SplitEmbedding(head.weight, text_size)
-        self.embedding, self.head = split, SplitHead(source.text, source.new)
+        self.embedding = split
+        self.head = SplitHead(source.text, source.new)
         lm.set_input_embeddings(split)
         lm.set_output_embeddings(self.head)
         self.lm = lm
