@@ -8,7 +8,6 @@ belongs.
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -77,7 +76,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and one to four objects, in raster order of their corners."""
+    """A background and one to four objects, in raster order of their corners.
+
+    No two objects share a shape or a colour, so either of the two is enough to ask for an object.
+    """
 
     background: str
     things: tuple[Thing, ...]
@@ -86,11 +88,6 @@ class Scene:
     def split(self) -> Split:
         """The split that may use this scene: one scene in eight is held out."""
         return "held-out" if int(digest(asdict(self))[:8], 16) % 8 == 0 else "train"
-
-    def only(self, attribute: str) -> list[Thing]:
-        """The objects that no other object of the scene equals in `attribute`."""
-        count = Counter(getattr(thing, attribute) for thing in self.things)
-        return [thing for thing in self.things if count[getattr(thing, attribute)] == 1]
 
 
 @dataclass(frozen=True)
@@ -112,18 +109,18 @@ def sample_scene(rng: np.random.Generator, split: Split, max_objects: int = MAX_
     while True:
         free = np.ones((CELLS, CELLS), dtype=bool)
         things: list[Thing] = []
-        names: set[str] = set()
         for _ in range(40):
             size = _pick(rng, list(SIZES))
             cells = SIZES[size]
             row, column = (int(v) for v in rng.integers(0, CELLS - cells + 1, size=2))
             shape, colour, texture = _pick(rng, SHAPES), _pick(rng, list(COLOURS)), _pick(rng, TEXTURES)
             thing = Thing(shape, colour, size, texture, row, column)
-            if thing.name in names or not free[row : row + cells, column : column + cells].all():
+            if any(other.shape == shape or other.colour == colour for other in things):
+                continue
+            if not free[row : row + cells, column : column + cells].all():
                 continue
             free[max(row - 1, 0) : row + cells + 1, max(column - 1, 0) : column + cells + 1] = False
             things.append(thing)
-            names.add(thing.name)
             if len(things) == wanted:
                 break
         things.sort(key=lambda thing: (thing.row, thing.column))
@@ -133,14 +130,13 @@ def sample_scene(rng: np.random.Generator, split: Split, max_objects: int = MAX_
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Draw `scene` as a 64×64 RGB picture; `rng` shifts the colours a little, as light does."""
+    """Draw `scene` as a 64×64 RGB picture; `rng` makes it a little lighter or darker."""
 
     def shifted(colour: tuple[int, int, int]) -> NDArray[np.float32]:
-        return np.asarray(colour, np.float32) + rng.integers(-8, 9, size=3)
+        return np.asarray(colour, np.float32) + light
 
+    light = np.float32(rng.integers(-8, 9))
     first, second = (shifted(colour) for colour in BACKGROUNDS[scene.background])
-    if scene.background != "checked":
-        second = first
     rows, columns = np.indices((PIXELS, PIXELS)) // (CELL // 2)
     pixels = np.where(((rows + columns) % 2 == 0)[..., None], first, second)
     for thing in scene.things:
@@ -192,36 +188,26 @@ def named_objects(text: str) -> set[str]:
 # One function per kind of question; it returns None where the scene allows no unambiguous one.
 
 
-def _attribute(
-    attribute: str, by: str, pattern: str
-) -> Callable[[Scene, np.random.Generator], Question | None]:
-    """Ask for `attribute` of an object that is the only one of its `by`."""
-
-    def ask(scene: Scene, rng: np.random.Generator) -> Question | None:
-        things = scene.only(by)
-        if not things:
-            return None
-        thing = _pick(rng, things)
-        return Question(attribute, pattern.format(getattr(thing, by)), getattr(thing, attribute))
-
-    return ask
-
-
-def _background(scene: Scene, rng: np.random.Generator) -> Question:
-    return Question("background", "what is the background?", scene.background)
-
-
-def _count(scene: Scene, rng: np.random.Generator) -> Question:
-    return Question("count", "how many objects are there?", str(len(scene.things)))
+def _attribute(attribute: str, thing: Thing) -> Question:
+    by, text = {
+        "colour": ("shape", "what is the colour of the {}"),
+        "shape": ("colour", "which shape is {}"),
+        "size": ("shape", "what is the size of the {}"),
+        "texture": ("shape", "what is the texture of the {}"),
+    }[attribute]
+    return Question(attribute, text.format(getattr(thing, by)), getattr(thing, attribute))
 
 
 def _two(
     scene: Scene, rng: np.random.Generator, differ: Callable[[Thing, Thing], bool]
 ) -> tuple[Thing, Thing] | None:
-    """Two objects, in random order, each the only one of its shape, for which `differ` holds."""
-    things = scene.only("shape")
-    pairs = [(a, b) for a in things for b in things if a != b and differ(a, b)]
+    """Two objects, in random order, for which `differ` holds."""
+    pairs = [(a, b) for a in scene.things for b in scene.things if a != b and differ(a, b)]
     return _pick(rng, pairs) if pairs else None
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> Question:
+    return Question("count", "how many objects are there", str(len(scene.things)))
 
 
 def _compare(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -229,9 +215,8 @@ def _compare(scene: Scene, rng: np.random.Generator) -> Question | None:
     if pair is None:
         return None
     a, b = pair
-    return Question(
-        "compare", f"is the {a.shape} larger than the {b.shape}?", "yes" if a.cells > b.cells else "no"
-    )
+    answer = "yes" if a.cells > b.cells else "no"
+    return Question("compare", f"is the {a.shape} larger than the {b.shape}", answer)
 
 
 def _relation(axis: int, word: str) -> Callable[[Scene, np.random.Generator], Question | None]:
@@ -241,69 +226,59 @@ def _relation(axis: int, word: str) -> Callable[[Scene, np.random.Generator], Qu
             return None
         a, b = pair
         answer = "yes" if a.middle[axis] < b.middle[axis] else "no"
-        return Question(word, f"is the {a.shape} {word} the {b.shape}?", answer)
+        return Question(word, f"is the {a.shape} {word} the {b.shape}", answer)
 
     return ask
 
 
-_PERCEPTION = (
-    _attribute("colour", "shape", "what colour is the {}?"),
-    _attribute("shape", "colour", "what shape is the {} object?"),
-    _attribute("size", "shape", "how large is the {}?"),
-    _attribute("texture", "shape", "what is the texture of the {}?"),
-    _background,
-)
-_REASONING = (_count, _compare, _relation(0, "above"), _relation(1, "left of"))
-
-
 def perception(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Attributes of single objects and of the background, in random order."""
-    return _ask_all(_PERCEPTION, scene, rng)
+    """Attributes of single objects and of the background, in random order.
+
+    Asks for colours by shape or for shapes by colour, never both, so that no question gives away another's
+    answer.
+    """
+    attribute = _pick(rng, ("colour", "shape"))
+    questions = [_attribute(attribute, thing) for thing in scene.things]
+    if attribute == "colour":
+        questions += [_attribute(_pick(rng, ("size", "texture")), thing) for thing in scene.things]
+    questions.append(Question("background", "what is the background", scene.background))
+    return _shuffled(rng, questions)
 
 
 def reasoning(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Counting, comparison and spatial relations, in random order; yes and no are equally likely."""
-    return _ask_all(_REASONING, scene, rng)
+    asked = [kind(scene, rng) for kind in (_count, _compare, _relation(0, "above"), _relation(1, "left of"))]
+    return _shuffled(rng, [question for question in asked if question is not None])
 
 
 def instruction(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """A conversation in which later questions refer to what was said before."""
-    colours = Question("list colours", "list the colours.", ", ".join(thing.colour for thing in scene.things))
-    shapes = Question("list shapes", "list the shapes.", ", ".join(thing.shape for thing in scene.things))
-    lists = [colours, shapes] if rng.integers(2) else [shapes, colours]
-    if not scene.only("shape"):
-        return lists
-    thing = _pick(rng, scene.only("shape"))
-    first = Question("colour", f"what colour is the {thing.shape}?", thing.colour)
+    colours = Question("list colours", "list the colours", ", ".join(thing.colour for thing in scene.things))
+    shapes = Question("list shapes", "list the shapes", ", ".join(thing.shape for thing in scene.things))
+    thing = _pick(rng, scene.things)
     follow_ups = [
-        Question("its size", "how large is it?", thing.size),
-        Question("its texture", "what is its texture?", thing.texture),
+        Question("its size", "what is its size", thing.size),
+        Question("its texture", "what is its texture", thing.texture),
     ]
-    return [lists[0], first, _pick(rng, follow_ups)]
+    return [_pick(rng, (colours, shapes)), _attribute("colour", thing), _pick(rng, follow_ups)]
 
 
-def _ask_all(
-    kinds: tuple[Callable[[Scene, np.random.Generator], Question | None], ...],
-    scene: Scene,
-    rng: np.random.Generator,
-) -> list[Question]:
-    asked = [kind(scene, rng) for kind in kinds]
-    questions = [question for question in asked if question is not None]
+def _shuffled(rng: np.random.Generator, questions: list[Question]) -> list[Question]:
     return [questions[i] for i in rng.permutation(len(questions))]
 
 
 def conversations(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, list[Question]]]:
     """Per category, one conversation about `scene`."""
-    yield "foundation", [Question("caption", "describe the picture.", caption(scene))]
+    yield "foundation", [Question("caption", "describe the picture", caption(scene))]
     yield "perception", perception(scene, rng)
     yield "reasoning", reasoning(scene, rng)
     yield "instruction", instruction(scene, rng)
 
 
 def describe(scene: Scene) -> str:
-    """The scene in words, its objects in the order of the picture's tokens."""
-    things = "; ".join(f"{thing.size} {thing.texture} {thing.name}" for thing in scene.things)
-    return f"{scene.background}; {things}."
+    """The scene in words, one for each object, in the order of the picture's tokens."""
+    things = " ".join("-".join((t.size, t.texture, t.colour, t.shape)) for t in scene.things)
+    return f"{scene.background} {things}."
 
 
 def _record(
