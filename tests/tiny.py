@@ -136,7 +136,7 @@ def llm(
 def quantizer(folder: Path, codebook_size: int = 16, name: str = "tiny", seed: int = 0) -> VQGAN:
     """Save a quantizer of 32×32 pixels to 4×4 ids: random weights, and codes that tell colours apart."""
     torch.manual_seed(seed)
-    model = new_model(codebook_size, code_dim=4, patch=8, channels=(32,))
+    model = new_model(codebook_size, code_dim=4, tile=8, width=32)
     colours = torch.rand(codebook_size, 3, 1, 1).expand(-1, -1, 8, 8) * 2 - 1
     with torch.no_grad():
         model.quantize.embedding.weight.copy_(model.encode(cut_tiles(model, colours)).latents.flatten(1))
