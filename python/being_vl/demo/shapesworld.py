@@ -190,10 +190,10 @@ def named_objects(text: str) -> set[str]:
 
 def _attribute(attribute: str, thing: Thing) -> Question:
     by, text = {
-        "colour": ("shape", "what is the colour of the {}"),
-        "shape": ("colour", "which shape is {}"),
-        "size": ("shape", "what is the size of the {}"),
-        "texture": ("shape", "what is the texture of the {}"),
+        "colour": ("shape", "what is the colour of the {}?"),
+        "shape": ("colour", "which shape is {}?"),
+        "size": ("shape", "what is the size of the {}?"),
+        "texture": ("shape", "what is the texture of the {}?"),
     }[attribute]
     return Question(attribute, text.format(getattr(thing, by)), getattr(thing, attribute))
 
@@ -207,7 +207,7 @@ def _two(
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:
-    return Question("count", "how many objects are there", str(len(scene.things)))
+    return Question("count", "how many objects are there?", str(len(scene.things)))
 
 
 def _compare(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -216,7 +216,7 @@ def _compare(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     a, b = pair
     answer = "yes" if a.cells > b.cells else "no"
-    return Question("compare", f"is the {a.shape} larger than the {b.shape}", answer)
+    return Question("compare", f"is the {a.shape} larger than the {b.shape}?", answer)
 
 
 def _relation(axis: int, word: str) -> Callable[[Scene, np.random.Generator], Question | None]:
@@ -226,7 +226,7 @@ def _relation(axis: int, word: str) -> Callable[[Scene, np.random.Generator], Qu
             return None
         a, b = pair
         answer = "yes" if a.middle[axis] < b.middle[axis] else "no"
-        return Question(word, f"is the {a.shape} {word} the {b.shape}", answer)
+        return Question(word, f"is the {a.shape} {word} the {b.shape}?", answer)
 
     return ask
 
@@ -241,7 +241,7 @@ def perception(scene: Scene, rng: np.random.Generator) -> list[Question]:
     questions = [_attribute(attribute, thing) for thing in scene.things]
     if attribute == "colour":
         questions += [_attribute(_pick(rng, ("size", "texture")), thing) for thing in scene.things]
-    questions.append(Question("background", "what is the background", scene.background))
+    questions.append(Question("background", "what is the background?", scene.background))
     return _shuffled(rng, questions)
 
 
@@ -253,12 +253,12 @@ def reasoning(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 def instruction(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """A conversation in which later questions refer to what was said before."""
-    colours = Question("list colours", "list the colours", ", ".join(thing.colour for thing in scene.things))
-    shapes = Question("list shapes", "list the shapes", ", ".join(thing.shape for thing in scene.things))
+    colours = Question("list colours", "list the colours.", ", ".join(thing.colour for thing in scene.things))
+    shapes = Question("list shapes", "list the shapes.", ", ".join(thing.shape for thing in scene.things))
     thing = _pick(rng, scene.things)
     follow_ups = [
-        Question("its size", "what is its size", thing.size),
-        Question("its texture", "what is its texture", thing.texture),
+        Question("its size", "what is its size?", thing.size),
+        Question("its texture", "what is its texture?", thing.texture),
     ]
     return [_pick(rng, (colours, shapes)), _attribute("colour", thing), _pick(rng, follow_ups)]
 
@@ -269,7 +269,7 @@ def _shuffled(rng: np.random.Generator, questions: list[Question]) -> list[Quest
 
 def conversations(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, list[Question]]]:
     """Per category, one conversation about `scene`."""
-    yield "foundation", [Question("caption", "describe the picture", caption(scene))]
+    yield "foundation", [Question("caption", "describe the picture.", caption(scene))]
     yield "perception", perception(scene, rng)
     yield "reasoning", reasoning(scene, rng)
     yield "instruction", instruction(scene, rng)
