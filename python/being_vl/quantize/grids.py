@@ -118,7 +118,8 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
         n, row = self._places[key]
         values, offsets, batch = self._shards[n]
         shape = batch.column("height")[row].as_py(), batch.column("width")[row].as_py()
-        return values[offsets[row] : offsets[row + 1]].reshape(shape).astype(np.int64)
+        ids: NDArray[np.integer[Any]] = values[offsets[row] : offsets[row + 1]]
+        return ids.reshape(shape).astype(np.int64)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

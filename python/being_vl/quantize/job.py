@@ -35,7 +35,7 @@ def quantize(options: QuantizeOptions) -> GridStore:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / MANIFEST).unlink(missing_ok=True)
     failed: dict[str, str] = {}
-    shards = []
+    shards: list[dict[str, Any]] = []
     with tqdm(total=len(keys), unit="image", desc="quantize", disable=None) as bar:
         for n, start in enumerate(range(0, len(keys), options.shard_size)):
             part = keys[start : start + options.shard_size]

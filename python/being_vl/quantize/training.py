@@ -24,10 +24,11 @@ from being_vl.quantize.vqgan import (
     VQGAN,
     cut_tiles,
     decode_codes,
-    encoder_parameters,
+    encode_tiles,
     new_model,
     squared_distances,
     to_tensor,
+    trained_parameters,
 )
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
 
     The networks start as principal components of the tiles, and the codebook as k-means of those, which is a
     fair quantizer already; without that start, hours go by before it is as good. The codebook then follows the
-    moving averages of the latents, with unused codes placed anew. A patch discriminator joins late. Everything
+    moving averages of the latents, with unused codes placed anew; equal tiles of a batch count once there, or
+    plain backgrounds would get most of the codes. A patch discriminator joins late. Everything
     random is a function of the seed and the step, so a run that was killed goes on from its checkpoint as if
     nothing had happened.
 
@@ -102,7 +104,8 @@ class Pictures:
             image = self._shrunk(paths[rng.integers(len(paths))])
             most = min(image.size)
             side = round(math.exp(rng.uniform(math.log(min(self.size, most)), math.log(most))))
-            left, top = rng.integers(image.width - side + 1), rng.integers(image.height - side + 1)
+            left = int(rng.integers(image.width - side + 1))
+            top = int(rng.integers(image.height - side + 1))
             box = (left, top, left + side, top + side)
             crops.append(np.asarray(image.resize((self.size,) * 2, Image.Resampling.BICUBIC, box)))
         return to_tensor(np.stack(crops))
@@ -182,7 +185,7 @@ class Trainer:
         self.codebook = Codebook(self.model.quantize.embedding.weight.data, options.decay, options.dead)
         self.optimizers = [
             torch.optim.AdamW(parameters, options.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
-            for parameters in (encoder_parameters(self.model), self.discriminator.parameters())
+            for parameters in (trained_parameters(self.model), self.discriminator.parameters())
         ]
         self.done = 0
         self.held_out = {name: self.pictures.fitted(paths) for name, paths in self.pictures.held_out.items()}
@@ -221,12 +224,13 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * _schedule(self.done, options.steps)
 
-        latents = self._latents(images)
+        tiles, places = cut_tiles(self.model, images).unique(dim=0, return_inverse=True)
+        latents = encode_tiles(self.model, tiles)
         ids = squared_distances(latents.detach(), self.codebook.weight).argmin(1)
         codes = self.codebook.weight[ids]
         commitment = F.mse_loss(latents, codes)
         quantized = latents + (codes - latents).detach()
-        made = self._decode(quantized, images)
+        made = self._decode(quantized[places], images)
         pixels, edges = F.l1_loss(made, images), edge_loss(made, images)
         reconstruction = pixels + options.edges * edges
         loss = reconstruction + options.commitment * commitment
@@ -265,7 +269,7 @@ class Trainer:
         return {"psnr": psnr, "codes_used": round(float(used.float().mean()), 4)}
 
     def _latents(self, images: Tensor) -> Tensor:
-        return self.model.encode(cut_tiles(self.model, images)).latents.flatten(1)
+        return encode_tiles(self.model, cut_tiles(self.model, images))
 
     def _decode(self, codes: Tensor, images: Tensor) -> Tensor:
         side = images.shape[-1] // self.options.tile
@@ -273,11 +277,11 @@ class Trainer:
 
     def _balance(self, reconstruction: Tensor, opinion: Tensor) -> Tensor:
         """Makes both losses pull equally at the last layer (VQ-GAN, equation 7)."""
-        last = self.model.decoder.conv_out.weight
-        pulls = [
-            torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, opinion)
-        ]
-        return (pulls[0] / (pulls[1] + 1e-4)).clamp(max=1e4).detach()
+        last: Tensor = self.model.decoder.conv_out.weight
+        (pull,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
+        (other,) = torch.autograd.grad(opinion, last, retain_graph=True)
+        weight: Tensor = (pull.norm() / (other.norm() + 1e-4)).clamp(max=1e4)
+        return weight
 
     def _optimize(self, which: int, loss: Tensor) -> None:
         optimizer = self.optimizers[which]
@@ -293,9 +297,11 @@ class Trainer:
             self.pictures.batch(np.random.default_rng([options.seed, 2, n]), options.batch_size)
             for n in range(START_BATCHES)
         )
-        tiles = torch.cat([cut_tiles(self.model, batch.to(options.device)) for batch in batches])
+        tiles = torch.cat([cut_tiles(self.model, batch.to(options.device)) for batch in batches]).unique(
+            dim=0
+        )
         start_linear(self.model, tiles.flatten(1))
-        latents = torch.cat([self.model.encode(part).latents.flatten(1) for part in tiles.split(4096)])
+        latents = torch.cat([encode_tiles(self.model, part) for part in tiles.split(4096)])
         self.codebook.place(latents, rng)
 
     @property
