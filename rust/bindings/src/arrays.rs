@@ -87,7 +87,9 @@ fn integers<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, P
         Err(_) => py.import("numpy")?.call_method1("asarray", (input,))?.cast_into::<PyUntypedArray>()?,
     };
     let dtype = array.dtype();
-    if !matches!(dtype.kind(), b'i' | b'u') && !(array.len() == 0 && array.ndim() == 1) {
+    // numpy makes an empty list an array of floats.
+    let empty_list = array.ndim() == 1 && array.len() == 0;
+    if !empty_list && !matches!(dtype.kind(), b'i' | b'u') {
         return Err(PyTypeError::new_err(format!("{name}: expected integers, got dtype {dtype}")));
     }
     let size = dtype.itemsize().max(1) as isize;
@@ -111,7 +113,7 @@ fn read(
     first: usize,
     grids: &mut Vec<Grid>,
 ) -> PyResult<()> {
-    dispatch(array, Grids { base_vocab_size, first, grids })
+    dispatch(array, Grids { base_vocab_size, first, found: grids })
 }
 
 /// Something to do with an array's elements, whatever integer type they have.
@@ -160,7 +162,7 @@ impl Visitor for Tokens {
 struct Grids<'a> {
     base_vocab_size: u32,
     first: usize,
-    grids: &'a mut Vec<Grid>,
+    found: &'a mut Vec<Grid>,
 }
 
 impl Visitor for Grids<'_> {
@@ -170,7 +172,7 @@ impl Visitor for Grids<'_> {
         py: Python<'_>,
         view: ArrayViewD<'_, T>,
     ) -> PyResult<()> {
-        let Self { base_vocab_size, first, grids } = self;
+        let Self { base_vocab_size, first, found } = self;
         let mut push = |index: usize, view: ArrayViewD<'_, T>| {
             let (height, width) = (view.shape()[0], view.shape()[1]);
             let mut ids = Vec::with_capacity(view.len());
@@ -184,7 +186,7 @@ impl Visitor for Grids<'_> {
                     }
                 }
             }
-            grids.push(Grid::new(index, height, width, ids)?);
+            found.push(Grid::new(index, height, width, ids)?);
             Ok(())
         };
         if view.ndim() == 2 {

@@ -60,7 +60,7 @@ impl Vocabulary {
         sigma: f64,
         min_frequency: u64,
         num_threads: usize,
-        progress: Option<Py<PyAny>>,
+        progress: Option<&Bound<'_, PyAny>>,
         quantizer_name: Option<String>,
         quantizer_fingerprint: Option<String>,
     ) -> PyResult<Self> {
@@ -78,6 +78,7 @@ impl Vocabulary {
         };
         let grids = arrays::grids(grids, base_vocab_size)?;
         let news = Mutex::new(None);
+        let progress = progress.map(|progress| progress.clone().unbind());
         let tell = |py: Python<'_>| {
             let Some(progress) = &progress else { return Ok(()) };
             let latest = news.lock().ok().and_then(|mut news| news.take());
@@ -102,8 +103,8 @@ impl Vocabulary {
     }
 
     /// The content of the vocabulary file.
-    fn to_json(&self) -> String {
-        self.core.to_json()
+    fn to_json(&self) -> PyResult<String> {
+        self.core.to_json().map_err(|error| to_python(&error))
     }
 
     /// Encode one grid to (ids, None), or to (ids, (token of each cell, leaf of each cell)).
@@ -198,7 +199,7 @@ impl Vocabulary {
         Ok(cells.into_iter().map(|(offset, id)| (offset.dy, offset.dx, id)).collect())
     }
 
-    /// Per rule: a, b, dy, dx (None in pair mode), n, n_offset, s.
+    /// Per rule: a, b, dy and dx (None in pair mode), and its statistics n, `n_offset`, s.
     fn rules(&self) -> Vec<RuleTuple> {
         let tuple = |rule: &Rule| {
             let (dy, dx) = rule.offset.map(|offset| (offset.dy, offset.dx)).unzip();

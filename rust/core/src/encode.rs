@@ -172,7 +172,10 @@ impl Workspace {
         let stride = grid.width() + 1;
         let mut leaves = options.regions.then(|| vec![0; canvas.len()]);
 
-        for x in canvas.anchors() {
+        for (step, x) in canvas.anchors().enumerate() {
+            if step % CHECK_INTERVAL == 0 {
+                interrupt.check()?;
+            }
             for y in canvas.right_and_below(x, stride) {
                 if y != BORDER {
                     queue.extend(encoder.candidate(canvas, x, y));
@@ -245,7 +248,7 @@ impl Dropout {
     }
 }
 
-/// One step of the generator SplitMix64.
+/// One step of the generator `SplitMix64`.
 fn mix(state: u64) -> u64 {
     let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

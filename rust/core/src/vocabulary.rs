@@ -142,8 +142,11 @@ impl Vocabulary {
     }
 
     /// The vocabulary file's content: JSON with one rule per line.
-    #[must_use]
-    pub fn to_json(&self) -> String {
+    ///
+    /// # Errors
+    /// None that could happen; numbers and strings always have a JSON form.
+    pub fn to_json(&self) -> Result<String> {
+        let format = |error: serde_json::Error| Error::Format(error.to_string());
         let head = Head {
             format: FORMAT.to_owned(),
             version: VERSION,
@@ -158,19 +161,15 @@ impl Vocabulary {
             num_merges: self.rules.len() as u64,
             merges: Vec::new(),
         };
-        let to_json = "numbers and strings always have a JSON form";
-        let text = serde_json::to_string_pretty(&head).expect(to_json);
-        let lines: Vec<String> = self
-            .rules
-            .iter()
-            .map(|rule| format!("    {}", serde_json::to_string(&Merge::from(rule)).expect(to_json)))
-            .collect();
-        let head = text.strip_suffix("[]\n}").unwrap_or(&text);
-        if lines.is_empty() {
-            format!("{head}[]\n}}\n")
-        } else {
-            format!("{head}[\n{}\n  ]\n}}\n", lines.join(",\n"))
+        let mut text = serde_json::to_string_pretty(&head).map_err(format)?;
+        // The head ends with an empty list of merges.
+        text.truncate(text.len() - "]\n}".len());
+        for (index, rule) in self.rules.iter().enumerate() {
+            text.push_str(if index == 0 { "\n    " } else { ",\n    " });
+            text.push_str(&serde_json::to_string(&Merge::from(rule)).map_err(format)?);
         }
+        text.push_str(if self.rules.is_empty() { "]\n}\n" } else { "\n  ]\n}\n" });
+        Ok(text)
     }
 
     /// Reads the content of a vocabulary file and checks all of it.

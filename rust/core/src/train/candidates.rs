@@ -1,6 +1,6 @@
 //! The indexed pairs and the choice of the next one.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -130,11 +130,10 @@ impl Candidates {
                 start = Bound::Excluded((bits, u64::MAX, u32::MAX));
                 let priority = priority(frequency, max_frequency, alpha, f64::from_bits(bits.0));
                 if let Some(best) = &best {
-                    if priority < best.priority {
-                        break;
-                    }
-                    if priority == best.priority && key > best.key {
-                        continue;
+                    match priority.total_cmp(&best.priority) {
+                        Ordering::Less => break,
+                        Ordering::Equal if key > best.key => continue,
+                        _ => (),
                     }
                 }
                 if let Pair { count, evaluation: Some(evaluation), .. } = self.pairs[pair as usize] {

@@ -195,7 +195,9 @@ impl<'a> Trainer<'a> {
         };
         let best = candidates.best(options.alpha, evaluate)?;
         for pair in dropped {
-            shards.iter_mut().for_each(|shard| shard.forget(pair));
+            for shard in &mut *shards {
+                shard.forget(pair);
+            }
         }
         Ok(best)
     }
@@ -233,7 +235,9 @@ impl<'a> Trainer<'a> {
         }
         for (pair, removed) in changing.into_iter().zip(removed) {
             if removed > 0 && !self.candidates.remove(pair, removed, self.threshold) {
-                self.shards.iter_mut().for_each(|shard| shard.forget(pair));
+                for shard in &mut self.shards {
+                    shard.forget(pair);
+                }
             }
         }
         let added = self.add(added);

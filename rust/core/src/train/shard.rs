@@ -219,15 +219,15 @@ impl Shard {
         let mut rest = matches.as_slice();
         let mut neighbours = Neighbours::default();
         while let Some(&[last, _]) = rest[..rest.len().min(CHUNK)].last() {
-            if interrupt.is_set() {
-                break;
-            }
             // Whole grids at a time, because what a region's neighbours were must be known before any of them merges.
             let end = self.canvas.grid_end(last);
             let (chunk, later) = rest.split_at(rest.partition_point(|&[x, _]| x < end));
             rest = later;
             neighbours.clear();
-            for &pair in chunk {
+            for (i, &pair) in chunk.iter().enumerate() {
+                if i % CHECK_INTERVAL == 0 && interrupt.is_set() {
+                    return changes;
+                }
                 self.remove_pair(merge, pair, &mut neighbours, &mut changes.removed);
             }
             for &[x, y] in chunk {
