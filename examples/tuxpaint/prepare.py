@@ -1,7 +1,7 @@
 """Make LLaVA JSON out of the stamps of Debian's package tuxpaint-stamps-default.
 
     apt-get install tuxpaint-stamps-default
-    python examples/tuxpaint/prepare.py --out runs/tuxpaint-data
+    python examples/tuxpaint/prepare.py --out runs/tuxpaint/data
 
 Each stamp is a PNG with a text file beside it, whose first line is an English caption; its folder says what kind of
 thing it shows. A picture gives a `foundation` record (its caption), a `perception` record (its kind) and an
@@ -56,9 +56,11 @@ def records(key: str, caption: str, kind: str) -> list[dict[str, object]]:
 
 def main() -> None:
     """Write the three files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"))
-    parser.add_argument("--out", type=Path, default=Path("runs/tuxpaint-data"))
+    parser.add_argument("--out", type=Path, default=Path("runs/tuxpaint/data"))
     arguments = parser.parse_args()
     if not arguments.stamps.is_dir():
         parser.error(f"there is no folder {arguments.stamps}: apt-get install tuxpaint-stamps-default")
