@@ -9,8 +9,7 @@ small enough for two CPU cores.
 import logging
 from pathlib import Path
 
-from being_vl.data.records import read_records
-from being_vl.demo.llm import new_llm
+from being_vl.demo.llm import TinyLlamaOptions, make_llama
 from being_vl.train.engine import train
 from being_vl.train.options import StageOptions, TrainOptions
 
@@ -22,9 +21,9 @@ def main() -> None:
     """Make the tokenizer and the untrained model, then train it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not (OUT / "untrained").exists():
-        new_llm(OUT / "untrained", read_records(DATA), vocab_size=2048)
-    stage = StageOptions("text", "all", 2e-3, {"foundation": 50, "reasoning": 50}, max_steps=600)
-    train(TrainOptions(model=OUT / "untrained", records=[DATA], out=OUT, stages=[stage], micro_batch_size=32))
+        make_llama(TinyLlamaOptions(DATA, OUT / "untrained", hidden_size=128, layers=4, heads=4))
+    stage = StageOptions("text", "all", 2e-3, {"foundation": 50, "reasoning": 50}, max_steps=300)
+    train(TrainOptions(OUT / "untrained", [DATA], OUT, stages=[stage], micro_batch_size=32, dtype="fp32"))
 
 
 if __name__ == "__main__":
