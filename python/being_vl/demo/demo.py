@@ -1,0 +1,168 @@
+"""`being-vl demo`: the whole chain on built-in data, on a CPU."""
+
+import json
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import Namespace
+
+from being_vl.demo import shapesworld
+from being_vl.demo.exam import ExamOptions, Row, table, take_exam
+from being_vl.demo.llm import TinyLlamaOptions, make_llama
+from being_vl.demo.options import DemoOptions
+from being_vl.demo.photos import PhotosOptions, photographs
+from being_vl.quantize.grids import GridStore
+from being_vl.run import Steps, recipe_parser, run
+from being_vl.tokenizer import VisualBPE
+from being_vl.train.options import StageOptions, TrainOptions
+
+MOST_THREADS = 4
+"""A model this small gains nothing from more."""
+
+SHORT: dict[str, Any] = {"dtype": "fp32", "micro_batch_size": 32, "max_length": 256, "betas": (0.9, 0.98)}
+"""What the training on text shares with the recipe."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the demo does: numbers of pictures and scenes, and optimizer steps."""
+
+    pictures: int
+    text_scenes: int
+    held_out: int
+    text_steps: int
+    stage_steps: tuple[int, int, int] | None
+
+
+FULL = Size(pictures=6000, text_scenes=4000, held_out=400, text_steps=500, stage_steps=None)
+QUICK = Size(pictures=200, text_scenes=200, held_out=24, text_steps=20, stage_steps=(10, 10, 20))
+
+
+@dataclass
+class DataOptions:
+    """Options of making the demo's data.
+
+    Args:
+        out: Folder in which `train/`, `held-out/` and `text/` are made.
+        pictures: Training pictures.
+        text_scenes: Scenes described in words.
+        held_out: Held-out pictures.
+        seed: Seed of all of them.
+    """
+
+    out: Path
+    pictures: int
+    text_scenes: int
+    held_out: int
+    seed: int
+
+
+def make_data(options: DataOptions) -> None:
+    """Draw the pictures and write the records."""
+    shapesworld.generate(options.out / "train", options.pictures, options.seed)
+    shapesworld.generate(options.out / "held-out", options.held_out, options.seed, "held-out")
+    shapesworld.generate_text(options.out / "text", options.text_scenes, options.seed)
+
+
+def demo(options: DemoOptions) -> Path:
+    """Run the chain, print what came of it, and write pictures of it.
+
+    Run again, finished steps are skipped.
+
+    Returns:
+        The folder of the trained model.
+
+    Raises:
+        ConfigError: if `options.out` holds a demo of another size or seed.
+    """
+    from being_vl.train.engine import train  # takes seconds to import
+
+    torch.set_num_threads(min(MOST_THREADS, torch.get_num_threads()))
+    out, size, seed = options.out, QUICK if options.quick else FULL, options.seed
+    steps = Steps(out)
+    steps.do("data", make_data, DataOptions(out, size.pictures, size.text_scenes, size.held_out, seed))
+    llama = TinyLlamaOptions(out / "text" / "text.json", out / "text" / "untrained", seed=seed)
+    steps.do("llm", make_llama, llama)
+    text = TrainOptions(
+        llama.out, [llama.records], out / "text", stages=[text_stage(size)], seed=seed, **SHORT
+    )
+    steps.do("text", train, text)
+    model = run(recipe(out, size, seed))
+    steps.do("exam", take_exam, ExamOptions(model, out / "held-out", out / "exam", size.held_out))
+    steps.do("photographs", photographs, PhotosOptions(out / "vocabulary.json", out / "photographs"))
+    print(summary(out, model))
+    return model
+
+
+def text_stage(size: Size) -> StageOptions:
+    """The training on text alone that stands for an LLM's pretraining."""
+    mixture = {"foundation": 20.0, "perception": 40.0, "reasoning": 20.0, "instruction": 20.0}
+    return StageOptions("pretrained", "all", 2e-3, mixture, warmup=0.05, max_steps=size.text_steps)
+
+
+def recipe(out: Path, size: Size, seed: int) -> Namespace:
+    """The packaged recipe, its paths in `out`, for `being_vl.run.run`."""
+    paths = {
+        "images": out / "train" / "images",
+        "llm": out / "text" / "pretrained",
+        "out": out,
+        "records": out / "train" / "train.json",
+        "train.seed": seed,
+        "expand.seed": seed,
+    }
+    flags = [f"--{name}={value}" for name, value in paths.items() if name != "records"]
+    with as_file(files("being_vl.recipes") / "demo.yaml") as path:
+        config = recipe_parser().parse_args(
+            ["--recipe", str(path), *flags, "--records", str(paths["records"])]
+        )
+    if size.stage_steps:
+        for stage, number in zip(config.train.stages, size.stage_steps, strict=True):
+            stage.max_steps = number
+    return config
+
+
+def summary(out: Path, model: Path) -> str:
+    """What came of a finished demo, to be printed."""
+    results = [Row(**row) for row in json.loads((out / "exam" / "results.json").read_text(encoding="utf-8"))]
+    store = GridStore.open(out / "grids")
+    bpe = VisualBPE.load(out / "vocabulary.json")
+    grids = list(store.values())[:1000]
+    cells = np.mean([grid.size for grid in grids])
+    tokens = len(bpe.encode_batch(grids).values) / len(grids)
+    photos = json.loads((out / "photographs" / "photographs.json").read_text(encoding="utf-8"))
+    done = sorted((out / "steps").glob("*.json"), key=lambda file: file.stat().st_mtime)
+    seconds = {file.stem: json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in done}
+    times = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+    kept = sum(photo["tokens"] for photo in photos.values()) / sum(
+        photo["cells"] for photo in photos.values()
+    )
+    return f"""
+Held-out pictures, per cent right
+{table(results)}
+
+swapped        the same model with the tokens of another picture
+majority       always the most frequent answer to that kind of question
+random object  the asked attribute of a random object of the right picture
+
+Tokens per picture: {cells:.0f} before visual BPE, {tokens:.1f} after; the shipped photographs, which the
+vocabulary was not learned on, keep {kept:.0%} of theirs.
+
+Seconds per step: {times}; in all {sum(seconds.values()):.0f}
+
+{out}/
+  train/ held-out/ text/   pictures, records, and the LLM that was trained on text alone
+  grids/ vocabulary.json   ids of the pictures, and the visual BPE learned from them
+  expanded/                the LLM with rows for the visual tokens
+  training/                a plain Hugging Face checkpoint per stage, log.jsonl, TensorBoard
+  exam/                    results.json, results.md, answers.jsonl: every question and answer
+  photographs/             photographs, and what their tokens give back
+
+To try next:
+  being-vl generate --model {model} --image {out}/held-out/images/held-out-00000.png --prompt "describe the picture."
+  tensorboard --logdir {out}/training
+  being-vl run RECIPE      the same chain on images and records of your own: docs/run.md
+"""

@@ -1,0 +1,148 @@
+"""ShapesWorld's pictures and records, checked against the scenes and against the pixels."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from being_vl.data.records import CATEGORIES, read_records
+from being_vl.demo import shapesworld
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 training pictures, 60 held-out ones, and 100 scenes in words."""
+    folder = tmp_path_factory.mktemp("world")
+    shapesworld.generate(folder, 300, seed=3)
+    shapesworld.generate(folder, 60, seed=3, split="held-out")
+    shapesworld.generate_text(folder, 100, seed=3)
+    return folder
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(world: Path, tmp_path: Path) -> None:
+    shapesworld.generate(tmp_path / "again", 20, seed=3)
+    shapesworld.generate(tmp_path / "other", 20, seed=4)
+    names = [f"train-{n:05d}.png" for n in range(20)]
+    assert [f.name for f in sorted((tmp_path / "again" / "images").iterdir())] == names
+    for name in names:
+        assert (tmp_path / "again/images" / name).read_bytes() == (world / "images" / name).read_bytes()
+    assert load(tmp_path / "again" / "train.json") == load(world / "train.json")[:80]
+    assert load(tmp_path / "other" / "train.json") != load(tmp_path / "again" / "train.json")
+
+
+def test_no_held_out_scene_is_trained_on() -> None:
+    # One object in few places: the same scenes come up again and again.
+    rng = np.random.default_rng(0)
+    trained, held_out = (
+        {shapesworld.sample_scene(rng, split, max_objects=1) for _ in range(600)}
+        for split in ("train", "held-out")
+    )
+    assert not trained & held_out
+    assert len(trained) > 500
+    assert len(held_out) > 400
+
+
+def test_records_are_llava_json_of_all_categories(world: Path) -> None:
+    for split, count in (("train", 300), ("held-out", 60)):
+        records = read_records(world / f"{split}.json")
+        assert Counter(record.category for record in records) == dict.fromkeys(CATEGORIES, count)
+        assert all((world / "images" / image).is_file() for record in records for image in record.images)
+    words = read_records(world / "text.json")
+    assert len(words) == 400
+    assert not any(record.images for record in words)
+    for record in load(world / "train.json"):
+        assert len(record["kinds"]) * 2 == len(record["conversations"])
+
+
+def answer(scene: dict[str, Any], question: str) -> str:
+    """Answer a question from the scene's own fields, by other means than the generator's."""
+    things = scene["things"]
+    cells = {"small": 2, "large": 3}
+    words = question.rstrip("?.").split()
+
+    def one(**fields: str) -> dict[str, Any]:
+        (found,) = [t for t in things if all(t[key] == value for key, value in fields.items())]
+        return dict(found)
+
+    def centre(thing: dict[str, Any], axis: str) -> float:
+        return float(thing[axis]) + cells[thing["size"]] / 2
+
+    match words:
+        case ["describe", *_]:
+            names = [f"a {t['colour']} {t['shape']}" for t in things]
+            return ", ".join([*names, f"on a {scene['background']} background."])
+        case ["what", "is", "the", "background"]:
+            return str(scene["background"])
+        case ["what", "is", "the", attribute, "of", "the", shape]:
+            return str(one(shape=shape)[attribute])
+        case ["which", "shape", "is", colour]:
+            return str(one(colour=colour)["shape"])
+        case ["how", "many", *_]:
+            return str(len(things))
+        case ["list", "the", attributes]:
+            return ", ".join(t[attributes[:-1]] for t in things)
+        case ["is", "the", a, "larger", "than", "the", b]:
+            return "yes" if cells[one(shape=a)["size"]] > cells[one(shape=b)["size"]] else "no"
+        case ["is", "the", a, "above", "the", b]:
+            return "yes" if centre(one(shape=a), "row") < centre(one(shape=b), "row") else "no"
+        case ["is", "the", a, "left", "of", "the", b]:
+            return "yes" if centre(one(shape=a), "column") < centre(one(shape=b), "column") else "no"
+    raise AssertionError(question)
+
+
+def test_answers_follow_from_the_scenes(world: Path) -> None:
+    scenes = load(world / "train-scenes.json")
+    asked: Counter[str] = Counter()
+    yes: Counter[str] = Counter()
+    for record in load(world / "train.json"):
+        spoken_of = None
+        for kind, question, given in zip(
+            record["kinds"], record["conversations"][::2], record["conversations"][1::2], strict=True
+        ):
+            text = question["value"].replace("<image>\n", "")
+            if text.startswith("what is its"):
+                text = text.replace("its", "the").replace("?", f" of the {spoken_of}")
+            spoken_of = text.rstrip("?").split()[-1]
+            assert given["value"] == answer(scenes[record["image"]], text), record
+            asked[kind] += 1
+            yes[kind] += given["value"] == "yes"
+    relations = {"above", "left of", "compare"}
+    attributes = {"colour", "shape", "size", "texture", "background", "its size", "its texture"}
+    assert asked.keys() == relations | attributes | {"caption", "count", "list colours", "list shapes"}
+    for kind in relations:
+        assert 0.4 < yes[kind] / asked[kind] < 0.6
+
+
+def test_pictures_show_their_scenes(world: Path) -> None:
+    for name, scene in list(load(world / "train-scenes.json").items())[:100]:
+        pixels = np.asarray(Image.open(world / "images" / name)).astype(int)
+        assert pixels.shape == (64, 64, 3)
+        covered = np.zeros((8, 8), bool)
+        for thing in scene["things"]:
+            side = {"small": 2, "large": 3}[thing["size"]]
+            row, column = thing["row"], thing["column"]
+            assert not covered[row : row + side, column : column + side].any()
+            covered[row : row + side, column : column + side] = True
+            window = pixels[row * 8 : (row + side) * 8, column * 8 : (column + side) * 8]
+            middle = window[side * 4 : side * 4 + 2, side * 4]
+            expected = shapesworld.COLOURS[thing["colour"]]
+            assert np.abs(middle - expected).max() <= 9, (name, thing)
+        background = pixels.reshape(8, 8, 8, 8, 3).transpose(0, 2, 1, 3, 4)[~covered].mean()
+        assert {"dark": background < 70, "light": background > 200, "checked": 80 < background < 180}[
+            scene["background"]
+        ]
+
+
+def test_named_objects_reads_captions() -> None:
+    caption = "A red circle, a blue square , on a dark background."
+    assert shapesworld.named_objects(caption) == {"red circle", "blue square"}
+    assert shapesworld.named_objects("red, circle") == {"red circle"}
+    assert shapesworld.named_objects("circle red") == set()
