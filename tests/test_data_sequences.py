@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from being_vl import VisualBPE
 from being_vl.data.batches import collate
 from being_vl.data.records import Record, Turn

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tiny
 from being_vl import VisualBPE
 from being_vl.data.batches import collate
 from being_vl.data.records import Record, Turn

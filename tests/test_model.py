@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
+import tiny
 from being_vl import VisualBPE
 from being_vl.data.chat import DEFAULT_TEMPLATE
 from being_vl.errors import ConfigError, ModelError, QuantizerError, VocabularyError
@@ -98,10 +98,6 @@ def test_new_rows_are_drawn_by_he_seeded_and_all_different(parts: Path, tmp_path
     assert all(map(torch.equal, rows, new_rows("again")))
     assert not torch.equal(rows[0], new_rows("other", seed=1)[0])
 
-    text = AutoModelForCausalLM.from_pretrained(llm).get_input_embeddings().weight.std().item()
-    as_text = new_rows("text", initialisation="text")
-    assert all(drawn.std().item() == pytest.approx(text, rel=0.05) for drawn in as_text)
-
 
 def test_the_folder_holds_all_that_belongs_to_the_model(parts: Path, tmp_path: Path) -> None:
     llm = tiny.llm(tmp_path / "llm", template=tiny.LLAMA3)
@@ -137,16 +133,13 @@ def test_a_tokenizer_without_chat_template_gets_the_default(parts: Path, tmp_pat
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == DEFAULT_TEMPLATE
 
 
-def test_the_generation_config_is_kept_even_if_transformers_finds_fault_with_it(
-    parts: Path, tmp_path: Path
-) -> None:
-    """Llama 2's own says temperature 0.9 without sampling, which `save_pretrained` refuses to write."""
+def test_the_generation_config_is_kept(parts: Path, tmp_path: Path) -> None:
+    """Also Llama 2's own, whose temperature without sampling transformers finds fault with."""
     llm = tiny.llm(tmp_path / "llm")
     stored = json.loads((llm / "generation_config.json").read_text()) | {"temperature": 0.9, "max_length": 99}
     (llm / "generation_config.json").write_text(json.dumps(stored))
     expand(options(parts, llm, tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == stored
-    assert GenerationConfig.from_pretrained(tmp_path / "out").max_length == 99
 
 
 def test_expanding_again_replaces_its_own_folder_and_no_other(parts: Path, tmp_path: Path) -> None:

@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import cached_file
 
 from being_vl.data.chat import DEFAULT_TEMPLATE, ChatFormat
 from being_vl.errors import ConfigError, ModelError, QuantizerError
@@ -25,7 +23,6 @@ log = logging.getLogger(__name__)
 
 VOCABULARY_FILE = "visual_vocabulary.json"
 QUANTIZER_FOLDER = "quantizer"
-GENERATION_CONFIG = "generation_config.json"
 COMPANIONS = (
     *(
         "tokenizer*",
@@ -35,7 +32,7 @@ COMPANIONS = (
         "vocab.*",
         "merges.txt",
     ),
-    *("*.model", GENERATION_CONFIG, LAYOUT_FILE, VOCABULARY_FILE, QUANTIZER_FOLDER),
+    *("*.model", "generation_config.json", LAYOUT_FILE, VOCABULARY_FILE, QUANTIZER_FOLDER),
 )
 """What belongs to a model's folder beside config and weights, as patterns of names."""
 
@@ -47,14 +44,13 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     `AutoModelForCausalLM.from_pretrained`. The folder is complete: tokenizer (with a default chat template if it has
     none), `being_vl.json` (layout), `visual_vocabulary.json`, `quantizer/`, and last `manifest.json`.
 
-    New rows are drawn from a normal distribution. With `he` its standard deviation is sqrt(2 / hidden size), He's
-    for fan-in: the hidden size is the number of inputs that a row of the output head sums. A row then has a length
-    near sqrt(2), whatever the size; the rows of trained LLMs are mostly 0.3 to 4 long, so check the logged standard
-    deviations of both. Where input and output embeddings are untied, the head's new rows are drawn on their own;
-    where they are tied, one draw serves both. In either case, until stage 1 has taught the model not to, it gives
-    the image ids a share of the probability of the next token: logits of the new rows have a standard deviation of
-    sqrt(2) times the root mean square of the final hidden state. Text logits do not change. `text` takes the text
-    rows' own standard deviation, per matrix, for LLMs where He's is far from it. A bias of the head is 0 for new rows.
+    New rows are drawn from a normal distribution with standard deviation sqrt(2 / hidden size): He's for fan-in, the
+    hidden size being what a row of the output head sums over. So each is about sqrt(2) long, whatever the size. Where
+    the embeddings are untied, the head's rows are drawn on their own; where they are tied, one draw serves both. A bias
+    of the head is 0. Until training has taught the model that answers hold no image ids, these take a part of the
+    probability of the next token: their logits have a standard deviation of sqrt(2) times the root mean square of the
+    final hidden state. (SmolLM2-135M, tied, with 2,050 new rows: 0.06 % of the probability. With rows as long as its
+    text rows, 2.3 times longer, it is 22 %.) The log shows the standard deviations of text rows and new rows.
 
     Returns:
         The layout of the shared vocabulary.
@@ -82,7 +78,7 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     layout = VocabularyLayout(
         text_size, bpe.base_vocab_size, bpe.num_merges, quantizer.name, quantizer.fingerprint
     )
-    scales = _enlarge(model, layout, options)
+    scales = _enlarge(model, layout, options.seed)
     log.info(
         "%s: %d text rows + %d visual rows = %d; standard deviation of text rows and new rows: %s",
         options.llm,
@@ -93,7 +89,7 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     )
     with write_aside(options.out) as folder:
         folder.mkdir()
-        _save_model(model, options.llm, folder)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         layout.save(folder)
         shutil.copyfile(options.vocabulary, folder / VOCABULARY_FILE)
@@ -187,39 +183,24 @@ def _load(llm: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _enlarge(model: Any, layout: VocabularyLayout, options: ExpandOptions) -> dict[str, tuple[float, float]]:
+def _enlarge(model: Any, layout: VocabularyLayout, seed: int) -> dict[str, tuple[float, float]]:
     """Add the new rows; the standard deviations of text rows and new rows, per matrix."""
     model.resize_token_embeddings(layout.size, mean_resizing=False)
     matrices = {"embedding": model.get_input_embeddings().weight}
     head = model.get_output_embeddings()
     if head.weight is not matrices["embedding"]:
         matrices["head"] = head.weight
-    generator = torch.Generator().manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(seed)
     scales = {}
     with torch.no_grad():
         for name, weight in matrices.items():
-            text = _std(weight[: layout.text_size])
-            std = math.sqrt(2 / weight.shape[1]) if options.initialisation == "he" else text
+            std = math.sqrt(2 / weight.shape[1])
             rows = torch.randn((layout.num_new, weight.shape[1]), generator=generator)
             weight[layout.text_size :] = rows.mul_(std).to(weight.dtype)
-            scales[name] = text, std
+            scales[name] = float(weight[: layout.text_size].float().std()), std
         if getattr(head, "bias", None) is not None:
             head.bias[layout.text_size :] = 0
     return scales
-
-
-def _std(rows: Tensor) -> float:
-    return float(rows.float().std())
-
-
-def _save_model(model: Any, llm: str, folder: Path) -> None:
-    """Save config and weights; the generation config as it is, also one that transformers refuses to write."""
-    stored = cached_file(llm, GENERATION_CONFIG, _raise_exceptions_for_missing_entries=False)
-    if stored:
-        model.generation_config = type(model.generation_config)()
-    model.save_pretrained(folder)
-    if stored:
-        shutil.copyfile(stored, folder / GENERATION_CONFIG)
 
 
 def _no_llm(llm: str, error: Exception) -> ModelError:

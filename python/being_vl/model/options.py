@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 
 @dataclass
@@ -14,8 +13,6 @@ class ExpandOptions:
         vocabulary: File of the visual BPE.
         out: Folder for the expanded model.
         quantizer: `builtin`, or a quantizer's folder; the one that the vocabulary was made for.
-        initialisation: Of the new rows: `he` is normal with standard deviation sqrt(2 / hidden size), as the paper;
-            `text` is normal with the standard deviation of the text rows of the same matrix.
         seed: Seed of the new rows.
     """
 
@@ -23,7 +20,6 @@ class ExpandOptions:
     vocabulary: Path
     out: Path
     quantizer: str = "builtin"
-    initialisation: Literal["he", "text"] = "he"
     seed: int = 0
 
 
