@@ -1,4 +1,4 @@
-"""Options of `being-vl quantize` and `being-vl train-quantizer`; importable without torch."""
+"""Options of `being-vl quantize` and `being-vl quantizer train`; importable without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path

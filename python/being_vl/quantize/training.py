@@ -1,4 +1,4 @@
-"""`being-vl train-quantizer`: a small VQ-GAN from folders of images."""
+"""`being-vl quantizer train`: a small VQ-GAN from folders of images."""
 
 import json
 import logging

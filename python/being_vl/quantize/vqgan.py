@@ -18,6 +18,7 @@ import torch
 from diffusers import VQModel
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -159,7 +160,7 @@ class VQGAN:
             quantizer = cls(model, manifest["name"], manifest["size"], device)
         except ManifestError as error:
             raise QuantizerError(f"{error}; expected 'builtin' or a folder of a quantizer") from None
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise QuantizerError(f"{folder}: the quantizer cannot be loaded ({reason})") from error
         if quantizer.fingerprint != manifest["fingerprint"]:
