@@ -1,6 +1,7 @@
 """The command `being-vl`: a subcommand for each step, each with a recipe (YAML) and flags that override it."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -131,6 +132,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 (missing extra), 2 (bad input), 130 (Ctrl-C)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("being_vl").setLevel(logging.INFO)
+    # Others' bars and warnings that say nothing to our users; before the libraries are imported.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--recipe")

@@ -189,9 +189,6 @@ def _start_ranks() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     from deepspeed.ops import __compatible_ops__
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
