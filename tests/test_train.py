@@ -167,12 +167,21 @@ def test_zero_and_ranks_do_not_change_the_losses(
     zero: int, ranks: int, chain: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    launch(recipe(chain, out, ranks=ranks, zero=zero), ranks)
+    launch(recipe(chain, out, ranks=ranks, zero=zero, gradient_checkpointing=zero == 2), ranks)
     assert losses(out) == pytest.approx(losses(reference), rel=2e-5)
     assert_what_trains(chain / "tied", out)
     final, same = weights(out / "stage3"), weights(reference / "stage3")
     for name, tensor in final.items():
         torch.testing.assert_close(tensor, same[name], rtol=1e-3, atol=1e-4)
+
+
+def test_bf16_leaves_frozen_parameters_as_they_are(chain: Path, reference: Path, tmp_path: Path) -> None:
+    """Also in bf16, where the engine rounds all parameters: the checkpoint is written from the float32 original."""
+    out = tmp_path / "run"
+    launch(recipe(chain, out, dtype="bf16", zero=2))
+    assert losses(out) == pytest.approx(losses(reference), rel=0.02)
+    assert_what_trains(chain / "tied", out)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(out / "stage3").values())
 
 
 def assert_what_trains(start: Path, out: Path) -> None:
