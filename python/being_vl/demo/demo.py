@@ -11,6 +11,7 @@ import torch
 from jsonargparse import Namespace
 
 from being_vl.demo import shapesworld
+from being_vl.demo.drawings import DrawingsOptions, draw_all
 from being_vl.demo.exam import ExamOptions, Row, table, take_exam
 from being_vl.demo.llm import TinyLlamaOptions, make_llama
 from being_vl.demo.options import DemoOptions
@@ -94,6 +95,7 @@ def demo(options: DemoOptions) -> Path:
     model = run(recipe(out, size, seed))
     steps.do("exam", take_exam, ExamOptions(model, out / "held-out", out / "exam", size.held_out))
     steps.do("photographs", photographs, PhotosOptions(out / "vocabulary.json", out / "photographs"))
+    steps.do("drawings", draw_all, DrawingsOptions(out, out / "drawings"))
     print(summary(out, model))
     return model
 
@@ -159,7 +161,8 @@ Seconds per step: {times}; in all {sum(seconds.values()):.0f}
   expanded/                the LLM with rows for the visual tokens
   training/                a plain Hugging Face checkpoint per stage, log.jsonl, TensorBoard
   exam/                    results.json, results.md, answers.jsonl: every question and answer
-  photographs/             photographs, and what their tokens give back
+  drawings/                reconstructions, tokens, losses, held-out pictures with what the model said
+  photographs/             the shipped photographs, and what their tokens give back
 
 To try next:
   being-vl generate --model {model} --image {out}/held-out/images/held-out-00000.png --prompt "describe the picture."

@@ -81,7 +81,12 @@ def word_tokenizer(records: Path) -> PreTrainedTokenizerFast:
     special = ["<pad>", "<bos>", "<eos>", "<unk>"]
     backend.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=True,
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer

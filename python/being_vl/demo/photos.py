@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from being_vl.files import write_aside, write_json
+from being_vl.files import write_json
 from being_vl.quantize.base import load_quantizer
+from being_vl.report.figures import draw_reconstructions, draw_token_map
 from being_vl.tokenizer import VisualBPE
 
 PIXELS = 256
@@ -20,7 +21,7 @@ class PhotosOptions:
 
     Args:
         vocabulary: File of the visual BPE.
-        out: Folder for the pictures and `photographs.json`.
+        out: Folder for `photographs.png`, `photographs-tokens.png` and `photographs.json`.
         quantizer: The quantizer that the vocabulary was made for; photographs need it at a size of their own.
     """
 
@@ -30,7 +31,7 @@ class PhotosOptions:
 
 
 def photographs(options: PhotosOptions) -> None:
-    """Write each photograph beside what its tokens give back, and what it cost in tokens.
+    """Draw each photograph above what its tokens give back, and write what it cost in tokens.
 
     The vocabulary was learned on the demo's pictures, not on photographs, so it shortens these much less.
     """
@@ -39,7 +40,7 @@ def photographs(options: PhotosOptions) -> None:
     found = sorted(
         (f for f in files("being_vl.demo.photographs").iterdir() if f.name.endswith(".jpg")), key=str
     )
-    results = {}
+    results, originals, decoded, covers = {}, [], [], []
     for file in found:
         with file.open("rb") as stream, Image.open(stream) as image:
             photo = image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
@@ -54,9 +55,12 @@ def photographs(options: PhotosOptions) -> None:
             "grid_came_back": bool(np.array_equal(again, grid)),
             "psnr_db": round(float(10 * np.log10(255**2 / error)), 2),
         }
-        both = Image.new("RGB", (2 * PIXELS, PIXELS))
-        both.paste(photo, (0, 0))
-        both.paste(back, (PIXELS, 0))
-        with write_aside(options.out / Path(file.name).with_suffix(".png").name) as aside:
-            both.save(aside, format="PNG")
+        originals.append(photo)
+        decoded.append(back)
+        covers.append(regions)
+    options.out.mkdir(parents=True, exist_ok=True)
+    draw_reconstructions(
+        options.out / "photographs.png", {"photograph": originals, "from its tokens": decoded}
+    )
+    draw_token_map(options.out / "photographs-tokens.png", originals, covers)
     write_json(options.out / "photographs.json", results)
