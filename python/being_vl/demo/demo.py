@@ -39,7 +39,7 @@ class Size:
     stage_steps: tuple[int, int, int] | None
 
 
-FULL = Size(pictures=6000, text_scenes=4000, held_out=400, text_steps=500, stage_steps=None)
+FULL = Size(pictures=6000, text_scenes=4000, held_out=400, text_steps=800, stage_steps=None)
 QUICK = Size(pictures=200, text_scenes=200, held_out=24, text_steps=20, stage_steps=(10, 10, 20))
 
 
@@ -102,7 +102,7 @@ def demo(options: DemoOptions) -> Path:
 
 def text_stage(size: Size) -> StageOptions:
     """The training on text alone that stands for an LLM's pretraining."""
-    mixture = {"foundation": 20.0, "perception": 40.0, "reasoning": 20.0, "instruction": 20.0}
+    mixture = {"foundation": 20.0, "perception": 50.0, "reasoning": 15.0, "instruction": 15.0}
     return StageOptions("pretrained", "all", 2e-3, mixture, warmup=0.05, max_steps=size.text_steps)
 
 
@@ -150,8 +150,8 @@ swapped        the same model with the tokens of another picture
 majority       always the most frequent answer to that kind of question
 random object  the asked attribute of a random object of the right picture
 
-Tokens per picture: {cells:.0f} before visual BPE, {tokens:.1f} after; the shipped photographs, which the
-vocabulary was not learned on, keep {kept:.0%} of theirs.
+Tokens per picture: {cells:.0f} before visual BPE, {tokens:.1f} after; the shipped photographs keep
+{kept:.0%} of theirs with a vocabulary of their own.
 
 Seconds per step: {times}; in all {sum(seconds.values()):.0f}
 
