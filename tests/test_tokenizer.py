@@ -600,3 +600,46 @@ def test_no_zombie_handlers():
     before = signal.getsignal(signal.SIGINT)
     VisualBPE.train(PHOTOS, K, 10)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_published_vocabularies(tmp_path):
+    """Being-VL-0.5's format, by every protocol of pickle."""
+    merges = [((0, 1), 4), ((4, 4), 5), ((1, 0), 6)]
+    path = tmp_path / "vocab.pkl"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps(merges, protocol))
+        bpe = VisualBPE.load_published(path, 4)
+        assert bpe.merges == [(0, 1), (4, 4), (1, 0)]
+        assert bpe.encode([[0, 1, 0, 1]]).tolist() == [5]
+
+
+class Evil:
+    def __reduce__(self):
+        return exit, ("executed",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Evil(), "in a pickle that may hold only ints"),
+        ([((0, 1), 4), Evil()], "in a pickle that may hold only ints"),
+        ({}, "EMPTY_DICT"),
+        ([((0, 1.5), 4)], "BINFLOAT"),
+        ((((0, 1), 4),), "holds tuple"),
+        ([((0, 1), 4), ((0,), 5)], "merge 1 is not"),
+        ([((0, -1), 4)], "merge 0 is not"),
+        ([((0, 2**70), 4)], "merge 0 is not"),
+        ([((0, 1), 5)], "merge 0 makes token 5, expected 4"),
+        ([((0, 9), 4)], "merge 0: b = 9 is not an earlier token"),
+        ([((0, 1), 4), ((0, 1), 5)], "merge 1: the same merge"),
+    ],
+)
+def test_published_files_that_are_something_else(content, message, tmp_path):
+    path = tmp_path / "vocab.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(VocabularyError, match=message) as caught:
+        VisualBPE.load_published(path, 4)
+    assert str(path) in str(caught.value)
+    path.write_bytes(pickle.dumps([((0, 1), 4)])[:-3])
+    with pytest.raises(VocabularyError, match="not a pickled list"):
+        VisualBPE.load_published(path, 4)

@@ -1,5 +1,6 @@
 """`VisualBPE`: byte-pair encoding on two-dimensional grids of VQ ids."""
 
+import json
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from being_vl import _core
 from being_vl._core import BeingVLError, GridError, VocabularyError
 from being_vl.files import write_aside
+from being_vl.tokenizer.published import read_published
 
 MergeMode = Literal["pair", "oriented"]
 Grids = ArrayLike | Iterable[ArrayLike]
@@ -192,6 +194,31 @@ class VisualBPE:
     def from_json(cls, text: str) -> "VisualBPE":
         """Read a vocabulary from the content of its file."""
         return cls(_core.Vocabulary.from_json(text))
+
+    @classmethod
+    def load_published(cls, path: str | PathLike[str], base_vocab_size: int = 8192) -> "VisualBPE":
+        """Read a vocabulary as Being-VL-0.5 published it: a pickled list of ((a, b), new_id).
+
+        Such files say nothing of training: alpha is given as 0 and all counts as 1. Being-VL's own encoder is
+        one-dimensional after its first rule, so it merges other regions than this one does with the same rules.
+
+        Raises:
+            VocabularyError: a pickle of anything else, which is not executed, or merges that cannot be.
+            OSError: a file that cannot be read.
+        """
+        merges = read_published(Path(path))
+        for i, (_, token) in enumerate(merges):
+            if token != base_vocab_size + i:
+                raise VocabularyError(
+                    f"{path}: merge {i} makes token {token}, expected {base_vocab_size + i}"
+                )
+        content = json.loads(VisualBPE.train([], base_vocab_size, 0, alpha=0.0, min_frequency=1).to_json())
+        content["num_merges"] = len(merges)
+        content["merges"] = [{"a": a, "b": b, "n": 1, "n_offset": 1, "s": 1.0} for (a, b), _ in merges]
+        try:
+            return cls.from_json(json.dumps(content))
+        except VocabularyError as error:
+            raise VocabularyError(f"{path}: {error}") from None
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the vocabulary to a JSON file, which appears only when it is complete."""

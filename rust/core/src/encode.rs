@@ -1,18 +1,14 @@
 //! Encoding: a grid's ids become tokens by the rules in the order learned.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use rayon::prelude::*;
-use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Result};
-use crate::grid::{Grid, Offset};
+use crate::grid::Grid;
 use crate::interrupt::Interrupt;
 use crate::region::{BORDER, Canvas};
-use crate::statistics::key;
+use crate::rules::RuleTable;
 use crate::threads::Threads;
-use crate::vocabulary::{MergeMode, Vocabulary};
+use crate::vocabulary::Vocabulary;
 
 /// Below this many cells a batch is encoded on the calling thread.
 const PARALLEL_CELLS: usize = 1 << 15;
@@ -60,36 +56,28 @@ pub struct Encoding {
 #[derive(Debug)]
 pub struct Encoder {
     base_vocab_size: u32,
-    merge_mode: MergeMode,
     /// Per rule, its pair.
     pairs: Vec<(u32, u32)>,
-    /// From (a, b, offset) to the rule; in pair mode the offset is always `ANY`.
-    rules: FxHashMap<(u64, Offset), u32>,
+    table: RuleTable,
     /// Per token, whether any rule uses it.
     used: Vec<bool>,
     /// Per rule, the number of cells that its token covers.
     sizes: Vec<u64>,
 }
 
-/// Stands for every offset, in pair mode.
-const ANY: Offset = Offset { dy: 0, dx: 0 };
-
 impl Encoder {
     /// Makes a vocabulary ready for encoding.
     #[must_use]
     pub fn new(vocabulary: &Vocabulary) -> Self {
         let mut used = vec![false; vocabulary.vocab_size() as usize];
-        let mut rules = FxHashMap::default();
-        for (index, rule) in (0..).zip(vocabulary.rules()) {
+        for rule in vocabulary.rules() {
             used[rule.a as usize] = true;
             used[rule.b as usize] = true;
-            rules.insert((key(rule.a, rule.b), rule.offset.unwrap_or(ANY)), index);
         }
         Self {
             base_vocab_size: vocabulary.base_vocab_size(),
-            merge_mode: vocabulary.merge_mode(),
             pairs: vocabulary.rules().iter().map(|rule| (rule.a, rule.b)).collect(),
-            rules,
+            table: RuleTable::new(vocabulary),
             used,
             sizes: vocabulary.merged_sizes(),
         }
@@ -150,10 +138,62 @@ impl Encoder {
 #[derive(Default)]
 struct Workspace {
     canvas: Canvas,
-    /// Candidates (rule, anchor of x, anchor of y); the least is merged first, which equals applying rule after rule,
-    /// since a rule's token appears in later rules only.
-    queue: BinaryHeap<Reverse<(u32, u32, u32)>>,
+    queue: Queue,
+    /// The candidates of one rule.
+    batch: Vec<Candidate>,
     neighbours: Vec<u32>,
+}
+
+/// Two adjacent regions that a rule joins, as anchors. They stand for the tokens that the regions had then.
+type Candidate = (u32, u32);
+
+/// Candidates by rule. Rules are taken in order; a rule's token appears in later rules only, so while a rule is being
+/// applied no candidate comes in for it or for an earlier one. That makes one pass equal to applying rule after rule.
+#[derive(Default)]
+struct Queue {
+    /// Per rule, its last entry in the list below.
+    last: Vec<u32>,
+    /// Candidates, each with the entry of its rule before it.
+    entries: Vec<(Candidate, u32)>,
+    /// One bit per rule that has candidates.
+    waiting: Vec<u64>,
+}
+
+/// No entry.
+const NONE: u32 = u32::MAX;
+
+impl Queue {
+    fn reset(&mut self, rules: usize) {
+        self.entries.clear();
+        self.last.resize(rules, NONE);
+        self.waiting.resize(rules.div_ceil(64), 0);
+    }
+
+    #[inline]
+    fn push(&mut self, rule: u32, candidate: Candidate) {
+        let entry = self.entries.len() as u32;
+        let before = std::mem::replace(&mut self.last[rule as usize], entry);
+        self.entries.push((candidate, before));
+        self.waiting[rule as usize / 64] |= 1 << (rule % 64);
+    }
+
+    /// The first rule with candidates from a word of `waiting` on; moves `word` there, and the candidates to `batch` in
+    /// raster order.
+    fn pop(&mut self, word: &mut usize, batch: &mut Vec<Candidate>) -> Option<u32> {
+        *word += self.waiting[*word..].iter().position(|&bits| bits != 0)?;
+        let bits = &mut self.waiting[*word];
+        let rule = *word as u32 * 64 + bits.trailing_zeros();
+        *bits &= *bits - 1;
+        batch.clear();
+        let mut entry = std::mem::replace(&mut self.last[rule as usize], NONE);
+        while entry != NONE {
+            let (candidate, before) = self.entries[entry as usize];
+            batch.push(candidate);
+            entry = before;
+        }
+        batch.sort_unstable();
+        Some(rule)
+    }
 }
 
 impl Workspace {
@@ -165,10 +205,25 @@ impl Workspace {
         options: &EncodeOptions,
         interrupt: &Interrupt,
     ) -> Result<Encoding> {
-        let Self { canvas, queue, neighbours } = self;
+        let result = self.try_encode(encoder, grid, index, options, interrupt);
+        if result.is_err() {
+            *self = Self::default();
+        }
+        result
+    }
+
+    fn try_encode(
+        &mut self,
+        encoder: &Encoder,
+        grid: &Grid,
+        index: u64,
+        options: &EncodeOptions,
+        interrupt: &Interrupt,
+    ) -> Result<Encoding> {
+        let Self { canvas, queue, batch, neighbours } = self;
         canvas.clear();
         canvas.push(grid);
-        queue.clear();
+        queue.reset(encoder.pairs.len());
         let stride = grid.width() + 1;
         let mut leaves = options.regions.then(|| vec![0; canvas.len()]);
 
@@ -178,36 +233,39 @@ impl Workspace {
             }
             for y in canvas.right_and_below(x, stride) {
                 if y != BORDER {
-                    queue.extend(encoder.candidate(canvas, x, y));
+                    encoder.enqueue(queue, canvas, x, y);
                 }
             }
         }
         let mut steps = 0;
-        while let Some(Reverse((rule, x, y))) = queue.pop() {
-            steps += 1;
-            if steps % CHECK_INTERVAL == 0 {
-                interrupt.check()?;
-            }
+        let mut word = 0;
+        while let Some(rule) = queue.pop(&mut word, batch) {
             let (a, b) = encoder.pairs[rule as usize];
-            if canvas.token_at(x) != Some(a) || canvas.token_at(y) != Some(b) {
-                continue;
-            }
-            if let Some(dropout) = options.dropout
-                && dropout.skips(index, rule, grid_position(x, stride), grid_position(y, stride))
-            {
-                continue;
-            }
             let size = encoder.size(a);
             let token = encoder.base_vocab_size + rule;
-            match &mut leaves {
-                Some(leaves) => canvas.merge(x, y, token, |p| leaves[p as usize] += size),
-                None => canvas.merge(x, y, token, |_| ()),
-            }
-            if encoder.used[token as usize] {
-                neighbours.clear();
-                canvas.neighbours(x, neighbours);
-                for &z in neighbours.iter() {
-                    queue.extend(encoder.candidate(canvas, x.min(z), x.max(z)));
+            for &(x, y) in &*batch {
+                steps += 1;
+                if steps % CHECK_INTERVAL == 0 {
+                    interrupt.check()?;
+                }
+                if canvas.token_at(x) != Some(a) || canvas.token_at(y) != Some(b) {
+                    continue;
+                }
+                if let Some(dropout) = options.dropout
+                    && dropout.skips(index, rule, grid_position(x, stride), grid_position(y, stride))
+                {
+                    continue;
+                }
+                match &mut leaves {
+                    Some(leaves) => canvas.merge(x, y, token, |p| leaves[p as usize] += size),
+                    None => canvas.merge(x, y, token, |_| ()),
+                }
+                if encoder.used[token as usize] {
+                    neighbours.clear();
+                    canvas.neighbours(x, neighbours);
+                    for &z in &*neighbours {
+                        encoder.enqueue(queue, canvas, x.min(z), x.max(z));
+                    }
                 }
             }
         }
@@ -222,17 +280,16 @@ impl Encoder {
         token.checked_sub(self.base_vocab_size).map_or(1, |rule| self.sizes[rule as usize] as u32)
     }
 
-    /// The queue's entry for two adjacent regions, if a rule joins them.
-    fn candidate(&self, canvas: &Canvas, x: u32, y: u32) -> Option<Reverse<(u32, u32, u32)>> {
+    /// Notes two adjacent regions if a rule joins them.
+    #[inline]
+    fn enqueue(&self, queue: &mut Queue, canvas: &Canvas, x: u32, y: u32) {
         let (a, b) = (canvas.token(x), canvas.token(y));
-        if !self.used[a as usize] || !self.used[b as usize] {
-            return None;
+        if self.used[a as usize]
+            && self.used[b as usize]
+            && let Some(rule) = self.table.get(a, b, || canvas.offset(x, y))
+        {
+            queue.push(rule, (x, y));
         }
-        let offset = match self.merge_mode {
-            MergeMode::Pair => ANY,
-            MergeMode::Oriented => canvas.offset(x, y),
-        };
-        self.rules.get(&(key(a, b), offset)).map(|&rule| Reverse((rule, x, y)))
     }
 }
 

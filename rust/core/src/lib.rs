@@ -9,6 +9,7 @@ mod error;
 mod grid;
 mod interrupt;
 mod region;
+mod rules;
 mod statistics;
 mod threads;
 mod train;

@@ -116,27 +116,32 @@ impl Canvas {
     pub fn neighbours(&self, anchor: u32, found: &mut Vec<u32>) {
         let stride = self.stack(anchor).stride;
         let first = found.len();
+        let mut end = first;
         let mut p = anchor;
         loop {
+            // Always written and kept by moving on, since a branch here would be guessed wrong all the time.
+            if found.len() < end + 4 {
+                found.resize(end + 16, 0);
+            }
             for q in [p - stride, p - 1, p + 1, p + stride] {
                 let other = self.cells[q as usize].anchor;
-                if other != anchor && other != BORDER {
-                    found.push(other);
-                }
+                found[end] = other;
+                end += usize::from(other != anchor) * usize::from(other != BORDER);
             }
             p = self.cells[p as usize].next;
             if p == anchor {
                 break;
             }
         }
-        let fresh = &mut found[first..];
+        let fresh = &mut found[first..end];
         fresh.sort_unstable();
         let mut kept = 0;
+        let mut last = BORDER;
         for i in 0..fresh.len() {
-            if i == 0 || fresh[i] != fresh[kept - 1] {
-                fresh[kept] = fresh[i];
-                kept += 1;
-            }
+            let other = fresh[i];
+            fresh[kept] = other;
+            kept += usize::from(other != last);
+            last = other;
         }
         found.truncate(first + kept);
     }

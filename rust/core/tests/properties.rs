@@ -102,7 +102,9 @@ fn plain_train(grids: &[Grid], options: &TrainOptions) -> (Vec<PlainRule>, Vec<V
         let (a, b, offset, n, n_offset, _, s) = best;
         let offset = (options.merge_mode == MergeMode::Oriented).then_some(offset);
         let token = options.base_vocab_size + rules.len() as u32;
-        states.iter_mut().for_each(|state| state.apply(a, b, offset, token));
+        for state in &mut states {
+            state.apply(a, b, offset, token);
+        }
         rules.push((a, b, offset, n, n_offset, s));
     }
     (rules, states.iter().map(Plain::tokens).collect())
