@@ -148,7 +148,7 @@ Held-out pictures, per cent right
 
 swapped        the same model with the tokens of another picture
 majority       always the most frequent answer to that kind of question
-random object  the asked attribute of a random object of the right picture
+random object  the asked attribute of a random object of the right picture, or one of the two in the question
 
 Tokens per picture: {cells:.0f} before visual BPE, {tokens:.1f} after; the shipped photographs keep
 {kept:.0%} of theirs with a vocabulary of their own.

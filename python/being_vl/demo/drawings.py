@@ -13,7 +13,7 @@ from being_vl.report.figures import Asked, draw_answers, draw_losses, draw_recon
 from being_vl.tokenizer import VisualBPE
 
 PICTURES = 8
-SHOWN = ("caption", "colour", "count", "above")
+SHOWN = ("caption", "colour", "count", "higher")
 """Kinds of question that are shown, one of each."""
 
 

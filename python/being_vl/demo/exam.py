@@ -27,6 +27,8 @@ ATTRIBUTES = {
     "its texture": "texture",
 }
 """Kinds of question that ask for an attribute of an object."""
+ONE_OF_TWO = ("larger", "higher", "further left")
+"""Kinds of question that name two objects, of which one is the answer."""
 
 
 @dataclass
@@ -57,7 +59,8 @@ class Row:
         right: Score with the right picture.
         swapped: Score of the same model with the tokens of another picture.
         majority: Always the most frequent answer to this kind of question.
-        random_object: The asked attribute of a random object of the right picture.
+        random_object: The asked attribute of a random object of the right picture; where the question names two
+            objects, a random one of these.
     """
 
     category: str
@@ -151,7 +154,7 @@ def _row(category: str, kind: str, found: list[Answered], scenes: dict[str, Scen
         ]
         return Row(category, kind, len(found), float(np.mean(scores[0])), float(np.mean(scores[1])))
     attribute = ATTRIBUTES.get(found[0].kind)
-    chance = None
+    chance = 0.5 if found[0].kind in ONE_OF_TWO else None
     if attribute:
         values = [[getattr(thing, attribute) for thing in scenes[a.image].things] for a in found]
         chance = float(np.mean([v.count(a.reference) / len(v) for v, a in zip(values, found, strict=True)]))

@@ -196,37 +196,16 @@ def _attribute(attribute: str, thing: Thing) -> Question:
     return Question(attribute, text.format(getattr(thing, by)), getattr(thing, attribute))
 
 
-def _two(
-    scene: Scene, rng: np.random.Generator, differ: Callable[[Thing, Thing], bool]
-) -> tuple[Thing, Thing] | None:
-    """Two objects, in random order, for which `differ` holds."""
-    pairs = [(a, b) for a in scene.things for b in scene.things if a != b and differ(a, b)]
-    return _pick(rng, pairs) if pairs else None
-
-
-def _count(scene: Scene, rng: np.random.Generator) -> Question:
-    return Question("count", "how many objects are there?", str(len(scene.things)))
-
-
-def _compare(scene: Scene, rng: np.random.Generator) -> Question | None:
-    pair = _two(scene, rng, lambda a, b: a.size != b.size)
-    if pair is None:
-        return None
-    a, b = pair
-    answer = "yes" if a.cells > b.cells else "no"
-    return Question("compare", f"is the {a.shape} larger than the {b.shape}?", answer)
-
-
-def _relation(axis: int, word: str) -> Callable[[Scene, np.random.Generator], Question | None]:
-    def ask(scene: Scene, rng: np.random.Generator) -> Question | None:
-        pair = _two(scene, rng, lambda a, b: abs(a.middle[axis] - b.middle[axis]) >= 1)
-        if pair is None:
-            return None
-        a, b = pair
-        answer = "yes" if a.middle[axis] < b.middle[axis] else "no"
-        return Question(word, f"is the {a.shape} {word} the {b.shape}?", answer)
-
-    return ask
+def _which(
+    rng: np.random.Generator, scene: Scene, kind: str, rank: Callable[[Thing], float]
+) -> list[Question]:
+    """Ask which of two objects comes first in `rank`; nothing where no two objects differ by 1 or more."""
+    pairs = [(a, b) for a in scene.things for b in scene.things if rank(b) - rank(a) >= 1]
+    if not pairs:
+        return []
+    first, second = _pick(rng, pairs)
+    one, other = (first, second) if rng.integers(2) else (second, first)
+    return [Question(kind, f"which is {kind}, the {one.shape} or the {other.shape}?", first.shape)]
 
 
 def perception(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -244,9 +223,16 @@ def perception(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def reasoning(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Counting, comparison and spatial relations, in random order; yes and no are equally likely."""
-    asked = [kind(scene, rng) for kind in (_count, _compare, _relation(0, "above"), _relation(1, "left of"))]
-    return _shuffled(rng, [question for question in asked if question is not None])
+    """Counting, comparison and spatial relations, in random order."""
+    return _shuffled(
+        rng,
+        [
+            Question("count", "how many objects are there?", str(len(scene.things))),
+            *_which(rng, scene, "larger", lambda thing: -thing.cells),
+            *_which(rng, scene, "higher", lambda thing: thing.middle[0]),
+            *_which(rng, scene, "further left", lambda thing: thing.middle[1]),
+        ],
+    )
 
 
 def instruction(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -325,7 +311,7 @@ def generate_text(out: Path, count: int, seed: int = 0, max_objects: int = MAX_O
         rng = np.random.default_rng([seed, 2, n])
         scene = sample_scene(rng, "train", max_objects)
         for category, questions in conversations(scene, rng):
-            asked = [question for question in questions if question.kind != "left of"]
+            asked = [question for question in questions if question.kind != "further left"]
             records.append(_record(f"text-{n:05d}", category, asked, None, describe(scene)))
     _write_lines(out / "text.json", records)
 
