@@ -20,7 +20,7 @@ const CHUNK: usize = 1024;
 /// Token of a region that is about to become part of the region before it.
 const CONSUMED: u32 = u32::MAX - 1;
 
-/// No slot.
+/// No slot, no pair.
 const NONE: u32 = u32::MAX;
 
 /// Anchors of two adjacent regions, in raster order. It stands for the tokens that the regions had when it was
@@ -86,6 +86,14 @@ impl Slots {
     }
 }
 
+/// Exact counts of some pairs, which are numbered as they turn up.
+#[derive(Debug, Default)]
+struct Counted {
+    numbers: FxHashMap<u64, u32>,
+    counts: Vec<u32>,
+    occurrences: Vec<(u32, Occurrence)>,
+}
+
 /// Some of the grids.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
@@ -94,8 +102,7 @@ pub(super) struct Shard {
     canvas: Canvas,
     /// Per indexed pair, where it occurs, and some places where it no longer does.
     occurrences: Vec<Vec<Occurrence>>,
-    /// What [`Shard::count`] found.
-    counted: FxHashMap<u64, Vec<Occurrence>>,
+    counted: Counted,
     /// Adjacencies of the new token after a rule: the other token, whether it comes second, the anchors.
     added: Vec<(u32, bool, Occurrence)>,
     /// Two numbers per token, for the pairs (new, t) and (t, new); all 0 between calls.
@@ -149,23 +156,39 @@ impl Shard {
         threshold: u64,
         interrupt: &Interrupt,
     ) -> Vec<(u64, u64)> {
-        let mut counted: FxHashMap<u64, Vec<Occurrence>> = FxHashMap::default();
+        let mut counted = Counted::default();
         self.for_each_pair(interrupt, |key, occurrence| {
             if u64::from(sketch[hash(key, bits)]) >= threshold {
-                counted.entry(key).or_default().push(occurrence);
+                let fresh = counted.counts.len() as u32;
+                let number = *counted.numbers.entry(key).or_insert(fresh);
+                if number == fresh {
+                    counted.counts.push(0);
+                }
+                counted.counts[number as usize] += 1;
+                counted.occurrences.push((number, occurrence));
             }
         });
         self.counted = counted;
-        self.counted.iter().map(|(&key, found)| (key, found.len() as u64)).collect()
+        let Counted { numbers, counts, .. } = &self.counted;
+        numbers.iter().map(|(&key, &number)| (key, counts[number as usize].into())).collect()
     }
 
     /// Makes what was counted the new lists, given the indices of the pairs that were taken up.
     pub fn index_counted(&mut self, pairs: &FxHashMap<u64, u32>) {
         self.occurrences.clear();
         self.occurrences.resize_with(pairs.len(), Vec::new);
-        for (key, found) in self.counted.drain() {
+        let Counted { numbers, counts, occurrences } = std::mem::take(&mut self.counted);
+        let mut pair_of = vec![NONE; counts.len()];
+        for (key, number) in numbers {
             if let Some(&pair) = pairs.get(&key) {
-                self.occurrences[pair as usize] = found;
+                pair_of[number as usize] = pair;
+                self.occurrences[pair as usize].reserve_exact(counts[number as usize] as usize);
+            }
+        }
+        for (number, occurrence) in occurrences {
+            let pair = pair_of[number as usize];
+            if pair != NONE {
+                self.occurrences[pair as usize].push(occurrence);
             }
         }
     }
