@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 HELD_OUT = 0.05  # share of each folder's images that is never trained on
 HELD_OUT_MOST = 128
 START_BATCHES = 64
+LEVELS = 0.5
 
 
 def train_quantizer(options: QuantizerTrainOptions) -> Path:
@@ -224,14 +225,17 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * _schedule(self.done, options.steps)
 
-        tiles, places = cut_tiles(self.model, images).unique(dim=0, return_inverse=True)
+        tiles, places, counts = cut_tiles(self.model, images).unique(
+            dim=0, return_inverse=True, return_counts=True
+        )
         latents = encode_tiles(self.model, tiles)
         ids = squared_distances(latents.detach(), self.codebook.weight).argmin(1)
         codes = self.codebook.weight[ids]
         commitment = F.mse_loss(latents, codes)
         quantized = latents + (codes - latents).detach()
         made = self._decode(quantized[places], images)
-        pixels, edges = F.l1_loss(made, images), edge_loss(made, images)
+        error = (made - images) * self._per_pixel(len(places) / len(tiles) / counts[places], images)
+        pixels, edges = error.abs().mean(), edge_loss(error)
         reconstruction = pixels + options.edges * edges
         loss = reconstruction + options.commitment * commitment
         entry = {"pixels": pixels.item(), "edges": edges.item(), "commitment": commitment.item()}
@@ -274,6 +278,14 @@ class Trainer:
     def _decode(self, codes: Tensor, images: Tensor) -> Tensor:
         side = images.shape[-1] // self.options.tile
         return decode_codes(self.model, codes.reshape(len(images), side, side, -1))
+
+    def _per_pixel(self, of_tiles: Tensor, images: Tensor) -> Tensor:
+        """Values of tiles (N,) in raster order for each of their pixels: (n, 1, height, width)."""
+        tile = self.options.tile
+        side = images.shape[-1] // tile
+        return (
+            of_tiles.reshape(len(images), 1, side, side).repeat_interleave(tile, 2).repeat_interleave(tile, 3)
+        )
 
     def _balance(self, reconstruction: Tensor, opinion: Tensor) -> Tensor:
         """Makes both losses pull equally at the last layer (VQ-GAN, equation 7)."""
@@ -360,7 +372,8 @@ def start_linear(model: VQModel, tiles: Tensor) -> None:
     """
     encoder, decoder, dim = model.encoder, model.decoder, model.config.vq_embed_dim
     mean = tiles.mean(0)
-    _, sizes, axes = torch.linalg.svd(tiles - mean, full_matrices=False)
+    fade = _fade_levels(tiles.shape[1] // 3).to(tiles)
+    _, sizes, axes = torch.linalg.svd((tiles - mean) @ fade, full_matrices=False)
     scale = (len(tiles) * dim) ** 0.5 / sizes[:dim].norm()  # mean square of the latents is 1
     width, groups = encoder.conv_in.out_channels, model.config.norm_num_groups
     per_group = width // groups
@@ -369,13 +382,14 @@ def start_linear(model: VQModel, tiles: Tensor) -> None:
     pairs, constants = positive[~constant], positive[constant]
     features = min(len(pairs), len(axes))
     size = float(10 * scale * sizes[0] / len(tiles) ** 0.5)
+    inward, outward = scale * axes @ fade, torch.linalg.solve(fade, axes[:dim].T) / scale
 
     for convolution in (encoder.conv_in, encoder.conv_out, model.quant_conv, model.post_quant_conv):
         nn.init.zeros_(convolution.weight)
         nn.init.zeros_(convolution.bias)
     for sign, shift in ((1, 0), (-1, 1)):
-        encoder.conv_in.weight[pairs[:features] + shift, :, 1, 1] = sign * scale * axes[:features]
-        encoder.conv_in.bias[pairs[:features] + shift] = -sign * scale * (axes[:features] @ mean)
+        encoder.conv_in.weight[pairs[:features] + shift, :, 1, 1] = sign * inward[:features]
+        encoder.conv_in.bias[pairs[:features] + shift] = -sign * (inward[:features] @ mean)
         encoder.conv_in.bias[constants + shift] = sign * size
         encoder.conv_out.weight[torch.arange(dim), pairs[:dim] + shift, 1, 1] = float(sign)
     for name, module in encoder.named_modules():
@@ -407,14 +421,22 @@ def start_linear(model: VQModel, tiles: Tensor) -> None:
     decoder.conv_out.weight[:, codes] = 0
     for sign, shift in ((1, 0), (-1, 1)):
         norm.conv_b.weight[codes[shift::2], torch.arange(dim), 0, 0] = float(sign)
-        decoder.conv_out.weight[:, codes[shift::2], 1, 1] = sign * axes[:dim].T / scale
+        decoder.conv_out.weight[:, codes[shift::2], 1, 1] = sign * outward
     decoder.conv_out.bias.copy_(mean)
 
 
-def edge_loss(made: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute error of the differences between neighbours, of pixels and of means of 2×2 pixels."""
-    loss = torch.zeros((), device=made.device)
-    error = made - images
+def _fade_levels(pixels: int) -> Tensor:
+    """A matrix (3 * pixels, 3 * pixels) that multiplies the mean of each colour of a tile by `LEVELS`.
+
+    Codes then tell shapes apart more, and slightly different plain backgrounds less, than by the error of pixels.
+    """
+    mean = torch.block_diag(*[torch.full((pixels, pixels), 1 / pixels)] * 3)
+    return torch.eye(3 * pixels) - (1 - LEVELS) * mean
+
+
+def edge_loss(error: Tensor) -> Tensor:
+    """Mean absolute difference between the errors of neighbours, of pixels and of means of 2×2 pixels."""
+    loss = torch.zeros((), device=error.device)
     for _ in range(2):
         loss = loss + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         error = F.avg_pool2d(error, 2)
