@@ -231,9 +231,13 @@ def test_killed_and_resumed_run_has_the_same_losses(
     ranks: int, chain: Path, reference: Path, tmp_path: Path
 ) -> None:
     """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and run the same command again."""
-    whole, out = tmp_path / "whole", tmp_path / "killed"
-    launch(recipe(chain, whole, ranks=ranks, steps=12, zero=2 * (ranks - 1)), ranks)
-    path = recipe(chain, out, ranks=ranks, steps=12, zero=2 * (ranks - 1), save_every=2)
+    whole, out, model = tmp_path / "whole", tmp_path / "killed", tmp_path / "model"
+    shutil.copytree(chain / "tied", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
+    same = {"ranks": ranks, "steps": 12, "zero": 2 * (ranks - 1), "model": str(model)}
+    launch(recipe(chain, whole, **same), ranks)
+    path = recipe(chain, out, save_every=2, **same)
     with subprocess.Popen(command(path, ranks), env=environment()) as process:
         deadline = time.monotonic() + 240
         while not (out / "checkpoints" / "stage2-00000004" / "complete.json").exists():

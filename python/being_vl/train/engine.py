@@ -135,6 +135,8 @@ def _train_stage(
     seen = curriculum.counts(done * batch_size)
     for step, batch in enumerate(batches, start=done + 1):
         started = time.perf_counter()
+        # What dropout draws depends on the position alone, so a resumed run draws the same.
+        torch.manual_seed(options.seed + (before + step) * world + rank)
         seen.update(example.category for example in batch)
         labelled = sum(int((example.labels[1:] != -100).sum()) for example in batch)
         loss_sum = torch.zeros((), device=engine.device)
@@ -189,6 +191,7 @@ def _start_ranks() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     from deepspeed.ops import __compatible_ops__
+
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
