@@ -108,19 +108,17 @@ def text_stage(size: Size) -> StageOptions:
 
 def recipe(out: Path, size: Size, seed: int) -> Namespace:
     """The packaged recipe, its paths in `out`, for `being_vl.run.run`."""
-    paths = {
+    flags = {
         "images": out / "train" / "images",
         "llm": out / "text" / "pretrained",
         "out": out,
-        "records": out / "train" / "train.json",
         "train.seed": seed,
         "expand.seed": seed,
     }
-    flags = [f"--{name}={value}" for name, value in paths.items() if name != "records"]
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    arguments += ["--records", str(out / "train" / "train.json")]
     with as_file(files("being_vl.recipes") / "demo.yaml") as path:
-        config = recipe_parser().parse_args(
-            ["--recipe", str(path), *flags, "--records", str(paths["records"])]
-        )
+        config = recipe_parser().parse_args(["--recipe", str(path), *arguments])
     if size.stage_steps:
         for stage, number in zip(config.train.stages, size.stage_steps, strict=True):
             stage.max_steps = number

@@ -183,9 +183,6 @@ def named_objects(text: str) -> set[str]:
     return {f"{a} {b}" for a, b in pairwise(words) if a in COLOURS and b in SHAPES}
 
 
-# One function per kind of question; it returns None where the scene allows no unambiguous one.
-
-
 def _attribute(attribute: str, thing: Thing) -> Question:
     by, text = {
         "colour": ("shape", "what is the colour of the {}?"),
