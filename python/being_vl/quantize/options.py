@@ -60,6 +60,9 @@ class QuantizerTrainOptions:
             perceptual loss, which would need a network trained on ImageNet.
         adversarial: Weight of the discriminator's opinion, relative to the reconstruction loss; 0 for none.
         adversarial_start: Share of the steps after which the discriminator joins.
+        settle: Share of the steps after which encoder and codebook stand still and the decoder alone learns. The
+            longer they move, the better are the reconstructions, and the more ids does one thing get, since
+            they come to tell its shades apart.
         decay: Of the moving averages that are the codebook.
         dead: A code that is used less than this often per batch, on average, is placed anew.
         seed: Of weights, crops and codes.
@@ -83,6 +86,7 @@ class QuantizerTrainOptions:
     edges: float = 1.0
     adversarial: float = 0.1
     adversarial_start: float = 0.6
+    settle: float = 0.5
     decay: float = 0.99
     dead: float = 0.03
     seed: int = 0

@@ -228,7 +228,9 @@ class Trainer:
         tiles, places, counts = cut_tiles(self.model, images).unique(
             dim=0, return_inverse=True, return_counts=True
         )
-        latents = encode_tiles(self.model, tiles)
+        settled = self.done >= options.settle * options.steps
+        with torch.set_grad_enabled(not settled):
+            latents = encode_tiles(self.model, tiles)
         ids = squared_distances(latents.detach(), self.codebook.weight).argmin(1)
         codes = self.codebook.weight[ids]
         commitment = F.mse_loss(latents, codes)
@@ -253,7 +255,8 @@ class Trainer:
             hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
             self._optimize(1, hinge)
             entry["discriminator"] = hinge.item()
-        self.codebook.update(latents.detach(), ids, codes_rng)
+        if not settled:
+            self.codebook.update(latents.detach(), ids, codes_rng)
         self.done += 1
         return entry
 
@@ -430,7 +433,7 @@ def _fade_levels(pixels: int) -> Tensor:
 
     Codes then tell shapes apart more, and slightly different plain backgrounds less, than by the error of pixels.
     """
-    mean = torch.block_diag(*[torch.full((pixels, pixels), 1 / pixels)] * 3)
+    mean: Tensor = torch.block_diag(*[torch.full((pixels, pixels), 1 / pixels)] * 3)
     return torch.eye(3 * pixels) - (1 - LEVELS) * mean
 
 
