@@ -39,7 +39,7 @@ class Size:
     stage_steps: tuple[int, int, int] | None
 
 
-FULL = Size(pictures=6000, text_scenes=4000, held_out=400, text_steps=800, stage_steps=None)
+FULL = Size(pictures=6000, text_scenes=4000, held_out=400, text_steps=1000, stage_steps=None)
 QUICK = Size(pictures=200, text_scenes=200, held_out=24, text_steps=20, stage_steps=(10, 10, 20))
 
 

@@ -213,8 +213,7 @@ def perception(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """
     attribute = _pick(rng, ("colour", "shape"))
     questions = [_attribute(attribute, thing) for thing in scene.things]
-    if attribute == "colour":
-        questions += [_attribute(_pick(rng, ("size", "texture")), thing) for thing in scene.things]
+    questions += [_attribute(_pick(rng, ("size", "texture")), thing) for thing in scene.things]
     questions.append(Question("background", "what is the background?", scene.background))
     return _shuffled(rng, questions)
 
