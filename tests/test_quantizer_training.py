@@ -95,12 +95,7 @@ def test_training_makes_reconstructions_better(options: QuantizerTrainOptions) -
 def test_kill_9_and_the_same_command_give_the_same_losses(options: QuantizerTrainOptions) -> None:
     whole = replace(options, out=options.out.with_name("whole"))
     train_quantizer(whole)
-    arguments = [
-        "--images",
-        json.dumps([str(folder) for folder in options.images]),
-        "--out",
-        str(options.out),
-    ]
+    arguments = ["--images", *map(str, options.images), "--out", str(options.out)]
     for name in ("codebook_size", "code_dim", "width", "steps", "batch_size", "adversarial_start"):
         arguments += [f"--{name}", str(getattr(options, name))]
     arguments += ["--log_every", "1", "--checkpoint_every", "6"]

@@ -43,11 +43,11 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
     """Train a VQ-GAN and save it to `options.out`, for `load_quantizer`.
 
     The networks start as principal components of the tiles, and the codebook as k-means of those, which is a
-    fair quantizer already; without that start, hours go by before it is as good. The codebook then follows the
-    moving averages of the latents, with unused codes placed anew; equal tiles of a batch count once there, or
-    plain backgrounds would get most of the codes. A patch discriminator joins late. Everything
-    random is a function of the seed and the step, so a run that was killed goes on from its checkpoint as if
-    nothing had happened.
+    fair quantizer already; without that start, hours go by before it is as good. While the encoder learns, the
+    codebook follows the moving averages of its latents, and unused codes are placed anew. Equal tiles of a batch
+    count once, in the codebook and in the loss, or plain backgrounds would get most of the codes. The
+    discriminator joins late. Everything random is a function of the seed and the step, so a run that was killed
+    goes on from its checkpoint as if nothing had happened.
 
     Returns:
         `options.out`. Beside the quantizer it holds `log.jsonl`, with the held-out PSNR of each folder.
