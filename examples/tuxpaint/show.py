@@ -11,14 +11,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
 from prepare import CAPTION, KIND
 
 from being_vl.model.generate import Assistant
-from being_vl.quantize.images import read_image
+from being_vl.quantize.images import fit_square, read_image
+from being_vl.report.figures import Asked, draw_answers
 
 STOP = {"a", "an", "the", "of", "in", "for", "and", "with", "on", "to"}
 
@@ -42,19 +39,6 @@ def answers(path: Path, question: str) -> dict[str, str]:
         if len(record["conversations"]) == 2 and asked["value"].endswith(question):
             found[record["image"]] = answer["value"]
     return found
-
-
-def sheet(path: Path, stamps: Path, rows: list[tuple[str, str, str]]) -> None:
-    """Draw (picture, said, truth) in a grid."""
-    figure, axes = plt.subplots(-(-len(rows) // 4), 4, figsize=(13, 4.1 * -(-len(rows) // 4)), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, (key, said, truth) in zip(axes.flat, rows, strict=False):
-        axis.imshow(read_image(stamps / key))
-        axis.set_title(f"said: {said}\nis: {truth}", fontsize=9, wrap=True)
-    figure.tight_layout()
-    figure.savefig(path, dpi=70)
-    plt.close(figure)
 
 
 def main() -> None:
@@ -89,8 +73,10 @@ def main() -> None:
         if question == CAPTION:
             rows = [(k, a, truth[k]) for k, a in zip(keys, said, strict=True)]
             rows.sort(key=lambda row: -score(row[1], row[2]))
-            sheet(arguments.run / "good.png", arguments.stamps, rows[:8])
-            sheet(arguments.run / "bad.png", arguments.stamps, rows[-8:])
+            for name, chosen in {"good": rows[:8], "bad": rows[-8:]}.items():
+                shown = [fit_square(read_image(arguments.stamps / key), 160) for key, _, _ in chosen]
+                asked = [[Asked(CAPTION, a, t)] for _, a, t in chosen]
+                draw_answers(arguments.run / f"{name}.png", shown, asked)
             for key, a, t in rows:
                 print(f"  {score(a, t):.2f}  {key}: said {a!r}, is {t!r}")
 
