@@ -32,7 +32,7 @@ def builtin() -> VQGAN:
 def pictures() -> list[Image.Image]:
     """ShapesWorld and photographs."""
     drawn = []
-    for n in range(40):
+    for n in range(20):
         rng = np.random.default_rng([5, n])
         drawn.append(shapesworld.draw(shapesworld.sample_scene(rng, "held-out"), rng))
     return drawn + [read_image(path) for path in PHOTOGRAPHS]
@@ -63,8 +63,8 @@ def test_builtin_reconstructs_shapes_and_photographs(builtin: VQGAN, pictures: l
     seen = [builtin.prepare(picture) for picture in pictures]
     back = builtin.decode(builtin.encode(pictures))
     quality = [psnr(a, b) for a, b in zip(seen, back, strict=True)]
-    assert np.mean(quality[:40]) > 28
-    assert np.mean(quality[40:]) > 18
+    assert np.mean(quality[:20]) > 28
+    assert np.mean(quality[20:]) > 18
     grey = [Image.fromarray(np.full((64, 64, 3), np.asarray(a).mean(), np.uint8)) for a in seen]
     assert np.mean(quality) > 9 + np.mean([psnr(a, b) for a, b in zip(seen, grey, strict=True)])
 
@@ -75,7 +75,7 @@ def test_ids_depend_neither_on_the_batch_nor_on_threads(builtin: VQGAN, pictures
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            for size in (1, 7, 33):
+            for size in (1, 7):
                 parts = [builtin.encode(pictures[n : n + size]) for n in range(0, len(pictures), size)]
                 np.testing.assert_array_equal(np.concatenate(parts), together)
     finally:

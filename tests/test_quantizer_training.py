@@ -144,7 +144,15 @@ def test_folders_are_checked(options: QuantizerTrainOptions, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "change",
-    [{"images": []}, {"size": 60}, {"width": 48}, {"code_dim": 11}, {"codebook_size": 0}, {"batch_size": 0}],
+    [
+        {"images": []},
+        {"size": 60},
+        {"width": 48},
+        {"code_dim": 11},
+        {"codebook_size": 0},
+        {"batch_size": 0},
+        {"batch_size": 3},
+    ],
 )
 def test_options_are_checked(options: QuantizerTrainOptions, change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(change))}: expected"):

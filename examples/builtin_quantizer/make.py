@@ -41,7 +41,7 @@ def main() -> None:
         "--wallpapers", type=Path, required=True, help="folder with the Debian package's JPEGs"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for images, checkpoint and quantizer")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=4000)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
@@ -52,13 +52,18 @@ def main() -> None:
     draw_all(2000, out / "drawings")
     shapes = out / "shapes" / "images"
     options = QuantizerTrainOptions(
-        images=[*[shapes] * 8, out / "photographs", out / "drawings"],
+        images=[
+            *[shapes] * 8,
+            out / "photographs",
+            out / "drawings",
+            *[shapes] * 6,
+        ],  # the order decides the ids
         out=out / "quantizer",
         name="builtin",
         steps=arguments.steps,
         adversarial_start=0.8,
         settle=0.0,
-        checkpoint_every=100,
+        checkpoint_every=500,
     )
     train_quantizer(options)
 

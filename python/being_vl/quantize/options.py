@@ -53,7 +53,7 @@ class QuantizerTrainOptions:
         tile: Side of the tile that one id stands for, in pixels.
         width: Channels inside encoder and decoder, a multiple of 32.
         steps: Optimiser steps.
-        batch_size: Crops per step.
+        batch_size: Crops per step, a multiple of the number of folders.
         learning_rate: Peak of the cosine schedule, for both networks.
         commitment: Weight of the loss that pulls latents to their codes.
         edges: Weight of the loss on differences between neighbouring pixels, at two scales; it stands for the
@@ -106,6 +106,10 @@ class QuantizerTrainOptions:
         if self.code_dim > self.width // 3:
             raise ConfigError(
                 f"code_dim: expected at most width / 3 = {self.width // 3}, got {self.code_dim}"
+            )
+        if self.batch_size % len(self.images):
+            raise ConfigError(
+                f"batch_size: expected a multiple of the number of folders, {len(self.images)}, got {self.batch_size}"
             )
         if self.size % self.tile:
             raise ConfigError(f"size: expected a multiple of the tile's {self.tile} pixels, got {self.size}")

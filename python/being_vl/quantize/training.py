@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = 0.05  # share of each folder's images that is never trained on
 HELD_OUT_MOST = 128
-START_BATCHES = 64
+START_TILES = 65536  # at most, and of at most 64 batches
 LEVELS = 0.5
 
 
@@ -308,9 +308,10 @@ class Trainer:
     def _start(self, rng: torch.Generator) -> None:
         """Principal components and k-means of the tiles of some batches."""
         options = self.options
+        tiles_per_batch = options.batch_size * (options.size // options.tile) ** 2
         batches = (
             self.pictures.batch(np.random.default_rng([options.seed, 2, n]), options.batch_size)
-            for n in range(START_BATCHES)
+            for n in range(min(64, -(-START_TILES // tiles_per_batch)))
         )
         tiles = torch.cat([cut_tiles(self.model, batch.to(options.device)) for batch in batches]).unique(
             dim=0
