@@ -263,9 +263,12 @@ def test_killed_and_resumed_run_has_the_same_losses(
 
 
 def test_second_run_does_nothing(chain: Path, reference: Path, tmp_path: Path) -> None:
+    """Here and in a process of its own, started while this one is a world of one rank."""
     out = tmp_path / "again"
     shutil.copytree(reference, out)
-    said = launch(recipe(chain, out))
+    path = recipe(chain, out)
+    assert main(["train", "--recipe", str(path)]) == 0
+    said = launch(path)
     assert said.count("finished before") == 3
     assert losses(out) == losses(reference)
 

@@ -194,19 +194,31 @@ def _start_ranks() -> None:
 
     if dist.is_initialized():
         return
-    if "RANK" not in os.environ:
-        with contextlib.closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
-    on_gpu = torch.cuda.is_available()
     # Without this, every start on a CPU compiles a shared-memory extension for more than a minute.
     __compatible_ops__["deepspeed_shm_comm"] = False
+    on_gpu = torch.cuda.is_available()
+    alone = {} if "RANK" in os.environ else _world_of_one()
+    os.environ.update(alone)
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(hours=1))
+    # What this process starts later must not take itself for a rank of this world; DeepSpeed reads LOCAL_RANK again.
+    for name in alone.keys() - {"LOCAL_RANK"}:
+        del os.environ[name]
+
+
+def _world_of_one() -> dict[str, str]:
+    """The environment that torchrun would give to a single rank."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
 
 
 def _say(message: str) -> None:
