@@ -132,8 +132,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 (missing extra), 2 (bad input), 130 (Ctrl-C)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("being_vl").setLevel(logging.INFO)
-    # Threads that sleep while they wait: beside other work on the same cores, spinning ones cost several times more.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Others' bars and warnings that say nothing to our users; before the libraries are imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
