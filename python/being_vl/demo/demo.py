@@ -24,7 +24,7 @@ from being_vl.train.options import StageOptions, TrainOptions
 MOST_THREADS = 4
 """A model this small gains nothing from more."""
 
-SHORT: dict[str, Any] = {"dtype": "fp32", "micro_batch_size": 32, "max_length": 256, "betas": (0.9, 0.98)}
+SHORT: dict[str, Any] = {"dtype": "fp32", "micro_batch_size": 16, "max_length": 256, "betas": (0.9, 0.98)}
 """What the training on text shares with the recipe."""
 
 
@@ -103,7 +103,9 @@ def demo(options: DemoOptions) -> Path:
 def text_stage(size: Size) -> StageOptions:
     """The training on text alone that stands for an LLM's pretraining."""
     mixture = {"foundation": 20.0, "perception": 50.0, "reasoning": 15.0, "instruction": 15.0}
-    return StageOptions("pretrained", "all", 2e-3, mixture, warmup=0.05, max_steps=size.text_steps)
+    return StageOptions(
+        "pretrained", "all", 2e-3, mixture, accumulation=2, warmup=0.05, max_steps=size.text_steps
+    )
 
 
 def recipe(out: Path, size: Size, seed: int) -> Namespace:
