@@ -92,6 +92,10 @@ pub enum Error {
         problem: String,
     },
 
+    /// A vocabulary that training cannot go on from.
+    #[error("cannot resume from this vocabulary: {0}")]
+    Resume(String),
+
     /// The work was asked to stop.
     #[error("interrupted")]
     Interrupted,

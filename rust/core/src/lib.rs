@@ -19,5 +19,5 @@ pub use encode::{Dropout, EncodeOptions, Encoder, Encoding, Regions};
 pub use error::{Error, Result};
 pub use grid::{Grid, MAX_SIDE, MAX_VOCAB_SIZE, Offset};
 pub use interrupt::Interrupt;
-pub use train::{Progress, TrainOptions, train};
+pub use train::{Progress, TrainOptions, Trainer, train};
 pub use vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary};

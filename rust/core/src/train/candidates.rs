@@ -24,19 +24,9 @@ pub(super) struct Evaluation {
 #[derive(Debug, Clone, Copy)]
 struct Pair {
     key: u64,
+    /// 0 if the pair was dropped.
     count: u64,
-    /// The level where the pair stands: its frequency, or an upper bound until it is evaluated; 0 if it was dropped.
-    level: u64,
     evaluation: Option<Evaluation>,
-}
-
-/// Pairs of one frequency.
-#[derive(Debug, Default)]
-struct Level {
-    /// Pairs not evaluated since they came here, and some that have left.
-    fresh: Vec<u32>,
-    /// Evaluated pairs: by falling consistency (as bits, which have the same order), then by key.
-    ranked: BTreeSet<(Reverse<u64>, u64, u32)>,
 }
 
 /// The winner among indexed pairs.
@@ -57,21 +47,53 @@ pub(super) struct Best {
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     pairs: Vec<Pair>,
-    levels: BTreeMap<u64, Level>,
+    /// Pairs without an evaluation, by an upper bound of their counts, and some that have one by now.
+    fresh: Vec<Vec<u32>>,
+    /// No bucket above this one holds anything.
+    top: usize,
+    /// Per frequency, the evaluated pairs: by falling consistency (as bits, which have the same order), then by key; and
+    /// some whose evaluation is out of date.
+    ranked: BTreeMap<u64, BTreeSet<(Reverse<u64>, u64, u32)>>,
+}
+
+/// Bits of a count that tell buckets apart.
+const BUCKET_BITS: u32 = 10;
+
+/// The bucket of a count; buckets of counts below 2^`BUCKET_BITS` hold one count each.
+fn bucket(count: u64) -> usize {
+    let shift = (u64::BITS - count.leading_zeros()).saturating_sub(BUCKET_BITS);
+    ((shift as usize) << (BUCKET_BITS - 1)) + (count >> shift) as usize
+}
+
+/// The largest count in a bucket.
+fn bucket_end(bucket: usize) -> u64 {
+    let half = 1 << (BUCKET_BITS - 1);
+    let shift = (bucket / half).saturating_sub(1);
+    let mantissa = (bucket - shift * half) as u64;
+    ((mantissa + 1) << shift) - 1
 }
 
 impl Candidates {
     /// Takes up a pair and returns its index.
     pub fn insert(&mut self, key: u64, count: u64) -> u32 {
         let pair = self.pairs.len() as u32;
-        self.pairs.push(Pair { key, count, level: count, evaluation: None });
-        self.levels.entry(count).or_default().fresh.push(pair);
+        self.pairs.push(Pair { key, count, evaluation: None });
+        self.push_fresh(pair, count);
         pair
+    }
+
+    fn push_fresh(&mut self, pair: u32, count: u64) {
+        let bucket = bucket(count);
+        if self.fresh.len() <= bucket {
+            self.fresh.resize_with(bucket + 1, Vec::new);
+        }
+        self.fresh[bucket].push(pair);
+        self.top = self.top.max(bucket);
     }
 
     /// Whether a pair has not been dropped.
     pub fn is_indexed(&self, pair: u32) -> bool {
-        self.pairs[pair as usize].level > 0
+        self.pairs[pair as usize].count > 0
     }
 
     /// A pair's tokens.
@@ -79,56 +101,102 @@ impl Candidates {
         self.pairs[pair as usize].key
     }
 
-    /// Lowers a pair's count. Drops the pair and returns false if its frequency is below the threshold.
+    /// Lowers a pair's count. Drops the pair and returns false if its count is below the threshold.
     pub fn remove(&mut self, pair: u32, removed: u64, threshold: u64) -> bool {
-        let Pair { key, count, level, evaluation } = &mut self.pairs[pair as usize];
+        let Pair { count, evaluation, .. } = &mut self.pairs[pair as usize];
         *count -= removed;
-        let was = *level;
-        *level = if *count < threshold { 0 } else { was.min(*count) };
-        let stays = evaluation.is_none() && *level == was;
-        if let Some(evaluation) = evaluation.take()
-            && let Some(level) = self.levels.get_mut(&was)
-        {
-            level.ranked.remove(&(Reverse(evaluation.consistency.to_bits()), *key, pair));
+        if *count < threshold {
+            (*count, *evaluation) = (0, None);
+            return false;
         }
-        if *level > 0 && !stays {
-            self.levels.entry(*level).or_default().fresh.push(pair);
+        // Without an evaluation, the pair waits in the bucket of a count that it had, which is looked at in time.
+        if evaluation.take().is_some() {
+            let count = *count;
+            self.push_fresh(pair, count);
         }
-        *level > 0
+        true
     }
 
     /// The pair with the highest priority; `evaluate` gets (pair, key, count) and says `None` to drop the pair.
     ///
-    /// Goes down the levels until even full consistency would not suffice. All of this is exact in floating point,
-    /// because rounding keeps the order of what it rounds.
+    /// Evaluates until none of the others could win even with full consistency. All of this is exact in floating
+    /// point, because rounding keeps the order of what it rounds.
     pub fn best(
         &mut self,
         alpha: f64,
         mut evaluate: impl FnMut(u32, u64, u64) -> Result<Option<Evaluation>>,
     ) -> Result<Option<Best>> {
+        loop {
+            while self.top > 0 && self.fresh[self.top].is_empty() {
+                self.top -= 1;
+            }
+            let best = self.best_ranked(alpha);
+            if self.top == 0 {
+                return Ok(best);
+            }
+            let bound = bucket_end(self.top);
+            if let Some(Best { priority: reached, max_frequency, .. }) = best
+                && bound <= max_frequency
+                && priority(bound, max_frequency, alpha, 1.0) < reached
+            {
+                return Ok(best);
+            }
+            for pair in std::mem::take(&mut self.fresh[self.top]) {
+                self.evaluate(pair, &mut evaluate)?;
+            }
+        }
+    }
+
+    fn evaluate(
+        &mut self,
+        index: u32,
+        evaluate: &mut impl FnMut(u32, u64, u64) -> Result<Option<Evaluation>>,
+    ) -> Result<()> {
+        let Pair { key, count, evaluation } = &mut self.pairs[index as usize];
+        if *count == 0 || evaluation.is_some() {
+            return Ok(());
+        }
+        if bucket(*count) < self.top {
+            let count = *count;
+            self.push_fresh(index, count);
+            return Ok(());
+        }
+        *evaluation = evaluate(index, *key, *count)?;
+        match evaluation {
+            None => *count = 0,
+            Some(Evaluation { frequency, consistency, .. }) => {
+                let entry = (Reverse(consistency.to_bits()), *key, index);
+                self.ranked.entry(*frequency).or_default().insert(entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// The best of the evaluated pairs. On the way, throws out what is out of date.
+    fn best_ranked(&mut self, alpha: f64) -> Option<Best> {
         let mut best: Option<Best> = None;
         let mut above = Bound::Unbounded;
-        while let Some((&frequency, level)) = self.levels.range_mut((Bound::Unbounded, above)).next_back() {
+        while let Some((&frequency, ranked)) = self.ranked.range_mut((Bound::Unbounded, above)).next_back() {
             above = Bound::Excluded(frequency);
-            if let Some(best) = &best
-                && priority(frequency, best.max_frequency, alpha, 1.0) < best.priority
+            if let Some(Best { priority: reached, max_frequency, .. }) = best
+                && priority(frequency, max_frequency, alpha, 1.0) < reached
             {
                 break;
             }
-            for pair in std::mem::take(&mut level.fresh) {
-                self.evaluate(pair, frequency, &mut evaluate)?;
-            }
-            let ranked = &self.levels[&frequency].ranked;
-            if ranked.is_empty() {
-                self.levels.remove(&frequency);
-                continue;
-            }
             let max_frequency = best.map_or(frequency, |best| best.max_frequency);
-            // The first pair of each consistency is the one with the smallest key.
             let mut start = Bound::Unbounded;
-            while let Some(&(bits, key, pair)) = ranked.range((start, Bound::Unbounded)).next() {
-                start = Bound::Excluded((bits, u64::MAX, u32::MAX));
-                let priority = priority(frequency, max_frequency, alpha, f64::from_bits(bits.0));
+            while let Some(&entry) = ranked.range((start, Bound::Unbounded)).next() {
+                let (Reverse(consistency), key, pair) = entry;
+                let Pair { count, evaluation, .. } = self.pairs[pair as usize];
+                let Some(evaluation) = evaluation
+                    .filter(|now| now.frequency == frequency && now.consistency.to_bits() == consistency)
+                else {
+                    ranked.remove(&entry);
+                    continue;
+                };
+                // Of one consistency, the first has the smallest key.
+                start = Bound::Excluded((Reverse(consistency), u64::MAX, u32::MAX));
+                let priority = priority(frequency, max_frequency, alpha, evaluation.consistency);
                 if let Some(best) = &best {
                     match priority.total_cmp(&best.priority) {
                         Ordering::Less => break,
@@ -136,31 +204,28 @@ impl Candidates {
                         _ => (),
                     }
                 }
-                if let Pair { count, evaluation: Some(evaluation), .. } = self.pairs[pair as usize] {
-                    best = Some(Best { pair, key, count, evaluation, priority, max_frequency });
-                }
+                best = Some(Best { pair, key, count, evaluation, priority, max_frequency });
+            }
+            if ranked.is_empty() {
+                self.ranked.remove(&frequency);
             }
         }
-        Ok(best)
+        best
     }
+}
 
-    fn evaluate(
-        &mut self,
-        index: u32,
-        level: u64,
-        evaluate: &mut impl FnMut(u32, u64, u64) -> Result<Option<Evaluation>>,
-    ) -> Result<()> {
-        let pair = &mut self.pairs[index as usize];
-        if pair.level != level || pair.evaluation.is_some() {
-            return Ok(());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_in_the_order_of_counts() {
+        assert_eq!((bucket(0), bucket_end(0)), (0, 0));
+        for count in (1..5000).chain((2..64).map(|bits| u64::MAX >> bits)) {
+            assert!(bucket(count - 1) <= bucket(count));
+            assert!(count <= bucket_end(bucket(count)));
+            assert!(bucket(bucket_end(bucket(count))) == bucket(count), "{count}");
+            assert!(bucket(bucket_end(bucket(count)) + 1) > bucket(count));
         }
-        pair.evaluation = evaluate(index, pair.key, pair.count)?;
-        pair.level = 0;
-        if let Some(evaluation) = &pair.evaluation {
-            pair.level = evaluation.frequency;
-            let entry = (Reverse(evaluation.consistency.to_bits()), pair.key, index);
-            self.levels.entry(pair.level).or_default().ranked.insert(entry);
-        }
-        Ok(())
     }
 }

@@ -9,18 +9,23 @@
 //! pairs are counted again, which happens a few times in a run.
 
 mod candidates;
+mod canvas;
 mod shard;
 
 use std::collections::BTreeMap;
 
-use crate::error::Result;
-use crate::grid::{Grid, Offset};
+use rustc_hash::FxHashMap;
+
+use crate::encode::{EncodeOptions, Encoder};
+use crate::error::{Error, Result};
+use crate::grid::{Grid, Offset, check_size};
 use crate::interrupt::Interrupt;
-use crate::statistics::{consistency, most_frequent, tokens};
+use crate::statistics::{consistency, key, most_frequent, tokens};
 use crate::threads::Threads;
 use crate::vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary, check_options};
 use candidates::{Best, Candidates, Evaluation};
-use shard::{Merge, Shard, Slots};
+use canvas::{Canvas, Division, Word};
+use shard::{Merge, NewPair, Shard, Slots, new_key};
 
 /// How to learn a vocabulary.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +77,10 @@ pub struct Progress {
     pub num_merges: usize,
     /// The rule learned last.
     pub rule: Rule,
+    /// Length of all grids in cells.
+    pub cells: u64,
+    /// Length of all grids in tokens.
+    pub tokens: u64,
 }
 
 /// Learns a vocabulary from grids. `progress` is called after every rule.
@@ -81,81 +90,263 @@ pub struct Progress {
 pub fn train(
     grids: &[Grid],
     options: &TrainOptions,
-    mut progress: impl FnMut(Progress),
+    progress: impl FnMut(Progress),
     interrupt: &Interrupt,
 ) -> Result<Vocabulary> {
-    let &TrainOptions { base_vocab_size, num_merges, merge_mode, alpha, sigma, min_frequency, .. } = options;
-    check_options(base_vocab_size, num_merges, alpha, sigma, min_frequency)?;
-    let check = |(index, grid): (usize, &Grid)| grid.check_ids(index, base_vocab_size);
-    grids.iter().enumerate().try_for_each(check)?;
-
-    let mut trainer = Trainer::new(grids, options, interrupt)?;
-    let mut rules = Vec::new();
-    while rules.len() < num_merges {
-        interrupt.check()?;
-        let Some(best) = trainer.select()? else { break };
-        let rule = trainer.apply(&best)?;
-        rules.push(rule);
-        progress(Progress { merges: rules.len(), num_merges, rule });
+    let sizes: Vec<_> = grids.iter().map(|grid| (grid.height() as usize, grid.width() as usize)).collect();
+    let mut trainer = Trainer::new(&sizes, options.clone(), None)?;
+    for (index, grid) in grids.iter().enumerate() {
+        trainer.set(index, grid.ids().to_vec())?;
     }
-    let quantizer = options.quantizer.clone();
-    let grid_sizes = grid_sizes(grids);
-    Ok(Vocabulary { base_vocab_size, merge_mode, alpha, sigma, min_frequency, quantizer, grid_sizes, rules })
+    trainer.run(progress, interrupt)?;
+    Ok(trainer.vocabulary())
 }
 
-fn grid_sizes(grids: &[Grid]) -> Vec<GridSize> {
-    let mut sizes = BTreeMap::new();
-    for grid in grids {
-        *sizes.entry((grid.height(), grid.width())).or_default() += 1;
+/// Training in steps, for grids that come one after the other and for work that is stopped and taken up again.
+///
+/// First every grid is set, then [`Trainer::run`] learns rules. [`Trainer::vocabulary`] holds the rules learned so far
+/// at any time, also after an interruption.
+pub struct Trainer {
+    options: TrainOptions,
+    /// Height and width of every grid.
+    sizes: Vec<(u32, u32)>,
+    /// Of the vocabulary that training goes on from.
+    encoder: Option<Encoder>,
+    rules: Vec<Rule>,
+    cells: u64,
+    tokens: u64,
+    grids: Box<dyn Learn>,
+}
+
+impl Trainer {
+    /// Prepares for grids of these (heights, widths). With `resume`, training goes on from that vocabulary.
+    ///
+    /// # Errors
+    /// Sizes or options that cannot be used, [`Error::Resume`] for a vocabulary that was learned with other options.
+    pub fn new(sizes: &[(usize, usize)], options: TrainOptions, resume: Option<&Vocabulary>) -> Result<Self> {
+        let TrainOptions { base_vocab_size, num_merges, alpha, sigma, min_frequency, .. } = options;
+        check_options(base_vocab_size, num_merges, alpha, sigma, min_frequency)?;
+        for (index, &(height, width)) in sizes.iter().enumerate() {
+            check_size(index, height, width)?;
+        }
+        let sizes: Vec<_> = sizes.iter().map(|&(height, width)| (height as u32, width as u32)).collect();
+        let cells = sizes.iter().map(|&(height, width)| u64::from(height) * u64::from(width)).sum();
+        if let Some(vocabulary) = resume {
+            check_resume(vocabulary, &options, &grid_sizes(&sizes))?;
+        }
+        let largest = sizes.iter().map(|&(height, width)| Canvas::<u64>::footprint(height, width)).max();
+        let division = Division::new(base_vocab_size + num_merges as u32, largest.unwrap_or(0));
+        let grids: Box<dyn Learn> = if division.fits::<u64>() {
+            Box::new(Learner::<u64>::new(&sizes, &options, division)?)
+        } else {
+            Box::new(Learner::<u128>::new(&sizes, &options, division)?)
+        };
+        Ok(Self {
+            options,
+            sizes,
+            encoder: resume.map(Encoder::new),
+            rules: resume.map_or_else(Vec::new, |vocabulary| vocabulary.rules().to_vec()),
+            cells,
+            tokens: 0,
+            grids,
+        })
     }
-    sizes.into_iter().map(|((height, width), grids)| GridSize { height, width, grids }).collect()
+
+    /// Gives grid `index` its ids, in raster order.
+    ///
+    /// # Errors
+    /// A number of ids that does not fill the grid, ids that are not in the codebook.
+    pub fn set(&mut self, index: usize, ids: Vec<u32>) -> Result<()> {
+        let (height, width) = self.sizes[index];
+        let grid = Grid::new(index, height as usize, width as usize, ids)?;
+        grid.check_ids(index, self.options.base_vocab_size)?;
+        match &self.encoder {
+            None => self.grids.set(index, width, grid.ids()),
+            Some(encoder) => self.grids.set_encoded(index, &grid, encoder)?,
+        }
+        Ok(())
+    }
+
+    /// Learns rules until there are enough or no candidate is left. `progress` is called after every rule.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::Error::Interrupted) if asked to stop.
+    pub fn run(&mut self, mut progress: impl FnMut(Progress), interrupt: &Interrupt) -> Result<()> {
+        let num_merges = self.options.num_merges;
+        self.grids.start(self.options.base_vocab_size + self.rules.len() as u32, interrupt)?;
+        self.tokens = self.grids.tokens();
+        while self.rules.len() < num_merges {
+            interrupt.check()?;
+            let Some(rule) = self.grids.learn(interrupt)? else { break };
+            self.rules.push(rule);
+            let (merges, cells, tokens) = (self.rules.len(), self.cells, self.grids.tokens());
+            progress(Progress { merges, num_merges, rule, cells, tokens });
+        }
+        Ok(())
+    }
+
+    /// The rules learned so far.
+    #[must_use]
+    pub fn vocabulary(&self) -> Vocabulary {
+        let TrainOptions { base_vocab_size, merge_mode, alpha, sigma, min_frequency, .. } = self.options;
+        let quantizer = self.options.quantizer.clone();
+        let (grid_sizes, rules) = (grid_sizes(&self.sizes), self.rules.clone());
+        Vocabulary { base_vocab_size, merge_mode, alpha, sigma, min_frequency, quantizer, grid_sizes, rules }
+    }
+}
+fn grid_sizes(sizes: &[(u32, u32)]) -> Vec<GridSize> {
+    let mut counts = BTreeMap::new();
+    for size in sizes {
+        *counts.entry(size).or_default() += 1;
+    }
+    counts.into_iter().map(|(&(height, width), grids)| GridSize { height, width, grids }).collect()
+}
+
+/// Makes sure that training with these options can go on from a vocabulary.
+fn check_resume(vocabulary: &Vocabulary, options: &TrainOptions, sizes: &[GridSize]) -> Result<()> {
+    let differ = |name: &str, old: String, new: String| {
+        if old == new { Ok(()) } else { Err(Error::Resume(format!("{name} was {old}, now it is {new}"))) }
+    };
+    let text = |name: &Option<String>| name.clone().unwrap_or_else(|| "unknown".to_owned());
+    let (old, new) = (vocabulary, options);
+    differ("base_vocab_size", old.base_vocab_size.to_string(), new.base_vocab_size.to_string())?;
+    differ("merge_mode", format!("{:?}", old.merge_mode), format!("{:?}", new.merge_mode))?;
+    differ("alpha", old.alpha.to_string(), new.alpha.to_string())?;
+    differ("sigma", old.sigma.to_string(), new.sigma.to_string())?;
+    differ("min_frequency", old.min_frequency.to_string(), new.min_frequency.to_string())?;
+    differ("the quantizer", text(&old.quantizer.name), text(&new.quantizer.name))?;
+    differ("its fingerprint", text(&old.quantizer.fingerprint), text(&new.quantizer.fingerprint))?;
+    if old.grid_sizes != sizes {
+        return Err(Error::Resume("the grids differ in number or size from those learned from".to_owned()));
+    }
+    if old.rules.len() > new.num_merges {
+        let (old, new) = (old.rules.len(), new.num_merges);
+        return Err(Error::Resume(format!("it has {old} merges already, more than the {new} asked for")));
+    }
+    Ok(())
 }
 
 /// With fewer occurrences than this, a pair is not worth waking threads for.
 const PARALLEL_OCCURRENCES: u64 = 1024;
 
 /// With fewer cells than this, a full count is not worth waking threads for.
-const PARALLEL_CELLS: usize = 1 << 14;
+const PARALLEL_CELLS: u64 = 1 << 14;
 
-struct Trainer<'a> {
-    options: &'a TrainOptions,
-    interrupt: &'a Interrupt,
+/// Most cells of a shard before its last grid is added. With that grid there are fewer than 2^31 cells, so positions
+/// and all counts within a shard fit 32 bits.
+const MAX_SHARD_CELLS: u64 = 1 << 30;
+
+/// What training does, whatever the words are that cells are kept in.
+trait Learn: Send {
+    /// Fills grid `index`.
+    fn set(&mut self, index: usize, width: u32, ids: &[u32]);
+    /// Fills grid `index` with the regions that it is encoded to.
+    fn set_encoded(&mut self, index: usize, grid: &Grid, encoder: &Encoder) -> Result<()>;
+    /// Counts everything; `token` is the next new token.
+    fn start(&mut self, token: u32, interrupt: &Interrupt) -> Result<()>;
+    /// Finds and applies one rule; `None` if no candidate is left.
+    fn learn(&mut self, interrupt: &Interrupt) -> Result<Option<Rule>>;
+    /// Number of regions.
+    fn tokens(&self) -> u64;
+}
+
+struct Learner<W> {
+    options: TrainOptions,
     threads: Threads,
-    shards: Vec<Shard>,
-    num_cells: usize,
+    shards: Vec<Shard<W>>,
+    /// Per grid, its shard and its position there.
+    places: Vec<(u32, u32)>,
+    num_tokens: u64,
     candidates: Candidates,
     /// Per token, the indexed pairs that contain it, and some that no longer are indexed.
     pairs_of: Vec<Vec<u32>>,
     /// Every pair with at least this frequency is indexed.
     threshold: u64,
     slots: Slots,
+    /// Sums over the shards: per pair of the new token, all 0 between calls; and per slot.
+    added: Vec<u64>,
+    removed: Vec<u64>,
 }
 
-impl<'a> Trainer<'a> {
-    fn new(grids: &[Grid], options: &'a TrainOptions, interrupt: &'a Interrupt) -> Result<Self> {
+impl<W: Word> Learn for Learner<W> {
+    fn set(&mut self, index: usize, width: u32, ids: &[u32]) {
+        let (shard, position) = self.places[index];
+        self.shards[shard as usize].set(position, width, ids);
+        self.num_tokens += ids.len() as u64;
+    }
+
+    fn set_encoded(&mut self, index: usize, grid: &Grid, encoder: &Encoder) -> Result<()> {
+        let (shard, position) = self.places[index];
+        let options = EncodeOptions { regions: true, ..EncodeOptions::default() };
+        let encoding = encoder.encode(grid, &options, &Interrupt::default())?;
+        self.shards[shard as usize].set_encoded(position, grid.width(), &encoding);
+        self.num_tokens += encoding.ids.len() as u64;
+        Ok(())
+    }
+
+    fn start(&mut self, token: u32, interrupt: &Interrupt) -> Result<()> {
+        self.pairs_of = vec![Vec::new(); token as usize];
+        self.index(u64::MAX, interrupt)
+    }
+
+    fn learn(&mut self, interrupt: &Interrupt) -> Result<Option<Rule>> {
+        self.select(interrupt)?.map(|best| self.apply(&best, interrupt)).transpose()
+    }
+
+    fn tokens(&self) -> u64 {
+        self.num_tokens
+    }
+}
+
+impl<W: Word> Learner<W> {
+    /// Deals grids out to shards of about equal numbers of cells. Grids of one width go together.
+    fn new(sizes: &[(u32, u32)], options: &TrainOptions, division: Division) -> Result<Self> {
         let threads = Threads::new(options.num_threads)?;
-        let num_cells = grids.iter().map(|grid| grid.ids().len()).sum();
-        let mut shards = shard::deal(grids, threads.count());
-        threads.map(&mut shards, num_cells >= PARALLEL_CELLS, |shard| shard.fill(grids, interrupt));
-        let mut trainer = Self {
-            options,
-            interrupt,
+        let tokens = options.base_vocab_size + options.num_merges as u32;
+        let cells = |&(height, width): &(u32, u32)| Canvas::<W>::footprint(height, width);
+        let total: u64 = sizes.iter().map(cells).sum();
+        let target = total.div_ceil(threads.count() as u64).clamp(1, MAX_SHARD_CELLS);
+        let mut order: Vec<usize> = (0..sizes.len()).collect();
+        order.sort_by_key(|&index| sizes[index].1);
+        let mut shards: Vec<Vec<usize>> = Vec::new();
+        let mut filled = target;
+        for index in order {
+            if filled >= target {
+                (filled, _) = (0, shards.push(Vec::new()));
+            }
+            filled += cells(&sizes[index]);
+            shards.last_mut().expect("just pushed").push(index);
+        }
+        let mut places = vec![(0, 0); sizes.len()];
+        let fill = |(number, members): (usize, Vec<usize>)| {
+            let mut shard = Shard::new(division, tokens);
+            shard.reserve(members.iter().map(|&index| cells(&sizes[index])).sum());
+            for index in members {
+                let (height, width) = sizes[index];
+                places[index] = (number as u32, shard.push(height, width));
+            }
+            shard
+        };
+        let shards = shards.into_iter().enumerate().map(fill).collect();
+        Ok(Self {
+            options: options.clone(),
             threads,
             shards,
-            num_cells,
+            places,
+            num_tokens: 0,
             candidates: Candidates::default(),
-            pairs_of: vec![Vec::new(); options.base_vocab_size as usize],
+            pairs_of: Vec::new(),
             threshold: u64::MAX,
-            slots: Slots::default(),
-        };
-        trainer.index(u64::MAX)?;
-        Ok(trainer)
+            slots: Slots::new(tokens),
+            added: vec![0; 2 * tokens as usize],
+            removed: Vec::new(),
+        })
     }
 
     /// The candidate with the highest priority.
-    fn select(&mut self) -> Result<Option<Best>> {
+    fn select(&mut self, interrupt: &Interrupt) -> Result<Option<Best>> {
         loop {
-            let best = self.best_indexed()?;
+            let best = self.best_indexed(interrupt)?;
             let missed = self.threshold - 1;
             if missed < self.options.min_frequency {
                 return Ok(best);
@@ -171,12 +362,12 @@ impl<'a> Trainer<'a> {
                 None => self.threshold,
             };
             // Some way further down, so that the next count is not due after the next rule.
-            self.index((needed - needed / 4).min(self.threshold - 1 - self.threshold / 4))?;
+            self.index((needed - needed / 4).min(self.threshold - 1 - self.threshold / 4), interrupt)?;
         }
     }
 
-    fn best_indexed(&mut self) -> Result<Option<Best>> {
-        let Self { options, interrupt, threads, shards, candidates, threshold, .. } = self;
+    fn best_indexed(&mut self, interrupt: &Interrupt) -> Result<Option<Best>> {
+        let Self { options, threads, shards, candidates, threshold, .. } = self;
         let mut dropped = Vec::new();
         let evaluate = |pair: u32, key: u64, count: u64| {
             interrupt.check()?;
@@ -203,7 +394,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Makes the best pair a rule, applies it to every grid and updates all counts.
-    fn apply(&mut self, best: &Best) -> Result<Rule> {
+    fn apply(&mut self, best: &Best, interrupt: &Interrupt) -> Result<Rule> {
         let Best { pair, key, count, evaluation, .. } = *best;
         let Evaluation { offset, offset_count, consistency, .. } = evaluation;
         let (a, b) = tokens(key);
@@ -214,77 +405,114 @@ impl<'a> Trainer<'a> {
             self.pairs_of[token as usize].retain(|&pair| self.candidates.is_indexed(pair));
         }
         let mut changing = self.pairs_of[a as usize].clone();
-        changing.extend_from_slice(&self.pairs_of[b as usize]);
-        changing.sort_unstable();
-        changing.dedup();
+        if a != b {
+            // A pair of both is in the first list already.
+            let of_a = |pair| [key, tokens_swapped(key)].contains(&self.candidates.key(pair));
+            changing.extend(self.pairs_of[b as usize].iter().filter(|&&pair| !of_a(pair)));
+        }
         self.slots.assign(a, b, token, changing.iter().map(|&pair| self.candidates.key(pair)));
 
-        let Self { threads, shards, slots, interrupt, .. } = self;
-        let worthwhile = count >= PARALLEL_OCCURRENCES;
+        let Self { threads, shards, slots, .. } = self;
+        let parallel = count >= PARALLEL_OCCURRENCES;
         let merge = Merge { pair, a, b, offset, token, slots };
-        let changes = threads.map(shards, worthwhile, |shard| shard.apply(&merge, interrupt));
+        let merges = threads.map(shards, parallel, |shard| shard.apply(merge, interrupt));
         interrupt.check()?;
+        self.num_tokens -= merges.into_iter().sum::<u64>();
 
-        let mut added = Vec::new();
-        let mut removed = vec![0; changing.len()];
-        for change in changes {
-            added.extend(change.added);
-            for (sum, count) in removed.iter_mut().zip(change.removed) {
+        self.removed.clear();
+        self.removed.resize(changing.len(), 0);
+        for shard in &self.shards {
+            // Slot 0 is for pairs that are not indexed.
+            for (sum, &count) in self.removed.iter_mut().zip(&shard.removed()[1..]) {
                 *sum += u64::from(count);
             }
         }
-        for (pair, removed) in changing.into_iter().zip(removed) {
+        for (pair, &removed) in changing.into_iter().zip(&self.removed) {
             if removed > 0 && !self.candidates.remove(pair, removed, self.threshold) {
                 for shard in &mut self.shards {
                     shard.forget(pair);
                 }
             }
         }
-        let added = self.add(added);
-        let index = |shard: &mut Shard| shard.index_added(token, &added);
-        self.threads.map(&mut self.shards, worthwhile, index);
+        let added = self.sum_added();
+        let keys = added.iter().map(|&(new, count)| (new_key(token, new), count));
+        let pairs = take_up(&mut self.candidates, &mut self.pairs_of, keys);
+        let pairs: Vec<_> = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
+        self.threads.map(&mut self.shards, parallel, |shard| shard.index_added(&pairs));
         Ok(Rule { a, b, offset, count, offset_count, consistency })
     }
 
-    /// Sums the counts of new pairs and takes up those at or above the threshold. Returns what was taken up.
-    fn add(&mut self, mut counts: Vec<(u64, u64)>) -> Vec<(u64, u32)> {
-        counts.sort_unstable();
-        let mut added = Vec::new();
-        for counts in counts.chunk_by(|one, other| one.0 == other.0) {
-            let (key, count) = (counts[0].0, counts.iter().map(|(_, count)| count).sum());
-            if count >= self.threshold {
-                let pair = self.candidates.insert(key, count);
-                let (a, b) = tokens(key);
-                self.pairs_of[a as usize].push(pair);
-                if b != a {
-                    self.pairs_of[b as usize].push(pair);
-                }
-                added.push((key, pair));
+    /// The new pairs at or above the threshold after a rule, and their counts.
+    fn sum_added(&mut self) -> Vec<(NewPair, u64)> {
+        let Self { shards, added, threshold, .. } = self;
+        let mut found = Vec::new();
+        for &(new, count) in shards.iter().flat_map(|shard| shard.added()) {
+            let sum = &mut added[new as usize];
+            let before = *sum;
+            *sum += u64::from(count);
+            if before < *threshold && *sum >= *threshold {
+                found.push(new);
             }
         }
-        added
+        let found = found.into_iter().map(|new| (new, added[new as usize])).collect();
+        for &(new, _) in shards.iter().flat_map(|shard| shard.added()) {
+            added[new as usize] = 0;
+        }
+        found
     }
 
     /// Counts all pairs and indexes the frequent ones, with a threshold of at most `limit`.
-    fn index(&mut self, limit: u64) -> Result<()> {
-        let Self { options, interrupt, threads, shards, .. } = self;
-        let worthwhile = self.num_cells >= PARALLEL_CELLS;
-        let bits = (2 * self.num_cells).max(1).ilog2().clamp(10, 24);
-        let sketches = threads.map(shards, worthwhile, |shard| shard.sketch(bits, interrupt));
+    fn index(&mut self, limit: u64, interrupt: &Interrupt) -> Result<()> {
+        let Self { options, threads, shards, .. } = self;
+        let parallel = self.num_tokens >= PARALLEL_CELLS;
+        let bits = (2 * self.num_tokens).max(1).ilog2().clamp(10, 24);
+        let sketches = threads.map(shards, parallel, |shard| shard.sketch(bits, interrupt));
         interrupt.check()?;
         let sketch = sketches.into_iter().reduce(add_saturating).unwrap_or_default();
         let threshold = frequent(&sketch, options.indexed_pairs).min(limit).max(options.min_frequency);
-        let count = |shard: &mut Shard| shard.count(&sketch, bits, threshold, interrupt);
-        let counts = threads.map(shards, worthwhile, count).concat();
+        let count = |shard: &mut Shard<W>| shard.count(&sketch, bits, threshold, interrupt);
+        let parts = threads.map(shards, parallel, count);
         interrupt.check()?;
 
         self.threshold = threshold;
         self.candidates = Candidates::default();
         self.pairs_of.iter_mut().for_each(Vec::clear);
-        let added = self.add(counts).into_iter().collect();
-        self.threads.map(&mut self.shards, worthwhile, |shard| shard.index_counted(&added));
+        let mut counts: FxHashMap<u64, u64> = FxHashMap::default();
+        for (key, count) in parts.into_iter().flatten() {
+            *counts.entry(key).or_default() += count;
+        }
+        counts.retain(|_, count| *count >= threshold);
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort_unstable();
+        let pairs = take_up(&mut self.candidates, &mut self.pairs_of, counts.iter().copied());
+        let indices = counts.iter().zip(pairs).map(|(&(key, _), pair)| (key, pair)).collect();
+        self.threads.map(&mut self.shards, parallel, |shard| shard.index_counted(&indices));
         Ok(())
     }
+}
+
+/// Makes pairs candidates and returns their indices.
+fn take_up(
+    candidates: &mut Candidates,
+    pairs_of: &mut [Vec<u32>],
+    counts: impl Iterator<Item = (u64, u64)>,
+) -> Vec<u32> {
+    let insert = |(key, count)| {
+        let pair = candidates.insert(key, count);
+        let (a, b) = tokens(key);
+        pairs_of[a as usize].push(pair);
+        if b != a {
+            pairs_of[b as usize].push(pair);
+        }
+        pair
+    };
+    counts.map(insert).collect()
+}
+
+/// The key of the pair the other way round.
+fn tokens_swapped(of: u64) -> u64 {
+    let (a, b) = tokens(of);
+    key(b, a)
 }
 
 fn add_saturating(mut sums: Vec<u32>, counts: Vec<u32>) -> Vec<u32> {
@@ -305,7 +533,13 @@ fn frequent(sketch: &[u32], wanted: usize) -> u64 {
 }
 
 /// How often an indexed pair occurs at which offset, in ascending order of offsets.
-fn histogram(shards: &mut [Shard], threads: &Threads, pair: u32, key: u64, count: u64) -> Vec<(Offset, u64)> {
+fn histogram<W: Word>(
+    shards: &mut [Shard<W>],
+    threads: &Threads,
+    pair: u32,
+    key: u64,
+    count: u64,
+) -> Vec<(Offset, u64)> {
     let worthwhile = count >= PARALLEL_OCCURRENCES;
     let mut parts = threads.map(shards, worthwhile, |shard| shard.histogram(pair, key)).concat();
     parts.sort_unstable();

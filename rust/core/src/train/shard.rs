@@ -2,32 +2,20 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::grid::{Grid, Offset};
+use super::canvas::{Canvas, Division, Neighbours, Word};
+use crate::encode::Encoding;
+use crate::grid::Offset;
 use crate::interrupt::Interrupt;
-use crate::region::Canvas;
 use crate::statistics::{key, tokens};
 
-/// Most cells of a shard before its last grid is added. With that grid there are fewer than 2^31 cells, so positions
-/// and all counts within a shard fit 32 bits.
-const MAX_CELLS: u64 = 1 << 30;
+/// Cells between two looks at the interrupt flag.
+const CHECK_INTERVAL: usize = 1 << 16;
 
-/// Work between two looks at the interrupt flag.
-const CHECK_INTERVAL: usize = 1 << 14;
-
-/// Occurrences that are merged in one go; more, if they are in the same grid.
-const CHUNK: usize = 1024;
-
-/// Token of a region that is about to become part of the region before it.
-const CONSUMED: u32 = u32::MAX - 1;
-
-/// No slot, no pair.
-const NONE: u32 = u32::MAX;
-
-/// Anchors of two adjacent regions, in raster order. It stands for the tokens that the regions had when it was
-/// written down, and is out of date when they have others: a region's token never comes back.
-type Occurrence = [u32; 2];
+/// Occurrences that are fetched at once.
+const BLOCK: usize = 16;
 
 /// One rule to apply.
+#[derive(Clone, Copy)]
 pub(super) struct Merge<'a> {
     /// Index of the rule's pair.
     pub pair: u32,
@@ -40,111 +28,147 @@ pub(super) struct Merge<'a> {
     pub slots: &'a Slots,
 }
 
-/// What a rule did to the counts in a shard.
-pub(super) struct Changes {
-    /// Per slot, how many adjacent pairs are gone.
-    pub removed: Vec<u32>,
-    /// Pairs with the new token and their counts.
-    pub added: Vec<(u64, u64)>,
-}
-
 /// Numbers the indexed pairs that contain `a` or `b` of a rule, so that they are found without hashing.
-#[derive(Debug, Default)]
+///
+/// Slot 0 is for all pairs that are not indexed, and the last four are for pairs of `a` and `b` with the new token.
+#[derive(Debug)]
 pub(super) struct Slots {
-    /// Per token t, the slot of (a, t), (t, a), (b, t), (t, b).
-    tables: [Vec<u32>; 4],
-    /// Number of slots.
-    len: usize,
-    assigned: Vec<(usize, u32)>,
+    /// Per token t, the slots of (a, t), (t, a), (b, t), (t, b). If `a` is `b`, the first two alone count.
+    table: Vec<[u32; 4]>,
+    assigned: Vec<u32>,
+    len: u32,
 }
 
 impl Slots {
-    /// Gives slots 0, 1, … to these pairs, for tokens below `token`.
+    /// For tokens below `tokens`.
+    pub fn new(tokens: u32) -> Self {
+        Self { table: vec![[0; 4]; tokens as usize], assigned: Vec::new(), len: 0 }
+    }
+
+    /// Gives slots 1, 2, … to these pairs of tokens older than `token`, the new one.
     pub fn assign(&mut self, a: u32, b: u32, token: u32, keys: impl Iterator<Item = u64>) {
-        for (table, token) in self.assigned.drain(..) {
-            self.tables[table][token as usize] = NONE;
+        let Self { table, assigned, len } = self;
+        for token in assigned.drain(..) {
+            table[token as usize] = [0; 4];
         }
-        for table in &mut self.tables {
-            table.resize(token as usize, NONE);
-        }
-        self.len = 0;
-        for (slot, key) in (0..).zip(keys) {
-            self.len += 1;
+        *len = 1;
+        for key in keys {
             let (first, second) = tokens(key);
-            for (table, applies, other) in [
+            for (side, applies, other) in [
                 (0, first == a, second),
                 (1, second == a, first),
                 (2, first == b, second),
                 (3, second == b, first),
             ] {
                 if applies {
-                    self.tables[table][other as usize] = slot;
-                    self.assigned.push((table, other));
+                    table[other as usize][side] = *len;
+                    assigned.push(other);
                 }
             }
+            *len += 1;
         }
+        table[token as usize] = [*len, *len + 1, *len + 2, *len + 3];
+        assigned.push(token);
+        *len += 4;
+    }
+
+    fn of(&self, token: u32) -> [u32; 4] {
+        self.table[token as usize]
     }
 }
 
-/// Exact counts of some pairs, which are numbered as they turn up.
+/// Exact counts of some pairs, which are numbered as they turn up, and where they occur.
 #[derive(Debug, Default)]
 struct Counted {
     numbers: FxHashMap<u64, u32>,
     counts: Vec<u32>,
-    occurrences: Vec<(u32, Occurrence)>,
+    occurrences: Vec<Vec<u32>>,
 }
 
 /// Some of the grids.
-#[derive(Debug, Default)]
-pub(super) struct Shard {
-    members: Vec<usize>,
-    num_cells: u64,
-    canvas: Canvas,
-    /// Per indexed pair, where it occurs, and some places where it no longer does.
-    occurrences: Vec<Vec<Occurrence>>,
+#[derive(Debug)]
+pub(super) struct Shard<W> {
+    canvas: Canvas<W>,
+    /// Per indexed pair, the anchors of the first regions of its occurrences, and some where it no longer occurs. An
+    /// anchor is out of date when it has another token: a region's token never comes back.
+    occurrences: Vec<Vec<u32>>,
     counted: Counted,
-    /// Adjacencies of the new token after a rule: the other token, whether it comes second, the anchors.
-    added: Vec<(u32, bool, Occurrence)>,
-    /// Two numbers per token, for the pairs (new, t) and (t, new); all 0 between calls.
-    scratch: [Vec<u32>; 2],
+    /// After a rule, per slot, how many adjacent pairs are gone.
+    removed: Vec<u32>,
+    /// After a rule, the adjacencies of the new token: which pair, and the anchor of its first region.
+    added: Vec<(NewPair, u32)>,
+    /// After a rule, the pairs with the new token, each once, and their counts.
+    added_counts: Vec<(NewPair, u32)>,
+    /// A number per token and side; all 0 between calls.
+    scratch: Vec<[u32; 2]>,
+    offsets: FxHashMap<Offset, u64>,
+    of_x: Neighbours,
+    of_y: Neighbours,
 }
 
-/// Deals grids out to about `parts` shards of equal numbers of cells. Grids of one width go together.
-pub(super) fn deal(grids: &[Grid], parts: usize) -> Vec<Shard> {
-    let cells = |grid: &Grid| Canvas::footprint(grid.height(), grid.width());
-    let total: u64 = grids.iter().map(cells).sum();
-    let target = total.div_ceil(parts as u64).clamp(1, MAX_CELLS);
-    let mut order: Vec<usize> = (0..grids.len()).collect();
-    order.sort_by_key(|&index| grids[index].width());
-    let mut shards: Vec<Shard> = Vec::new();
-    for index in order {
-        if shards.last().is_none_or(|shard| shard.num_cells >= target) {
-            shards.push(Shard::default());
-        }
-        if let Some(shard) = shards.last_mut() {
-            shard.members.push(index);
-            shard.num_cells += cells(&grids[index]);
+/// A pair of the new token with token t: (new, t) is 2t and (t, new) is 2t + 1.
+pub(super) type NewPair = u32;
+
+/// The key of such a pair.
+pub(super) fn new_key(new: u32, pair: NewPair) -> u64 {
+    if pair & 1 == 0 { key(new, pair >> 1) } else { key(pair >> 1, new) }
+}
+
+impl<W: Word> Shard<W> {
+    /// No grids, for tokens below `tokens`.
+    pub fn new(division: Division, tokens: u32) -> Self {
+        Self {
+            canvas: Canvas::new(division),
+            occurrences: Vec::new(),
+            counted: Counted::default(),
+            removed: Vec::new(),
+            added: Vec::new(),
+            added_counts: Vec::new(),
+            scratch: vec![[0; 2]; tokens as usize],
+            offsets: FxHashMap::default(),
+            of_x: Neighbours::default(),
+            of_y: Neighbours::default(),
         }
     }
-    shards
-}
 
-impl Shard {
-    /// Copies the shard's grids.
-    pub fn fill(&mut self, grids: &[Grid], interrupt: &Interrupt) {
-        self.canvas = Canvas::with_capacity(self.num_cells as usize);
-        for index in std::mem::take(&mut self.members) {
-            if interrupt.is_set() {
-                return;
+    /// Makes room for exactly this many cells.
+    pub fn reserve(&mut self, cells: u64) {
+        self.canvas.reserve(cells as usize);
+    }
+
+    /// Adds an empty grid and returns where it is.
+    pub fn push(&mut self, height: u32, width: u32) -> u32 {
+        self.canvas.push(height, width)
+    }
+
+    /// Fills a grid of this width, every cell a region of its own.
+    pub fn set(&mut self, position: u32, width: u32, ids: &[u32]) {
+        for (start, row) in (position..).step_by(width as usize + 1).zip(ids.chunks_exact(width as usize)) {
+            self.canvas.set_row(start, row);
+        }
+    }
+
+    /// Fills a grid of this width with the regions that it was encoded to.
+    pub fn set_encoded(&mut self, position: u32, width: u32, encoding: &Encoding) {
+        let Some(regions) = &encoding.regions else { return };
+        let mut anchors = vec![None; encoding.ids.len()];
+        let rows = (position..).step_by(width as usize + 1).zip(regions.tokens.chunks_exact(width as usize));
+        for (p, &index) in rows.flat_map(|(start, row)| (start..).zip(row)) {
+            let token = encoding.ids[index as usize];
+            match anchors[index as usize] {
+                None => {
+                    self.canvas.set_row(p, &[token]);
+                    anchors[index as usize] = Some(p);
+                }
+                Some(anchor) => self.canvas.join(anchor, p, token),
             }
-            self.canvas.push(&grids[index]);
         }
     }
 
     /// Counts all pairs by a hash of 2^`bits` values: upper bounds of their counts.
     pub fn sketch(&self, bits: u32, interrupt: &Interrupt) -> Vec<u32> {
         let mut sketch = vec![0_u32; 1 << bits];
-        self.for_each_pair(interrupt, |key, _| sketch[hash(key, bits)] += 1);
+        self.for_each_pair(interrupt, |_, key| sketch[hash(key, bits)] += 1);
         sketch
     }
 
@@ -156,16 +180,21 @@ impl Shard {
         threshold: u64,
         interrupt: &Interrupt,
     ) -> Vec<(u64, u64)> {
+        self.occurrences = Vec::new();
         let mut counted = Counted::default();
-        self.for_each_pair(interrupt, |key, occurrence| {
+        self.for_each_pair(interrupt, |x, key| {
             if u64::from(sketch[hash(key, bits)]) >= threshold {
                 let fresh = counted.counts.len() as u32;
                 let number = *counted.numbers.entry(key).or_insert(fresh);
                 if number == fresh {
                     counted.counts.push(0);
+                    counted.occurrences.push(Vec::new());
                 }
                 counted.counts[number as usize] += 1;
-                counted.occurrences.push((number, occurrence));
+                let list = &mut counted.occurrences[number as usize];
+                if list.last() != Some(&x) {
+                    list.push(x);
+                }
             }
         });
         self.counted = counted;
@@ -175,36 +204,23 @@ impl Shard {
 
     /// Makes what was counted the new lists, given the indices of the pairs that were taken up.
     pub fn index_counted(&mut self, pairs: &FxHashMap<u64, u32>) {
-        self.occurrences.clear();
+        let Counted { numbers, mut occurrences, .. } = std::mem::take(&mut self.counted);
         self.occurrences.resize_with(pairs.len(), Vec::new);
-        let Counted { numbers, counts, occurrences } = std::mem::take(&mut self.counted);
-        let mut pair_of = vec![NONE; counts.len()];
         for (key, number) in numbers {
             if let Some(&pair) = pairs.get(&key) {
-                pair_of[number as usize] = pair;
-                self.occurrences[pair as usize].reserve_exact(counts[number as usize] as usize);
-            }
-        }
-        for (number, occurrence) in occurrences {
-            let pair = pair_of[number as usize];
-            if pair != NONE {
-                self.occurrences[pair as usize].push(occurrence);
+                self.occurrences[pair as usize] = std::mem::take(&mut occurrences[number as usize]);
             }
         }
     }
 
-    fn for_each_pair(&self, interrupt: &Interrupt, mut visit: impl FnMut(u64, Occurrence)) {
-        let canvas = &self.canvas;
-        let mut found = Vec::new();
-        for (i, x) in canvas.anchors().enumerate() {
-            if i % CHECK_INTERVAL == 0 && interrupt.is_set() {
+    /// Visits all pairs of adjacent regions: the anchor of the first, and the key.
+    fn for_each_pair(&self, interrupt: &Interrupt, mut visit: impl FnMut(u32, u64)) {
+        for start in (0..self.canvas.len()).step_by(CHECK_INTERVAL) {
+            if interrupt.is_set() {
                 return;
             }
-            found.clear();
-            canvas.later_neighbours(x, &mut found);
-            for &y in &found {
-                visit(key(canvas.token(x), canvas.token(y)), [x, y]);
-            }
+            let end = self.canvas.len().min(start + CHECK_INTERVAL);
+            self.canvas.for_each_pair(start, end, |x, a, b| visit(x, key(a, b)));
         }
     }
 
@@ -215,199 +231,157 @@ impl Shard {
         }
     }
 
+    /// A pair's list, in raster order and without what occurs twice, taken out.
+    fn take_list(&mut self, pair: u32) -> Vec<u32> {
+        let mut list = self.occurrences.get_mut(pair as usize).map(std::mem::take).unwrap_or_default();
+        if !list.is_sorted_by(|x, y| x < y) {
+            list.sort_unstable();
+            list.dedup();
+        }
+        list
+    }
+
     /// Counts a pair's offsets, in no order.
     pub fn histogram(&mut self, pair: u32, key: u64) -> Vec<(Offset, u64)> {
         let (a, b) = tokens(key);
-        let Self { canvas, occurrences, .. } = self;
-        let Some(list) = occurrences.get_mut(pair as usize) else { return Vec::new() };
-        let mut counts: FxHashMap<Offset, u64> = FxHashMap::default();
-        list.retain(|&[x, y]| {
-            let stands = canvas.token_at(x) == Some(a) && canvas.token_at(y) == Some(b);
-            if stands {
-                *counts.entry(canvas.offset(x, y)).or_default() += 1;
+        let mut list = self.take_list(pair);
+        let Self { canvas, offsets, of_x, .. } = self;
+        list.retain(|&x| {
+            if !canvas.is(x, a) {
+                return false;
+            }
+            canvas.neighbours(x, of_x);
+            let mut stands = false;
+            for (y, token) in of_x.iter() {
+                if token == b && y > x {
+                    stands = true;
+                    *offsets.entry(canvas.offset(x, y)).or_default() += 1;
+                }
             }
             stands
         });
-        counts.into_iter().collect()
+        if let Some(place) = self.occurrences.get_mut(pair as usize) {
+            *place = list;
+        }
+        self.offsets.drain().collect()
     }
 
-    /// Applies a rule to the shard's grids.
-    pub fn apply(&mut self, merge: &Merge<'_>, interrupt: &Interrupt) -> Changes {
-        for numbers in &mut self.scratch {
-            numbers.resize(merge.token as usize + 1, 0);
-        }
-        self.added.clear();
-        let mut changes = Changes { removed: vec![0; merge.slots.len], added: Vec::new() };
-        let matches = self.take_matches(merge);
-        let mut rest = matches.as_slice();
-        let mut neighbours = Neighbours::default();
-        while let Some(&[last, _]) = rest[..rest.len().min(CHUNK)].last() {
-            // Whole grids at a time, because what a region's neighbours were must be known before any of them merges.
-            let end = self.canvas.grid_end(last);
-            let (chunk, later) = rest.split_at(rest.partition_point(|&[x, _]| x < end));
-            rest = later;
-            neighbours.clear();
-            for (i, &pair) in chunk.iter().enumerate() {
-                if i % CHECK_INTERVAL == 0 && interrupt.is_set() {
-                    return changes;
+    /// Applies a rule to the shard's grids, notes what it did to the counts, and returns how many regions it merged.
+    pub fn apply(&mut self, merge: Merge<'_>, interrupt: &Interrupt) -> u64 {
+        let Merge { pair, a, b, offset, token, slots } = merge;
+        let list = self.take_list(pair);
+        let Self { canvas, occurrences, removed, added, added_counts, scratch, of_x, of_y, .. } = self;
+        added.clear();
+        added_counts.clear();
+        removed.clear();
+        removed.resize(slots.len as usize, 0);
+        let side_of_b = if a == b { 0 } else { 2 };
+        let mut left = Vec::new();
+        let mut merges = 0;
+        for block in list.chunks(BLOCK) {
+            if interrupt.is_set() {
+                return merges;
+            }
+            canvas.fetch(block);
+            for &x in block {
+                if !canvas.is(x, a) {
+                    continue;
                 }
-                self.remove_pair(merge, pair, &mut neighbours, &mut changes.removed);
-            }
-            for &[x, y] in chunk {
-                self.canvas.merge(x, y, merge.token, |_| ());
-            }
-            for (&[x, _], found) in chunk.iter().zip(neighbours.iter_mut()) {
-                self.add_pairs(merge, x, found);
-            }
-        }
-        self.drain_scratch(merge, &mut changes.added);
-        changes
-    }
-
-    /// The occurrences that merge, in raster order; marks their regions, and keeps the list of what is left.
-    fn take_matches(&mut self, merge: &Merge<'_>) -> Vec<Occurrence> {
-        let &Merge { a, b, offset, token, .. } = merge;
-        let Self { canvas, occurrences, .. } = self;
-        let Some(list) = occurrences.get_mut(merge.pair as usize) else { return Vec::new() };
-        let mut matches = std::mem::take(list);
-        matches.retain(|&[x, y]| {
-            let stands = canvas.token_at(x) == Some(a) && canvas.token_at(y) == Some(b);
-            let matches = stands && offset.is_none_or(|offset| canvas.offset(x, y) == offset);
-            if stands && !matches {
-                list.push([x, y]);
-            }
-            matches
-        });
-        if !matches.is_sorted() {
-            matches.sort_unstable();
-        }
-        matches.retain(|&[x, y]| {
-            let free = canvas.token(x) == a && canvas.token(y) == b;
-            if free {
-                canvas.set_token(x, token);
-                canvas.set_token(y, CONSUMED);
-            }
-            free
-        });
-        matches
-    }
-
-    /// Notes the neighbours of two regions about to merge and takes their pairs from the counts.
-    fn remove_pair(
-        &self,
-        merge: &Merge<'_>,
-        [x, y]: Occurrence,
-        neighbours: &mut Neighbours,
-        removed: &mut [u32],
-    ) {
-        let canvas = &self.canvas;
-        for (region, tables) in [(x, 0), (y, if merge.a == merge.b { 0 } else { 2 })] {
-            let first = neighbours.anchors.len();
-            canvas.neighbours(region, &mut neighbours.anchors);
-            for &other in &neighbours.anchors[first..] {
-                // The pair of two regions that both merge is taken away when the first of them is at hand.
-                let was = match canvas.token(other) {
-                    token if token == merge.token || token == CONSUMED => {
-                        if other < region {
-                            continue;
+                canvas.neighbours(x, of_x);
+                let partners = of_x.iter().filter(|&(y, other)| other == b && y > x).map(|(y, _)| y);
+                let partner = match offset {
+                    None => partners.min(),
+                    Some(offset) => {
+                        let mut partners = partners.peekable();
+                        let any = partners.peek().is_some();
+                        let partner = partners.find(|&y| canvas.offset(x, y) == offset);
+                        if any && partner.is_none() {
+                            left.push(x);
                         }
-                        if token == CONSUMED { merge.b } else { merge.a }
+                        partner
                     }
-                    token => token,
                 };
-                let table = &merge.slots.tables[tables + usize::from(other < region)];
-                let slot = table[was as usize];
-                if slot != NONE {
-                    removed[slot as usize] += 1;
+                let Some(y) = partner else { continue };
+                canvas.neighbours(y, of_y);
+                for (z, other) in of_x.iter() {
+                    removed[slots.of(other)[usize::from(z < x)] as usize] += 1;
+                }
+                for (z, other) in of_y.iter() {
+                    removed[slots.of(other)[side_of_b + usize::from(z < y)] as usize] += u32::from(z != x);
+                }
+                canvas.merge(x, y, token);
+                merges += 1;
+                let mut add = |z: u32, other: u32| {
+                    let side = usize::from((z < x) & (other != token));
+                    scratch[other as usize][side] += 1;
+                    added.push((2 * other + side as u32, x.min(z)));
+                };
+                for (z, other) in of_x.iter() {
+                    if z != y {
+                        add(z, other);
+                    }
+                }
+                for (z, other) in of_y.iter() {
+                    if z != x && !of_x.contains(z) {
+                        add(z, other);
+                    }
                 }
             }
         }
-        neighbours.ends.push(neighbours.anchors.len());
-    }
-
-    /// Counts and notes the pairs of a merged region, given who the neighbours of its parts were.
-    fn add_pairs(&mut self, merge: &Merge<'_>, x: u32, neighbours: &mut [u32]) {
-        let canvas = &self.canvas;
-        for other in &mut *neighbours {
-            *other = canvas.anchor(*other);
+        if let Some(list) = occurrences.get_mut(pair as usize) {
+            *list = left;
         }
-        neighbours.sort_unstable();
-        let mut last = x;
-        for &other in &*neighbours {
-            if other == last || other == x {
-                continue;
-            }
-            last = other;
-            let token = canvas.token(other);
-            let second = other > x;
-            // A pair of two new regions is counted by the first of them.
-            if token == merge.token && !second {
-                continue;
-            }
-            self.scratch[usize::from(!second)][token as usize] += 1;
-            self.added.push((token, second, if second { [x, other] } else { [other, x] }));
-        }
-    }
-
-    /// Turns the counts of pairs with the new token into a list, and clears them.
-    fn drain_scratch(&mut self, merge: &Merge<'_>, counts: &mut Vec<(u64, u64)>) {
-        for &(token, second, _) in &self.added {
-            let count = std::mem::take(&mut self.scratch[usize::from(!second)][token as usize]);
+        // Pairs that came with one merge and went with a later one.
+        let [a_new, new_a, b_new, new_b] = slots.of(token).map(|slot| removed[slot as usize]);
+        scratch[a as usize][1] -= a_new;
+        scratch[a as usize][0] -= new_a;
+        scratch[b as usize][1] -= b_new;
+        scratch[b as usize][0] -= new_b;
+        for &(pair, _) in &*added {
+            let count = std::mem::take(&mut scratch[pair as usize / 2][pair as usize % 2]);
             if count > 0 {
-                let key = if second { key(merge.token, token) } else { key(token, merge.token) };
-                counts.push((key, count.into()));
+                added_counts.push((pair, count));
             }
         }
+        merges
+    }
+
+    /// Per slot, how many adjacent pairs the last rule took away.
+    pub fn removed(&self) -> &[u32] {
+        &self.removed
+    }
+
+    /// Pairs that came with the last rule, each once, and their counts.
+    pub fn added(&self) -> &[(NewPair, u32)] {
+        &self.added_counts
     }
 
     /// Starts the lists of those new pairs that were taken up after [`Shard::apply`], given their indices.
-    pub fn index_added(&mut self, new: u32, pairs: &[(u64, u32)]) {
-        let Self { added, scratch, occurrences, .. } = self;
-        let place = |key: u64| match tokens(key) {
-            (first, second) if first == new => (0, second as usize),
-            (first, _) => (1, first as usize),
-        };
-        for &(key, pair) in pairs {
-            let (side, token) = place(key);
-            scratch[side][token] = pair + 1;
+    pub fn index_added(&mut self, pairs: &[(NewPair, u32)]) {
+        let Self { added, added_counts, scratch, occurrences, .. } = self;
+        let Some(&(_, last)) = pairs.last() else { return };
+        if occurrences.len() <= last as usize {
+            occurrences.resize_with(last as usize + 1, Vec::new);
         }
-        let len = pairs.iter().map(|&(_, pair)| pair as usize + 1).max().unwrap_or(0);
-        if occurrences.len() < len {
-            occurrences.resize_with(len, Vec::new);
+        for &(new, pair) in pairs {
+            scratch[new as usize / 2][new as usize % 2] = pair + 1;
         }
-        for (token, second, occurrence) in added.drain(..) {
-            if let Some(pair) = scratch[usize::from(!second)][token as usize].checked_sub(1) {
-                occurrences[pair as usize].push(occurrence);
+        for &mut (new, count) in added_counts {
+            if let Some(pair) = scratch[new as usize / 2][new as usize % 2].checked_sub(1) {
+                occurrences[pair as usize].reserve_exact(count as usize);
             }
         }
-        for &(key, _) in pairs {
-            let (side, token) = place(key);
-            scratch[side][token] = 0;
+        for &mut (new, x) in added {
+            if let Some(pair) = scratch[new as usize / 2][new as usize % 2].checked_sub(1) {
+                let list = &mut occurrences[pair as usize];
+                if list.last() != Some(&x) {
+                    list.push(x);
+                }
+            }
         }
-    }
-}
-
-/// Neighbours of the two parts of each new region.
-#[derive(Default)]
-struct Neighbours {
-    anchors: Vec<u32>,
-    ends: Vec<usize>,
-}
-
-impl Neighbours {
-    fn clear(&mut self) {
-        self.anchors.clear();
-        self.ends.clear();
-    }
-
-    fn iter_mut(&mut self) -> impl Iterator<Item = &mut [u32]> {
-        let mut rest = self.anchors.as_mut_slice();
-        let mut start = 0;
-        self.ends.iter().map(move |&end| {
-            let (found, later) = std::mem::take(&mut rest).split_at_mut(end - start);
-            (rest, start) = (later, end);
-            found
-        })
+        for &(new, _) in pairs {
+            scratch[new as usize / 2][new as usize % 2] = 0;
+        }
     }
 }
 
