@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 import oracle
 from being_vl import VisualBPE
@@ -13,10 +16,11 @@ PHOTOS_K = 1024
 
 
 def random_grids(rng, k):
-    """One to five grids of any size: noise, patches of equal ids, or stripes."""
+    """One to five small grids or a large one: noise, patches of equal ids, or stripes."""
     grids = []
-    for _ in range(rng.integers(1, 6)):
-        height, width = rng.integers(1, 13, 2)
+    large = rng.random() < 0.05
+    for _ in range(1 if large else rng.integers(1, 6)):
+        height, width = rng.integers(1, 41 if large else 13, 2)
         kind = rng.integers(4)
         grid = rng.integers(0, k, (height, width))
         if kind == 0:
@@ -45,17 +49,54 @@ def check(grids, k, num_merges, mode, alpha, sigma, min_frequency, threads):
 @pytest.mark.parametrize("block", range(10))
 def test_random_grids(block):
     rng = np.random.default_rng(block)
-    for _ in range(40):
+    for _ in range(30):
         k = int(rng.choice([1, 2, 3, 5, 30]))
         mode = str(rng.choice(["pair", "oriented"]))
         alpha = float(rng.choice([0, 0.1, 0.3, 1, 5]))
         sigma = float(rng.choice([0.4, 1, 3]))
-        frequency, merges, threads = (int(n) for n in rng.integers((1, 0, 1), (5, 30, 3)))
+        frequency, merges, threads = (int(n) for n in rng.integers((1, 0, 1), (5, 30, 5)))
         bpe, rules = check(random_grids(rng, k), k, merges, mode, alpha, sigma, frequency, threads)
         for grid in random_grids(rng, k):
             assert bpe.encode(grid).tolist() == oracle.encode(grid, rules, k).ids()
             dropped = oracle.encode(grid, rules, k, dropout=0.3, seed=block).ids()
             assert bpe.encode(grid, dropout=0.3, seed=block).tolist() == dropped
+
+
+TINY = st.integers(1, 3).flatmap(
+    lambda k: st.tuples(
+        st.just(k),
+        st.lists(
+            npst.arrays(
+                np.uint8,
+                npst.array_shapes(min_dims=2, max_dims=2, max_side=6),
+                elements=st.integers(0, k - 1),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+    )
+)
+
+
+@given(
+    case=TINY,
+    mode=st.sampled_from(["pair", "oriented"]),
+    alpha=st.sampled_from([0, 0.1, 0.3, 1, 5]),
+    sigma=st.sampled_from([0.4, 1, 3]),
+    min_frequency=st.integers(1, 3),
+    threads=st.integers(1, 4),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=300, deadline=None)
+def test_dense_ties(case, mode, alpha, sigma, min_frequency, threads, order):
+    """Few ids and tiny grids, where nearly every choice is a tie; the order of the grids decides nothing."""
+    k, grids = case
+    bpe, _ = check(grids, k, 20, mode, alpha, sigma, min_frequency, threads)
+    order.shuffle(grids)
+    assert VisualBPE.train(grids, k, 20, mode, alpha, sigma, min_frequency, 1).merges == bpe.merges
+    if mode == "oriented":
+        for grid in (*grids, grids[0].T):
+            assert np.array_equal(bpe.decode(bpe.encode(grid), *grid.shape), grid)
 
 
 @pytest.mark.parametrize("mode", ["pair", "oriented"])
