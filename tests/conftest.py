@@ -30,7 +30,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.quantizer(folder / "quantizer", codebook_size=64)
     quantizer = str(folder / "quantizer")
     quantize(QuantizeOptions(images=folder / "data" / "images", out=folder / "grids", quantizer=quantizer))
-    train_vocabulary(VocabOptions(folder / "grids", folder / "vocabulary.json", num_merges=40))
+    train_vocabulary(VocabOptions([folder / "grids"], folder / "vocabulary.json", num_merges=40))
     for name, tied in {"tied": True, "untied": False}.items():
         llm = tiny.llm(folder / ("llm" if tied else "llm-untied"), tied=tied)
         expand(ExpandOptions(str(llm), folder / "vocabulary.json", folder / name, quantizer))

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -16,7 +17,13 @@ from being_vl.model.options import ExpandOptions, GenerateOptions
 from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
 from being_vl.run import recipe_parser
 from being_vl.train.options import TrainOptions
-from being_vl.vocabulary import VocabOptions
+from being_vl.vocabulary.options import (
+    ImportOptions,
+    MergeStatsOptions,
+    ShowOptions,
+    TruncateOptions,
+    VocabOptions,
+)
 
 
 def _quantize(options: QuantizeOptions) -> None:
@@ -35,6 +42,30 @@ def _train_vocabulary(options: VocabOptions) -> None:
     from being_vl.vocabulary import train_vocabulary
 
     train_vocabulary(options)
+
+
+def _import_vocabulary(options: ImportOptions) -> None:
+    from being_vl.vocabulary.inspection import import_vocabulary
+
+    import_vocabulary(options)
+
+
+def _show(options: ShowOptions) -> None:
+    from being_vl.vocabulary.inspection import show
+
+    print(show(options))
+
+
+def _merge_stats(options: MergeStatsOptions) -> None:
+    from being_vl.vocabulary.inspection import merge_stats
+
+    print(merge_stats(options))
+
+
+def _truncate(options: TruncateOptions) -> None:
+    from being_vl.vocabulary.inspection import truncate_vocabulary
+
+    truncate_vocabulary(options)
 
 
 def _expand(options: ExpandOptions) -> None:
@@ -100,6 +131,18 @@ COMMANDS = {
     "vocab train": Command(
         _train_vocabulary, VocabOptions, "Learn a visual BPE vocabulary from grids.", "grids"
     ),
+    "vocab import": Command(
+        _import_vocabulary, ImportOptions, "Read a vocabulary that Being-VL-0.5 published.", "vocabulary"
+    ),
+    "vocab show": Command(
+        _show, ShowOptions, "Show a vocabulary's options, merges and a token.", "vocabulary"
+    ),
+    "vocab merge-stats": Command(
+        _merge_stats, MergeStatsOptions, "List all merges with their statistics.", "vocabulary"
+    ),
+    "vocab truncate": Command(
+        _truncate, TruncateOptions, "Keep the first merges of a vocabulary.", "vocabulary"
+    ),
     "expand": Command(_expand, ExpandOptions, "Add the visual tokens to a causal LM."),
     "train": Command(_train, TrainOptions, "Train an expanded model in stages, or a plain one on text."),
     "generate": Command(_generate, GenerateOptions, "Ask a trained model about images."),
@@ -108,6 +151,7 @@ COMMANDS = {
 GROUPS = {"quantizer": "Work on quantizers.", "vocab": "Work on visual BPE vocabularies."}
 
 
+@cache
 def build_parser() -> ArgumentParser:
     """The parser of the whole command line."""
     parser = ArgumentParser(prog="being-vl", version=version("being-vl"), description=__doc__)
@@ -155,6 +199,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"being-vl: needs {error.name}: pip install 'being-vl[train]'", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of what we print, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (BeingVLError, OSError) as error:
         print(f"being-vl: error: {error}", file=sys.stderr)
         return 2

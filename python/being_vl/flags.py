@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 
 
 def add_flags(parser: ArgumentParser, options: Any, positional: str | None = None) -> None:
     """Add a flag for each field of an options dataclass.
 
-    Lists of strings and paths take several values, `--image a.png b.png`; everything else is as jsonargparse has it.
+    Lists of strings and paths take several values, `--image a.png b.png`; `--flag` alone sets a bool, and so does
+    `--flag true`; everything else is as jsonargparse has it.
 
     Args:
         parser: What the flags are added to.
@@ -19,17 +20,22 @@ def add_flags(parser: ArgumentParser, options: Any, positional: str | None = Non
         positional: A field that is given by its place.
     """
     help_of = {parameter.arg_name: parameter.description for parameter in parse(options.__doc__).params}
-    if positional:
-        parser.add_argument(positional, type=Path, help=help_of[positional])
-    by_hand = {positional} if positional else set()
+    by_hand = set()
     for field in dataclasses.fields(options):
-        if field.type in (list[str], list[Path]):
+        name, text = field.name, help_of[field.name]
+        is_list = field.type in (list[str], list[Path])
+        if name == positional:
+            parser.add_argument(name, type=Path, nargs="+" if is_list else None, help=text)
+        elif is_list:
             required = field.default_factory is dataclasses.MISSING
             kind = str if field.type == list[str] else Path
             default: list[object] | None = None if required else []
-            name = f"--{field.name}"
             parser.add_argument(
-                name, type=kind, nargs="+", required=required, default=default, help=help_of[field.name]
+                f"--{name}", type=kind, nargs="+", required=required, default=default, help=text
             )
-            by_hand.add(field.name)
+        elif field.type is bool:
+            parser.add_argument(f"--{name}", nargs="?", action=ActionYesNo, default=field.default, help=text)
+        else:
+            continue
+        by_hand.add(name)
     parser.add_class_arguments(options, skip=by_hand)

@@ -16,7 +16,7 @@ from being_vl.flags import add_flags
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
 from being_vl.train.options import TrainOptions
-from being_vl.vocabulary import VocabOptions
+from being_vl.vocabulary.options import VocabOptions
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def recipe_parser() -> ArgumentParser:
         ("images", "quantize.images", None),
         ("out", "quantize.out", lambda out: Path(out) / "grids"),
         (("train_quantizer", "quantizer", "out"), "quantize.quantizer", _quantizer),
-        ("out", "vocab.grids", lambda out: Path(out) / "grids"),
+        ("out", "vocab.grids", lambda out: [Path(out) / "grids"]),
         ("out", "vocab.out", lambda out: Path(out) / "vocabulary.json"),
         ("llm", "expand.llm", None),
         ("out", "expand.vocabulary", lambda out: Path(out) / "vocabulary.json"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,9 @@ from being_vl.errors import ManifestError
 from being_vl.files import read_manifest, write_aside
 
 METADATA = b"being_vl"
+
+Block = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
+"""Grids one after the other: their ids in raster order, their heights, their widths; each 1-D."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,18 @@ def read_shard(path: Path) -> tuple[pa.RecordBatch, dict[str, Any]]:
     """
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        return batch, json.loads(batch.schema.metadata[METADATA])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        metadata = json.loads(batch.schema.metadata[METADATA])
+        sizes = np.diff(batch.column("ids").offsets.to_numpy())
+        heights, widths = (batch.column(name).to_numpy() for name in ("height", "width"))
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"{path}: not an Arrow file of grids ({error}); quantize again") from None
+    wrong = np.flatnonzero(sizes != heights.astype(np.int64) * widths)
+    if len(wrong):
+        raise ManifestError(
+            f"{path}: grid {wrong[0]} has {sizes[wrong[0]]} ids for {heights[wrong[0]]}x{widths[wrong[0]]} cells; "
+            "quantize again"
+        )
+    return batch, metadata
 
 
 class GridStore(Mapping[str, NDArray[np.int64]]):
@@ -89,13 +102,17 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
         self.quantizer_fingerprint: str = quantizer["fingerprint"]
         self.codebook_size: int = quantizer["codebook_size"]
         self.failed: dict[str, str] = manifest["failed"]
-        self._places: dict[str, tuple[int, int]] = {}
-        self._shards = []
-        for n, batch in enumerate(batches):
-            ids = batch.column("ids")
-            self._shards.append((ids.values.to_numpy(), ids.offsets.to_numpy(), batch))
-            for row, key in enumerate(batch.column("key").to_pylist()):
-                self._places[key] = (n, row)
+        columns = ((batch.column("ids"), batch) for batch in batches)
+        self._shards = [(ids.values.to_numpy(), ids.offsets.to_numpy(), batch) for ids, batch in columns]
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Per key the file and the row in it; not needed by those who read `blocks`."""
+        return {
+            key: (n, row)
+            for n, (_, _, batch) in enumerate(self._shards)
+            for row, key in enumerate(batch.column("key").to_pylist())
+        }
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -120,6 +137,16 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
         shape = batch.column("height")[row].as_py(), batch.column("width")[row].as_py()
         ids: NDArray[np.integer[Any]] = values[offsets[row] : offsets[row + 1]]
         return ids.reshape(shape).astype(np.int64)
+
+    def blocks(self) -> list[Block]:
+        """The grids of each Arrow file, without a copy: ids uint16 or uint32, heights and widths int32.
+
+        This is how `VisualBPE.train` reads a store. The grids are in the order of the keys.
+        """
+        return [
+            (ids[offsets[0] : offsets[-1]], *(batch.column(name).to_numpy() for name in ("height", "width")))
+            for ids, offsets, batch in self._shards
+        ]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -1,31 +1,13 @@
 """Reading the vocabularies that Being-VL-0.5 published as pickles, without running what a pickle may say."""
 
-import pickle
 import pickletools
 from pathlib import Path
 from typing import Any
 
 from being_vl._core import VocabularyError
 
-# What builds lists, tuples and ints, and nothing else.
-HARMLESS = {
-    *(
-        "PROTO",
-        "FRAME",
-        "STOP",
-        "MARK",
-        "MEMOIZE",
-        "PUT",
-        "BINPUT",
-        "LONG_BINPUT",
-        "GET",
-        "BINGET",
-        "LONG_BINGET",
-    ),
-    *("EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
-    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
-    *("INT", "LONG", "LONG1", "BININT", "BININT1", "BININT2"),
-}
+MOST_BYTES = 1 << 29
+"""A pickle of the most merges that a vocabulary may have is smaller."""
 
 
 def read_published(path: Path) -> list[tuple[tuple[int, int], int]]:
@@ -35,16 +17,12 @@ def read_published(path: Path) -> list[tuple[tuple[int, int], int]]:
         VocabularyError: anything but a list of such merges.
         OSError: a file that cannot be read.
     """
-    data = path.read_bytes()
+    if path.stat().st_size > MOST_BYTES:
+        raise VocabularyError(f"{path}: {path.stat().st_size} bytes; no pickled list of merges is so large")
     try:
-        for opcode, _, position in pickletools.genops(data):
-            if opcode.name not in HARMLESS:
-                raise VocabularyError(
-                    f"{path}: byte {position}: {opcode.name} in a pickle that may hold only ints"
-                )
-        merges = pickle.loads(data)
-    except VocabularyError:
-        raise
+        merges = _build(path.read_bytes())
+    except VocabularyError as error:
+        raise VocabularyError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle raises almost anything
         raise VocabularyError(f"{path}: not a pickled list of merges ({error})") from None
     if not isinstance(merges, list):
@@ -55,8 +33,62 @@ def read_published(path: Path) -> list[tuple[tuple[int, int], int]]:
     return merges
 
 
+def _build(data: bytes) -> Any:
+    """What a pickle of lists, tuples and ints holds.
+
+    An interpreter of its own, so that nothing else can be built: the memo is a dict, since the standard library's
+    unpickler takes memory for the largest index in the file, and objects are not compared, hashed or called.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+
+    def since_mark() -> list[Any]:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    for opcode, argument, position in pickletools.genops(data):
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                marks.append(len(stack))
+            case "INT" | "LONG" | "LONG1" | "BININT" | "BININT1" | "BININT2":
+                stack.append(argument)
+            case "EMPTY_LIST":
+                stack.append([])
+            case "LIST":
+                stack.append(since_mark())
+            case "APPEND":
+                item = stack.pop()
+                stack[-1].append(item)
+            case "APPENDS":
+                items = since_mark()
+                stack[-1].extend(items)
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE":
+                stack.append(tuple(since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items = [stack.pop() for _ in range(int(opcode.name[-1]))]
+                stack.append(tuple(reversed(items)))
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "STOP":
+                return stack.pop()
+            case name:
+                raise VocabularyError(f"byte {position}: {name} in a pickle that may hold only ints")
+    raise EOFError("it does not end")
+
+
 def _is_merge(merge: Any) -> bool:
     match merge:
-        case (int(a), int(b)), int(token):
-            return min(a, b, token) >= 0 and max(a, b, token) < 2**32
+        case ((a, b), token):
+            return all(type(number) is int and 0 <= number < 2**32 for number in (a, b, token))
     return False

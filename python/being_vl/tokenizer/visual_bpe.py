@@ -211,6 +211,7 @@ class VisualBPE:
             if token != base_vocab_size + i:
                 raise VocabularyError(
                     f"{path}: merge {i} makes token {token}, expected {base_vocab_size + i}"
+                    f" for a codebook of {base_vocab_size} ids"
                 )
         content = json.loads(VisualBPE.train([], base_vocab_size, 0, alpha=0.0, min_frequency=1).to_json())
         content["num_merges"] = len(merges)
@@ -231,6 +232,17 @@ class VisualBPE:
     def to_json(self) -> str:
         """The content of the vocabulary's file."""
         return self._core.to_json()
+
+    def truncate(self, num_merges: int) -> "VisualBPE":
+        """The vocabulary of the first merges, which is what training would have learned with this `num_merges`.
+
+        Raises:
+            BeingVLError: more merges than there are, or fewer than none.
+        """
+        content = json.loads(self.to_json())
+        content["num_merges"] = _integer("num_merges", num_merges, 0, self.num_merges)
+        del content["merges"][content["num_merges"] :]
+        return VisualBPE.from_json(json.dumps(content))
 
     @overload
     def encode(

@@ -1,0 +1,124 @@
+"""Options of `being-vl vocab ...`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from being_vl.errors import ConfigError
+
+
+@dataclass
+class VocabOptions:
+    """Options of `being-vl vocab train`.
+
+    Args:
+        grids: Folders that `being-vl quantize` wrote, or .npy or .npz (key `grids`) files with an integer array
+            (N, H, W); several are learned from together.
+        out: The vocabulary file (JSON). A report on it is written beside it, `NAME.report.json`.
+        num_merges: Rules to learn; fewer are learned when no candidate is left.
+        merge_mode: `pair` merges a pair at every offset (the paper); `oriented` at one, and encodes losslessly.
+        alpha: Weight of spatial consistency in P = F + alpha·S.
+        sigma: Width of the Gaussian kernel of S, in cells.
+        min_frequency: A pair that is adjacent less often is no candidate.
+        base_vocab_size: Codebook size; needed for .npy and .npz, known for a folder of grids.
+        held_out: Share of the grids, 0 to 1, that is not learned from but used to measure; drawn with `seed`.
+        held_out_every: Hold out every n-th grid instead of a share.
+        seed: Seed of the share that is held out.
+        num_threads: Threads; all cores by default. The result does not depend on it.
+    """
+
+    grids: list[Path]
+    out: Path
+    num_merges: int = 8192
+    merge_mode: Literal["pair", "oriented"] = "pair"
+    alpha: float = 0.3
+    sigma: float = 1.0
+    min_frequency: int = 2
+    base_vocab_size: int | None = None
+    held_out: float = 0.0
+    held_out_every: int | None = None
+    seed: int = 0
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values that no other part checks."""
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"held_out: expected a share from 0 to below 1, got {self.held_out}")
+        if self.held_out_every is not None and self.held_out_every < 2:
+            raise ConfigError(f"held_out_every: expected at least 2, got {self.held_out_every}")
+        if self.held_out and self.held_out_every:
+            raise ConfigError("give held_out or held_out_every, not both")
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected at least 0, got {self.seed}")
+        for name in ("base_vocab_size", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
+
+
+@dataclass
+class ImportOptions:
+    """Options of `being-vl vocab import`.
+
+    Args:
+        vocabulary: The file that Being-VL-0.5 published: a pickled list of ((a, b), new_id).
+        out: The vocabulary file (JSON).
+        base_vocab_size: Size of the codebook; the first merge makes the token of this number.
+    """
+
+    vocabulary: Path
+    out: Path
+    base_vocab_size: int = 8192
+
+
+@dataclass
+class ShowOptions:
+    """Options of `being-vl vocab show`.
+
+    Args:
+        vocabulary: The vocabulary file.
+        merges: How many of the first and of the last merges are shown.
+        token: The token that is drawn; by default the largest of at most 64 cells.
+        grids: Where to look for the token, as for `vocab train`; it is drawn as it lies in the first grid that has
+            it. Without them it can be drawn in oriented mode only, where its shape is fixed.
+        format: `text`, or `json`.
+    """
+
+    vocabulary: Path
+    merges: int = 5
+    token: int | None = None
+    grids: list[Path] = field(default_factory=list)
+    format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.merges < 0:
+            raise ConfigError(f"merges: expected at least 0, got {self.merges}")
+
+
+@dataclass
+class MergeStatsOptions:
+    """Options of `being-vl vocab merge-stats`.
+
+    Args:
+        vocabulary: The vocabulary file.
+        format: `table` and `json` have quantiles too, `csv` the merges alone.
+    """
+
+    vocabulary: Path
+    format: Literal["table", "csv", "json"] = "table"
+
+
+@dataclass
+class TruncateOptions:
+    """Options of `being-vl vocab truncate`.
+
+    Args:
+        vocabulary: The vocabulary file.
+        merges: How many merges are kept, the first ones.
+        out: The shorter vocabulary's file.
+    """
+
+    vocabulary: Path
+    merges: int
+    out: Path
