@@ -167,7 +167,7 @@ def test_progress(bpe):
     assert all(isinstance(info, MergeInfo) for info in seen)
     assert [info.done for info in seen] == sorted({info.done for info in seen})
     assert (seen[-1].done, seen[-1].total) == (60, 60)
-    assert seen[-1] == VisualBPE.train(PHOTOS, K, 60, bpe.merge_mode).merge_infos[-1]
+    assert seen[-1][:9] == VisualBPE.train(PHOTOS, K, 60, bpe.merge_mode).merge_infos[-1][:9]
 
     def stop(info):
         raise RuntimeError("enough")
@@ -408,7 +408,7 @@ def test_file_describes_itself(oriented):
     assert content["num_grids"] == 40
     assert content["grid_sizes"] == [{"height": 32, "width": 32, "grids": 40}]
     info, merge = oriented.merge_infos[7], content["merges"][7]
-    assert merge == dict(zip(("a", "b", "dy", "dx", "n", "n_offset", "s"), tuple(info)[2:], strict=True))
+    assert merge == dict(zip(("a", "b", "dy", "dx", "n", "n_offset", "s"), info[2:9], strict=True))
 
 
 def set_rule(index, **fields):

@@ -16,7 +16,7 @@ class VocabularyError(BeingVLError): ...
 class Vocabulary:
     @staticmethod
     def train(
-        grids: ArrayLike | Iterable[ArrayLike],
+        grids: object,
         *,
         base_vocab_size: int,
         num_merges: int,
@@ -26,6 +26,9 @@ class Vocabulary:
         min_frequency: int,
         num_threads: int,
         progress: Callable[[dict[str, Any]], object] | None,
+        resume: Vocabulary | None,
+        checkpoint: Callable[[Vocabulary], object] | None,
+        checkpoint_every: int,
         quantizer_name: str | None,
         quantizer_fingerprint: str | None,
     ) -> Vocabulary: ...

@@ -2,10 +2,10 @@
 
 import json
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, SupportsIndex, overload
+from typing import Any, Literal, NamedTuple, Protocol, Self, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,18 @@ from being_vl.files import write_aside
 from being_vl.tokenizer.published import read_published
 
 MergeMode = Literal["pair", "oriented"]
+
+
+class GridBlocks(Protocol):
+    """Many grids, held as a few long arrays."""
+
+    def blocks(self) -> Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        """Blocks of (ids, heights, widths): 1-D integer arrays, the grids one after the other in raster order.
+
+        Each block is asked for twice, so a sequence that reads them when indexed keeps one in memory at a time.
+        """
+
+
 Grids = ArrayLike | Iterable[ArrayLike]
 """An (N, H, W) integer array, or (H, W) integer arrays; torch tensors on the CPU will do."""
 
@@ -42,6 +54,12 @@ class MergeInfo(NamedTuple):
     """Those of them at their most frequent offset."""
     s: float
     """Spatial consistency S of the pair, 0 to 1."""
+    cells: int | None = None
+    """Length of all grids in ids of the codebook; known while training."""
+    tokens: int | None = None
+    """Their length now, in tokens; known while training."""
+    elapsed: float | None = None
+    """Seconds since training was called; known while training."""
 
 
 class Regions(np.ndarray[tuple[int, int], np.dtype[np.int32]]):
@@ -125,7 +143,7 @@ class VisualBPE:
     @classmethod
     def train(
         cls,
-        grids: Grids,
+        grids: Grids | GridBlocks,
         base_vocab_size: int,
         num_merges: int = 8192,
         merge_mode: MergeMode = "pair",
@@ -135,13 +153,17 @@ class VisualBPE:
         num_threads: int | None = None,
         progress: Callable[[MergeInfo], object] | None = None,
         *,
+        resume: "VisualBPE | None" = None,
+        checkpoint: "Callable[[VisualBPE], object] | None" = None,
+        checkpoint_every: int = 1024,
         quantizer_name: str | None = None,
         quantizer_fingerprint: str | None = None,
     ) -> "VisualBPE":
         """Learn merges from grids (Algorithm 1 of Being-VL-0.5).
 
         Args:
-            grids: an (N, H, W) integer array, or a sequence of (H, W) integer arrays of any sizes. They are copied.
+            grids: an (N, H, W) integer array, which may be memory-mapped; or a sequence of (H, W) integer arrays of
+                any sizes; or an object with `blocks()`, such as a `GridStore`. They are read in place and copied once.
             base_vocab_size: number of ids in the quantizer's codebook (K); all ids are below it.
             num_merges: most merges to learn; fewer are learned if no candidate is left.
             merge_mode: "pair" merges two tokens at any offset. "oriented" merges them at one offset per merge, so
@@ -152,14 +174,20 @@ class VisualBPE:
             num_threads: threads to use, by default one per core. The result does not depend on it.
             progress: called with a `MergeInfo` several times a second and after the last merge. An exception in it
                 stops the training.
+            resume: go on from this vocabulary, learned from the same grids with the same options; the result is the
+                one of training without a break.
+            checkpoint: called with what has been learned after every `checkpoint_every` merges, after the last one,
+                and when Ctrl-C or an exception in `progress` stops the training, before that is raised again.
+            checkpoint_every: merges from one call of `checkpoint` to the next, at least 1.
             quantizer_name: name of the quantizer, kept with the vocabulary.
             quantizer_fingerprint: hash of the quantizer's codebook, kept with the vocabulary.
 
         Raises:
             GridError: a grid of the wrong shape, or an id outside the codebook; names grid, row and column.
-            BeingVLError: an option that cannot be used.
+            BeingVLError: an option that cannot be used, or a vocabulary to resume from that was learned otherwise.
             TypeError: grids that are not integers.
         """
+        save = None if checkpoint is None else lambda core: checkpoint(cls(core))
         report = None if progress is None else lambda info: progress(MergeInfo(**info))
         return cls(
             _core.Vocabulary.train(
@@ -172,6 +200,9 @@ class VisualBPE:
                 min_frequency=_integer("min_frequency", min_frequency, 1, INT64_MAX),
                 num_threads=_threads(num_threads),
                 progress=report,
+                resume=None if resume is None else resume._core,
+                checkpoint=save,
+                checkpoint_every=_integer("checkpoint_every", checkpoint_every, 1, INT64_MAX),
                 quantizer_name=quantizer_name,
                 quantizer_fingerprint=quantizer_fingerprint,
             )

@@ -72,7 +72,7 @@ fn one(item: &Bound<'_, PyAny>, base_vocab_size: u32, index: usize, grids: &mut 
 }
 
 /// Whether the input is one array rather than a sequence of arrays: numpy's own, or of a kind that it can read.
-fn is_array(input: &Bound<'_, PyAny>) -> PyResult<bool> {
+pub(crate) fn is_array(input: &Bound<'_, PyAny>) -> PyResult<bool> {
     if let Ok(array) = input.cast::<PyUntypedArray>() {
         return Ok(array.dtype().kind() != b'O');
     }
@@ -80,7 +80,7 @@ fn is_array(input: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 /// The input as a numpy array of a native integer type, aligned, with strides of whole elements.
-fn integers<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
+pub(crate) fn integers<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
     let py = input.py();
     let array = match input.cast::<PyUntypedArray>() {
         Ok(array) => array.clone(),
@@ -101,7 +101,7 @@ fn integers<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, P
     Ok(array.call_method1("astype", (native,))?.cast_into::<PyUntypedArray>()?)
 }
 
-fn shape(array: &Bound<'_, PyUntypedArray>) -> String {
+pub(crate) fn shape(array: &Bound<'_, PyUntypedArray>) -> String {
     let sides: Vec<String> = array.shape().iter().map(ToString::to_string).collect();
     format!("shape ({}{})", sides.join(", "), if sides.len() == 1 { "," } else { "" })
 }
@@ -117,7 +117,7 @@ fn read(
 }
 
 /// Something to do with an array's elements, whatever integer type they have.
-trait Visitor {
+pub(crate) trait Visitor {
     type Output;
     fn visit<T: Copy + Into<i128> + TryInto<u32>>(
         self,
@@ -126,7 +126,7 @@ trait Visitor {
     ) -> PyResult<Self::Output>;
 }
 
-fn dispatch<V: Visitor>(array: &Bound<'_, PyUntypedArray>, visitor: V) -> PyResult<V::Output> {
+pub(crate) fn dispatch<V: Visitor>(array: &Bound<'_, PyUntypedArray>, visitor: V) -> PyResult<V::Output> {
     fn visit<T: Element + Copy + Into<i128> + TryInto<u32>, V: Visitor>(
         array: &Bound<'_, PyArrayDyn<T>>,
         visitor: V,

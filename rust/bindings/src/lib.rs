@@ -1,6 +1,7 @@
 //! The Python module `being_vl._core`: arrays in and out, errors, the GIL, Ctrl-C. The algorithms are in the core.
 
 mod arrays;
+mod corpus;
 mod errors;
 mod vocabulary;
 mod work;

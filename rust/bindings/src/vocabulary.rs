@@ -1,16 +1,18 @@
 //! The class `Vocabulary`.
 
 use std::sync::Mutex;
+use std::time::Instant;
 
 use being_vl_core::{
     Dropout, EncodeOptions, Encoder, Encoding, Grid, Interrupt, MergeMode, Progress, Quantizer, Regions,
-    Rule, TrainOptions, train,
+    Rule, TrainOptions, Trainer,
 };
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::arrays;
+use crate::corpus::Corpus;
 use crate::errors::{BeingVLError, to_python};
 use crate::work;
 
@@ -49,7 +51,7 @@ impl Vocabulary {
     /// Learn a vocabulary from grids.
     #[staticmethod]
     #[pyo3(signature = (grids, *, base_vocab_size, num_merges, merge_mode, alpha, sigma, min_frequency, num_threads,
-        progress, quantizer_name, quantizer_fingerprint))]
+        progress, resume, checkpoint, checkpoint_every, quantizer_name, quantizer_fingerprint))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn train(
         grids: &Bound<'_, PyAny>,
@@ -61,10 +63,14 @@ impl Vocabulary {
         min_frequency: u64,
         num_threads: usize,
         progress: Option<&Bound<'_, PyAny>>,
+        resume: Option<&Bound<'_, Self>>,
+        checkpoint: Option<&Bound<'_, PyAny>>,
+        checkpoint_every: usize,
         quantizer_name: Option<String>,
         quantizer_fingerprint: Option<String>,
     ) -> PyResult<Self> {
         let py = grids.py();
+        let start = Instant::now();
         let options = TrainOptions {
             base_vocab_size,
             num_merges,
@@ -76,22 +82,42 @@ impl Vocabulary {
             quantizer: Quantizer { name: quantizer_name, fingerprint: quantizer_fingerprint },
             ..TrainOptions::default()
         };
-        let grids = arrays::grids(grids, base_vocab_size)?;
+        let corpus = Corpus::new(grids)?;
+        let resume = resume.map(|vocabulary| &vocabulary.get().core);
+        let mut trainer =
+            Trainer::new(&corpus.sizes()?, options, resume).map_err(|error| to_python(&error))?;
+        corpus.fill(&mut trainer, base_vocab_size)?;
+
         let news = Mutex::new(None);
         let progress = progress.map(|progress| progress.clone().unbind());
         let tell = |py: Python<'_>| {
             let Some(progress) = &progress else { return Ok(()) };
             let latest = news.lock().ok().and_then(|mut news| news.take());
-            latest.map_or(Ok(()), |latest| progress.call1(py, (report(py, &latest)?,)).map(drop))
+            latest.map_or(Ok(()), |latest| progress.call1(py, (report(py, &latest, start)?,)).map(drop))
         };
         let note = |progress: Progress| {
             if let Ok(mut news) = news.lock() {
                 *news = Some(progress);
             }
         };
-        let core = work::run(py, |interrupt| train(&grids, &options, note, interrupt), tell)?;
-        tell(py)?;
-        Ok(core.into())
+        let save = |trainer: &Trainer| {
+            checkpoint
+                .map_or(Ok(()), |checkpoint| checkpoint.call1((Self::from(trainer.vocabulary()),)).map(drop))
+        };
+        loop {
+            let before = trainer.num_rules();
+            let limit = if checkpoint.is_some() { before + checkpoint_every } else { num_merges };
+            let done = work::run(py, |interrupt| trainer.run(limit, note, interrupt), tell);
+            let done = done.and_then(|()| tell(py));
+            if done.is_err() || trainer.num_rules() > before {
+                // An error of training weighs more than one of saving.
+                let saved = save(&trainer);
+                done.and(saved)?;
+            }
+            if trainer.num_rules() < limit || trainer.num_rules() == num_merges {
+                return Ok(trainer.vocabulary().into());
+            }
+        }
     }
 
     /// Read the content of a vocabulary file.
@@ -279,8 +305,8 @@ fn options(regions: bool, probability: f64, seed: u64) -> EncodeOptions {
 }
 
 /// What the progress callback is told.
-fn report<'py>(py: Python<'py>, progress: &Progress) -> PyResult<Bound<'py, PyDict>> {
-    let Progress { merges, num_merges, rule } = *progress;
+fn report<'py>(py: Python<'py>, progress: &Progress, start: Instant) -> PyResult<Bound<'py, PyDict>> {
+    let Progress { merges, num_merges, rule, cells, tokens } = *progress;
     let report = PyDict::new(py);
     report.set_item("done", merges)?;
     report.set_item("total", num_merges)?;
@@ -291,5 +317,8 @@ fn report<'py>(py: Python<'py>, progress: &Progress) -> PyResult<Bound<'py, PyDi
     report.set_item("n", rule.count)?;
     report.set_item("n_offset", rule.offset_count)?;
     report.set_item("s", rule.consistency)?;
+    report.set_item("cells", cells)?;
+    report.set_item("tokens", tokens)?;
+    report.set_item("elapsed", start.elapsed().as_secs_f64())?;
     Ok(report)
 }

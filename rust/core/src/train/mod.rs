@@ -98,7 +98,7 @@ pub fn train(
     for (index, grid) in grids.iter().enumerate() {
         trainer.set(index, grid.ids().to_vec())?;
     }
-    trainer.run(progress, interrupt)?;
+    trainer.run(options.num_merges, progress, interrupt)?;
     Ok(trainer.vocabulary())
 }
 
@@ -114,7 +114,7 @@ pub struct Trainer {
     encoder: Option<Encoder>,
     rules: Vec<Rule>,
     cells: u64,
-    tokens: u64,
+    started: bool,
     grids: Box<dyn Learn>,
 }
 
@@ -147,7 +147,7 @@ impl Trainer {
             encoder: resume.map(Encoder::new),
             rules: resume.map_or_else(Vec::new, |vocabulary| vocabulary.rules().to_vec()),
             cells,
-            tokens: 0,
+            started: false,
             grids,
         })
     }
@@ -167,15 +167,23 @@ impl Trainer {
         Ok(())
     }
 
-    /// Learns rules until there are enough or no candidate is left. `progress` is called after every rule.
+    /// Learns rules until there are `limit` or as many as the options say, or no candidate is left. `progress` is called
+    /// after every rule. Can be called again for more.
     ///
     /// # Errors
-    /// [`Error::Interrupted`](crate::Error::Interrupted) if asked to stop.
-    pub fn run(&mut self, mut progress: impl FnMut(Progress), interrupt: &Interrupt) -> Result<()> {
+    /// [`Error::Interrupted`](crate::Error::Interrupted) if asked to stop; then nothing more can be learned.
+    pub fn run(
+        &mut self,
+        limit: usize,
+        mut progress: impl FnMut(Progress),
+        interrupt: &Interrupt,
+    ) -> Result<()> {
         let num_merges = self.options.num_merges;
-        self.grids.start(self.options.base_vocab_size + self.rules.len() as u32, interrupt)?;
-        self.tokens = self.grids.tokens();
-        while self.rules.len() < num_merges {
+        if !self.started {
+            self.grids.start(self.options.base_vocab_size + self.rules.len() as u32, interrupt)?;
+            self.started = true;
+        }
+        while self.rules.len() < limit.min(num_merges) {
             interrupt.check()?;
             let Some(rule) = self.grids.learn(interrupt)? else { break };
             self.rules.push(rule);
@@ -183,6 +191,12 @@ impl Trainer {
             progress(Progress { merges, num_merges, rule, cells, tokens });
         }
         Ok(())
+    }
+
+    /// Number of rules learned so far.
+    #[must_use]
+    pub fn num_rules(&self) -> usize {
+        self.rules.len()
     }
 
     /// The rules learned so far.
