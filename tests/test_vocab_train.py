@@ -2,6 +2,10 @@
 
 import json
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,8 +176,9 @@ def test_progress_in_lines_where_there_is_no_terminal(
     with caplog.at_level("INFO", logger="being_vl"):
         assert train(tmp_path / "grids.npy", tmp_path / "v.json", merges=50) == 0
     last = VisualBPE.load(tmp_path / "v.json").merge_infos[-1]
+    kept = report(tmp_path / "v.json")["training"]["ratio"]
     line = next(line for line in caplog.messages[::-1] if line.startswith("merge 50 of 50"))
-    assert f"per second: ({last.a}, {last.b}) N={last.n} S={last.s:.3f}" in line
+    assert f"per second: ({last.a}, {last.b}) N={last.n} S={last.s:.3f}, {kept:.1%} of the length" in line
 
 
 def test_a_vocabulary_without_merges(tmp_path: Path) -> None:
@@ -197,6 +202,104 @@ def test_where_more_merges_stop_paying() -> None:
     assert stops_paying(np.full(100, 1000)) == 0
     assert stops_paying(np.array([1000])) == 0
     assert stops_paying(1000 - np.arange(501)) == 500
+
+
+# Stopping and going on
+
+
+NOISE = {"size": 256, "merges": 16000}
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Grids that take a while to learn from, and what is learned without interruption."""
+    folder = tmp_path_factory.mktemp("noise")
+    np.save(folder / "grids.npy", np.random.default_rng(0).integers(256, size=(500, 32, 32), dtype=np.uint16))
+    assert train(folder / "grids.npy", folder / "whole.json", **NOISE) == 0
+    return folder / "grids.npy", folder / "whole.json"
+
+
+def stopped(grids: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Start a training, send a signal after the first checkpoint, and return the status and what was said."""
+    words = ["vocab", "train", grids, "--out", out, "--base_vocab_size", NOISE["size"]]
+    words += ["--num_merges", NOISE["merges"], "--checkpoint_every", 200]
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "being_vl", *map(str, words)], stderr=subprocess.PIPE, text=True
+        )
+        while process.poll() is None and not out.with_name(out.stem + ".partial.json").exists():
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        if process.returncode:
+            return process.returncode, said
+        out.unlink()  # it had ended before the signal came
+    pytest.fail("ten trainings ended before they could be stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_training_goes_on(
+    number: signal.Signals,
+    noise: tuple[Path, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    grids, whole = noise
+    out, partial = tmp_path / "v.json", tmp_path / "v.partial.json"
+    status, said = stopped(grids, out, number)
+    bpe = VisualBPE.load(partial)
+    assert not out.exists()
+    assert 200 <= bpe.num_merges < NOISE["merges"]
+    assert bpe == VisualBPE.load(whole).truncate(bpe.num_merges)
+    if number == signal.SIGINT:
+        assert status == 130, said
+        assert f"{partial}: the {bpe.num_merges} merges learned so far" in said
+        assert "--resume" in said
+        assert "Traceback" not in said
+
+    assert "--resume" in refused(capsys, train(grids, out, **NOISE))
+    for change, named in (
+        (("--alpha", 0.5), "alpha = 0.3, now 0.5"),
+        (("--merge_mode", "oriented"), "merge_mode = pair, now oriented"),
+        (("--held_out", 0.1), "held_out = 0.0, now 0.1"),
+        (("--base_vocab_size", 300), "base_vocab_size = 256, now 300"),
+        (("--num_merges", 100), "has"),
+    ):
+        assert named in refused(capsys, train(grids, out, "--resume", *change, **NOISE))
+    other = np.load(grids)
+    other[17, 3, 4] ^= 1
+    np.save(tmp_path / "other.npy", other)
+    assert "sha256" in refused(capsys, train(tmp_path / "other.npy", out, "--resume", **NOISE))
+    np.save(tmp_path / "fewer.npy", other[1:])
+    assert "grids = 500, now 499" in refused(capsys, train(tmp_path / "fewer.npy", out, "--resume", **NOISE))
+
+    with caplog.at_level("INFO", logger="being_vl"):
+        assert train(grids, out, "--resume", **NOISE) == 0
+    assert f"going on after {bpe.num_merges} merges" in caplog.text
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("v.*")) == ["v.json", "v.report.json"]
+    assert report(out)["training"] == report(whole)["training"]
+
+
+def test_resume_without_a_checkpoint_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    np.save(tmp_path / "grids.npy", PHOTOS)
+    with caplog.at_level("INFO", logger="being_vl"):
+        assert train(tmp_path / "grids.npy", tmp_path / "v.json", "--resume") == 0
+    assert "to go on from" in caplog.text
+    assert VisualBPE.load(tmp_path / "v.json") == VisualBPE.train(PHOTOS, K, 200)
+
+
+def test_checkpoints_that_are_damaged(
+    noise: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grids, whole = noise
+    out, partial, job = (tmp_path / name for name in ("v.json", "v.partial.json", "v.job.json"))
+    VisualBPE.load(whole).truncate(600).save(partial)
+    for content in (None, "{", "[]"):
+        if content:
+            job.write_text(content)
+        assert "v.job.json" in refused(capsys, train(grids, out, "--resume", **NOISE))
 
 
 # Bad input
@@ -338,6 +441,7 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--held_out_every", "49"], "none of them"),
         (["--held_out", "0.1", "--held_out_every", "3"], "not both"),
         (["--seed=-1"], "seed"),
+        (["--checkpoint_every", "0"], "checkpoint_every"),
         (["--num_threads", "0"], "num_threads"),
         (["--num_merges=-1"], "num_merges"),
         (["--num_merges", str(2**40)], "num_merges"),

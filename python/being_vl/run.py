@@ -1,5 +1,6 @@
 """The whole chain on one's own images and records: quantize, learn the vocabulary, expand, train."""
 
+import dataclasses
 import json
 import logging
 import time
@@ -108,7 +109,7 @@ def run(config: Namespace) -> Path:
     if options.train_quantizer:
         steps.do("quantizer", train_quantizer, options.quantizer_training, images)
     steps.do("quantize", quantize, options.quantize, images)
-    steps.do("vocab", train_vocabulary, options.vocab)
+    steps.do("vocab", lambda o: train_vocabulary(dataclasses.replace(o, resume=True)), options.vocab)
     steps.do("expand", expand, options.expand)
     steps.do("train", lambda o: train_on_ranks(o, options.ranks), options.train, records)
     train: TrainOptions = options.train

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,27 +30,29 @@ class Part(NamedTuple):
     """Index in the file of its first grid."""
 
 
-class Corpus:
+class Corpus(Sequence["Block"]):
     """Grids in blocks, which are made when they are asked for: views of mapped files, or copies of one at a time."""
 
     def __init__(self, parts: Iterable[Part]) -> None:
         self._parts = list(parts)
 
     def blocks(self) -> Self:
-        """What `VisualBPE.train` asks for: something with a length that is indexed."""
+        """What `VisualBPE.train` asks for."""
         return self
 
     def __len__(self) -> int:
         """Number of blocks."""
         return len(self._parts)
 
-    def __getitem__(self, index: int) -> "Block":
-        """One block."""
-        return self._parts[index].make()
+    @overload
+    def __getitem__(self, index: int) -> "Block": ...
 
-    def __iter__(self) -> Iterator["Block"]:
-        """Block after block."""
-        return (part.make() for part in self._parts)
+    @overload
+    def __getitem__(self, index: slice) -> "Corpus": ...
+
+    def __getitem__(self, index: int | slice) -> "Block | Corpus":
+        """One block, or some of them."""
+        return Corpus(self._parts[index]) if isinstance(index, slice) else self._parts[index].make()
 
     def check(self, codebook_size: int) -> "Census":
         """Read all grids once: check their ids, count them, and take their fingerprint.

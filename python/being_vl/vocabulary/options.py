@@ -25,6 +25,8 @@ class VocabOptions:
         held_out_every: Hold out every n-th grid instead of a share.
         seed: Seed of the share that is held out.
         num_threads: Threads; all cores by default. The result does not depend on it.
+        checkpoint_every: Merges after which what was learned so far is saved, as `NAME.partial.json`.
+        resume: Go on from `NAME.partial.json` if it is there. The vocabulary is that of an uninterrupted run.
     """
 
     grids: list[Path]
@@ -39,6 +41,8 @@ class VocabOptions:
     held_out_every: int | None = None
     seed: int = 0
     num_threads: int | None = None
+    checkpoint_every: int = 4096
+    resume: bool = False
 
     def __post_init__(self) -> None:
         """Check the values that no other part checks."""
@@ -50,7 +54,7 @@ class VocabOptions:
             raise ConfigError("give held_out or held_out_every, not both")
         if self.seed < 0:
             raise ConfigError(f"seed: expected at least 0, got {self.seed}")
-        for name in ("base_vocab_size", "num_threads"):
+        for name in ("checkpoint_every", "base_vocab_size", "num_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
