@@ -1,0 +1,154 @@
+"""Measure visual BPE beside what else there is, as JSON; `benchmarks.bpe.report` makes tables and plots of it.
+
+    python -m benchmarks.bpe OUT.json [--grids GRIDS.npy] [--parts compare merges images alpha worst encode small]
+    python -m benchmarks.bpe.report OUT.json --into docs/results/visual-bpe.md --images docs/images
+
+Without --grids, grids of the kind that `benchmarks.bpe.grids` describes are generated. Every measurement has a process
+of its own, contenders take turns, and medians are reported. CPU seconds are user and system time of all threads, so
+they hardly depend on what else the machine does; wall time does.
+
+The parts: `compare` all contenders that stand the size; `merges` time against merges; `images` time and memory against
+grids; `alpha` what α costs; `worst` inputs that could turn something quadratic; `encode` threads and the latency of one
+grid; `small` also the naive recount and the published tools, at a size that they stand.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.bpe import contenders, grids
+
+PARTS = ("compare", "merges", "images", "alpha", "worst", "encode", "small")
+TOKENIZERS_LIMIT = 20_000  # grids; its memory grows with the texts
+
+
+def jobs(options):
+    """All measurements of one round, in order."""
+    base = {"grids": options.grids.name, "codebook_size": options.codebook_size, "merges": options.merges}
+    count = {"count": options.count}
+    ours = {"contender": "being-vl", "threads": 1}
+    other = {"contender": "tokenizers", "threads": 1}
+    ways = [{"mode": mode, "alpha": alpha} for mode in options.modes for alpha in (0.3, 0.0)]
+    first = {"mode": options.modes[0], "alpha": 0.3}
+
+    def one(part, *settings):
+        job = {"part": part} | base
+        for setting in settings:
+            job |= setting
+        return job
+
+    yield from (one("compare", count, ours, way) for way in ways)
+    yield one("compare", count, other)
+    for merges in range(1024, options.merges + 1, 1024):
+        yield one("merges", count, ours, first, {"merges": merges})
+        yield one("merges", count, other, {"merges": merges})
+    for n in options.counts:
+        for threads in options.threads:
+            yield one("images", ours, first, {"count": n, "threads": threads, "train_only": True})
+        if n <= TOKENIZERS_LIMIT:
+            yield one("images", other, {"count": n, "train_only": True})
+    for mode in options.modes:
+        yield from (one("alpha", count, ours, {"mode": mode, "alpha": alpha}) for alpha in options.alphas)
+        yield from (one("worst", ours, {"mode": mode, "alpha": 0.3, "grids": n}) for n in grids.worst_cases())
+        for threads in options.threads:
+            way = {"mode": mode, "alpha": 0.3, "threads": threads, "latency": threads == 1}
+            yield one("encode", count, ours, way)
+    small = {"count": options.small[0], "merges": options.small[1]}
+    yield from (one("small", small, ours, way) for way in ways)
+    yield one("small", small, other)
+    yield one("small", small, {"contender": "recount", "mode": "pair", "alpha": 0.3})
+    for name, checkout in (("vBPE", options.vbpe), ("MDBPE", options.mdbpe)):
+        if checkout is not None:
+            yield one("small", small, {"contender": name})
+
+
+def run(job, options):
+    """Measure in a process of its own; what went wrong is a result too."""
+    checkouts = {"vBPE": options.vbpe, "MDBPE": options.mdbpe}
+    paths = {"path": str(options.grids), "checkout": str(checkouts.get(job["contender"]))}
+    command = [sys.executable, "-m", "benchmarks.bpe", "--job", json.dumps(job | paths)]
+    # One arena, as in a process that does not use Python's threads: peaks do not depend on where memory came from.
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MALLOC_ARENA_MAX": "1"})
+    if done.returncode != 0:
+        return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(job):
+    """The measurement itself."""
+    worst = grids.worst_cases()
+    data = worst[job["grids"]][0] if job["grids"] in worst else grids.load(job["path"])[: job.get("count")]
+    print(json.dumps(contenders.measure(data, job)))
+
+
+def machine():
+    """What this ran on."""
+    import numpy as np
+    import tokenizers
+
+    cpu = Path("/proc/cpuinfo")
+    names = re.findall("model name.*: (.*)", cpu.read_text()) if cpu.exists() else []
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+
+
+def main():
+    """Run the parts and write the JSON after every round, so that a run that is stopped leaves what it had."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("out", nargs="?", type=Path, help="JSON file; runs are added to those it has")
+    parser.add_argument("--grids", type=Path, help=".npy or .npz file (array `grids`), by default generated")
+    parser.add_argument("--codebook-size", type=int, default=8192)
+    parser.add_argument("--count", type=int, default=2000, help="grids in most parts")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 2000, 5000, 10_000, 20_000])
+    parser.add_argument("--merges", type=int, default=8192)
+    parser.add_argument("--small", type=int, nargs=2, default=[100, 64], metavar=("GRIDS", "MERGES"))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--modes", nargs="+", choices=("pair", "oriented"), default=["pair", "oriented"])
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.1, 0.3, 0.5, 1.0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--vbpe", type=Path, help="checkout of Being-VL-0.5")
+    parser.add_argument("--mdbpe", type=Path, help="checkout of MDBPE with its program built")
+    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job is not None:
+        try:
+            child(options.job)
+        except contenders.Failed as error:
+            sys.exit(str(error))
+        return
+    if options.out is None:
+        parser.error("the following arguments are required: out")
+    if options.grids is None:
+        most = max([options.count, *(options.counts if "images" in options.parts else [])])
+        options.grids = Path("runs") / f"grids_k{options.codebook_size}_n{most}.npy"
+        if not options.grids.exists():
+            options.grids.parent.mkdir(exist_ok=True)
+            grids.generate(options.grids, most, options.codebook_size)
+    content = json.loads(options.out.read_text()) if options.out.exists() else {"measurements": []}
+    content["machine"] = machine()
+    known = {json.dumps(entry["job"]): entry for entry in content["measurements"]}
+    todo = [job for job in jobs(options) if job["part"] in options.parts]
+    for turn in range(options.repeats):
+        for number, job in enumerate(todo, 1):
+            print(f"round {turn + 1}, {number}/{len(todo)}: {json.dumps(job)}", file=sys.stderr)
+            entry = known.setdefault(json.dumps(job), {"job": job, "runs": []})
+            entry["runs"].append(run(job, options))
+            content["measurements"] = list(known.values())
+            options.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The benchmarks run, on a few grids and a few merges; nothing is said of their times."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from being_vl import VisualBPE
+
+ROOT = Path(__file__).parent.parent
+PHOTOS = np.load(ROOT / "tests" / "data" / "photo_grids.npz")["grids"]
+K = 1024
+
+
+def python(*words):
+    command = [sys.executable, *(str(word) for word in words)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
+def test_measurements_tables_and_plots(tmp_path):
+    np.save(tmp_path / "few.npy", PHOTOS[:12])
+    results = tmp_path / "results.json"
+    sizes = ("--count", 12, "--counts", 4, 12, "--merges", 1024, "--small", 3, 4, "--codebook-size", K)
+    few = ("--threads", 1, "--modes", "pair", "--alphas", 0, 1, "--repeats", 1, "--vbpe", tmp_path)
+    parts = ("--parts", "compare", "merges", "images", "alpha", "encode", "small")
+    python("-m", "benchmarks.bpe", results, "--grids", tmp_path / "few.npy", *sizes, *few, *parts)
+    measurements = json.loads(results.read_text())["measurements"]
+    failed = {entry["job"]["contender"] for entry in measurements if "error" in entry["runs"][0]}
+    assert failed == {"vBPE"}  # there is none at that path
+    lengths = {
+        entry["job"]["contender"]: entry["runs"][0]["tokens"]
+        for entry in measurements
+        if entry["job"]["part"] == "small"
+        and entry["job"].get("alpha", 0.3) == 0.3
+        and "error" not in entry["runs"][0]
+    }
+    assert lengths["recount"] == lengths["being-vl"] < 3 * 32 * 32
+    assert str(tmp_path) not in json.dumps([entry["job"] for entry in measurements])
+
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- bpe: alpha -->\nold\n<!-- end -->\nAfter.\n")
+    python("-m", "benchmarks.bpe.report", results, "--into", page, "--images", tmp_path)
+    text = page.read_text()
+    assert text.startswith("Before.\n<!-- bpe: alpha -->\n| mode |")
+    assert text.endswith("<!-- end -->\nAfter.\n")
+    assert "old" not in text
+    for name in ("bpe-merges.svg", "bpe-grids.svg"):
+        assert "tokenizers, 1-D" in (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_naive_recount_learns_the_same(alpha, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.bpe import naive
+
+    merges, regions = naive.train(PHOTOS[:3], K, 25, alpha)
+    bpe = VisualBPE.train(PHOTOS[:3], K, 25, alpha=alpha)
+    assert merges == bpe.merges
+    assert regions.tokens() == len(bpe.encode_batch(PHOTOS[:3]).values)
+
+
+def test_statistics_of_grids(tmp_path):
+    np.save(tmp_path / "photos.npy", PHOTOS)
+    table = python("-m", "benchmarks.bpe.grids", "--describe", tmp_path / "photos.npy")
+    equal = (PHOTOS[:, :, 1:] == PHOTOS[:, :, :-1]).mean()
+    assert f"| {equal:.4g} |" in table.splitlines()[-1]
