@@ -76,6 +76,21 @@ impl Division {
 struct Stack {
     start: u32,
     stride: u32,
+    /// 2^64 / stride, rounded up.
+    inverse: u64,
+}
+
+impl Stack {
+    fn new(start: u32, stride: u32) -> Self {
+        Self { start, stride, inverse: u64::MAX / u64::from(stride) + 1 }
+    }
+
+    /// Row and column of a position, by multiplying (Lemire, Kaser, Kurz 2019: exact for numbers of 32 bits).
+    fn place(self, position: u32) -> (i32, i32) {
+        let p = position - self.start;
+        let row = (u128::from(self.inverse) * u128::from(p) >> 64) as u32;
+        (row as i32, (p - row * self.stride) as i32)
+    }
 }
 
 /// The cells of some grids and the regions they form.
@@ -85,6 +100,9 @@ pub(super) struct Canvas<W> {
     stacks: Vec<Stack>,
     token_bits: u32,
     label_bits: u32,
+    label_mask: u64,
+    /// The token of border cells; also a mask, larger than any token.
+    border: u32,
 }
 
 impl<W: Word> Canvas<W> {
@@ -94,7 +112,15 @@ impl<W: Word> Canvas<W> {
     }
 
     pub fn new(Division { token_bits, distance_bits }: Division) -> Self {
-        Self { cells: Vec::new(), stacks: Vec::new(), token_bits, label_bits: token_bits + distance_bits }
+        let label_bits = token_bits + distance_bits;
+        Self {
+            cells: Vec::new(),
+            stacks: Vec::new(),
+            token_bits,
+            label_bits,
+            label_mask: u64::MAX >> (u64::BITS - label_bits),
+            border: u32::MAX >> (u32::BITS - token_bits),
+        }
     }
 
     /// Makes room for exactly this many cells.
@@ -102,17 +128,13 @@ impl<W: Word> Canvas<W> {
         self.cells.reserve_exact(cells);
     }
 
-    fn border(&self) -> u32 {
-        ((1_u64 << self.token_bits) - 1) as u32
-    }
-
     /// Puts a grid that is all border below the others and returns the position of its first cell.
     pub fn push(&mut self, height: u32, width: u32) -> u32 {
         let stride = width + 1;
-        let border = W::new(self.border().into(), 0, self.label_bits);
+        let border = W::new(self.border.into(), 0, self.label_bits);
         let mut end = self.cells.len();
         if self.stacks.last().is_none_or(|stack| stack.stride != stride) {
-            self.stacks.push(Stack { start: end as u32, stride });
+            self.stacks.push(Stack::new(end as u32, stride));
             end += stride as usize;
         }
         self.cells.resize(end + (height as usize + 1) * stride as usize, border);
@@ -127,16 +149,6 @@ impl<W: Word> Canvas<W> {
         }
     }
 
-    /// All anchors with their tokens, grid after grid, in raster order, from a position to before another.
-    fn anchors(&self, start: usize, end: usize) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let border = u64::from(self.border());
-        (start as u32..).zip(&self.cells[start..end]).filter_map(move |(p, word)| {
-            let label = self.label(*word);
-            // At distance 0 the label is the token.
-            (label < border).then_some((p, label as u32))
-        })
-    }
-
     /// Number of cells, borders included.
     pub fn len(&self) -> usize {
         self.cells.len()
@@ -148,13 +160,19 @@ impl<W: Word> Canvas<W> {
     }
 
     fn label(&self, word: W) -> u64 {
-        word.low() & (u64::MAX >> (u64::BITS - self.label_bits))
+        word.low() & self.label_mask
     }
 
     /// The region that covers a cell: its anchor and its token.
+    #[inline]
     fn region(&self, position: u32) -> (u32, u32) {
-        let label = self.label(self.cells[position as usize]);
-        (position.wrapping_sub((label >> self.token_bits) as u32), label as u32 & self.border())
+        self.region_of(position, self.cells[position as usize])
+    }
+
+    #[inline]
+    fn region_of(&self, position: u32, word: W) -> (u32, u32) {
+        let label = self.label(word);
+        (position.wrapping_sub((label >> self.token_bits) as u32), label as u32 & self.border)
     }
 
     fn next(&self, position: u32) -> u32 {
@@ -171,22 +189,107 @@ impl<W: Word> Canvas<W> {
     }
 
     /// Finds the regions adjacent to the region at `anchor`, each once.
+    #[inline]
     pub fn neighbours(&self, anchor: u32, found: &mut Neighbours) {
+        if self.next(anchor) == anchor {
+            self.neighbours_of_cell(anchor, found);
+        } else {
+            self.neighbours_of_region(anchor, found);
+        }
+    }
+
+    /// Candidates are written in any case and kept by moving on, since a branch would be guessed wrong all the time.
+    fn neighbours_of_cell(&self, p: u32, found: &mut Neighbours) {
+        let Stack { stride, .. } = self.stack(p);
+        let Neighbours { anchors, tokens, len, .. } = found;
+        let [up, left, right, down] = [p - stride, p - 1, p + 1, p + stride].map(|q| self.region(q));
+        let fresh = [
+            up.1 != self.border,
+            left.1 != self.border && left.0 != up.0,
+            right.1 != self.border && right.0 != up.0 && right.0 != left.0,
+            down.1 != self.border && down.0 != up.0 && down.0 != left.0 && down.0 != right.0,
+        ];
+        let mut end = 0;
+        for ((other, token), fresh) in [up, left, right, down].into_iter().zip(fresh) {
+            (anchors[end], tokens[end]) = (other, token);
+            end += usize::from(fresh);
+        }
+        // What is compared later must be clean.
+        anchors[end..].iter_mut().take(LANES).for_each(|anchor| *anchor = NOWHERE);
+        *len = end;
+    }
+
+    fn neighbours_of_region(&self, anchor: u32, found: &mut Neighbours) {
         let Stack { stride, .. } = self.stack(anchor);
-        let border = self.border();
-        found.clear();
+        let Neighbours { anchors, tokens, len, many } = found;
+        *anchors = [NOWHERE; FEW];
+        let mut end = 0;
         let mut p = anchor;
         loop {
+            if end + 4 >= FEW {
+                *len = FEW;
+                return self.many_neighbours(anchor, many);
+            }
             for q in [p - stride, p - 1, p + 1, p + stride] {
                 let (other, token) = self.region(q);
-                found.add(other, token, other != anchor && token != border);
+                let fresh = u8::from(other != anchor)
+                    & u8::from(token != self.border)
+                    & !contains(anchors, end, other);
+                (anchors[end], tokens[end]) = (other, token);
+                end += usize::from(fresh);
             }
             p = self.next(p);
             if p == anchor {
                 break;
             }
         }
-        found.finish();
+        *len = end;
+    }
+
+    #[cold]
+    fn many_neighbours(&self, anchor: u32, found: &mut Vec<(u32, u32)>) {
+        let Stack { stride, .. } = self.stack(anchor);
+        found.clear();
+        let mut p = anchor;
+        loop {
+            for q in [p - stride, p - 1, p + 1, p + stride] {
+                let (other, token) = self.region(q);
+                if other != anchor && token != self.border {
+                    found.push((other, token));
+                }
+            }
+            p = self.next(p);
+            if p == anchor {
+                break;
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+    }
+
+    /// Finds the regions with token `b` that are adjacent to the region at `x` and come after it, each once.
+    pub fn partners(&self, x: u32, b: u32, found: &mut Vec<u32>) {
+        let Stack { stride, .. } = self.stack(x);
+        found.clear();
+        let mut add = |q: u32| {
+            let (y, token) = self.region(q);
+            if token == b && y > x && !found.contains(&y) {
+                found.push(y);
+            }
+        };
+        let mut p = x;
+        loop {
+            add(p + 1);
+            add(p + stride);
+            if p != x || self.next(x) != x {
+                add(p - 1);
+                add(p - stride);
+            }
+            p = self.next(p);
+            if p == x {
+                break;
+            }
+        }
     }
 
     /// Reads the lines of memory around these cells, all at once, so that they are at hand one by one.
@@ -202,28 +305,44 @@ impl<W: Word> Canvas<W> {
     }
 
     /// Visits the pairs of adjacent regions, as (anchor of the first, its token, token of the second), in raster order
-    /// of the first's anchor, between two positions.
-    pub fn for_each_pair(&self, start: usize, end: usize, mut visit: impl FnMut(u32, u32, u32)) {
-        let border = self.border();
+    /// of the first's anchor, where that is between two positions.
+    pub fn for_each_pair(&self, from: usize, to: usize, mut visit: impl FnMut(u32, u32, u32)) {
+        let border = u64::from(self.border);
         let mut found = Neighbours::default();
-        for (x, token) in self.anchors(start, end) {
-            if self.next(x) == x {
-                // Whatever lies left of or above a single cell comes before it.
-                let Stack { stride, .. } = self.stack(x);
-                let (right, b) = self.region(x + 1);
-                if right > x && b != border {
-                    visit(x, token, b);
+        for (i, &Stack { start, stride, .. }) in self.stacks.iter().enumerate() {
+            let end = self.stacks.get(i + 1).map_or(self.cells.len(), |next| next.start as usize);
+            // The last row is border.
+            let (first, last) = (from.max(start as usize), to.min(end - stride as usize));
+            if first >= last {
+                continue;
+            }
+            let rights = &self.cells[first + 1..=last];
+            let belows = &self.cells[first + stride as usize..last + stride as usize];
+            let words = self.cells[first..last].iter().zip(rights).zip(belows);
+            for (x, ((&word, &right), &below)) in (first as u32..).zip(words) {
+                let label = self.label(word);
+                if label >= border {
+                    // Border, or no anchor: at distance 0 the label is the token.
+                    continue;
                 }
-                let (below, c) = self.region(x + stride);
-                if below > x && c != border && !(below == right && b != border) {
-                    visit(x, token, c);
-                }
-            } else {
-                self.neighbours(x, &mut found);
-                for (other, b) in found.iter() {
-                    if other > x {
+                let token = label as u32;
+                if word.step(self.label_bits) == 0 {
+                    // Whatever lies left of or above a single cell comes before it.
+                    let (right, b) = self.region_of(x + 1, right);
+                    let (below, c) = self.region_of(x + stride, below);
+                    if b != self.border && right > x {
                         visit(x, token, b);
                     }
+                    if c != self.border && below > x && below != right {
+                        visit(x, token, c);
+                    }
+                } else {
+                    self.neighbours(x, &mut found);
+                    found.for_each(|other, b| {
+                        if other > x {
+                            visit(x, token, b);
+                        }
+                    });
                 }
             }
         }
@@ -268,94 +387,76 @@ impl<W: Word> Canvas<W> {
 
     /// Where `y` lies as seen from `x`; two positions of one grid.
     pub fn offset(&self, x: u32, y: u32) -> Offset {
-        let Stack { start, stride } = self.stack(x);
-        let (x, y) = (x - start, y - start);
-        Offset {
-            dy: (y / stride) as i32 - (x / stride) as i32,
-            dx: (y % stride) as i32 - (x % stride) as i32,
-        }
+        let stack = self.stack(x);
+        let ((row, column), (other_row, other_column)) = (stack.place(x), stack.place(y));
+        Offset { dy: other_row - row, dx: other_column - column }
     }
 }
 
 /// Anchors compared at once.
 const LANES: usize = 8;
 
-/// With more regions than this, sorting finds repeated ones sooner than comparing.
-const SORTED: usize = 4 * LANES;
+/// With more neighbours than this, sorting finds repeated ones sooner than comparing.
+const FEW: usize = 4 * LANES;
 
 /// No region is anchored here.
 const NOWHERE: u32 = u32::MAX;
 
+/// Whether an anchor is among the first `len`; 1 or 0. Behind them is nowhere, or one that was not wanted.
+#[inline]
+fn contains(anchors: &[u32; FEW], len: usize, anchor: u32) -> u8 {
+    let (blocks, _) = anchors.as_chunks::<LANES>();
+    let mut found = 0;
+    for block in &blocks[..=len / LANES] {
+        for &other in block {
+            found |= u32::from(other == anchor);
+        }
+    }
+    found as u8
+}
+
 /// Regions adjacent to a region, each once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Neighbours {
-    /// Always written and kept by moving on, since a branch would be guessed wrong all the time.
-    anchors: Vec<u32>,
-    tokens: Vec<u32>,
+    /// If there are fewer than `FEW`, the first `len` count.
+    anchors: [u32; FEW],
+    tokens: [u32; FEW],
     len: usize,
+    /// Otherwise all of them, in order.
+    many: Vec<(u32, u32)>,
+}
+
+impl Default for Neighbours {
+    fn default() -> Self {
+        Self { anchors: [NOWHERE; FEW], tokens: [0; FEW], len: 0, many: Vec::new() }
+    }
 }
 
 impl Neighbours {
-    fn clear(&mut self) {
-        self.len = 0;
-        self.open_block();
-    }
-
-    /// Makes sure that there is a clean block to write to.
-    fn open_block(&mut self) {
-        let end = self.len + LANES;
-        if self.anchors.len() < end {
-            self.anchors.resize(2 * end, NOWHERE);
-            self.tokens.resize(2 * end, 0);
-        }
-        self.anchors[self.len..end].fill(NOWHERE);
-    }
-
-    #[inline]
-    fn add(&mut self, anchor: u32, token: u32, wanted: bool) {
-        let known = self.len < SORTED && self.compare(anchor);
-        self.anchors[self.len] = anchor;
-        self.tokens[self.len] = token;
-        let fresh = wanted & !known;
-        self.len += usize::from(fresh);
-        if fresh & self.len.is_multiple_of(LANES) {
-            self.open_block();
-        }
-    }
-
-    /// Whether an anchor is in one of the first blocks. Behind the last region there may be one that was not wanted.
-    #[inline]
-    fn compare(&self, anchor: u32) -> bool {
-        let (blocks, _) = self.anchors.as_chunks::<LANES>();
-        let equal =
-            |block: &[u32; LANES]| block.iter().fold(false, |found, &other| found | (other == anchor));
-        blocks[..=self.len / LANES].iter().any(equal)
-    }
-
-    fn finish(&mut self) {
-        if self.len >= SORTED {
-            let mut all: Vec<(u32, u32)> = self.iter().collect();
-            all.sort_unstable();
-            all.dedup();
-            self.len = all.len();
-            for (i, (anchor, token)) in all.into_iter().enumerate() {
-                (self.anchors[i], self.tokens[i]) = (anchor, token);
-            }
-        }
+    /// Number of regions.
+    pub fn len(&self) -> usize {
+        if self.len < FEW { self.len } else { self.many.len() }
     }
 
     /// Whether a region other than the one in the middle is here.
     #[inline]
     pub fn contains(&self, anchor: u32) -> bool {
-        if self.len < SORTED {
-            self.compare(anchor)
+        if self.len < FEW {
+            contains(&self.anchors, self.len, anchor) == 1
         } else {
-            self.anchors[..self.len].binary_search(&anchor).is_ok()
+            self.many.binary_search_by_key(&anchor, |&(other, _)| other).is_ok()
         }
     }
 
-    /// (anchor, token) of each.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        self.anchors[..self.len].iter().copied().zip(self.tokens[..self.len].iter().copied())
+    /// Visits (anchor, token) of each.
+    #[inline]
+    pub fn for_each(&self, mut visit: impl FnMut(u32, u32)) {
+        if self.len < FEW {
+            for (&anchor, &token) in self.anchors[..self.len].iter().zip(&self.tokens[..self.len]) {
+                visit(anchor, token);
+            }
+        } else {
+            self.many.iter().for_each(|&(anchor, token)| visit(anchor, token));
+        }
     }
 }

@@ -14,8 +14,6 @@ mod shard;
 
 use std::collections::BTreeMap;
 
-use rustc_hash::FxHashMap;
-
 use crate::encode::{EncodeOptions, Encoder};
 use crate::error::{Error, Result};
 use crate::grid::{Grid, Offset, check_size};
@@ -326,7 +324,8 @@ impl<W: Word> Learner<W> {
         let mut filled = target;
         for index in order {
             if filled >= target {
-                (filled, _) = (0, shards.push(Vec::new()));
+                filled = 0;
+                shards.push(Vec::new());
             }
             filled += cells(&sizes[index]);
             shards.last_mut().expect("just pushed").push(index);
@@ -460,7 +459,7 @@ impl<W: Word> Learner<W> {
     fn sum_added(&mut self) -> Vec<(NewPair, u64)> {
         let Self { shards, added, threshold, .. } = self;
         let mut found = Vec::new();
-        for &(new, count) in shards.iter().flat_map(|shard| shard.added()) {
+        for &(new, count) in shards.iter().flat_map(Shard::added) {
             let sum = &mut added[new as usize];
             let before = *sum;
             *sum += u64::from(count);
@@ -469,7 +468,7 @@ impl<W: Word> Learner<W> {
             }
         }
         let found = found.into_iter().map(|new| (new, added[new as usize])).collect();
-        for &(new, _) in shards.iter().flat_map(|shard| shard.added()) {
+        for &(new, _) in shards.iter().flat_map(Shard::added) {
             added[new as usize] = 0;
         }
         found
@@ -479,28 +478,30 @@ impl<W: Word> Learner<W> {
     fn index(&mut self, limit: u64, interrupt: &Interrupt) -> Result<()> {
         let Self { options, threads, shards, .. } = self;
         let parallel = self.num_tokens >= PARALLEL_CELLS;
-        let bits = (2 * self.num_tokens).max(1).ilog2().clamp(10, 24);
+        let bits = (2 * self.num_tokens).max(1).ilog2().clamp(10, 20);
         let sketches = threads.map(shards, parallel, |shard| shard.sketch(bits, interrupt));
         interrupt.check()?;
         let sketch = sketches.into_iter().reduce(add_saturating).unwrap_or_default();
         let threshold = frequent(&sketch, options.indexed_pairs).min(limit).max(options.min_frequency);
-        let count = |shard: &mut Shard<W>| shard.count(&sketch, bits, threshold, interrupt);
+        let number = shards.len();
+        let count = |shard: &mut Shard<W>| shard.count(number, &sketch, bits, threshold, interrupt);
         let parts = threads.map(shards, parallel, count);
         interrupt.check()?;
 
         self.threshold = threshold;
         self.candidates = Candidates::default();
         self.pairs_of.iter_mut().for_each(Vec::clear);
-        let mut counts: FxHashMap<u64, u64> = FxHashMap::default();
-        for (key, count) in parts.into_iter().flatten() {
-            *counts.entry(key).or_default() += count;
-        }
-        counts.retain(|_, count| *count >= threshold);
-        let mut counts: Vec<_> = counts.into_iter().collect();
-        counts.sort_unstable();
-        let pairs = take_up(&mut self.candidates, &mut self.pairs_of, counts.iter().copied());
-        let indices = counts.iter().zip(pairs).map(|(&(key, _), pair)| (key, pair)).collect();
-        self.threads.map(&mut self.shards, parallel, |shard| shard.index_counted(&indices));
+        let mut counts = parts.concat();
+        counts.sort_unstable_by_key(|&(key, _)| key);
+        counts.dedup_by(|part, sum| {
+            let same = part.0 == sum.0;
+            sum.1 += if same { part.1 } else { 0 };
+            same
+        });
+        counts.retain(|&(_, count)| count >= threshold);
+        take_up(&mut self.candidates, &mut self.pairs_of, counts.iter().copied());
+        let keys: Vec<_> = counts.into_iter().map(|(key, _)| key).collect();
+        self.threads.map(&mut self.shards, parallel, |shard| shard.index_counted(&keys));
         Ok(())
     }
 }

@@ -8,8 +8,14 @@ use crate::grid::Offset;
 use crate::interrupt::Interrupt;
 use crate::statistics::{key, tokens};
 
-/// Cells between two looks at the interrupt flag.
-const CHECK_INTERVAL: usize = 1 << 16;
+/// Cells whose pairs are counted together.
+const PIECE: usize = 1 << 18;
+
+/// Parts that pairs are divided into by their hash, so that what a part needs is found in the nearer caches.
+const PARTS: usize = 64;
+
+/// No region.
+const NONE: u32 = u32::MAX;
 
 /// Occurrences that are fetched at once.
 const BLOCK: usize = 16;
@@ -72,8 +78,8 @@ impl Slots {
         *len += 4;
     }
 
-    fn of(&self, token: u32) -> [u32; 4] {
-        self.table[token as usize]
+    fn of(&self, token: u32) -> &[u32; 4] {
+        &self.table[token as usize]
     }
 }
 
@@ -81,8 +87,7 @@ impl Slots {
 #[derive(Debug, Default)]
 struct Counted {
     numbers: FxHashMap<u64, u32>,
-    counts: Vec<u32>,
-    occurrences: Vec<Vec<u32>>,
+    pairs: Vec<(u64, Vec<u32>)>,
 }
 
 /// Some of the grids.
@@ -92,7 +97,7 @@ pub(super) struct Shard<W> {
     /// Per indexed pair, the anchors of the first regions of its occurrences, and some where it no longer occurs. An
     /// anchor is out of date when it has another token: a region's token never comes back.
     occurrences: Vec<Vec<u32>>,
-    counted: Counted,
+    counted: Vec<Counted>,
     /// After a rule, per slot, how many adjacent pairs are gone.
     removed: Vec<u32>,
     /// After a rule, the adjacencies of the new token: which pair, and the anchor of its first region.
@@ -101,9 +106,10 @@ pub(super) struct Shard<W> {
     added_counts: Vec<(NewPair, u32)>,
     /// A number per token and side; all 0 between calls.
     scratch: Vec<[u32; 2]>,
-    offsets: FxHashMap<Offset, u64>,
+    offsets: Vec<(Offset, u64)>,
     of_x: Neighbours,
     of_y: Neighbours,
+    partners: Vec<u32>,
 }
 
 /// A pair of the new token with token t: (new, t) is 2t and (t, new) is 2t + 1.
@@ -120,14 +126,15 @@ impl<W: Word> Shard<W> {
         Self {
             canvas: Canvas::new(division),
             occurrences: Vec::new(),
-            counted: Counted::default(),
+            counted: Vec::new(),
             removed: Vec::new(),
             added: Vec::new(),
             added_counts: Vec::new(),
             scratch: vec![[0; 2]; tokens as usize],
-            offsets: FxHashMap::default(),
+            offsets: Vec::new(),
             of_x: Neighbours::default(),
             of_y: Neighbours::default(),
+            partners: Vec::new(),
         }
     }
 
@@ -168,60 +175,85 @@ impl<W: Word> Shard<W> {
     /// Counts all pairs by a hash of 2^`bits` values: upper bounds of their counts.
     pub fn sketch(&self, bits: u32, interrupt: &Interrupt) -> Vec<u32> {
         let mut sketch = vec![0_u32; 1 << bits];
-        self.for_each_pair(interrupt, |_, key| sketch[hash(key, bits)] += 1);
+        let mut parts = vec![Vec::new(); PARTS];
+        for range in self.ranges() {
+            if interrupt.is_set() {
+                break;
+            }
+            self.canvas.for_each_pair(range.start, range.end, |_, a, b| {
+                let hash = hash(key(a, b));
+                parts[part(hash)].push((hash >> (u64::BITS - bits)) as u32);
+            });
+            for part in &mut parts {
+                part.drain(..).for_each(|place| sketch[place as usize] += 1);
+            }
+        }
         sketch
     }
 
-    /// Counts exactly those pairs whose bound reaches the threshold, and notes where they occur.
+    /// Counts exactly those pairs whose bound reaches the threshold, and notes where they occur. There are `shards`.
     pub fn count(
         &mut self,
+        shards: usize,
         sketch: &[u32],
         bits: u32,
         threshold: u64,
         interrupt: &Interrupt,
     ) -> Vec<(u64, u64)> {
         self.occurrences = Vec::new();
-        let mut counted = Counted::default();
-        self.for_each_pair(interrupt, |x, key| {
-            if u64::from(sketch[hash(key, bits)]) >= threshold {
-                let fresh = counted.counts.len() as u32;
-                let number = *counted.numbers.entry(key).or_insert(fresh);
-                if number == fresh {
-                    counted.counts.push(0);
-                    counted.occurrences.push(Vec::new());
-                }
-                counted.counts[number as usize] += 1;
-                let list = &mut counted.occurrences[number as usize];
-                if list.last() != Some(&x) {
-                    list.push(x);
-                }
-            }
-        });
-        self.counted = counted;
-        let Counted { numbers, counts, .. } = &self.counted;
-        numbers.iter().map(|(&key, &number)| (key, counts[number as usize].into())).collect()
-    }
-
-    /// Makes what was counted the new lists, given the indices of the pairs that were taken up.
-    pub fn index_counted(&mut self, pairs: &FxHashMap<u64, u32>) {
-        let Counted { numbers, mut occurrences, .. } = std::mem::take(&mut self.counted);
-        self.occurrences.resize_with(pairs.len(), Vec::new);
-        for (key, number) in numbers {
-            if let Some(&pair) = pairs.get(&key) {
-                self.occurrences[pair as usize] = std::mem::take(&mut occurrences[number as usize]);
-            }
-        }
-    }
-
-    /// Visits all pairs of adjacent regions: the anchor of the first, and the key.
-    fn for_each_pair(&self, interrupt: &Interrupt, mut visit: impl FnMut(u32, u64)) {
-        for start in (0..self.canvas.len()).step_by(CHECK_INTERVAL) {
+        let mut counted: Vec<Counted> = Vec::new();
+        counted.resize_with(PARTS, Counted::default);
+        let mut parts = vec![Vec::new(); PARTS];
+        for range in self.ranges() {
             if interrupt.is_set() {
-                return;
+                break;
             }
-            let end = self.canvas.len().min(start + CHECK_INTERVAL);
-            self.canvas.for_each_pair(start, end, |x, a, b| visit(x, key(a, b)));
+            self.canvas.for_each_pair(range.start, range.end, |x, a, b| {
+                let key = key(a, b);
+                parts[part(hash(key))].push((key, x));
+            });
+            for (part, Counted { numbers, pairs }) in parts.iter_mut().zip(&mut counted) {
+                for (key, x) in part.drain(..) {
+                    let bound = sketch[(hash(key) >> (u64::BITS - bits)) as usize];
+                    if u64::from(bound) < threshold {
+                        continue;
+                    }
+                    let fresh = pairs.len() as u32;
+                    let number = *numbers.entry(key).or_insert(fresh);
+                    if number == fresh {
+                        pairs.push((0, Vec::with_capacity(bound as usize / shards)));
+                    }
+                    let (count, list) = &mut pairs[number as usize];
+                    *count += 1;
+                    if list.last() != Some(&x) {
+                        list.push(x);
+                    }
+                }
+            }
         }
+        self.counted = counted;
+        let counts = |Counted { numbers, pairs }: &Counted| {
+            numbers.iter().map(|(&key, &number)| (key, pairs[number as usize].0)).collect::<Vec<_>>()
+        };
+        self.counted.iter().flat_map(counts).collect()
+    }
+
+    /// Makes what was counted the new lists, given the pairs that were taken up, in order, their index being their place.
+    pub fn index_counted(&mut self, keys: &[u64]) {
+        self.occurrences.resize_with(keys.len(), Vec::new);
+        for Counted { numbers, mut pairs } in std::mem::take(&mut self.counted) {
+            for (key, number) in numbers {
+                if let Ok(pair) = keys.binary_search(&key) {
+                    self.occurrences[pair] = std::mem::take(&mut pairs[number as usize].1);
+                }
+            }
+        }
+    }
+
+    /// All cells, in pieces whose pairs are a good number to look at together.
+    fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<W> {
+        let len = self.canvas.len();
+        (0..len).step_by(PIECE).map(move |start| start..len.min(start + PIECE))
     }
 
     /// Gives up a pair's list.
@@ -241,29 +273,36 @@ impl<W: Word> Shard<W> {
         list
     }
 
-    /// Counts a pair's offsets, in no order.
+    /// Counts a pair's offsets, in no order and not all in one place.
     pub fn histogram(&mut self, pair: u32, key: u64) -> Vec<(Offset, u64)> {
         let (a, b) = tokens(key);
         let mut list = self.take_list(pair);
-        let Self { canvas, offsets, of_x, .. } = self;
-        list.retain(|&x| {
-            if !canvas.is(x, a) {
-                return false;
-            }
-            canvas.neighbours(x, of_x);
-            let mut stands = false;
-            for (y, token) in of_x.iter() {
-                if token == b && y > x {
-                    stands = true;
-                    *offsets.entry(canvas.offset(x, y)).or_default() += 1;
+        let Self { canvas, offsets, partners, .. } = self;
+        let mut kept = 0;
+        for start in (0..list.len()).step_by(BLOCK) {
+            let end = list.len().min(start + BLOCK);
+            canvas.fetch(&list[start..end]);
+            for i in start..end {
+                let x = list[i];
+                if canvas.is(x, a) {
+                    canvas.partners(x, b, partners);
+                    for &y in &*partners {
+                        let offset = canvas.offset(x, y);
+                        match offsets.iter_mut().take(16).find(|(other, _)| *other == offset) {
+                            Some((_, count)) => *count += 1,
+                            None => offsets.push((offset, 1)),
+                        }
+                    }
+                    list[kept] = x;
+                    kept += usize::from(!partners.is_empty());
                 }
             }
-            stands
-        });
+        }
+        list.truncate(kept);
         if let Some(place) = self.occurrences.get_mut(pair as usize) {
             *place = list;
         }
-        self.offsets.drain().collect()
+        std::mem::take(&mut self.offsets)
     }
 
     /// Applies a rule to the shard's grids, notes what it did to the counts, and returns how many regions it merged.
@@ -271,7 +310,7 @@ impl<W: Word> Shard<W> {
         let Merge { pair, a, b, offset, token, slots } = merge;
         let list = self.take_list(pair);
         let Self { canvas, occurrences, removed, added, added_counts, scratch, of_x, of_y, .. } = self;
-        added.clear();
+        let mut end = 0;
         added_counts.clear();
         removed.clear();
         removed.resize(slots.len as usize, 0);
@@ -288,46 +327,46 @@ impl<W: Word> Shard<W> {
                     continue;
                 }
                 canvas.neighbours(x, of_x);
-                let partners = of_x.iter().filter(|&(y, other)| other == b && y > x).map(|(y, _)| y);
-                let partner = match offset {
-                    None => partners.min(),
-                    Some(offset) => {
-                        let mut partners = partners.peekable();
-                        let any = partners.peek().is_some();
-                        let partner = partners.find(|&y| canvas.offset(x, y) == offset);
-                        if any && partner.is_none() {
-                            left.push(x);
+                let (mut y, mut any) = (NONE, false);
+                of_x.for_each(|z, other| {
+                    if other == b && z > x {
+                        any = true;
+                        if offset.is_none_or(|offset| canvas.offset(x, z) == offset) {
+                            y = y.min(z);
                         }
-                        partner
                     }
-                };
-                let Some(y) = partner else { continue };
+                });
+                if y == NONE {
+                    if any {
+                        left.push(x);
+                    }
+                    continue;
+                }
                 canvas.neighbours(y, of_y);
-                for (z, other) in of_x.iter() {
-                    removed[slots.of(other)[usize::from(z < x)] as usize] += 1;
-                }
-                for (z, other) in of_y.iter() {
-                    removed[slots.of(other)[side_of_b + usize::from(z < y)] as usize] += u32::from(z != x);
-                }
                 canvas.merge(x, y, token);
                 merges += 1;
-                let mut add = |z: u32, other: u32| {
-                    let side = usize::from((z < x) & (other != token));
-                    scratch[other as usize][side] += 1;
-                    added.push((2 * other + side as u32, x.min(z)));
+                let room = end + of_x.len() + of_y.len();
+                if added.len() < room {
+                    added.resize(2 * room, (0, 0));
+                }
+                // Always written and kept by moving on.
+                let mut add = |z: u32, other: u32, wanted: bool| {
+                    let side = usize::from(z < x) * usize::from(other != token);
+                    scratch[other as usize][side] += u32::from(wanted);
+                    added[end] = (2 * other + side as u32, x.min(z));
+                    end += usize::from(wanted);
                 };
-                for (z, other) in of_x.iter() {
-                    if z != y {
-                        add(z, other);
-                    }
-                }
-                for (z, other) in of_y.iter() {
-                    if z != x && !of_x.contains(z) {
-                        add(z, other);
-                    }
-                }
+                of_x.for_each(|z, other| {
+                    removed[slots.of(other)[usize::from(z < x)] as usize] += 1;
+                    add(z, other, z != y);
+                });
+                of_y.for_each(|z, other| {
+                    removed[slots.of(other)[side_of_b + usize::from(z < y)] as usize] += u32::from(z != x);
+                    add(z, other, z != x && !of_x.contains(z));
+                });
             }
         }
+        added.truncate(end);
         if let Some(list) = occurrences.get_mut(pair as usize) {
             *list = left;
         }
@@ -385,7 +424,11 @@ impl<W: Word> Shard<W> {
     }
 }
 
-/// Where a pair is counted among 2^`bits` numbers.
-fn hash(key: u64, bits: u32) -> usize {
-    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - bits)) as usize
+/// The high bits say where a pair is counted.
+fn hash(key: u64) -> u64 {
+    key.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+fn part(hash: u64) -> usize {
+    (hash >> (u64::BITS - PARTS.ilog2())) as usize
 }
