@@ -4,13 +4,31 @@ mod plain;
 
 use being_vl_core::{
     Dropout, EncodeOptions, Encoder, Encoding, Error, Grid, Interrupt, MAX_SIDE, MergeMode, TrainOptions,
-    Vocabulary, train,
+    Trainer, Vocabulary, train,
 };
 use plain::Plain;
 use proptest::prelude::*;
 
 fn learn(grids: &[Grid], options: &TrainOptions) -> Vocabulary {
     train(grids, options, |_| (), &Interrupt::default()).unwrap()
+}
+
+/// Learns up to `limit` rules, going on from a vocabulary if there is one.
+fn learn_from(
+    grids: &[Grid],
+    options: &TrainOptions,
+    resume: Option<&Vocabulary>,
+    limits: &[usize],
+) -> Vocabulary {
+    let sizes: Vec<_> = grids.iter().map(|grid| (grid.height() as usize, grid.width() as usize)).collect();
+    let mut trainer = Trainer::new(&sizes, options.clone(), resume).unwrap();
+    for (index, grid) in grids.iter().enumerate() {
+        trainer.set(index, grid.ids().to_vec()).unwrap();
+    }
+    for &limit in limits {
+        trainer.run(limit, |_| (), &Interrupt::default()).unwrap();
+    }
+    trainer.vocabulary()
 }
 
 fn encode(vocabulary: &Vocabulary, grids: &[Grid], num_threads: usize) -> Vec<Vec<u32>> {
@@ -167,6 +185,18 @@ proptest! {
         prop_assert_eq!(first.rules(), &vocabulary.rules()[..num_merges]);
     }
 
+    /// Training that is stopped and resumed, by other numbers of threads, ends where uninterrupted training ends.
+    #[test]
+    fn resumed_training((options, grids, _) in cases(), one in 0.0..1.0, two in 0.0..1.0, num_threads in 1..=4_usize) {
+        let whole = learn(&grids, &options);
+        let first = (one * whole.rules().len() as f64) as usize;
+        let second = first + (two * (whole.rules().len() - first) as f64) as usize;
+        let part = learn_from(&grids, &options, None, &[first / 2, first]);
+        prop_assert_eq!(part.rules(), &whole.rules()[..first]);
+        let options = TrainOptions { num_threads, ..options };
+        prop_assert_eq!(learn_from(&grids, &options, Some(&part), &[second, usize::MAX]), whole);
+    }
+
     /// Whatever was encoded, with dropout too, decodes to the grid: by regions in both modes, by ids in oriented mode.
     #[test]
     fn decoding_inverts_encoding(
@@ -192,17 +222,20 @@ proptest! {
     }
 }
 
-/// Positions at the limits: rows and columns as long as a side may be, and offsets as far.
+/// Positions at the limits: rows and columns as long as a side may be, offsets as far, many and few tokens.
 #[test]
 fn longest_sides() {
-    for (height, width) in [(1, MAX_SIDE), (MAX_SIDE, 1), (2, MAX_SIDE), (MAX_SIDE, 2)] {
+    let sizes = [(1, MAX_SIDE), (MAX_SIDE, 1), (2, MAX_SIDE), (MAX_SIDE, 2)];
+    for (base_vocab_size, (height, width)) in
+        [2, 1 << 20].into_iter().flat_map(|k| sizes.map(|size| (k, size)))
+    {
         // Long runs of one id among short ones, so that regions grow long.
-        let ids =
-            (0..height * width).map(|cell| u32::from(cell % 1009 < 7 || (cell * cell) % 11 == 3)).collect();
+        let id = |cell: usize| cell % 1009 < 7 || (cell * cell) % 11 == 3;
+        let ids = (0..height * width).map(|cell| u32::from(id(cell)) * (base_vocab_size - 1)).collect();
         let grid = [Grid::new(0, height, width, ids).unwrap()];
         for merge_mode in [MergeMode::Pair, MergeMode::Oriented] {
             let options = TrainOptions {
-                base_vocab_size: 2,
+                base_vocab_size,
                 num_merges: 25,
                 merge_mode,
                 num_threads: 1,
@@ -210,7 +243,7 @@ fn longest_sides() {
             };
             let (rules, states) = plain::train(&grid, &options);
             let vocabulary = learn(&grid, &options);
-            assert_eq!(vocabulary.rules(), rules, "{height}x{width} {merge_mode:?}");
+            assert_eq!(vocabulary.rules(), rules, "{height}x{width} {merge_mode:?} {base_vocab_size}");
             assert_eq!(encode(&vocabulary, &grid, 1), states);
         }
     }
