@@ -1,14 +1,11 @@
 """Staged training: real DeepSpeed engines, real processes, a plain torch loop as the oracle."""
 
-import contextlib
 import fcntl
 import json
 import math
 import os
+import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from being_vl.data.sequences import SequenceBuilder
 from being_vl.model.layout import VocabularyLayout
 from being_vl.quantize.grids import GridStore
 from being_vl.train.log import read_log
+from ranks import ForkedTraining, by_command, forked
 
 MIXTURES = [
     {"foundation": 80, "perception": 20},
@@ -37,7 +35,12 @@ BATCH = 8
 
 
 def recipe(
-    chain: Path, out: Path, ranks: int = 1, tied: bool = True, steps: int = 4, **changes: object
+    chain: Path,
+    out: Path,
+    ranks: int = 1,
+    tied: bool = True,
+    steps: tuple[int, ...] = (4, 4, 4),
+    **changes: object,
 ) -> Path:
     """A recipe of three short stages whose global batch is the same on any number of ranks."""
     stages = [
@@ -45,7 +48,7 @@ def recipe(
             "name": f"stage{index + 1}",
             "unfreeze": unfreeze,
             "learning_rate": 3e-3,
-            "max_steps": steps,
+            "max_steps": steps[index],
             "accumulation": BATCH // 2 // ranks,
             "mixture": MIXTURES[index],
         }
@@ -65,25 +68,6 @@ def recipe(
     return path
 
 
-def command(path: Path, ranks: int) -> list[str]:
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    )
-    return [sys.executable, *launcher, "-m", "being_vl", "train", "--recipe", str(path)]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def launch(path: Path, ranks: int = 1) -> str:
-    done = subprocess.run(
-        command(path, ranks), env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
-
-
 def losses(out: Path) -> list[float]:
     return [entry["loss"] for entry in read_log(out / "log.jsonl")]
 
@@ -94,9 +78,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def reference(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on one rank without ZeRO."""
+    """A run on one rank without ZeRO, by the command; `said` beside it is what it printed."""
     out = tmp_path_factory.mktemp("reference") / "run"
-    launch(recipe(chain, out))
+    out.with_name("said").write_text(by_command(recipe(chain, out)))
     return out
 
 
@@ -158,7 +142,7 @@ def test_losses_are_those_of_plain_torch(chain: Path, reference: Path) -> None:
 
 
 def test_losses_are_those_of_plain_torch_untied(chain: Path, tmp_path: Path) -> None:
-    launch(recipe(chain, tmp_path / "run", tied=False))
+    forked(recipe(chain, tmp_path / "run", tied=False))
     assert losses(tmp_path / "run") == pytest.approx(oracle(chain, "untied", stages=3, steps=4), rel=2e-5)
 
 
@@ -167,7 +151,7 @@ def test_zero_and_ranks_do_not_change_the_losses(
     zero: int, ranks: int, chain: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    launch(recipe(chain, out, ranks=ranks, zero=zero, gradient_checkpointing=zero == 2), ranks)
+    forked(recipe(chain, out, ranks=ranks, zero=zero, gradient_checkpointing=zero == 2), ranks)
     assert losses(out) == pytest.approx(losses(reference), rel=2e-5)
     assert_what_trains(chain / "tied", out)
     final, same = weights(out / "stage3"), weights(reference / "stage3")
@@ -178,7 +162,7 @@ def test_zero_and_ranks_do_not_change_the_losses(
 def test_bf16_leaves_frozen_parameters_as_they_are(chain: Path, reference: Path, tmp_path: Path) -> None:
     """Also in bf16, where the engine rounds all parameters: the checkpoint is written from the float32 original."""
     out = tmp_path / "run"
-    launch(recipe(chain, out, dtype="bf16", zero=2))
+    forked(recipe(chain, out, dtype="bf16", zero=2))
     assert losses(out) == pytest.approx(losses(reference), rel=0.02)
     assert_what_trains(chain / "tied", out)
     assert all(tensor.dtype == torch.float32 for tensor in weights(out / "stage3").values())
@@ -208,6 +192,33 @@ def test_stage_folders_are_plain_and_complete(chain: Path, reference: Path) -> N
         assert (reference / stage / "visual_vocabulary.json").is_file()
 
 
+def test_each_stage_says_first_what_trains(chain: Path, reference: Path) -> None:
+    """The table's numbers are those of the model, and stand above the stage's first step."""
+    start, text = weights(chain / "tied"), VocabularyLayout.load(chain / "tied").text_size
+    width = start["model.embed_tokens.weight"].shape[1]
+    layer = [sum(w.numel() for name, w in start.items() if f".layers.{n}." in name) for n in range(4)]
+    new, total = (len(start["model.embed_tokens.weight"]) - text) * width, sum(layer) + width
+    total += start["model.embed_tokens.weight"].numel()
+    said = reference.with_name("said").read_text()
+    for number, trained in enumerate((new, new + layer[0], total), start=1):
+        table, _, _ = said.partition(f"stage{number} step 1/4")
+        rows = {
+            name: (size, end)
+            for name, size, end in re.findall(
+                r"^  (\w[\w ,]*?) +([\d,]+)  (trains|frozen|of .*)$",
+                table[table.index(f"stage{number}: what trains") :],
+                re.MULTILINE,
+            )
+        }
+        assert rows["new visual rows"] == (f"{new:,}", "trains")
+        assert rows["text rows"] == (f"{text * width:,}", "trains" if number == 3 else "frozen")
+        assert rows["trained"][0] == f"{trained:,}"
+        assert rows["trained"][1].startswith(f"of {total:,} ")
+        sizes = {name: int(size.replace(",", "")) for name, (size, end) in rows.items() if end == "trains"}
+        assert sum(sizes.values()) == trained
+    assert "layers 1 to 3" not in rows
+
+
 def test_log_says_what_happened(reference: Path) -> None:
     entries = read_log(reference / "log.jsonl")
     assert [(e["stage"], e["step"]) for e in entries] == [
@@ -218,45 +229,40 @@ def test_log_says_what_happened(reference: Path) -> None:
     assert list((reference / "tensorboard").glob("events*"))
 
 
-def kill_all(path: Path) -> None:
-    """Kill -9 the launcher and every rank of a recipe, at once; torchrun's ranks outlive it otherwise."""
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if str(path) in process.read_text():
-                os.kill(int(process.parent.name), signal.SIGKILL)
+STEPS = (2, 12, 2)  # time to be killed in the middle of stage 2
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_and_resumed_run_has_the_same_losses(
     ranks: int, chain: Path, reference: Path, tmp_path: Path
 ) -> None:
-    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and run the same command again."""
+    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and train again; torchrun may go on."""
     whole, out, model = tmp_path / "whole", tmp_path / "killed", tmp_path / "model"
     shutil.copytree(chain / "tied", model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    same = {"ranks": ranks, "steps": 12, "zero": 2 * (ranks - 1), "model": str(model)}
-    launch(recipe(chain, whole, **same), ranks)
+    same = {"ranks": ranks, "steps": STEPS, "zero": 2 * (ranks - 1), "model": str(model)}
+    forked(recipe(chain, whole, **same), ranks)
     path = recipe(chain, out, save_every=2, **same)
-    with subprocess.Popen(command(path, ranks), env=environment()) as process:
-        deadline = time.monotonic() + 240
-        while not (out / "checkpoints" / "stage2-00000004" / "complete.json").exists():
-            assert process.poll() is None, "training ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        kill_all(path)
+    training = ForkedTraining(path, ranks)
+    deadline = time.monotonic() + 240
+    while not (out / "checkpoints" / "stage2-00000004" / "complete.json").exists():
+        assert not training.ended(), training.said.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    training.kill()
     assert (out / "stage1" / "manifest.json").is_file()
     assert not (out / "stage2").exists()
     kept = sorted((out / "checkpoints").glob("stage2-????????"))
     biggest = max(kept[-1].rglob("*.pt"), key=lambda file: file.stat().st_size)
     os.truncate(biggest, biggest.stat().st_size // 2)
-    said = launch(path, ranks)
+    said = by_command(path, ranks) if ranks > 1 else forked(path)
     if len(kept) > 1:
         assert f"{kept[-1].name} is damaged" in said
         assert f"resumed after step {int(kept[-2].name[-8:])}" in said
     assert losses(out) == losses(whole)
     assert [(e["stage"], e["step"]) for e in read_log(out / "log.jsonl")] == [
-        (f"stage{s}", n) for s in (1, 2, 3) for n in range(1, 13)
+        (f"stage{s}", n) for s in (1, 2, 3) for n in range(1, STEPS[s - 1] + 1)
     ]
     for name, tensor in weights(out / "stage3").items():
         assert torch.equal(tensor, weights(whole / "stage3")[name])
@@ -268,8 +274,7 @@ def test_second_run_does_nothing(chain: Path, reference: Path, tmp_path: Path) -
     shutil.copytree(reference, out)
     path = recipe(chain, out)
     assert main(["train", "--recipe", str(path)]) == 0
-    said = launch(path)
-    assert said.count("finished before") == 3
+    assert by_command(path).count("finished before") == 3
     assert losses(out) == losses(reference)
 
 
@@ -284,7 +289,7 @@ def test_text_model_trains_on_text(chain: Path, tmp_path: Path) -> None:
         grids=None,
         stages=[stage],
     )
-    launch(path)
+    forked(path)
     first, *_, last = losses(out)
     assert last < first
     assert weights(out / "text").keys() == weights(chain / "llm").keys()

@@ -1,0 +1,103 @@
+"""Trainings in processes of their own: by their command, or forked from a server that has imported everything once.
+
+Importing torch, transformers and DeepSpeed takes ten CPU seconds in every rank, a training of these tests two. A forked
+rank is a process like any other, with its own memory, threads and files, killed as any other, and is told what torchrun
+would tell it. The commands themselves are for the tests that need them.
+"""
+
+import gc
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+IMPORTS = [
+    "being_vl.cli",
+    "being_vl.train.engine",
+    "deepspeed",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(IMPORTS)
+
+
+def by_command(recipe: Path, ranks: int = 1) -> str:
+    """Train as a user would, with torchrun if there are several ranks; returns what stderr said."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [
+        sys.executable,
+        *(torchrun if ranks > 1 else []),
+        "-m",
+        "being_vl",
+        "train",
+        "--recipe",
+        str(recipe),
+    ]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stderr
+
+
+class ForkedTraining:
+    """A training that has just been started on `ranks` forked processes."""
+
+    def __init__(self, recipe: Path, ranks: int = 1) -> None:
+        self.said = recipe.with_suffix(".said")
+        with closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        self.ranks = []
+        for rank in range(ranks):
+            told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            arguments = (recipe, self.said, told if ranks > 1 else {})
+            process = FORKS.Process(target=_train, args=arguments, daemon=True)
+            process.start()
+            self.ranks.append(process)
+
+    def ended(self) -> bool:
+        """Whether a rank has ended."""
+        return any(not process.is_alive() for process in self.ranks)
+
+    def kill(self) -> None:
+        """Kill -9 every rank, and wait until all are gone."""
+        for process in self.ranks:
+            process.kill()
+        for process in self.ranks:
+            process.join()
+
+    def finish(self) -> str:
+        """Wait for the end, which must be a good one; returns what the ranks said."""
+        for process in self.ranks:
+            process.join(timeout=300)
+        self.kill()  # those that wait for one that failed
+        said = self.said.read_text()
+        assert not any(process.exitcode for process in self.ranks), said[-4000:]
+        return said
+
+
+def forked(recipe: Path, ranks: int = 1) -> str:
+    """Train on forked ranks, to the end; returns what they said."""
+    return ForkedTraining(recipe, ranks).finish()
+
+
+def _train(recipe: Path, said: Path, told: dict[str, str]) -> None:
+    """Be one rank."""
+    gc.freeze()  # what was imported before need not be searched for garbage
+    os.environ.update(ENVIRONMENT | told)
+    with said.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    import torch
+
+    from being_vl.cli import main
+
+    torch.set_num_threads(1)
+    sys.exit(main(["train", "--recipe", str(recipe)]))
