@@ -1,6 +1,7 @@
 """The whole chain as a recipe, and the command line around it."""
 
 import json
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -76,6 +77,28 @@ def test_second_run_skips_and_other_options_are_refused(
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "step 'vocab'" in line
     assert "alpha" in line
+
+
+def test_learning_the_vocabulary_goes_on_after_an_interruption(
+    done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, out = done
+    vocabulary, partial, step = (
+        out / name for name in ("vocabulary.json", "vocabulary.partial.json", "steps/vocab.json")
+    )
+    before = vocabulary.read_bytes()
+    with monkeypatch.context() as killed:  # after the last checkpoint
+        killed.setattr("being_vl.vocabulary.training.Checkpoint.remove", lambda checkpoint: sys.exit(9))
+        step.unlink()
+        with pytest.raises(SystemExit):
+            main(["run", str(path)])
+    VisualBPE.load(partial).truncate(5).save(partial)
+    vocabulary.unlink()
+    with caplog.at_level("INFO", logger="being_vl"):
+        assert main(["run", str(path)]) == 0
+    assert "going on after 5 merges" in caplog.text
+    assert vocabulary.read_bytes() == before
+    assert not partial.exists()
 
 
 def test_what_is_missing_is_named_before_any_work(

@@ -242,6 +242,7 @@ def test_a_stopped_training_goes_on(
     number: signal.Signals,
     noise: tuple[Path, Path],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -274,9 +275,12 @@ def test_a_stopped_training_goes_on(
     np.save(tmp_path / "fewer.npy", other[1:])
     assert "grids = 500, now 499" in refused(capsys, train(tmp_path / "fewer.npy", out, "--resume", **NOISE))
 
+    monkeypatch.setattr("being_vl.vocabulary.training.LOG_SECONDS", 0)
     with caplog.at_level("INFO", logger="being_vl"):
         assert train(grids, out, "--resume", **NOISE) == 0
     assert f"going on after {bpe.num_merges} merges" in caplog.text
+    told = [int(line.split()[1]) for line in caplog.messages if line.startswith("merge ")]
+    assert min(told) > bpe.num_merges
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.glob("v.*")) == ["v.json", "v.report.json"]
     assert report(out)["training"] == report(whole)["training"]
