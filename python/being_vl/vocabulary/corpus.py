@@ -179,8 +179,10 @@ def _array_parts(path: Path) -> Iterator[Part]:
     step = max(1, BLOCK_CELLS // (height * width))
 
     def make(start: int) -> "Block":
+        # Mapped anew for each block, so that the pages of those before do not fill up the process.
+        grids = np.load(path, mmap_mode="r") if isinstance(array, np.memmap) else array
         stop = start + step
-        return array[start:stop].reshape(-1), heights[start:stop], widths[start:stop]
+        return grids[start:stop].reshape(-1), heights[start:stop], widths[start:stop]
 
     return (Part(partial(make, start), min(step, n - start), path, start) for start in range(0, n, step))
 
