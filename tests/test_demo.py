@@ -48,6 +48,9 @@ def test_its_summary_says_what_came_out_and_where(demo: Path, capsys: pytest.Cap
     text = capsys.readouterr().out
     assert re.search(r"\| foundation +\| caption: F1 of objects +\|", text)
     assert re.search(r"Tokens per picture: 64 before visual BPE, \d+\.\d after", text)
+    assert re.search(r"Seconds per step: data \d+, llm \d+, .*train \d+, exam \d+, .*; in all \d+", text)
+    for part in ("train/ held-out/ text/", "grids/ vocabulary.json", "training/", "exam/", "drawings/"):
+        assert f"\n  {part} " in text
     assert f"being-vl generate --model {demo}/training/stage3 --image {demo}/held-out/images/" in text
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from being_vl import VisualBPE
+from being_vl.cli import main
 from being_vl.data.batches import collate
 from being_vl.data.records import Record, Turn
 from being_vl.data.sequences import SequenceBuilder
@@ -138,6 +139,18 @@ def test_the_cache_gives_what_a_full_pass_per_token_gives(assistant: Assistant) 
         assert builder.tokenizer.decode(ids[start:], skip_special_tokens=True).strip() == answer
 
 
+def test_each_token_but_the_first_is_one_step_of_the_cache(assistant: Assistant) -> None:
+    widths: list[int] = []
+    hook = assistant.model.model.embed_tokens.register_forward_hook(
+        lambda _, given, __: widths.append(given[0].shape[1])
+    )
+    assistant.answer([QUESTION, "Hello."], [[picture("red")], []], max_new_tokens=6)
+    hook.remove()
+    assert widths[0] > 20
+    assert widths[1:]
+    assert set(widths[1:]) == {1}
+
+
 def test_drawing_is_seeded_and_the_same_in_any_batch(assistant: Assistant) -> None:
     prompts, shown = questions(9)
     drawn = {"max_new_tokens": 16, "temperature": 3.0, "seed": 5}
@@ -232,12 +245,24 @@ def test_folders_that_are_no_assistant_are_refused(learned: Learned, tmp_path: P
 
 
 def test_the_command_line_answers(learned: Learned, capsys: pytest.CaptureFixture[str]) -> None:
-    from being_vl.cli import main
-
     image = str(learned.images / "blue.png")
     given = ["generate", "--model", str(learned.folder), "--prompt", QUESTION, "--image", image]
     assert main(given) == 0
     assert capsys.readouterr().out == "It is blue.\n"
+
+
+def test_the_command_line_draws_in_batches(learned: Learned, capsys: pytest.CaptureFixture[str]) -> None:
+    def ask(*flags: str) -> list[str]:
+        images = [str(learned.images / f"{colour}.png") for colour in COLOURS]
+        given = ["generate", "--model", str(learned.folder), "--prompt", QUESTION, "--image", *images]
+        assert main([*given, "--max_new_tokens", "8", *flags]) == 0
+        return [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
+
+    drawing = ("--temperature", "3", "--seed", "1")
+    drawn = ask(*drawing)
+    assert ask("--batch_size", "3") == [f"It is {colour}." for colour in COLOURS] != drawn
+    assert ask(*drawing, "--batch_size", "3") == drawn
+    assert ask(*drawing, "--top_p", "1e-6") == ask()
 
 
 def test_several_images_and_questions_come_as_json_lines(learned: Learned) -> None:

@@ -101,13 +101,24 @@ def test_learning_the_vocabulary_goes_on_after_an_interruption(
     assert not partial.exists()
 
 
-def test_what_is_missing_is_named_before_any_work(
+def test_what_is_missing_or_wrong_is_named_before_any_work(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    records = json.loads((chain / "data" / "train.json").read_text())
+    records[3]["image"] = "lost.png"
+    (tmp_path / "lost.json").write_text(json.dumps(records))
+    del records[3]["conversations"]
+    (tmp_path / "silent.json").write_text(json.dumps(records))
+    (tmp_path / "cut.json").write_text("[{")
     for changes, name in (
         ({"images": str(tmp_path / "pictures")}, "pictures"),
         ({"records": [str(tmp_path / "no.json")]}, "no.json"),
+        ({"records": [str(tmp_path / "cut.json")]}, "cut.json: line 1"),
+        ({"records": [str(tmp_path / "lost.json")]}, "lost.json: record 3 "),
+        ({"records": [str(tmp_path / "silent.json")]}, "silent.json: record 3 "),
         ({"llm": str(tmp_path / "no-llm")}, "no-llm"),
+        ({"llm": str(chain / "tied")}, "already expanded"),
+        ({"quantizer": str(chain / "llm")}, "llm"),
     ):
         assert main(["run", str(write_recipe(chain, tmp_path / "run", **changes))]) == 2
         assert name in capsys.readouterr().err.strip().splitlines()[-1]

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from being_vl import VisualBPE
-from being_vl.cli import main
+from being_vl.cli import COMMANDS, main
 from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.records import read_records
@@ -24,6 +25,8 @@ from being_vl.data.sequences import SequenceBuilder
 from being_vl.model.layout import VocabularyLayout
 from being_vl.quantize.grids import GridStore
 from being_vl.train.log import read_log
+from being_vl.train.options import TrainOptions
+from being_vl.train.ranks import train_on_ranks
 from ranks import ForkedTraining, by_command, forked
 
 MIXTURES = [
@@ -135,6 +138,18 @@ def oracle(chain: Path, model: str, stages: int, steps: int) -> list[float]:
     return found
 
 
+def test_without_a_recipe_the_stages_are_the_papers() -> None:
+    """Learning rates, epochs, accumulation, warm-up and layers as in Being-VL-0.5, section 4."""
+    stages = TrainOptions(Path("model"), [Path("records.json")], Path("out")).stages
+    assert [stage.unfreeze for stage in stages] == [0, 0.25, "all"]
+    assert [stage.learning_rate for stage in stages] == [1e-3, 3e-5, 5e-5]
+    assert [stage.epochs for stage in stages] == [2, 3, 3]
+    assert [stage.accumulation for stage in stages] == [2, 4, 4]
+    assert [stage.warmup for stage in stages] == [0.03] * 3
+    shares = [{name: share for name, share in stage.mixture.items() if share} for stage in stages]
+    assert shares == MIXTURES
+
+
 def test_losses_are_those_of_plain_torch(chain: Path, reference: Path) -> None:
     expected = oracle(chain, "tied", stages=3, steps=4)
     assert losses(reference) == pytest.approx(expected, rel=2e-5)
@@ -226,7 +241,17 @@ def test_log_says_what_happened(reference: Path) -> None:
     ]
     assert entries[3]["mixture"] == {"foundation": 26 / 32, "perception": 6 / 32}
     assert all(e["gradient_norm"] > 0 and 0 <= e["padding"] < 1 for e in entries)
-    assert list((reference / "tensorboard").glob("events*"))
+    board = EventAccumulator(str(reference / "tensorboard")).Reload()
+    names = board.Tags()["scalars"]
+    (name,) = (name for name in names if name.rpartition("/")[2] == "loss")
+    assert [event.value for event in board.Scalars(name)] == pytest.approx(losses(reference), rel=1e-6)
+
+
+def options_of(path: Path) -> TrainOptions:
+    """A recipe as the command reads it."""
+    parser = COMMANDS["train"].parser()
+    values = vars(parser.instantiate(parser.parse_args(["--recipe", str(path)])))
+    return TrainOptions(**{name: value for name, value in values.items() if name != "recipe"})
 
 
 STEPS = (2, 12, 2)  # time to be killed in the middle of stage 2
@@ -234,9 +259,9 @@ STEPS = (2, 12, 2)  # time to be killed in the middle of stage 2
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_and_resumed_run_has_the_same_losses(
-    ranks: int, chain: Path, reference: Path, tmp_path: Path
+    ranks: int, chain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and train again; torchrun may go on."""
+    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and train again, by torchrun if on two."""
     whole, out, model = tmp_path / "whole", tmp_path / "killed", tmp_path / "model"
     shutil.copytree(chain / "tied", model)
     config = json.loads((model / "config.json").read_text())
@@ -256,7 +281,11 @@ def test_killed_and_resumed_run_has_the_same_losses(
     kept = sorted((out / "checkpoints").glob("stage2-????????"))
     biggest = max(kept[-1].rglob("*.pt"), key=lambda file: file.stat().st_size)
     os.truncate(biggest, biggest.stat().st_size // 2)
-    said = by_command(path, ranks) if ranks > 1 else forked(path)
+    if ranks == 1:
+        said = forked(path)
+    else:
+        train_on_ranks(options_of(path), ranks)
+        said = capfd.readouterr().err
     if len(kept) > 1:
         assert f"{kept[-1].name} is damaged" in said
         assert f"resumed after step {int(kept[-2].name[-8:])}" in said
