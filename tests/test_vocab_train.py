@@ -86,6 +86,12 @@ def test_folders_with_grids_of_many_sizes(tmp_path: Path) -> None:
     assert train(one, tmp_path / "1.json", size=None) == 0
     assert train(parts, tmp_path / "2.json", size=None) == 0
     expected = VisualBPE.train(grids, K, 200, quantizer_name="vq", quantizer_fingerprint="vq-fingerprint")
+    write_shard(shard_path(one, 1), [], K, {})  # as if none of its images had been readable
+    manifest = json.loads((one / "manifest.json").read_text())
+    manifest["shards"][1]["grids"] = 0
+    (one / "manifest.json").write_text(json.dumps(manifest))
+    assert train(one, tmp_path / "3.json", "--held_out_every", 3, size=None) == 0
+    assert VisualBPE.load(tmp_path / "3.json").num_grids == 14
     assert VisualBPE.load(tmp_path / "1.json") == VisualBPE.load(tmp_path / "2.json") == expected
 
 
@@ -414,6 +420,9 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "1024" in refused(capsys, train(good, out, size=99))
     np.save(tmp_path / "array.npy", PHOTOS)
     assert "array.npy" in refused(capsys, train([good, tmp_path / "array.npy"], out))
+
+    line = refused(capsys, train([folder_of_grids(tmp_path / "none", [])], out, size=None))
+    assert "none: no grid" in line
 
     grids[13][4, 5] = 4000
     line = refused(capsys, train([good, folder_of_grids(tmp_path / "bad", grids)], out, size=None))

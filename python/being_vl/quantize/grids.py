@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +86,31 @@ def read_shard(path: Path) -> tuple[pa.RecordBatch, dict[str, Any]]:
     return batch, metadata
 
 
+class Blocks(Sequence[Block]):
+    """Each Arrow file as a block of views; mapped when it is asked for, so that pages of others take no memory."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Blocks": ...
+
+    def __getitem__(self, index: int | slice) -> "Block | Blocks":
+        """One file's grids, or some of the files."""
+        if isinstance(index, slice):
+            return Blocks(self._paths[index])
+        batch, _ = read_shard(self._paths[index])
+        ids, heights, widths = (batch.column(name) for name in ("ids", "height", "width"))
+        return ids.flatten().to_numpy(), heights.to_numpy(), widths.to_numpy()
+
+
 class GridStore(Mapping[str, NDArray[np.int64]]):
     """A folder of grids, read-only: key → ids (height, width), int64, in the order of the keys.
 
@@ -96,12 +121,15 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
         failed: Key → reason, for the images that could not be read.
     """
 
-    def __init__(self, batches: Sequence[pa.RecordBatch], manifest: dict[str, Any]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], batches: Sequence[pa.RecordBatch], manifest: dict[str, Any]
+    ) -> None:
         quantizer = manifest["quantizer"]
         self.quantizer_name: str = quantizer["name"]
         self.quantizer_fingerprint: str = quantizer["fingerprint"]
         self.codebook_size: int = quantizer["codebook_size"]
         self.failed: dict[str, str] = manifest["failed"]
+        self._paths = paths
         columns = ((batch.column("ids"), batch) for batch in batches)
         self._shards = [(ids.values.to_numpy(), ids.offsets.to_numpy(), batch) for ids, batch in columns]
 
@@ -122,14 +150,15 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
             ManifestError: if the folder is missing, unfinished or damaged.
         """
         manifest = read_manifest(folder, "grids")
-        batches = []
+        paths, batches = [], []
         for shard in manifest["shards"]:
             path, expected = folder / shard["file"], shard["grids"]
             batch, _ = read_shard(path)
             if batch.num_rows != expected:
                 raise ManifestError(f"{path}: holds {batch.num_rows} grids, the manifest says {expected}")
+            paths.append(path)
             batches.append(batch)
-        return cls(batches, manifest)
+        return cls(paths, batches, manifest)
 
     def __getitem__(self, key: str) -> NDArray[np.int64]:
         n, row = self._places[key]
@@ -138,15 +167,12 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
         ids: NDArray[np.integer[Any]] = values[offsets[row] : offsets[row + 1]]
         return ids.reshape(shape).astype(np.int64)
 
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> Blocks:
         """The grids of each Arrow file, without a copy: ids uint16 or uint32, heights and widths int32.
 
         This is how `VisualBPE.train` reads a store. The grids are in the order of the keys.
         """
-        return [
-            (ids[offsets[0] : offsets[-1]], *(batch.column(name).to_numpy() for name in ("height", "width")))
-            for ids, offsets, batch in self._shards
-        ]
+        return Blocks(self._paths)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -140,6 +140,8 @@ def open_source(paths: Sequence[Path], codebook_size: int | None) -> Source:
             f"{folders[0]}: codebook size {first.codebook_size}, but base_vocab_size {codebook_size}"
         )
     corpus = Corpus(part for pair in zip(folders, stores, strict=True) for part in _store_parts(*pair))
+    if not len(corpus):
+        raise GridError(f"{', '.join(map(str, folders))}: no grid")
     return Source(corpus, first.codebook_size, first.quantizer_name, first.quantizer_fingerprint)
 
 
@@ -235,7 +237,8 @@ def _not_an_integer(array: NDArray[Any]) -> str:
 def _store_parts(folder: Path, store: "GridStore") -> Iterator[Part]:
     blocks, first = store.blocks(), 0
     for n, (_, heights, _) in enumerate(blocks):
-        yield Part(partial(blocks.__getitem__, n), len(heights), folder, first)
+        if len(heights):  # none of a file's images may have been readable
+            yield Part(partial(blocks.__getitem__, n), len(heights), folder, first)
         first += len(heights)
 
 
@@ -261,7 +264,7 @@ def _check(part: Part, block: "Block", codebook_size: int) -> None:
         GridError: if one is not; names file, grid, row, column and value.
     """
     ids, _, widths = block
-    if ids.min() >= 0 and ids.max() < codebook_size:
+    if not ids.size or (ids.min() >= 0 and ids.max() < codebook_size):
         return
     position = int(np.argmax((ids < 0) | (ids >= codebook_size)))
     starts = _starts(block)
