@@ -157,6 +157,26 @@ def test_damaged_vocabularies(
     assert "none.json" in line
 
 
+def test_numbers_as_large_as_the_file_allows(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counts up to 2**64 - 1, and tokens that double two hundred times."""
+    content = json.loads(files["oriented"].read_text())
+    rule = {"dy": 1, "dx": 0, "n": 2**64 - 1, "n_offset": 2**64 - 1, "s": 1.0}
+    content["merges"] = [{"a": max(K + i - 1, 0), "b": max(K + i - 1, 0), **rule} for i in range(200)]
+    content["num_merges"] = 200
+    path = tmp_path / "v.json"
+    path.write_text(json.dumps(content))
+    assert being_vl("vocab", "merge-stats", path, "--format", "json") == 0
+    statistics = json.loads(capsys.readouterr().out)["statistics"]
+    assert statistics["n"]["median"] == 2**64 - 1
+    assert statistics["cells"]["max"] == 2**63 - 1
+    assert being_vl("vocab", "show", path) == 0
+    assert f"token {K + 5} = {K + 4} + {K + 4}" in capsys.readouterr().out
+    line = refused(capsys, being_vl("vocab", "show", path, "--token", K + 199))
+    assert "more than the 65536 that are shown" in line
+
+
 def test_a_reader_that_has_seen_enough(files: dict[str, Path]) -> None:
     """As in `being-vl vocab merge-stats v.json | head`."""
     read, write = os.pipe()

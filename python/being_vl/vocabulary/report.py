@@ -163,22 +163,17 @@ def text_of(content: dict[str, Any]) -> str:
         lines += [f"  {name}: {_quantiles(statistics[key])}" for key, name in NAMES.items()]
     if held_out is None:
         lines.append("  no grids held out (--held_out 0.05): no advice on the number of merges")
-        return "\n".join(lines)
-    unused, stops = held_out["unused"], held_out["stops_paying"]
-    lines.append(
-        f"  not in the held-out part: {unused['merged']} of {learned} merged tokens "
-        f"({unused['merges never done']} not even within a larger one), {unused['base']} ids of the codebook"
-    )
-    curve = ", ".join(f"{p['merges']}: {p['tokens'] / held_out['cells']:.1%}" for p in held_out["curve"][-8:])
-    lines.append(f"  held-out length by merges: {curve}")
-    if stops == learned:
-        lines.append(
+    elif learned:
+        unused, stops = held_out["unused"], held_out["stops_paying"]
+        lengths = [f"{p['merges']}: {p['tokens'] / held_out['cells']:.1%}" for p in held_out["curve"][-8:]]
+        lines += [
+            f"  not in the held-out part: {unused['merged']} of {learned} merged tokens "
+            f"({unused['merges never done']} not even within a larger one), {unused['base']} ids of the codebook",
+            f"  held-out length by merges: {', '.join(lengths)}",
             f"  the last tenth of the merges still shortened held-out sequences by {WORTH:.0%}: more may pay"
-        )
-    else:
-        lines.append(
-            f"  from {stops} merges on, a tenth more shortens held-out sequences by less than {WORTH:.0%}"
-        )
+            if stops == learned
+            else f"  from {stops} merges on, a tenth more shortens held-out sequences by less than {WORTH:.0%}",
+        ]
     return "\n".join(lines)
 
 
