@@ -88,7 +88,7 @@ impl Stack {
     /// Row and column of a position, by multiplying (Lemire, Kaser, Kurz 2019: exact for numbers of 32 bits).
     fn place(self, position: u32) -> (i32, i32) {
         let p = position - self.start;
-        let row = (u128::from(self.inverse) * u128::from(p) >> 64) as u32;
+        let row = ((u128::from(self.inverse) * u128::from(p)) >> 64) as u32;
         (row as i32, (p - row * self.stride) as i32)
     }
 }
@@ -292,16 +292,25 @@ impl<W: Word> Canvas<W> {
         }
     }
 
-    /// Reads the lines of memory around these cells, all at once, so that they are at hand one by one.
-    pub fn fetch(&self, positions: &[u32]) {
+    /// Moves those positions to the front where a region with this token is anchored, and returns how many they are.
+    ///
+    /// Reads the lines of memory around them, all at once, so that they are at hand one by one.
+    pub fn fetch(&self, positions: &mut [u32], token: u32) -> usize {
+        let mut kept = 0;
+        for i in 0..positions.len() {
+            let p = positions[i];
+            positions[kept] = p;
+            kept += usize::from(self.is(p, token));
+        }
         let mut sum = 0;
-        for &p in positions {
+        for &p in &positions[..kept] {
             let Stack { stride, .. } = self.stack(p);
-            for q in [p - stride, p, p + stride] {
+            for q in [p - stride, p + stride] {
                 sum ^= self.cells[q as usize].low();
             }
         }
         std::hint::black_box(sum);
+        kept
     }
 
     /// Visits the pairs of adjacent regions, as (anchor of the first, its token, token of the second), in raster order

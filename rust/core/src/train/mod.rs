@@ -13,6 +13,7 @@ mod canvas;
 mod shard;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::encode::{EncodeOptions, Encoder};
 use crate::error::{Error, Result};
@@ -88,7 +89,7 @@ pub struct Progress {
 pub fn train(
     grids: &[Grid],
     options: &TrainOptions,
-    progress: impl FnMut(Progress),
+    progress: impl FnMut(Progress) + Send,
     interrupt: &Interrupt,
 ) -> Result<Vocabulary> {
     let sizes: Vec<_> = grids.iter().map(|grid| (grid.height() as usize, grid.width() as usize)).collect();
@@ -173,6 +174,16 @@ impl Trainer {
     pub fn run(
         &mut self,
         limit: usize,
+        progress: impl FnMut(Progress) + Send,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        // All on a thread of the pool, because handing over to it for every rule takes longer than many a rule.
+        self.grids.threads().enter(|| self.learn(limit, progress, interrupt))
+    }
+
+    fn learn(
+        &mut self,
+        limit: usize,
         mut progress: impl FnMut(Progress),
         interrupt: &Interrupt,
     ) -> Result<()> {
@@ -239,7 +250,7 @@ fn check_resume(vocabulary: &Vocabulary, options: &TrainOptions, sizes: &[GridSi
 }
 
 /// With fewer occurrences than this, a pair is not worth waking threads for.
-const PARALLEL_OCCURRENCES: u64 = 1024;
+const PARALLEL_OCCURRENCES: u64 = 256;
 
 /// With fewer cells than this, a full count is not worth waking threads for.
 const PARALLEL_CELLS: u64 = 1 << 14;
@@ -260,11 +271,12 @@ trait Learn: Send {
     fn learn(&mut self, interrupt: &Interrupt) -> Result<Option<Rule>>;
     /// Number of regions.
     fn tokens(&self) -> u64;
+    fn threads(&self) -> Arc<Threads>;
 }
 
 struct Learner<W> {
     options: TrainOptions,
-    threads: Threads,
+    threads: Arc<Threads>,
     shards: Vec<Shard<W>>,
     /// Per grid, its shard and its position there.
     places: Vec<(u32, u32)>,
@@ -308,12 +320,16 @@ impl<W: Word> Learn for Learner<W> {
     fn tokens(&self) -> u64 {
         self.num_tokens
     }
+
+    fn threads(&self) -> Arc<Threads> {
+        self.threads.clone()
+    }
 }
 
 impl<W: Word> Learner<W> {
     /// Deals grids out to shards of about equal numbers of cells. Grids of one width go together.
     fn new(sizes: &[(u32, u32)], options: &TrainOptions, division: Division) -> Result<Self> {
-        let threads = Threads::new(options.num_threads)?;
+        let threads = Arc::new(Threads::new(options.num_threads)?);
         let tokens = options.base_vocab_size + options.num_merges as u32;
         let cells = |&(height, width): &(u32, u32)| Canvas::<W>::footprint(height, width);
         let total: u64 = sizes.iter().map(cells).sum();

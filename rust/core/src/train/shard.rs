@@ -1,6 +1,6 @@
 //! A shard: some of the grids, with lists of where the indexed pairs occur in them.
 
-use rustc_hash::FxHashMap;
+use std::ops::Range;
 
 use super::canvas::{Canvas, Division, Neighbours, Word};
 use crate::encode::Encoding;
@@ -83,11 +83,15 @@ impl Slots {
     }
 }
 
-/// Exact counts of some pairs, which are numbered as they turn up, and where they occur.
-#[derive(Debug, Default)]
+/// A pair that is counted exactly.
+#[derive(Debug)]
 struct Counted {
-    numbers: FxHashMap<u64, u32>,
-    pairs: Vec<(u64, Vec<u32>)>,
+    key: u64,
+    /// The pair before it that is found at the same place.
+    before: u32,
+    count: u64,
+    /// Anchors of its first regions.
+    occurrences: Vec<u32>,
 }
 
 /// Some of the grids.
@@ -101,9 +105,11 @@ pub(super) struct Shard<W> {
     /// After a rule, per slot, how many adjacent pairs are gone.
     removed: Vec<u32>,
     /// After a rule, the adjacencies of the new token: which pair, and the anchor of its first region.
-    added: Vec<(NewPair, u32)>,
+    adjacencies: Vec<(NewPair, u32)>,
+    /// How many of those count.
+    num_adjacencies: usize,
     /// After a rule, the pairs with the new token, each once, and their counts.
-    added_counts: Vec<(NewPair, u32)>,
+    added: Vec<(NewPair, u32)>,
     /// A number per token and side; all 0 between calls.
     scratch: Vec<[u32; 2]>,
     offsets: Vec<(Offset, u64)>,
@@ -128,8 +134,9 @@ impl<W: Word> Shard<W> {
             occurrences: Vec::new(),
             counted: Vec::new(),
             removed: Vec::new(),
+            adjacencies: Vec::new(),
+            num_adjacencies: 0,
             added: Vec::new(),
-            added_counts: Vec::new(),
             scratch: vec![[0; 2]; tokens as usize],
             offsets: Vec::new(),
             of_x: Neighbours::default(),
@@ -176,7 +183,7 @@ impl<W: Word> Shard<W> {
     pub fn sketch(&self, bits: u32, interrupt: &Interrupt) -> Vec<u32> {
         let mut sketch = vec![0_u32; 1 << bits];
         let mut parts = vec![Vec::new(); PARTS];
-        for range in self.ranges() {
+        for range in ranges(&self.canvas) {
             if interrupt.is_set() {
                 break;
             }
@@ -201,10 +208,10 @@ impl<W: Word> Shard<W> {
         interrupt: &Interrupt,
     ) -> Vec<(u64, u64)> {
         self.occurrences = Vec::new();
-        let mut counted: Vec<Counted> = Vec::new();
-        counted.resize_with(PARTS, Counted::default);
+        let counted = &mut self.counted;
+        let mut last = vec![NONE; sketch.len()];
         let mut parts = vec![Vec::new(); PARTS];
-        for range in self.ranges() {
+        for range in ranges(&self.canvas) {
             if interrupt.is_set() {
                 break;
             }
@@ -212,48 +219,40 @@ impl<W: Word> Shard<W> {
                 let key = key(a, b);
                 parts[part(hash(key))].push((key, x));
             });
-            for (part, Counted { numbers, pairs }) in parts.iter_mut().zip(&mut counted) {
-                for (key, x) in part.drain(..) {
-                    let bound = sketch[(hash(key) >> (u64::BITS - bits)) as usize];
-                    if u64::from(bound) < threshold {
-                        continue;
-                    }
-                    let fresh = pairs.len() as u32;
-                    let number = *numbers.entry(key).or_insert(fresh);
-                    if number == fresh {
-                        pairs.push((0, Vec::with_capacity(bound as usize / shards)));
-                    }
-                    let (count, list) = &mut pairs[number as usize];
-                    *count += 1;
-                    if list.last() != Some(&x) {
-                        list.push(x);
-                    }
+            for (key, x) in parts.iter_mut().flat_map(|part| part.drain(..)) {
+                let place = (hash(key) >> (u64::BITS - bits)) as usize;
+                let bound = sketch[place];
+                if u64::from(bound) < threshold {
+                    continue;
+                }
+                let mut number = last[place];
+                while number != NONE && counted[number as usize].key != key {
+                    number = counted[number as usize].before;
+                }
+                if number == NONE {
+                    number = counted.len() as u32;
+                    let before = std::mem::replace(&mut last[place], number);
+                    let occurrences = Vec::with_capacity(bound as usize / shards);
+                    counted.push(Counted { key, before, count: 0, occurrences });
+                }
+                let Counted { count, occurrences, .. } = &mut counted[number as usize];
+                *count += 1;
+                if occurrences.last() != Some(&x) {
+                    occurrences.push(x);
                 }
             }
         }
-        self.counted = counted;
-        let counts = |Counted { numbers, pairs }: &Counted| {
-            numbers.iter().map(|(&key, &number)| (key, pairs[number as usize].0)).collect::<Vec<_>>()
-        };
-        self.counted.iter().flat_map(counts).collect()
+        counted.iter().map(|pair| (pair.key, pair.count)).collect()
     }
 
     /// Makes what was counted the new lists, given the pairs that were taken up, in order, their index being their place.
     pub fn index_counted(&mut self, keys: &[u64]) {
         self.occurrences.resize_with(keys.len(), Vec::new);
-        for Counted { numbers, mut pairs } in std::mem::take(&mut self.counted) {
-            for (key, number) in numbers {
-                if let Ok(pair) = keys.binary_search(&key) {
-                    self.occurrences[pair] = std::mem::take(&mut pairs[number as usize].1);
-                }
+        for Counted { key, occurrences, .. } in self.counted.drain(..) {
+            if let Ok(pair) = keys.binary_search(&key) {
+                self.occurrences[pair] = occurrences;
             }
         }
-    }
-
-    /// All cells, in pieces whose pairs are a good number to look at together.
-    fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<W> {
-        let len = self.canvas.len();
-        (0..len).step_by(PIECE).map(move |start| start..len.min(start + PIECE))
     }
 
     /// Gives up a pair's list.
@@ -281,21 +280,19 @@ impl<W: Word> Shard<W> {
         let mut kept = 0;
         for start in (0..list.len()).step_by(BLOCK) {
             let end = list.len().min(start + BLOCK);
-            canvas.fetch(&list[start..end]);
+            let end = start + canvas.fetch(&mut list[start..end], a);
             for i in start..end {
                 let x = list[i];
-                if canvas.is(x, a) {
-                    canvas.partners(x, b, partners);
-                    for &y in &*partners {
-                        let offset = canvas.offset(x, y);
-                        match offsets.iter_mut().take(16).find(|(other, _)| *other == offset) {
-                            Some((_, count)) => *count += 1,
-                            None => offsets.push((offset, 1)),
-                        }
+                canvas.partners(x, b, partners);
+                for &y in &*partners {
+                    let offset = canvas.offset(x, y);
+                    match offsets.iter_mut().take(16).find(|(other, _)| *other == offset) {
+                        Some((_, count)) => *count += 1,
+                        None => offsets.push((offset, 1)),
                     }
-                    list[kept] = x;
-                    kept += usize::from(!partners.is_empty());
                 }
+                list[kept] = x;
+                kept += usize::from(!partners.is_empty());
             }
         }
         list.truncate(kept);
@@ -308,21 +305,33 @@ impl<W: Word> Shard<W> {
     /// Applies a rule to the shard's grids, notes what it did to the counts, and returns how many regions it merged.
     pub fn apply(&mut self, merge: Merge<'_>, interrupt: &Interrupt) -> u64 {
         let Merge { pair, a, b, offset, token, slots } = merge;
-        let list = self.take_list(pair);
-        let Self { canvas, occurrences, removed, added, added_counts, scratch, of_x, of_y, .. } = self;
+        let mut list = self.take_list(pair);
+        let Self {
+            canvas,
+            occurrences,
+            removed,
+            adjacencies,
+            num_adjacencies,
+            added,
+            scratch,
+            of_x,
+            of_y,
+            ..
+        } = self;
         let mut end = 0;
-        added_counts.clear();
+        added.clear();
         removed.clear();
         removed.resize(slots.len as usize, 0);
         let side_of_b = if a == b { 0 } else { 2 };
         let mut left = Vec::new();
         let mut merges = 0;
-        for block in list.chunks(BLOCK) {
+        for block in list.chunks_mut(BLOCK) {
             if interrupt.is_set() {
                 return merges;
             }
-            canvas.fetch(block);
-            for &x in block {
+            let valid = canvas.fetch(block, a);
+            for &x in &block[..valid] {
+                // One before it may have taken it.
                 if !canvas.is(x, a) {
                     continue;
                 }
@@ -346,14 +355,14 @@ impl<W: Word> Shard<W> {
                 canvas.merge(x, y, token);
                 merges += 1;
                 let room = end + of_x.len() + of_y.len();
-                if added.len() < room {
-                    added.resize(2 * room, (0, 0));
+                if adjacencies.len() < room {
+                    adjacencies.resize(2 * room, (0, 0));
                 }
                 // Always written and kept by moving on.
                 let mut add = |z: u32, other: u32, wanted: bool| {
                     let side = usize::from(z < x) * usize::from(other != token);
                     scratch[other as usize][side] += u32::from(wanted);
-                    added[end] = (2 * other + side as u32, x.min(z));
+                    adjacencies[end] = (2 * other + side as u32, x.min(z));
                     end += usize::from(wanted);
                 };
                 of_x.for_each(|z, other| {
@@ -366,7 +375,7 @@ impl<W: Word> Shard<W> {
                 });
             }
         }
-        added.truncate(end);
+        *num_adjacencies = end;
         if let Some(list) = occurrences.get_mut(pair as usize) {
             *list = left;
         }
@@ -376,10 +385,10 @@ impl<W: Word> Shard<W> {
         scratch[a as usize][0] -= new_a;
         scratch[b as usize][1] -= b_new;
         scratch[b as usize][0] -= new_b;
-        for &(pair, _) in &*added {
+        for &(pair, _) in &adjacencies[..end] {
             let count = std::mem::take(&mut scratch[pair as usize / 2][pair as usize % 2]);
             if count > 0 {
-                added_counts.push((pair, count));
+                added.push((pair, count));
             }
         }
         merges
@@ -392,12 +401,12 @@ impl<W: Word> Shard<W> {
 
     /// Pairs that came with the last rule, each once, and their counts.
     pub fn added(&self) -> &[(NewPair, u32)] {
-        &self.added_counts
+        &self.added
     }
 
     /// Starts the lists of those new pairs that were taken up after [`Shard::apply`], given their indices.
     pub fn index_added(&mut self, pairs: &[(NewPair, u32)]) {
-        let Self { added, added_counts, scratch, occurrences, .. } = self;
+        let Self { adjacencies, num_adjacencies, added, scratch, occurrences, .. } = self;
         let Some(&(_, last)) = pairs.last() else { return };
         if occurrences.len() <= last as usize {
             occurrences.resize_with(last as usize + 1, Vec::new);
@@ -405,16 +414,16 @@ impl<W: Word> Shard<W> {
         for &(new, pair) in pairs {
             scratch[new as usize / 2][new as usize % 2] = pair + 1;
         }
-        for &mut (new, count) in added_counts {
+        for &mut (new, count) in added {
             if let Some(pair) = scratch[new as usize / 2][new as usize % 2].checked_sub(1) {
                 occurrences[pair as usize].reserve_exact(count as usize);
             }
         }
-        for &mut (new, x) in added {
+        for &(new, x) in &adjacencies[..*num_adjacencies] {
             if let Some(pair) = scratch[new as usize / 2][new as usize % 2].checked_sub(1) {
-                let list = &mut occurrences[pair as usize];
-                if list.last() != Some(&x) {
-                    list.push(x);
+                let found = &mut occurrences[pair as usize];
+                if found.last() != Some(&x) {
+                    found.push(x);
                 }
             }
         }
@@ -422,6 +431,12 @@ impl<W: Word> Shard<W> {
             scratch[new as usize / 2][new as usize % 2] = 0;
         }
     }
+}
+
+/// All cells, in pieces whose pairs are a good number to look at together.
+fn ranges<W: Word>(canvas: &Canvas<W>) -> impl Iterator<Item = Range<usize>> + use<W> {
+    let len = canvas.len();
+    (0..len).step_by(PIECE).map(move |start| start..len.min(start + PIECE))
 }
 
 /// The high bits say where a pair is counted.
