@@ -146,7 +146,8 @@ def mdbpe(grids, job):
         if took is None:
             raise Failed(f"{programs[0]} ended with {done.returncode}: {done.stderr[-300:]}")
         seconds = int(took[1]) / 1000
-        return {"train_cpu": seconds, "train_wall": seconds}
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        return {"train_cpu": seconds, "train_wall": seconds, "peak": peak, "growth": peak}
 
     def encode():
         files = (root / "data" / "data_cpp_out" / "transcribed_data").glob("**/*_sequence.dat")
