@@ -13,61 +13,57 @@ use crate::grid::Offset;
 
 /// A cell. Its label, in the low bits, is (distance to the anchor, token); the rest is the step to the next cell.
 pub(super) trait Word: Copy + Debug + Send + Sync {
-    /// Number of bits.
-    const BITS: u32;
-    fn new(label: u64, step: i64, label_bits: u32) -> Self;
-    /// The low 64 bits, of which the label is a part.
-    fn low(self) -> u64;
-    fn step(self, label_bits: u32) -> i64;
+    const TOKEN_BITS: u32;
+    const DISTANCE_BITS: u32;
+    fn new(label: u64, step: i64) -> Self;
+    fn label(self) -> u64;
+    fn step(self) -> i64;
+
+    /// The same step with another label.
+    fn relabel(self, label: u64) -> Self;
+
+    /// Token of border cells, larger than any other.
+    const BORDER: u32 = u32::MAX >> (u32::BITS - Self::TOKEN_BITS);
+
+    /// Whether there is room for tokens below `tokens` and for grids of at most `cells`, borders included.
+    fn fits(tokens: u32, cells: u64) -> bool {
+        tokens <= Self::BORDER && cells < 1 << Self::DISTANCE_BITS
+    }
 }
 
-/// For grids of up to about a million cells.
+/// For two million tokens and grids of two million cells.
 impl Word for u64 {
-    const BITS: u32 = u64::BITS;
-    fn new(label: u64, step: i64, label_bits: u32) -> Self {
-        label | (step as u64) << label_bits
+    const TOKEN_BITS: u32 = 21;
+    const DISTANCE_BITS: u32 = 21;
+    fn new(label: u64, step: i64) -> Self {
+        label | (step as u64) << (Self::TOKEN_BITS + Self::DISTANCE_BITS)
     }
-    fn low(self) -> u64 {
-        self
+    fn label(self) -> u64 {
+        self & (u64::MAX >> (u64::BITS - Self::TOKEN_BITS - Self::DISTANCE_BITS))
     }
-    fn step(self, label_bits: u32) -> i64 {
-        self as i64 >> label_bits
+    fn step(self) -> i64 {
+        self as i64 >> (Self::TOKEN_BITS + Self::DISTANCE_BITS)
+    }
+    fn relabel(self, label: u64) -> Self {
+        self & (u64::MAX << (Self::TOKEN_BITS + Self::DISTANCE_BITS)) | label
     }
 }
 
-/// For any grid.
+/// For any tokens and grids.
 impl Word for u128 {
-    const BITS: u32 = u128::BITS;
-    fn new(label: u64, step: i64, label_bits: u32) -> Self {
-        Self::from(label) | (step as Self) << label_bits
+    const TOKEN_BITS: u32 = 32;
+    const DISTANCE_BITS: u32 = 32;
+    fn new(label: u64, step: i64) -> Self {
+        Self::from(label) | (step as Self) << u64::BITS
     }
-    fn low(self) -> u64 {
+    fn label(self) -> u64 {
         self as u64
     }
-    fn step(self, label_bits: u32) -> i64 {
-        (self as i128 >> label_bits) as i64
+    fn step(self) -> i64 {
+        (self >> u64::BITS) as i64
     }
-}
-
-/// How a word is divided.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Division {
-    token_bits: u32,
-    distance_bits: u32,
-}
-
-impl Division {
-    /// Room for tokens below `tokens` and one more for borders, and for grids of at most `cells`, borders included.
-    pub fn new(tokens: u32, cells: u64) -> Self {
-        Self {
-            token_bits: u32::BITS - tokens.leading_zeros(),
-            distance_bits: u64::BITS - cells.leading_zeros(),
-        }
-    }
-
-    /// Whether a word of type `W` is large enough. Steps need a sign.
-    pub fn fits<W: Word>(self) -> bool {
-        self.token_bits + 2 * self.distance_bits < W::BITS
+    fn relabel(self, label: u64) -> Self {
+        Self::new(label, self.step())
     }
 }
 
@@ -98,29 +94,18 @@ impl Stack {
 pub(super) struct Canvas<W> {
     cells: Vec<W>,
     stacks: Vec<Stack>,
-    token_bits: u32,
-    label_bits: u32,
-    label_mask: u64,
-    /// The token of border cells; also a mask, larger than any token.
-    border: u32,
+}
+
+impl<W> Default for Canvas<W> {
+    fn default() -> Self {
+        Self { cells: Vec::new(), stacks: Vec::new() }
+    }
 }
 
 impl<W: Word> Canvas<W> {
     /// Number of cells that a grid takes, its borders included.
     pub fn footprint(height: u32, width: u32) -> u64 {
         (u64::from(height) + 2) * (u64::from(width) + 1)
-    }
-
-    pub fn new(Division { token_bits, distance_bits }: Division) -> Self {
-        let label_bits = token_bits + distance_bits;
-        Self {
-            cells: Vec::new(),
-            stacks: Vec::new(),
-            token_bits,
-            label_bits,
-            label_mask: u64::MAX >> (u64::BITS - label_bits),
-            border: u32::MAX >> (u32::BITS - token_bits),
-        }
     }
 
     /// Makes room for exactly this many cells.
@@ -131,7 +116,7 @@ impl<W: Word> Canvas<W> {
     /// Puts a grid that is all border below the others and returns the position of its first cell.
     pub fn push(&mut self, height: u32, width: u32) -> u32 {
         let stride = width + 1;
-        let border = W::new(self.border.into(), 0, self.label_bits);
+        let border = W::new(W::BORDER.into(), 0);
         let mut end = self.cells.len();
         if self.stacks.last().is_none_or(|stack| stack.stride != stride) {
             self.stacks.push(Stack::new(end as u32, stride));
@@ -145,7 +130,7 @@ impl<W: Word> Canvas<W> {
     pub fn set_row(&mut self, position: u32, ids: &[u32]) {
         let start = position as usize;
         for (cell, &id) in self.cells[start..start + ids.len()].iter_mut().zip(ids) {
-            *cell = W::new(id.into(), 0, self.label_bits);
+            *cell = W::new(id.into(), 0);
         }
     }
 
@@ -156,27 +141,23 @@ impl<W: Word> Canvas<W> {
 
     /// The token of the region anchored here, if there is one; then the label is the token alone.
     pub fn is(&self, position: u32, token: u32) -> bool {
-        self.label(self.cells[position as usize]) == u64::from(token)
-    }
-
-    fn label(&self, word: W) -> u64 {
-        word.low() & self.label_mask
+        self.cells[position as usize].label() == u64::from(token)
     }
 
     /// The region that covers a cell: its anchor and its token.
     #[inline]
     fn region(&self, position: u32) -> (u32, u32) {
-        self.region_of(position, self.cells[position as usize])
+        Self::region_of(position, self.cells[position as usize])
     }
 
     #[inline]
-    fn region_of(&self, position: u32, word: W) -> (u32, u32) {
-        let label = self.label(word);
-        (position.wrapping_sub((label >> self.token_bits) as u32), label as u32 & self.border)
+    fn region_of(position: u32, word: W) -> (u32, u32) {
+        let label = word.label();
+        (position.wrapping_sub((label >> W::TOKEN_BITS) as u32), label as u32 & W::BORDER)
     }
 
     fn next(&self, position: u32) -> u32 {
-        let step = self.cells[position as usize].step(self.label_bits);
+        let step = self.cells[position as usize].step();
         position.wrapping_add(step as u32)
     }
 
@@ -204,10 +185,10 @@ impl<W: Word> Canvas<W> {
         let Neighbours { anchors, tokens, len, .. } = found;
         let [up, left, right, down] = [p - stride, p - 1, p + 1, p + stride].map(|q| self.region(q));
         let fresh = [
-            up.1 != self.border,
-            left.1 != self.border && left.0 != up.0,
-            right.1 != self.border && right.0 != up.0 && right.0 != left.0,
-            down.1 != self.border && down.0 != up.0 && down.0 != left.0 && down.0 != right.0,
+            up.1 != W::BORDER,
+            left.1 != W::BORDER && left.0 != up.0,
+            right.1 != W::BORDER && right.0 != up.0 && right.0 != left.0,
+            down.1 != W::BORDER && down.0 != up.0 && down.0 != left.0 && down.0 != right.0,
         ];
         let mut end = 0;
         for ((other, token), fresh) in [up, left, right, down].into_iter().zip(fresh) {
@@ -232,9 +213,8 @@ impl<W: Word> Canvas<W> {
             }
             for q in [p - stride, p - 1, p + 1, p + stride] {
                 let (other, token) = self.region(q);
-                let fresh = u8::from(other != anchor)
-                    & u8::from(token != self.border)
-                    & !contains(anchors, end, other);
+                let fresh =
+                    u8::from(other != anchor) & u8::from(token != W::BORDER) & !contains(anchors, end, other);
                 (anchors[end], tokens[end]) = (other, token);
                 end += usize::from(fresh);
             }
@@ -254,7 +234,7 @@ impl<W: Word> Canvas<W> {
         loop {
             for q in [p - stride, p - 1, p + 1, p + stride] {
                 let (other, token) = self.region(q);
-                if other != anchor && token != self.border {
+                if other != anchor && token != W::BORDER {
                     found.push((other, token));
                 }
             }
@@ -273,7 +253,7 @@ impl<W: Word> Canvas<W> {
         found.clear();
         let mut add = |q: u32| {
             let (y, token) = self.region(q);
-            if token == b && y > x && !found.contains(&y) {
+            if token == b && y > x {
                 found.push(y);
             }
         };
@@ -290,6 +270,8 @@ impl<W: Word> Canvas<W> {
                 break;
             }
         }
+        found.sort_unstable();
+        found.dedup();
     }
 
     /// Moves those positions to the front where a region with this token is anchored, and returns how many they are.
@@ -306,7 +288,7 @@ impl<W: Word> Canvas<W> {
         for &p in &positions[..kept] {
             let Stack { stride, .. } = self.stack(p);
             for q in [p - stride, p + stride] {
-                sum ^= self.cells[q as usize].low();
+                sum ^= self.cells[q as usize].label();
             }
         }
         std::hint::black_box(sum);
@@ -316,7 +298,6 @@ impl<W: Word> Canvas<W> {
     /// Visits the pairs of adjacent regions, as (anchor of the first, its token, token of the second), in raster order
     /// of the first's anchor, where that is between two positions.
     pub fn for_each_pair(&self, from: usize, to: usize, mut visit: impl FnMut(u32, u32, u32)) {
-        let border = u64::from(self.border);
         let mut found = Neighbours::default();
         for (i, &Stack { start, stride, .. }) in self.stacks.iter().enumerate() {
             let end = self.stacks.get(i + 1).map_or(self.cells.len(), |next| next.start as usize);
@@ -329,20 +310,20 @@ impl<W: Word> Canvas<W> {
             let belows = &self.cells[first + stride as usize..last + stride as usize];
             let words = self.cells[first..last].iter().zip(rights).zip(belows);
             for (x, ((&word, &right), &below)) in (first as u32..).zip(words) {
-                let label = self.label(word);
-                if label >= border {
+                let label = word.label();
+                if label >= u64::from(W::BORDER) {
                     // Border, or no anchor: at distance 0 the label is the token.
                     continue;
                 }
                 let token = label as u32;
-                if word.step(self.label_bits) == 0 {
+                if word.step() == 0 {
                     // Whatever lies left of or above a single cell comes before it.
-                    let (right, b) = self.region_of(x + 1, right);
-                    let (below, c) = self.region_of(x + stride, below);
-                    if b != self.border && right > x {
+                    let (right, b) = Self::region_of(x + 1, right);
+                    let (below, c) = Self::region_of(x + stride, below);
+                    if b != W::BORDER && right > x {
                         visit(x, token, b);
                     }
-                    if c != self.border && below > x && below != right {
+                    if c != W::BORDER && below > x && below != right {
                         visit(x, token, c);
                     }
                 } else {
@@ -359,15 +340,12 @@ impl<W: Word> Canvas<W> {
 
     /// Joins region `y` to region `x`, both given by their anchors, `x < y`. The anchor is `x`.
     pub fn merge(&mut self, x: u32, y: u32, token: u32) {
-        let label_bits = self.label_bits;
         let mut relabel = |start: u32| {
             let mut p = start;
             loop {
                 let cell = &mut self.cells[p as usize];
-                let step = cell.step(label_bits);
-                let label = u64::from(p - x) << self.token_bits | u64::from(token);
-                *cell = W::new(label, step, label_bits);
-                p = p.wrapping_add(step as u32);
+                *cell = cell.relabel(u64::from(p - x) << W::TOKEN_BITS | u64::from(token));
+                p = p.wrapping_add(cell.step() as u32);
                 if p == start {
                     break;
                 }
@@ -382,15 +360,15 @@ impl<W: Word> Canvas<W> {
     }
 
     fn link(&mut self, from: u32, to: u32) {
-        let label = self.label(self.cells[from as usize]);
-        self.cells[from as usize] = W::new(label, i64::from(to) - i64::from(from), self.label_bits);
+        let cell = &mut self.cells[from as usize];
+        *cell = W::new(cell.label(), i64::from(to) - i64::from(from));
     }
 
     /// Makes `p` a cell of the region at `anchor`, right after the anchor in the ring.
     pub fn join(&mut self, anchor: u32, p: u32, token: u32) {
         let after = self.next(anchor);
-        let label = u64::from(p - anchor) << self.token_bits | u64::from(token);
-        self.cells[p as usize] = W::new(label, i64::from(after) - i64::from(p), self.label_bits);
+        let label = u64::from(p - anchor) << W::TOKEN_BITS | u64::from(token);
+        self.cells[p as usize] = W::new(label, i64::from(after) - i64::from(p));
         self.link(anchor, p);
     }
 

@@ -23,7 +23,7 @@ use crate::statistics::{consistency, key, most_frequent, tokens};
 use crate::threads::Threads;
 use crate::vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary, check_options};
 use candidates::{Best, Candidates, Evaluation};
-use canvas::{Canvas, Division, Word};
+use canvas::{Canvas, Word};
 use shard::{Merge, NewPair, Shard, Slots, new_key};
 
 /// How to learn a vocabulary.
@@ -134,11 +134,11 @@ impl Trainer {
             check_resume(vocabulary, &options, &grid_sizes(&sizes))?;
         }
         let largest = sizes.iter().map(|&(height, width)| Canvas::<u64>::footprint(height, width)).max();
-        let division = Division::new(base_vocab_size + num_merges as u32, largest.unwrap_or(0));
-        let grids: Box<dyn Learn> = if division.fits::<u64>() {
-            Box::new(Learner::<u64>::new(&sizes, &options, division)?)
+        let tokens = base_vocab_size + num_merges as u32;
+        let grids: Box<dyn Learn> = if u64::fits(tokens, largest.unwrap_or(0)) {
+            Box::new(Learner::<u64>::new(&sizes, &options)?)
         } else {
-            Box::new(Learner::<u128>::new(&sizes, &options, division)?)
+            Box::new(Learner::<u128>::new(&sizes, &options)?)
         };
         Ok(Self {
             options,
@@ -328,7 +328,7 @@ impl<W: Word> Learn for Learner<W> {
 
 impl<W: Word> Learner<W> {
     /// Deals grids out to shards of about equal numbers of cells. Grids of one width go together.
-    fn new(sizes: &[(u32, u32)], options: &TrainOptions, division: Division) -> Result<Self> {
+    fn new(sizes: &[(u32, u32)], options: &TrainOptions) -> Result<Self> {
         let threads = Arc::new(Threads::new(options.num_threads)?);
         let tokens = options.base_vocab_size + options.num_merges as u32;
         let cells = |&(height, width): &(u32, u32)| Canvas::<W>::footprint(height, width);
@@ -348,7 +348,7 @@ impl<W: Word> Learner<W> {
         }
         let mut places = vec![(0, 0); sizes.len()];
         let fill = |(number, members): (usize, Vec<usize>)| {
-            let mut shard = Shard::new(division, tokens);
+            let mut shard = Shard::new(tokens);
             shard.reserve(members.iter().map(|&index| cells(&sizes[index])).sum());
             for index in members {
                 let (height, width) = sizes[index];

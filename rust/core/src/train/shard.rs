@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::canvas::{Canvas, Division, Neighbours, Word};
+use super::canvas::{Canvas, Neighbours, Word};
 use crate::encode::Encoding;
 use crate::grid::Offset;
 use crate::interrupt::Interrupt;
@@ -128,9 +128,9 @@ pub(super) fn new_key(new: u32, pair: NewPair) -> u64 {
 
 impl<W: Word> Shard<W> {
     /// No grids, for tokens below `tokens`.
-    pub fn new(division: Division, tokens: u32) -> Self {
+    pub fn new(tokens: u32) -> Self {
         Self {
-            canvas: Canvas::new(division),
+            canvas: Canvas::default(),
             occurrences: Vec::new(),
             counted: Vec::new(),
             removed: Vec::new(),
@@ -182,7 +182,7 @@ impl<W: Word> Shard<W> {
     /// Counts all pairs by a hash of 2^`bits` values: upper bounds of their counts.
     pub fn sketch(&self, bits: u32, interrupt: &Interrupt) -> Vec<u32> {
         let mut sketch = vec![0_u32; 1 << bits];
-        let mut parts = vec![Vec::new(); PARTS];
+        let mut parts = [const { Vec::new() }; PARTS];
         for range in ranges(&self.canvas) {
             if interrupt.is_set() {
                 break;
@@ -210,7 +210,7 @@ impl<W: Word> Shard<W> {
         self.occurrences = Vec::new();
         let counted = &mut self.counted;
         let mut last = vec![NONE; sketch.len()];
-        let mut parts = vec![Vec::new(); PARTS];
+        let mut parts = [const { Vec::new() }; PARTS];
         for range in ranges(&self.canvas) {
             if interrupt.is_set() {
                 break;
