@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from being_vl.errors import ImageError
 
@@ -45,6 +45,8 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         with Image.open(io.BytesIO(data)) as file:
             file.load()
             return to_rgb(ImageOps.exif_transpose(file))
+    except UnidentifiedImageError as error:  # Pillow names the buffer, not the file
+        raise ImageError(f"{where}: cannot be decoded (cannot identify the kind of image)") from error
     except Exception as error:  # decoders raise all kinds on damaged files
         raise ImageError(f"{where}: cannot be decoded ({str(error) or type(error).__name__})") from error
 
