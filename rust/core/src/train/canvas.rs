@@ -211,8 +211,9 @@ impl<W: Word> Canvas<W> {
                 *len = FEW;
                 return self.many_neighbours(anchor, many);
             }
-            for q in [p - stride, p - 1, p + 1, p + stride] {
-                let (other, token) = self.region(q);
+            let around = [p - stride, p - 1, p + 1, p + stride].map(|q| self.region(q));
+            let inside = around.iter().all(|&(other, _)| other == anchor);
+            for (other, token) in around.into_iter().take(if inside { 0 } else { 4 }) {
                 let fresh =
                     u8::from(other != anchor) & u8::from(token != W::BORDER) & !contains(anchors, end, other);
                 (anchors[end], tokens[end]) = (other, token);

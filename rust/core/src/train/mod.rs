@@ -252,6 +252,9 @@ fn check_resume(vocabulary: &Vocabulary, options: &TrainOptions, sizes: &[GridSi
 /// With fewer occurrences than this, a pair is not worth waking threads for.
 const PARALLEL_OCCURRENCES: u64 = 256;
 
+/// Counts below this are few, so the threshold takes larger steps.
+const FEW: u64 = 32;
+
 /// With fewer cells than this, a full count is not worth waking threads for.
 const PARALLEL_CELLS: u64 = 1 << 14;
 
@@ -391,7 +394,8 @@ impl<W: Word> Learner<W> {
                 None => self.threshold,
             };
             // Some way further down, so that the next count is not due after the next rule.
-            self.index((needed - needed / 4).min(self.threshold - 1 - self.threshold / 4), interrupt)?;
+            let below = |count: u64| count - if count < FEW { count.div_ceil(2) } else { count / 4 };
+            self.index(below(needed).min(below(self.threshold)), interrupt)?;
         }
     }
 
@@ -494,7 +498,7 @@ impl<W: Word> Learner<W> {
     fn index(&mut self, limit: u64, interrupt: &Interrupt) -> Result<()> {
         let Self { options, threads, shards, .. } = self;
         let parallel = self.num_tokens >= PARALLEL_CELLS;
-        let bits = (2 * self.num_tokens).max(1).ilog2().clamp(10, 20);
+        let bits = (2 * self.num_tokens).max(1).ilog2().clamp(10, 22);
         let sketches = threads.map(shards, parallel, |shard| shard.sketch(bits, interrupt));
         interrupt.check()?;
         let sketch = sketches.into_iter().reduce(add_saturating).unwrap_or_default();
