@@ -143,9 +143,9 @@ def test_dropout(bpe):
             bpe.encode(grid, dropout=probability, seed=0)
 
 
-def test_token_cells(oriented, pair):
+def test_token_to_cells(oriented, pair):
     for token in range(K, oriented.vocab_size):
-        cells = oriented.token_cells(token)
+        cells = oriented.token_to_cells(token)
         height = max(dy for dy, _, _ in cells) + 1
         left = min(dx for _, dx, _ in cells)
         width = max(dx for _, dx, _ in cells) - left + 1
@@ -153,12 +153,12 @@ def test_token_cells(oriented, pair):
         assert len({cell[:2] for cell in cells}) == len(cells)
         assert max(height, width) <= 32
     a, b, dy, dx = oriented.merges[0]
-    assert oriented.token_cells(K) == [(0, 0, a), (dy, dx, b)]
-    assert pair.token_cells(7) == [(0, 0, 7)]
+    assert oriented.token_to_cells(K) == [(0, 0, a), (dy, dx, b)]
+    assert pair.token_to_cells(7) == [(0, 0, 7)]
     with pytest.raises(GridError, match="no fixed shape"):
-        pair.token_cells(K)
+        pair.token_to_cells(K)
     with pytest.raises(GridError, match="not in the vocabulary"):
-        oriented.token_cells(K + 400)
+        oriented.token_to_cells(K + 400)
 
 
 def test_progress(bpe):
@@ -274,7 +274,12 @@ def test_ids_outside_the_codebook(bpe, bad):
         ([PHOTOS[0], PHOTOS[:1]], GridError, r"grid 1: expected an \(H, W\) array, got shape \(1, 32, 32\)"),
         ([PHOTOS[0], PHOTOS[0][:, :0]], GridError, "grid 1 is 32x0"),
         (PHOTOS[:, :0], GridError, "grid 0 is 0x32"),
-        (np.zeros((1, 1, 40_000), np.uint8), GridError, "grid 0 is 1x40000; .* at most 32767"),
+        (
+            np.broadcast_to(np.uint8(0), (1, 30_000, 30_000)),
+            GridError,
+            "30000x30000; .* at most 268435456 cells",
+        ),
+        (np.zeros((1, 1, 65_536), np.uint8), GridError, "grid 0 is 1x65536; .* at most 65535"),
         ([PHOTOS[0], PHOTOS[0] / 2], TypeError, "grid 1: expected integers, got dtype float64"),
         (PHOTOS * 1.0, TypeError, "expected integers, got dtype float64"),
         (PHOTOS > 3, TypeError, "expected integers, got dtype bool"),
@@ -452,7 +457,7 @@ def set_head(**fields):
         (set_rule(7, dy=0, dx=-1), r"merge 7: offset \(0, -1\)"),
         (set_rule(7, dy=-1, dx=1), r"merge 7: offset \(-1, 1\)"),
         (set_rule(7, dy=1, dx=-(2**31)), r"merge 7: offset \(1, -2147483648\)"),
-        (set_rule(7, dy=32767), "merge 7: offset"),
+        (set_rule(7, dy=65535), "merge 7: offset"),
         (set_rule(8, n=0, n_offset=0), "merge 8: n_offset = 0"),
         (set_rule(8, n=1, n_offset=2), "merge 8: n_offset = 2 is not in 1 to n = 1"),
         (set_rule(8, s=1.5), "merge 8: s = 1.5"),
@@ -494,7 +499,7 @@ def test_tokens_that_grow_without_end(oriented):
     with pytest.raises(GridError, match="position 0"):
         bpe.decode([bpe.vocab_size - 1], 4, 4)
     with pytest.raises(GridError, match="more cells"):
-        bpe.token_cells(bpe.vocab_size - 1)
+        bpe.token_to_cells(bpe.vocab_size - 1)
     assert bpe.encode([[0, 1], [1, 0]]).tolist() == [0, 1, 1, 0]
 
 

@@ -122,6 +122,10 @@ class EncodedBatch:
         """The tokens of grid after grid."""
         return (self[i] for i in range(len(self)))
 
+    def tolist(self) -> list[list[int]]:
+        """Each grid's tokens as a list."""
+        return [ids.tolist() for ids in self]
+
     def __repr__(self) -> str:
         """Counts."""
         return f"EncodedBatch({len(self)} grids, {len(self.values)} tokens)"
@@ -377,13 +381,61 @@ class VisualBPE:
             )
         return self._core.decode(ids, height, width, regions=(np.asarray(regions), leaves))
 
-    def token_cells(self, token: int) -> list[tuple[int, int, int]]:
+    def decode_batch(
+        self,
+        batch: EncodedBatch | Iterable[ArrayLike],
+        sizes: tuple[int, int] | Iterable[tuple[int, int]],
+        regions: Iterable[Regions] | None = None,
+    ) -> list[NDArray[np.uint32]]:
+        """Turn the tokens of many grids back into the grids.
+
+        Args:
+            batch: what `encode_batch` returned, or the 1-D tokens of grid after grid.
+            sizes: (height, width) of each grid, or one for all.
+            regions: each grid's `Regions`, needed in pair mode; by default those that the batch has.
+
+        Returns:
+            (height, width) uint32 arrays.
+
+        Raises:
+            GridError: as `decode`, names the grid; not as many sizes or regions as grids.
+        """
+        tokens = list(batch)
+        if regions is None and isinstance(batch, EncodedBatch):
+            regions = batch.regions
+        shapes = list(sizes)
+        if len(shapes) == 2 and all(isinstance(side, SupportsIndex) for side in shapes):
+            shapes = [(shapes[0], shapes[1])] * len(tokens)
+        kept = [None] * len(tokens) if regions is None else list(regions)
+        if not len(tokens) == len(shapes) == len(kept):
+            raise GridError(f"tokens of {len(tokens)} grids, {len(shapes)} sizes, {len(kept)} regions")
+        grids = []
+        for i, (ids, (height, width), covered) in enumerate(zip(tokens, shapes, kept, strict=True)):
+            try:
+                grids.append(self.decode(ids, height, width, covered))
+            except GridError as error:
+                raise GridError(f"grid {i}: {error}") from None
+        return grids
+
+    def token_to_cells(self, token: int) -> list[tuple[int, int, int]]:
         """The cells of a token of fixed shape, as (dy, dx, id) seen from its first cell; in raster order.
 
         Raises:
             GridError: no such token, or a merged one in pair mode, where shapes are not fixed.
         """
-        return sorted(self._core.token_cells(_integer("token", token, 0, INT32_MAX)))
+        return sorted(self._core.token_to_cells(_integer("token", token, 0, INT32_MAX)))
+
+    def token_shape(self, token: int) -> NDArray[np.bool_]:
+        """The shape of a token's region, as a (height, width) array that is true where the region is.
+
+        Raises:
+            GridError: as `token_to_cells`.
+        """
+        cells = np.array(self.token_to_cells(token))[:, :2]
+        cells -= cells.min(axis=0)
+        shape = np.zeros(cells.max(axis=0) + 1, dtype=np.bool_)
+        shape[tuple(cells.T)] = True
+        return shape
 
     @property
     def merges(self) -> list[tuple[int, ...]]:

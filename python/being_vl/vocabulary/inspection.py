@@ -159,7 +159,7 @@ def _token(bpe: VisualBPE, asked: int | None, grids: Sequence[Path]) -> dict[str
     if grids:
         cells = _found(bpe, token, grids)
     elif bpe.merge_mode == "oriented" or merge is None:
-        cells = bpe.token_cells(token)
+        cells = bpe.token_to_cells(token)
     return {"token": token, "merge": merge, "ids": _ids(bpe, token), "cells": cells}
 
 

@@ -1,38 +1,62 @@
 //! Arrays in: whatever numpy can read as integers becomes grids of the core.
+//!
+//! Another thread may change an array at any time. So the core never sees an array's memory: cells are copied, each
+//! read once and by its value, while the GIL is held, and what is checked is the copy. A change made meanwhile can only
+//! make a cell's id the old or the new one, and an id that is not in the codebook is an error as always.
 
-use being_vl_core::{Error, Grid};
+use being_vl_core::{Error, Grid, check_size};
 use numpy::ndarray::{ArrayViewD, Axis};
 use numpy::{
     Element, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::types::PySlice;
 
 use crate::errors::{GridError, to_python};
 
-/// Copies an (N, H, W) array or a sequence of (H, W) arrays, and checks every id against the codebook.
-pub(crate) fn grids(input: &Bound<'_, PyAny>, base_vocab_size: u32) -> PyResult<Vec<Grid>> {
+/// Grids are handed on when they have this many cells: work enough for all threads, little enough to copy.
+const BLOCK_CELLS: usize = 1 << 20;
+
+/// Copies an (N, H, W) array or a sequence of (H, W) arrays block by block, checks every id against the codebook, and
+/// gives each block to `work` with the index of its first grid.
+pub(crate) fn blocks(
+    input: &Bound<'_, PyAny>,
+    base_vocab_size: u32,
+    mut work: impl FnMut(usize, Vec<Grid>) -> PyResult<()>,
+) -> PyResult<()> {
     let py = input.py();
     if is_array(input)? {
         let array = integers(input, "grids")?;
-        if array.ndim() == 3 {
-            let mut grids = Vec::with_capacity(array.shape()[0]);
-            read(&array, base_vocab_size, 0, &mut grids)?;
-            return Ok(grids);
-        }
-        if array.ndim() != 1 || array.len() > 0 {
+        if let &[number, height, width] = array.shape() {
+            let size = (BLOCK_CELLS / (height * width).max(1)).max(1);
+            for first in (0..number).step_by(size) {
+                py.check_signals()?;
+                let end = number.min(first + size);
+                let block = array.get_item(PySlice::new(py, first as isize, end as isize, 1))?;
+                let mut grids = Vec::with_capacity(end - first);
+                read(block.cast::<PyUntypedArray>()?, base_vocab_size, first, &mut grids)?;
+                work(first, grids)?;
+            }
+        } else if array.ndim() != 1 || array.len() > 0 {
             let message =
                 format!("expected an (N, H, W) array or a sequence of (H, W) arrays, got {}", shape(&array));
             return Err(GridError::new_err(message));
         }
-        return Ok(Vec::new());
+        return Ok(());
     }
-    let mut grids = Vec::new();
-    for (index, item) in input.try_iter()?.enumerate() {
+    let (mut grids, mut cells) = (Vec::new(), 0);
+    let mut items = input.try_iter()?.enumerate().peekable();
+    while let Some((index, item)) = items.next() {
         py.check_signals()?;
         one(&item?, base_vocab_size, index, &mut grids)?;
+        cells += grids.last().map_or(0, |grid| grid.ids().len());
+        if cells >= BLOCK_CELLS || items.peek().is_none() {
+            work(index + 1 - grids.len(), std::mem::take(&mut grids))?;
+            cells = 0;
+        }
     }
-    Ok(grids)
+    Ok(())
 }
 
 /// Copies one (H, W) array.
@@ -175,19 +199,23 @@ impl Visitor for Grids<'_> {
         let Self { base_vocab_size, first, found } = self;
         let mut push = |index: usize, view: ArrayViewD<'_, T>| {
             let (height, width) = (view.shape()[0], view.shape()[1]);
-            let mut ids = Vec::with_capacity(view.len());
-            for (position, &value) in view.iter().enumerate() {
-                match value.try_into() {
-                    Ok(id) if id < base_vocab_size => ids.push(id),
-                    _ => {
-                        let (row, column) = (position / width, position % width);
-                        let id = value.into();
-                        return Err(Error::GridId { grid: index, row, column, id, base_vocab_size });
-                    }
+            check_size(index, height, width)?;
+            let id = |&value: &T| value.try_into().unwrap_or(u32::MAX);
+            let ids = match view.as_slice() {
+                Some(values) => values.iter().map(id).collect(),
+                None => view.iter().map(id).collect(),
+            };
+            let grid = Grid::new(index, height, width, ids)?;
+            grid.check_ids(index, base_vocab_size).map_err(|error| match error {
+                // What does not fit the copy is told as it stands in the array.
+                Error::GridId { row, column, .. } => {
+                    let id = view[[row, column].as_slice()].into();
+                    Error::GridId { grid: index, row, column, id, base_vocab_size }
                 }
-            }
-            found.push(Grid::new(index, height, width, ids)?);
-            Ok(())
+                other => other,
+            })?;
+            found.push(grid);
+            Ok::<_, Error>(())
         };
         if view.ndim() == 2 {
             return push(first, view).map_err(|error| to_python(&error));

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use being_vl_core::{
-    Dropout, EncodeOptions, Encoder, Encoding, Grid, Interrupt, MergeMode, Progress, Quantizer, Regions,
-    Rule, TrainOptions, Trainer,
+    Dropout, EncodeOptions, EncodedBatch, Encoder, Encoding, Grid, Interrupt, MergeMode, Progress, Quantizer,
+    Regions, Rule, TrainOptions, Trainer,
 };
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
@@ -22,7 +22,7 @@ const SMALL: usize = 1 << 16;
 /// (token of each cell, leaf of each cell).
 type Planes<'py> = (Bound<'py, PyArray2<i32>>, Bound<'py, PyArray2<i32>>);
 type Encoded<'py> = (Bound<'py, PyArray1<u32>>, Option<Planes<'py>>);
-type EncodedBatch<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, Option<Vec<Planes<'py>>>);
+type EncodedGrids<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, Option<Vec<Planes<'py>>>);
 type RuleTuple = (u32, u32, Option<i32>, Option<i32>, u64, u64, f64);
 
 /// A learned vocabulary.
@@ -145,11 +145,8 @@ impl Vocabulary {
         let py = grid.py();
         let options = options(regions, dropout, seed);
         let grid = arrays::grid(grid, self.core.base_vocab_size())?;
-        let encoding = if grid.ids().len() < SMALL {
-            self.encoder.encode(&grid, &options, &Interrupt::default()).map_err(|error| to_python(&error))?
-        } else {
-            work::run(py, |interrupt| self.encoder.encode(&grid, &options, interrupt), |_| Ok(()))?
-        };
+        let encode = |interrupt: &Interrupt| self.encoder.encode(&grid, &options, interrupt);
+        let encoding = without_gil(py, grid.ids().len(), encode)?;
         let Encoding { ids, regions } = encoding;
         let regions = regions.map(|regions| planes(py, &grid, regions)).transpose()?;
         Ok((PyArray1::from_vec(py, ids), regions))
@@ -164,35 +161,29 @@ impl Vocabulary {
         regions: bool,
         dropout: f64,
         seed: u64,
-    ) -> PyResult<EncodedBatch<'py>> {
+    ) -> PyResult<EncodedGrids<'py>> {
         let py = grids.py();
-        let options = options(regions, dropout, seed);
-        let grids = arrays::grids(grids, self.core.base_vocab_size())?;
-        let encode = |interrupt: &Interrupt| {
-            let encodings = self.encoder.encode_batch(&grids, &options, num_threads, interrupt)?;
-            let mut offsets = vec![0];
-            let mut values = Vec::with_capacity(encodings.iter().map(|encoding| encoding.ids.len()).sum());
-            let mut regions = Vec::new();
-            for encoding in encodings {
-                values.extend_from_slice(&encoding.ids);
-                offsets.push(values.len() as i64);
-                regions.extend(encoding.regions);
+        let mut batch = EncodedBatch::default();
+        let mut regions_of = Vec::new();
+        arrays::blocks(grids, self.core.base_vocab_size(), |first, grids| {
+            // Grid i of the whole batch is grid i - first of this block.
+            let options = options(regions, dropout, seed.wrapping_add(first as u64));
+            let cells = grids.iter().map(|grid| grid.ids().len()).sum();
+            let encode =
+                |interrupt: &Interrupt| self.encoder.encode_batch(&grids, &options, num_threads, interrupt);
+            let mut block = without_gil(py, cells, encode)?;
+            for (grid, regions) in grids.iter().zip(std::mem::take(&mut block.regions)) {
+                regions_of.push(planes(py, grid, regions)?);
             }
-            Ok((values, offsets, regions))
-        };
-        let cells: usize = grids.iter().map(|grid| grid.ids().len()).sum();
-        let (values, offsets, regions) = if cells < SMALL {
-            encode(&Interrupt::default()).map_err(|error| to_python(&error))?
-        } else {
-            work::run(py, encode, |_| Ok(()))?
-        };
-        let regions = if options.regions {
-            let planes = grids.iter().zip(regions).map(|(grid, regions)| planes(py, grid, regions));
-            Some(planes.collect::<PyResult<_>>()?)
-        } else {
-            None
-        };
-        Ok((PyArray1::from_vec(py, values), PyArray1::from_vec(py, offsets), regions))
+            batch.append(block);
+            Ok(())
+        })?;
+        let offsets = std::iter::once(0).chain(batch.lengths.iter().scan(0, |end, &length| {
+            *end += length as i64;
+            Some(*end)
+        }));
+        let offsets = PyArray1::from_vec(py, offsets.collect());
+        Ok((PyArray1::from_vec(py, batch.values), offsets, regions.then_some(regions_of)))
     }
 
     /// The (height, width) grid that became these tokens.
@@ -220,8 +211,8 @@ impl Vocabulary {
 
     /// The cells of a token as a list of (dy, dx, id).
     #[pyo3(signature = (token, /))]
-    fn token_cells(&self, token: u32) -> PyResult<Vec<(i32, i32, u32)>> {
-        let cells = self.core.token_cells(token).map_err(|error| to_python(&error))?;
+    fn token_to_cells(&self, token: u32) -> PyResult<Vec<(i32, i32, u32)>> {
+        let cells = self.core.token_to_cells(token).map_err(|error| to_python(&error))?;
         Ok(cells.into_iter().map(|(offset, id)| (offset.dy, offset.dx, id)).collect())
     }
 
@@ -284,6 +275,19 @@ impl Vocabulary {
 
     fn __eq__(&self, other: &Self) -> bool {
         self.core == other.core
+    }
+}
+
+/// Does work on so many cells while other Python threads go on, and where it takes long, listens for Ctrl-C.
+fn without_gil<T: Send>(
+    py: Python<'_>,
+    cells: usize,
+    work: impl FnOnce(&Interrupt) -> being_vl_core::Result<T> + Send,
+) -> PyResult<T> {
+    if cells < SMALL {
+        py.detach(|| work(&Interrupt::default())).map_err(|error| to_python(&error))
+    } else {
+        work::run(py, work, |_| Ok(()))
     }
 }
 

@@ -42,7 +42,7 @@ impl Vocabulary {
     ///
     /// # Errors
     /// [`Error::Tokens`] if there is no such token, or it has no fixed shape (pair mode), or more cells than any grid.
-    pub fn token_cells(&self, token: u32) -> Result<Vec<(Offset, u32)>> {
+    pub fn token_to_cells(&self, token: u32) -> Result<Vec<(Offset, u32)>> {
         let bad = |problem: String| Error::Tokens { position: 0, problem };
         self.check_token(token).map_err(bad)?;
         if self.merge_mode == MergeMode::Pair && token >= self.base_vocab_size {

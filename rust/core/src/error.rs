@@ -1,6 +1,6 @@
 //! Everything that can go wrong, with where it went wrong.
 
-use crate::grid::{MAX_SIDE, MAX_VOCAB_SIZE};
+use crate::grid::{MAX_CELLS, MAX_SIDE, MAX_VOCAB_SIZE};
 
 /// The result of anything here that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -9,9 +9,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A grid with no cells, or with a side that is too long.
+    /// A grid with no cells, or with a side that is too long, or with too many cells.
     #[error(
-        "grid {grid} is {height}x{width}; expected at least one cell and at most {MAX_SIDE} rows and columns"
+        "grid {grid} is {height}x{width}; expected at least one cell, at most {MAX_SIDE} rows and columns, and at most \
+         {MAX_CELLS} cells"
     )]
     GridSize {
         /// Index of the grid in the input.

@@ -2,8 +2,11 @@
 
 use crate::error::{Error, Result};
 
-/// The most rows or columns that a grid may have; offsets between cells then fit 16 bits each.
-pub const MAX_SIDE: usize = 32_767;
+/// The most rows or columns that a grid may have.
+pub const MAX_SIDE: usize = 65_535;
+
+/// The most cells that a grid may have, so that positions in it fit 31 bits with borders around it.
+pub const MAX_CELLS: usize = 1 << 28;
 
 /// The most tokens (codebook ids and merges) that a vocabulary may have, so that a table with a row per token is of
 /// reasonable size even if a file asks for more.
@@ -80,9 +83,12 @@ impl Grid {
 }
 
 /// Makes sure that a grid may have this size.
-pub(crate) fn check_size(index: usize, height: usize, width: usize) -> Result<()> {
+///
+/// # Errors
+/// [`Error::GridSize`] if it may not.
+pub fn check_size(index: usize, height: usize, width: usize) -> Result<()> {
     let sides = 1..=MAX_SIDE;
-    if sides.contains(&height) && sides.contains(&width) {
+    if sides.contains(&height) && sides.contains(&width) && height * width <= MAX_CELLS {
         Ok(())
     } else {
         Err(Error::GridSize { grid: index, height, width })

@@ -1,80 +1,255 @@
-//! Finding the rule for a pair of tokens.
+//! The rules, arranged for finding which of them apply.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use rustc_hash::FxHashSet;
 
 use crate::grid::Offset;
-use crate::statistics::key;
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::{MergeMode, Rule, Vocabulary};
 
 /// Marks a place that holds no rule.
 const NONE: u32 = u32::MAX;
 
-/// From pairs, and offsets in oriented mode, to rules. Most pairs asked for have none, and a filter small enough for
-/// the first-level cache says so at once.
+/// A vocabulary's rules, by number, and the ways to them: from two neighbouring cells, and from a token that has just
+/// appeared.
 #[derive(Debug)]
-pub(crate) struct RuleTable {
-    /// Some bits of each pair's hash: a pair whose bit is not set has no rule.
+pub(crate) struct Rules {
+    pub base_vocab_size: u32,
+    pub merge_mode: MergeMode,
+    pairs: Vec<Pair>,
+    /// Per token, the number of cells that it covers, at most `u32::MAX`.
+    sizes: Vec<u32>,
+    /// The rules that join a merged token to one that is not newer, ordered by the merged token.
+    partners: Vec<Partner>,
+    base: BaseTable,
+    /// Oriented mode, per rule: whether its two shapes touch. Found out when first needed.
+    touching: Vec<AtomicU8>,
+}
+
+/// What a rule joins.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pair {
+    pub a: u32,
+    pub b: u32,
+    pub offset: Offset,
+    /// The partners of the rule's own token: the first of them, and how many there are.
+    first_partner: u32,
+    num_partners: u32,
+}
+
+/// A rule as seen from the newer of its two tokens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Partner {
+    pub older: u32,
+    pub rule: u32,
+}
+
+impl Rules {
+    pub fn new(vocabulary: &Vocabulary) -> Self {
+        let k = vocabulary.base_vocab_size();
+        let rules = vocabulary.rules();
+        let clamp = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
+        let sizes = (0..k).map(|_| 1).chain(vocabulary.merged_sizes().into_iter().map(clamp)).collect();
+
+        let newer = |rule: &Rule| rule.a.max(rule.b);
+        let mut merged: Vec<u32> =
+            (0..).zip(rules).filter(|(_, rule)| newer(rule) >= k).map(|(index, _)| index).collect();
+        merged.sort_by_key(|&index| newer(&rules[index as usize]));
+        let partner = |&index: &u32| {
+            let rule = &rules[index as usize];
+            Partner { older: rule.a.min(rule.b), rule: index }
+        };
+        let mut pairs: Vec<Pair> = rules
+            .iter()
+            .map(|rule| {
+                let offset = rule.offset.unwrap_or(Offset { dy: 0, dx: 0 });
+                Pair { a: rule.a, b: rule.b, offset, first_partner: 0, num_partners: 0 }
+            })
+            .collect();
+        for (position, &index) in (0..).zip(&merged) {
+            let pair = &mut pairs[(newer(&rules[index as usize]) - k) as usize];
+            if pair.num_partners == 0 {
+                pair.first_partner = position;
+            }
+            pair.num_partners += 1;
+        }
+        Self {
+            base_vocab_size: k,
+            merge_mode: vocabulary.merge_mode(),
+            sizes,
+            partners: merged.iter().map(partner).collect(),
+            base: BaseTable::new(k, rules),
+            touching: rules.iter().map(|_| AtomicU8::new(UNKNOWN)).collect(),
+            pairs,
+        }
+    }
+
+    /// Number of rules.
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    pub fn pair(&self, rule: u32) -> &Pair {
+        &self.pairs[rule as usize]
+    }
+
+    /// The token that a rule makes.
+    pub fn token(&self, rule: u32) -> u32 {
+        self.base_vocab_size + rule
+    }
+
+    /// Number of cells of a token that some grid contains.
+    pub fn size(&self, token: u32) -> u32 {
+        self.sizes[token as usize]
+    }
+
+    /// The rules that join a pair's token to tokens that are not newer.
+    pub fn partners(&self, pair: &Pair) -> &[Partner] {
+        &self.partners[pair.first_partner as usize..][..pair.num_partners as usize]
+    }
+
+    /// The table for neighbouring cells.
+    pub fn base(&self) -> &BaseTable {
+        &self.base
+    }
+
+    /// The cells of a token, seen from its anchor, those of `a` before those of `b` (oriented mode).
+    ///
+    /// To be asked only of tokens that a grid contains; others may have more cells than there is memory.
+    pub fn cells(&self, token: u32) -> impl Iterator<Item = Offset> + '_ {
+        let mut pending = vec![(token, Offset { dy: 0, dx: 0 })];
+        std::iter::from_fn(move || {
+            let (mut token, at) = pending.pop()?;
+            while let Some(rule) = token.checked_sub(self.base_vocab_size) {
+                let Pair { a, b, offset, .. } = *self.pair(rule);
+                pending.push((b, Offset { dy: at.dy + offset.dy, dx: at.dx + offset.dx }));
+                token = a;
+            }
+            Some(at)
+        })
+    }
+
+    /// Oriented mode: whether two regions with a rule's tokens at its offset are adjacent. Their shapes decide it, so
+    /// it is found out once, when a grid has two such regions.
+    pub fn touches(&self, rule: u32) -> bool {
+        // Two threads may both find out; they find the same.
+        let known = &self.touching[rule as usize];
+        if known.load(Ordering::Relaxed) == UNKNOWN {
+            let Pair { a, b, offset: Offset { dy, dx }, .. } = *self.pair(rule);
+            let first: FxHashSet<Offset> = self.cells(a).collect();
+            let beside = |cell: Offset| {
+                [(0, 1), (0, -1), (1, 0), (-1, 0)].into_iter().any(|(down, right)| {
+                    first.contains(&Offset { dy: cell.dy + dy + down, dx: cell.dx + dx + right })
+                })
+            };
+            let found = if self.cells(b).any(beside) { YES } else { NO };
+            known.store(found, Ordering::Relaxed);
+        }
+        known.load(Ordering::Relaxed) == YES
+    }
+}
+
+const UNKNOWN: u8 = 0;
+const YES: u8 = 1;
+const NO: u8 = 2;
+
+/// How two neighbouring cells lie, where rules tell it apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Beside {
+    Right = 0,
+    Below = 1,
+}
+
+/// From two neighbouring cells to the rule that joins their ids. Most neighbours have none, and a filter small enough
+/// for the first-level cache says so at once.
+#[derive(Debug)]
+pub(crate) struct BaseTable {
+    /// One bit per hash of a pair: a pair whose bit is not set has no rule.
     filter: Vec<u64>,
     filter_shift: u32,
     /// Open addressing: a rule stands at the first free place after where its pair's hash points.
     places: Vec<Place>,
     place_shift: u32,
+    /// In pair mode both ways of lying are looked up as one.
+    mask: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    key: u64,
-    offset: Option<Offset>,
+    a: u32,
+    b: u32,
+    /// Of the rule; the lowest bit is how the cells lie.
     rule: u32,
 }
 
-impl RuleTable {
-    pub fn new(vocabulary: &Vocabulary) -> Self {
-        let bits = vocabulary.rules().len().next_power_of_two().ilog2();
-        let (filter_bits, place_bits) = ((bits + 4).clamp(10, 20), bits + 2);
+impl BaseTable {
+    fn new(base_vocab_size: u32, rules: &[Rule]) -> Self {
+        let base: Vec<_> = (0..)
+            .zip(rules)
+            .filter(|(_, rule)| rule.a.max(rule.b) < base_vocab_size)
+            .filter_map(|(index, rule)| {
+                let beside = match rule.offset {
+                    None | Some(Offset { dy: 0, dx: 1 }) => Beside::Right,
+                    Some(Offset { dy: 1, dx: 0 }) => Beside::Below,
+                    // Cells at other offsets are not adjacent.
+                    Some(_) => return None,
+                };
+                Some((index, rule, beside))
+            })
+            .collect();
+        let bits = base.len().next_power_of_two().ilog2();
+        let (filter_bits, place_bits) = ((bits + 4).clamp(10, 20), bits + 1);
         let mut table = Self {
             filter: vec![0; 1 << (filter_bits - 6)],
             filter_shift: 64 - filter_bits,
-            places: vec![Place { key: 0, offset: None, rule: NONE }; 1 << place_bits],
+            places: vec![Place { a: NONE, b: NONE, rule: NONE }; 1 << place_bits],
             place_shift: 64 - place_bits,
+            mask: base.iter().any(|(_, rule, _)| rule.offset.is_some()).into(),
         };
-        for (index, rule) in (0..).zip(vocabulary.rules()) {
-            let key = key(rule.a, rule.b);
-            let (word, bit) = table.filter_bit(hash(key));
-            table.filter[word] |= bit;
-            let mut place = table.first_place(hash(key));
+        for (index, rule, beside) in base {
+            let hash = table.hash(rule.a, rule.b, beside);
+            let (word, bit) = table.bit(hash);
+            table.filter[word] |= 1 << bit;
+            let mut place = table.first_place(hash);
             while table.places[place].rule != NONE {
                 place = table.next_place(place);
             }
-            table.places[place] = Place { key, offset: rule.offset, rule: index };
+            table.places[place] = Place { a: rule.a, b: rule.b, rule: index << 1 | beside as u32 };
         }
         table
     }
 
-    /// The rule for a pair; `offset` is asked for in oriented mode, where the pair's rules differ by it.
+    /// False for most of the pairs that no rule joins.
     #[inline]
-    pub fn get(&self, a: u32, b: u32, offset: impl Fn() -> Offset) -> Option<u32> {
-        let key = key(a, b);
-        let hash = hash(key);
-        let (word, bit) = self.filter_bit(hash);
-        if self.filter[word] & bit == 0 {
-            return None;
-        }
-        let mut index = self.first_place(hash);
+    pub fn may_join(&self, a: u32, b: u32, beside: Beside) -> bool {
+        let (word, bit) = self.bit(self.hash(a, b, beside));
+        self.filter[word] >> bit & 1 != 0
+    }
+
+    /// The rule that joins two neighbouring cells.
+    #[inline]
+    pub fn get(&self, a: u32, b: u32, beside: Beside) -> Option<u32> {
+        let beside = beside as u32 & self.mask;
+        let mut index = self.first_place(hash(a, b, beside));
         loop {
             let place = &self.places[index];
+            if place.a == a && place.b == b && place.rule & 1 == beside {
+                return Some(place.rule >> 1);
+            }
             if place.rule == NONE {
                 return None;
-            }
-            if place.key == key && place.offset.is_none_or(|expected| expected == offset()) {
-                return Some(place.rule);
             }
             index = self.next_place(index);
         }
     }
 
-    fn filter_bit(&self, hash: u64) -> (usize, u64) {
-        // Other bits than those that choose the place.
-        let bit = hash.rotate_left(32) >> self.filter_shift;
-        ((bit >> 6) as usize, 1 << (bit & 63))
+    fn hash(&self, a: u32, b: u32, beside: Beside) -> u64 {
+        hash(a, b, beside as u32 & self.mask)
+    }
+
+    fn bit(&self, hash: u64) -> (usize, u32) {
+        let bit = hash >> self.filter_shift;
+        ((bit >> 6) as usize, (bit & 63) as u32)
     }
 
     fn first_place(&self, hash: u64) -> usize {
@@ -86,7 +261,11 @@ impl RuleTable {
     }
 }
 
-fn hash(key: u64) -> u64 {
-    let product = (key ^ key >> 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    product ^ product >> 32
+/// The high bits are spread well: a sum of products with large odd numbers.
+#[inline]
+fn hash(a: u32, b: u32, beside: u32) -> u64 {
+    let product = |part: u32, factor: u64| u64::from(part).wrapping_mul(factor);
+    product(a, 0x9E37_79B9_7F4A_7C15)
+        .wrapping_add(product(b, 0xC2B2_AE3D_27D4_EB4F))
+        .wrapping_add(product(beside, 0xD6E8_FEB8_6659_FD93))
 }

@@ -35,7 +35,7 @@ fn encode(vocabulary: &Vocabulary, grids: &[Grid], num_threads: usize) -> Vec<Ve
     let encoder = Encoder::new(vocabulary);
     let options = EncodeOptions::default();
     let encodings = encoder.encode_batch(grids, &options, num_threads, &Interrupt::default()).unwrap();
-    encodings.into_iter().map(|encoding| encoding.ids).collect()
+    encodings.iter().map(<[u32]>::to_vec).collect()
 }
 
 fn encode_with(vocabulary: &Vocabulary, grid: &Grid, options: &EncodeOptions) -> Encoding {

@@ -19,7 +19,7 @@ pub fn read_vocabulary(bytes: &[u8]) {
     );
     decode_any(&vocabulary, &[0, vocabulary.vocab_size() - 1, vocabulary.vocab_size(), u32::MAX]);
     // Listing the cells of the biggest token ends, however often the file doubles it.
-    drop(vocabulary.token_cells(vocabulary.vocab_size() - 1));
+    drop(vocabulary.token_to_cells(vocabulary.vocab_size() - 1));
 }
 
 /// Takes bytes as options and cells: learns from one grid and encodes another.
