@@ -403,10 +403,12 @@ class VisualBPE:
         tokens = list(batch)
         if regions is None and isinstance(batch, EncodedBatch):
             regions = batch.regions
-        shapes = list(sizes)
-        if len(shapes) == 2 and all(isinstance(side, SupportsIndex) for side in shapes):
-            shapes = [(shapes[0], shapes[1])] * len(tokens)
-        kept = [None] * len(tokens) if regions is None else list(regions)
+        match sizes:
+            case (SupportsIndex() as height, SupportsIndex() as width):
+                shapes = [(int(height), int(width))] * len(tokens)
+            case _:
+                shapes = list(sizes)
+        kept: list[Regions | None] = [None] * len(tokens) if regions is None else list(regions)
         if not len(tokens) == len(shapes) == len(kept):
             raise GridError(f"tokens of {len(tokens)} grids, {len(shapes)} sizes, {len(kept)} regions")
         grids = []
