@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,9 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         llm = tiny.llm(folder / ("llm" if tied else "llm-untied"), tied=tied)
         expand(ExpandOptions(str(llm), folder / "vocabulary.json", folder / name, quantizer))
     return folder
+
+
+def pytest_configure():
+    """Ctrl-C reaches the processes that tests start, also where a shell has put the tests into the background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
