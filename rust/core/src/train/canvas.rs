@@ -8,7 +8,9 @@
 //! of the region is, cells of a region forming a ring. So one load says all about a neighbour.
 
 use std::fmt::Debug;
+use std::ops::Range;
 
+use super::count::unpack;
 use crate::grid::Offset;
 
 /// A cell. Its label, in the low bits, is (distance to the anchor, token); the rest is the step to the next cell.
@@ -22,12 +24,12 @@ pub(super) trait Word: Copy + Debug + Send + Sync {
     /// The same step with another label.
     fn relabel(self, label: u64) -> Self;
 
-    /// Token of border cells, larger than any other.
-    const BORDER: u32 = u32::MAX >> (u32::BITS - Self::TOKEN_BITS);
+    /// The largest token.
+    const MAX_TOKEN: u32 = u32::MAX >> (u32::BITS - Self::TOKEN_BITS);
 
-    /// Whether there is room for tokens below `tokens` and for grids of at most `cells`, borders included.
-    fn fits(tokens: u32, cells: u64) -> bool {
-        tokens <= Self::BORDER && cells < 1 << Self::DISTANCE_BITS
+    /// Whether there is room for tokens up to `border` and for grids of at most `cells`, borders included.
+    fn fits(border: u32, cells: u64) -> bool {
+        border <= Self::MAX_TOKEN && cells < 1 << Self::DISTANCE_BITS
     }
 }
 
@@ -94,15 +96,21 @@ impl Stack {
 pub(super) struct Canvas<W> {
     cells: Vec<W>,
     stacks: Vec<Stack>,
+    /// Token of border cells, larger than any other.
+    border: u32,
+    /// Whether every cell is a region of its own.
+    single: bool,
 }
 
-impl<W> Default for Canvas<W> {
-    fn default() -> Self {
-        Self { cells: Vec::new(), stacks: Vec::new() }
-    }
-}
+/// A region as seen from one of its cells: its anchor and its token.
+pub(super) type Region = (u32, u32);
 
 impl<W: Word> Canvas<W> {
+    /// No grids, for tokens below `border`.
+    pub fn new(border: u32) -> Self {
+        Self { cells: Vec::new(), stacks: Vec::new(), border, single: true }
+    }
+
     /// Number of cells that a grid takes, its borders included.
     pub fn footprint(height: u32, width: u32) -> u64 {
         (u64::from(height) + 2) * (u64::from(width) + 1)
@@ -116,7 +124,7 @@ impl<W: Word> Canvas<W> {
     /// Puts a grid that is all border below the others and returns the position of its first cell.
     pub fn push(&mut self, height: u32, width: u32) -> u32 {
         let stride = width + 1;
-        let border = W::new(W::BORDER.into(), 0);
+        let border = W::new(self.border.into(), 0);
         let mut end = self.cells.len();
         if self.stacks.last().is_none_or(|stack| stack.stride != stride) {
             self.stacks.push(Stack::new(end as u32, stride));
@@ -146,14 +154,14 @@ impl<W: Word> Canvas<W> {
 
     /// The region that covers a cell: its anchor and its token.
     #[inline]
-    fn region(&self, position: u32) -> (u32, u32) {
+    pub fn region(&self, position: u32) -> Region {
         Self::region_of(position, self.cells[position as usize])
     }
 
     #[inline]
-    fn region_of(position: u32, word: W) -> (u32, u32) {
+    fn region_of(position: u32, word: W) -> Region {
         let label = word.label();
-        (position.wrapping_sub((label >> W::TOKEN_BITS) as u32), label as u32 & W::BORDER)
+        (position.wrapping_sub((label >> W::TOKEN_BITS) as u32), label as u32 & W::MAX_TOKEN)
     }
 
     fn next(&self, position: u32) -> u32 {
@@ -169,74 +177,45 @@ impl<W: Word> Canvas<W> {
         }
     }
 
+    /// Whether this is the token of border cells.
+    #[inline]
+    pub fn is_border(&self, token: u32) -> bool {
+        token == self.border
+    }
+
     /// Finds the regions adjacent to the region at `anchor`, each once.
     #[inline]
-    pub fn neighbours(&self, anchor: u32, found: &mut Neighbours) {
-        if self.next(anchor) == anchor {
-            self.neighbours_of_cell(anchor, found);
-        } else {
-            self.neighbours_of_region(anchor, found);
-        }
-    }
-
-    /// Candidates are written in any case and kept by moving on, since a branch would be guessed wrong all the time.
-    fn neighbours_of_cell(&self, p: u32, found: &mut Neighbours) {
-        let Stack { stride, .. } = self.stack(p);
-        let Neighbours { anchors, tokens, len, .. } = found;
-        let [up, left, right, down] = [p - stride, p - 1, p + 1, p + stride].map(|q| self.region(q));
-        let fresh = [
-            up.1 != W::BORDER,
-            left.1 != W::BORDER && left.0 != up.0,
-            right.1 != W::BORDER && right.0 != up.0 && right.0 != left.0,
-            down.1 != W::BORDER && down.0 != up.0 && down.0 != left.0 && down.0 != right.0,
-        ];
-        let mut end = 0;
-        for ((other, token), fresh) in [up, left, right, down].into_iter().zip(fresh) {
-            (anchors[end], tokens[end]) = (other, token);
-            end += usize::from(fresh);
-        }
-        // What is compared later must be clean.
-        anchors[end..].iter_mut().take(LANES).for_each(|anchor| *anchor = NOWHERE);
-        *len = end;
-    }
-
-    fn neighbours_of_region(&self, anchor: u32, found: &mut Neighbours) {
-        let Stack { stride, .. } = self.stack(anchor);
-        let Neighbours { anchors, tokens, len, many } = found;
-        *anchors = [NOWHERE; FEW];
-        let mut end = 0;
+    pub fn neighbours(&self, anchor: u32, stride: u32, found: &mut Neighbours) {
+        found.clear();
+        found.mark(anchor);
         let mut p = anchor;
         loop {
-            if end + 4 >= FEW {
-                *len = FEW;
-                return self.many_neighbours(anchor, many);
+            if found.len + 4 > found.regions.len() {
+                return self.many_neighbours(anchor, stride, found);
             }
-            let around = [p - stride, p - 1, p + 1, p + stride].map(|q| self.region(q));
-            let inside = around.iter().all(|&(other, _)| other == anchor);
-            for (other, token) in around.into_iter().take(if inside { 0 } else { 4 }) {
-                let fresh =
-                    u8::from(other != anchor) & u8::from(token != W::BORDER) & !contains(anchors, end, other);
-                (anchors[end], tokens[end]) = (other, token);
-                end += usize::from(fresh);
+            for q in [p - stride, p - 1, p + 1, p + stride] {
+                let region = self.region(q);
+                if !found.add(region, region.1 != self.border) {
+                    return self.many_neighbours(anchor, stride, found);
+                }
             }
             p = self.next(p);
             if p == anchor {
-                break;
+                return;
             }
         }
-        *len = end;
     }
 
     #[cold]
-    fn many_neighbours(&self, anchor: u32, found: &mut Vec<(u32, u32)>) {
-        let Stack { stride, .. } = self.stack(anchor);
+    fn many_neighbours(&self, anchor: u32, stride: u32, found: &mut Neighbours) {
         found.clear();
+        let many = &mut found.many;
         let mut p = anchor;
         loop {
             for q in [p - stride, p - 1, p + 1, p + stride] {
                 let (other, token) = self.region(q);
-                if other != anchor && token != W::BORDER {
-                    found.push((other, token));
+                if other != anchor && token != self.border {
+                    many.push((other, token));
                 }
             }
             p = self.next(p);
@@ -244,51 +223,47 @@ impl<W: Word> Canvas<W> {
                 break;
             }
         }
-        found.sort_unstable();
-        found.dedup();
+        many.sort_unstable();
+        many.dedup();
     }
 
-    /// Finds the regions with token `b` that are adjacent to the region at `x` and come after it, each once.
-    pub fn partners(&self, x: u32, b: u32, found: &mut Vec<u32>) {
-        let Stack { stride, .. } = self.stack(x);
-        found.clear();
-        let mut add = |q: u32| {
-            let (y, token) = self.region(q);
-            if token == b && y > x {
-                found.push(y);
-            }
-        };
-        let mut p = x;
-        loop {
-            add(p + 1);
-            add(p + stride);
-            if p != x || self.next(x) != x {
-                add(p - 1);
-                add(p - stride);
-            }
-            p = self.next(p);
-            if p == x {
-                break;
-            }
+    /// Splits a list of places in raster order by the width of rows, border included; `position` is that of a place.
+    pub fn by_stride<T>(&self, list: &[T], position: impl Fn(&T) -> u32) -> Vec<(u32, Range<usize>)> {
+        let mut parts = Vec::new();
+        let mut start = 0;
+        while let Some(first) = list.get(start) {
+            let number = self.stacks.partition_point(|stack| stack.start <= position(first));
+            let len = match self.stacks.get(number) {
+                Some(next) => list[start..].partition_point(|place| position(place) < next.start),
+                None => list.len() - start,
+            };
+            parts.push((self.stacks[number - 1].stride, start..start + len));
+            start += len;
         }
-        found.sort_unstable();
-        found.dedup();
+        parts
     }
 
-    /// Moves those positions to the front where a region with this token is anchored, and returns how many they are.
+    /// Moves those pairs of regions to the front that still have these tokens, and returns how many they are.
+    pub fn retain(&self, pairs: &mut [u64], a: u32, b: u32) -> usize {
+        let mut kept = 0;
+        for i in 0..pairs.len() {
+            let (x, y) = unpack(pairs[i]);
+            pairs[kept] = pairs[i];
+            kept += usize::from(self.is(x, a) & self.is(y, b));
+        }
+        kept
+    }
+
+    /// The same, for pairs that are to be merged.
     ///
     /// Reads the lines of memory around them, all at once, so that they are at hand one by one.
-    pub fn fetch(&self, positions: &mut [u32], token: u32) -> usize {
-        let mut kept = 0;
-        for i in 0..positions.len() {
-            let p = positions[i];
-            positions[kept] = p;
-            kept += usize::from(self.is(p, token));
-        }
-        let mut sum = 0;
-        for &p in &positions[..kept] {
-            let Stack { stride, .. } = self.stack(p);
-            for q in [p - stride, p + stride] {
+    pub fn fetch(&self, pairs: &mut [u64], a: u32, b: u32, stride: u32) -> usize {
+        let (mut kept, mut sum) = (0, 0);
+        for i in 0..pairs.len() {
+            let (x, y) = unpack(pairs[i]);
+            pairs[kept] = pairs[i];
+            kept += usize::from(self.is(x, a) & self.is(y, b));
+            for q in [x - stride, x + stride, y - stride, y + stride] {
                 sum ^= self.cells[q as usize].label();
             }
         }
@@ -296,44 +271,115 @@ impl<W: Word> Canvas<W> {
         kept
     }
 
-    /// Visits the pairs of adjacent regions, as (anchor of the first, its token, token of the second), in raster order
-    /// of the first's anchor, where that is between two positions.
-    pub fn for_each_pair(&self, from: usize, to: usize, mut visit: impl FnMut(u32, u32, u32)) {
+    /// The same for single cells, given the first of each pair: `b` is right of it or below it.
+    pub fn fetch_cells(&self, positions: &mut [u32], a: u32, b: u32, stride: u32) -> usize {
+        let (mut kept, mut sum) = (0, 0);
+        for i in 0..positions.len() {
+            let p = positions[i];
+            let here = self.is(p, a) & (self.is(p + 1, b) | self.is(p + stride, b));
+            positions[kept] = p;
+            kept += usize::from(here);
+            for q in [p - stride, p + 2 * stride] {
+                sum ^= self.cells.get(q as usize).map_or(0, |word| word.label());
+            }
+        }
+        std::hint::black_box(sum);
+        kept
+    }
+
+    /// The regions around two adjacent single cells: first those around `x`, then those around `y`, each group without
+    /// the other cell.
+    #[inline]
+    pub fn around(&self, x: u32, y: u32, stride: u32) -> [Region; 6] {
+        let positions = if y == x + 1 {
+            [x - stride, x - 1, x + stride, y - stride, y + 1, y + stride]
+        } else {
+            [x - stride, x - 1, x + 1, y - 1, y + 1, y + stride]
+        };
+        positions.map(|position| self.region(position))
+    }
+
+    /// Visits the pairs of adjacent regions, as (anchor, anchor, token, token), in raster order of the first anchor, for
+    /// those in rows that begin between two positions.
+    pub fn for_each_pair(&self, from: usize, to: usize, visit: &mut impl FnMut(u32, u32, u32, u32)) {
         let mut found = Neighbours::default();
         for (i, &Stack { start, stride, .. }) in self.stacks.iter().enumerate() {
             let end = self.stacks.get(i + 1).map_or(self.cells.len(), |next| next.start as usize);
+            let (start, stride) = (start as usize, stride as usize);
+            let first = start + from.saturating_sub(start).next_multiple_of(stride);
             // The last row is border.
-            let (first, last) = (from.max(start as usize), to.min(end - stride as usize));
-            if first >= last {
-                continue;
-            }
-            let rights = &self.cells[first + 1..=last];
-            let belows = &self.cells[first + stride as usize..last + stride as usize];
-            let words = self.cells[first..last].iter().zip(rights).zip(belows);
-            for (x, ((&word, &right), &below)) in (first as u32..).zip(words) {
-                let label = word.label();
-                if label >= u64::from(W::BORDER) {
-                    // Border, or no anchor: at distance 0 the label is the token.
+            for x in (first..to.min(end - stride)).step_by(stride) {
+                let (row, below) = self.cells[x..x + 2 * stride].split_at(stride);
+                // The last column is border.
+                let (row, below) = (&row[..stride - 1], &below[..stride - 1]);
+                if row[0].label() == u64::from(self.border) {
                     continue;
                 }
-                let token = label as u32;
-                if word.step() == 0 {
-                    // Whatever lies left of or above a single cell comes before it.
-                    let (right, b) = Self::region_of(x + 1, right);
-                    let (below, c) = Self::region_of(x + stride, below);
-                    if b != W::BORDER && right > x {
-                        visit(x, token, b);
-                    }
-                    if c != W::BORDER && below > x && below != right {
-                        visit(x, token, c);
-                    }
+                if self.single {
+                    self.for_each_pair_of_cells(x as u32, row, below, visit);
                 } else {
-                    self.neighbours(x, &mut found);
-                    found.for_each(|other, b| {
-                        if other > x {
-                            visit(x, token, b);
-                        }
-                    });
+                    self.for_each_pair_of_regions(x as u32, row, below, &mut found, visit);
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn for_each_pair_of_cells(
+        &self,
+        start: u32,
+        row: &[W],
+        below: &[W],
+        visit: &mut impl FnMut(u32, u32, u32, u32),
+    ) {
+        let token = |word: &W| word.label() as u32;
+        let stride = row.len() as u32 + 1;
+        let pairs = (start..).zip(row.iter().zip(&row[1..]));
+        if token(&below[0]) == self.border {
+            pairs.for_each(|(x, (a, right))| visit(x, x + 1, token(a), token(right)));
+            return;
+        }
+        for ((x, (a, right)), c) in pairs.zip(below) {
+            visit(x, x + 1, token(a), token(right));
+            visit(x, x + stride, token(a), token(c));
+        }
+        let last = row.len() - 1;
+        let x = start + last as u32;
+        visit(x, x + stride, token(&row[last]), token(&below[last]));
+    }
+
+    fn for_each_pair_of_regions(
+        &self,
+        start: u32,
+        row: &[W],
+        below: &[W],
+        found: &mut Neighbours,
+        visit: &mut impl FnMut(u32, u32, u32, u32),
+    ) {
+        let stride = row.len() as u32 + 1;
+        for (x, (&word, &below)) in (start..).zip(row.iter().zip(below)) {
+            let label = word.label();
+            if label >= u64::from(self.border) {
+                // No anchor: at distance 0 the label is the token.
+                continue;
+            }
+            let a = label as u32;
+            if word.step() == 0 {
+                // Whatever lies left of or above a single cell comes before it.
+                let (right, b) = self.region(x + 1);
+                let (below, c) = Self::region_of(x + stride, below);
+                if b != self.border && right > x {
+                    visit(x, right, a, b);
+                }
+                if c != self.border && below > x && below != right {
+                    visit(x, below, a, c);
+                }
+            } else {
+                self.neighbours(x, stride, found);
+                for (y, b) in found.iter() {
+                    if y > x {
+                        visit(x, y, a, b);
+                    }
                 }
             }
         }
@@ -341,6 +387,7 @@ impl<W: Word> Canvas<W> {
 
     /// Joins region `y` to region `x`, both given by their anchors, `x < y`. The anchor is `x`.
     pub fn merge(&mut self, x: u32, y: u32, token: u32) {
+        self.single = false;
         let mut relabel = |start: u32| {
             let mut p = start;
             loop {
@@ -360,6 +407,16 @@ impl<W: Word> Canvas<W> {
         self.link(y, after_x);
     }
 
+    /// The same for two single cells.
+    #[inline]
+    pub fn merge_cells(&mut self, x: u32, y: u32, token: u32) {
+        self.single = false;
+        let distance = y - x;
+        self.cells[x as usize] = W::new(token.into(), i64::from(distance));
+        self.cells[y as usize] =
+            W::new(u64::from(distance) << W::TOKEN_BITS | u64::from(token), -i64::from(distance));
+    }
+
     fn link(&mut self, from: u32, to: u32) {
         let cell = &mut self.cells[from as usize];
         *cell = W::new(cell.label(), i64::from(to) - i64::from(from));
@@ -367,6 +424,7 @@ impl<W: Word> Canvas<W> {
 
     /// Makes `p` a cell of the region at `anchor`, right after the anchor in the ring.
     pub fn join(&mut self, anchor: u32, p: u32, token: u32) {
+        self.single = false;
         let after = self.next(anchor);
         let label = u64::from(p - anchor) << W::TOKEN_BITS | u64::from(token);
         self.cells[p as usize] = W::new(label, i64::from(after) - i64::from(p));
@@ -381,70 +439,85 @@ impl<W: Word> Canvas<W> {
     }
 }
 
-/// Anchors compared at once.
-const LANES: usize = 8;
+/// With more neighbours than this, sorting finds repeated ones.
+const FEW: usize = 64;
 
-/// With more neighbours than this, sorting finds repeated ones sooner than comparing.
-const FEW: usize = 4 * LANES;
+/// Anchors that differ in these bits are told apart at once.
+const SEEN: usize = 1 << 10;
 
 /// No region is anchored here.
 const NOWHERE: u32 = u32::MAX;
 
-/// Whether an anchor is among the first `len`; 1 or 0. Behind them is nowhere, or one that was not wanted.
-#[inline]
-fn contains(anchors: &[u32; FEW], len: usize, anchor: u32) -> u8 {
-    let (blocks, _) = anchors.as_chunks::<LANES>();
-    let mut found = 0;
-    for block in &blocks[..=len / LANES] {
-        for &other in block {
-            found |= u32::from(other == anchor);
-        }
-    }
-    found as u8
-}
-
 /// Regions adjacent to a region, each once.
 #[derive(Debug)]
 pub(super) struct Neighbours {
-    /// If there are fewer than `FEW`, the first `len` count.
-    anchors: [u32; FEW],
-    tokens: [u32; FEW],
+    /// The first `len` count, unless there are `many`.
+    regions: [Region; FEW],
     len: usize,
-    /// Otherwise all of them, in order.
-    many: Vec<(u32, u32)>,
+    /// By the low bits of an anchor, whether it is among them.
+    seen: [u32; SEEN],
+    /// The anchor in the middle.
+    middle: u32,
+    /// If there are more, or two anchors have the same low bits, all in order.
+    many: Vec<Region>,
 }
 
 impl Default for Neighbours {
     fn default() -> Self {
-        Self { anchors: [NOWHERE; FEW], tokens: [0; FEW], len: 0, many: Vec::new() }
+        Self { regions: [(0, 0); FEW], len: 0, seen: [NOWHERE; SEEN], middle: 0, many: Vec::new() }
     }
 }
 
 impl Neighbours {
+    fn clear(&mut self) {
+        for i in 0..self.len {
+            self.seen[self.regions[i].0 as usize % SEEN] = NOWHERE;
+        }
+        self.seen[self.middle as usize % SEEN] = NOWHERE;
+        self.len = 0;
+        self.many.clear();
+    }
+
+    /// Keeps the region in the middle from being added.
+    fn mark(&mut self, anchor: u32) {
+        self.middle = anchor;
+        self.seen[anchor as usize % SEEN] = anchor;
+    }
+
+    /// Adds a region if it is `wanted` and new. It is written in any case and kept by moving on, since a branch would be
+    /// guessed wrong all the time. False if another region is in its way.
+    #[inline]
+    fn add(&mut self, region: Region, wanted: bool) -> bool {
+        let seen = &mut self.seen[region.0 as usize % SEEN];
+        let before = *seen;
+        let fresh = (before != region.0) & wanted;
+        if fresh & (before != NOWHERE) {
+            return false;
+        }
+        *seen = if fresh { region.0 } else { before };
+        self.regions[self.len % FEW] = region;
+        self.len += usize::from(fresh);
+        true
+    }
+
+    /// The regions found, as a slice.
+    pub fn iter(&self) -> impl Iterator<Item = Region> {
+        let found = if self.many.is_empty() { &self.regions[..self.len] } else { &self.many };
+        found.iter().copied()
+    }
+
     /// Number of regions.
     pub fn len(&self) -> usize {
-        if self.len < FEW { self.len } else { self.many.len() }
+        self.len + self.many.len()
     }
 
     /// Whether a region other than the one in the middle is here.
     #[inline]
     pub fn contains(&self, anchor: u32) -> bool {
-        if self.len < FEW {
-            contains(&self.anchors, self.len, anchor) == 1
+        if self.many.is_empty() {
+            self.seen[anchor as usize % SEEN] == anchor
         } else {
             self.many.binary_search_by_key(&anchor, |&(other, _)| other).is_ok()
-        }
-    }
-
-    /// Visits (anchor, token) of each.
-    #[inline]
-    pub fn for_each(&self, mut visit: impl FnMut(u32, u32)) {
-        if self.len < FEW {
-            for (&anchor, &token) in self.anchors[..self.len].iter().zip(&self.tokens[..self.len]) {
-                visit(anchor, token);
-            }
-        } else {
-            self.many.iter().for_each(|&(anchor, token)| visit(anchor, token));
         }
     }
 }

@@ -10,6 +10,7 @@
 
 mod candidates;
 mod canvas;
+mod count;
 mod shard;
 
 use std::collections::BTreeMap;
@@ -24,7 +25,8 @@ use crate::threads::Threads;
 use crate::vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary, check_options};
 use candidates::{Best, Candidates, Evaluation};
 use canvas::{Canvas, Word};
-use shard::{Merge, NewPair, Shard, Slots, new_key};
+use count::Sketch;
+use shard::{Merge, NewPair, Pair, Shard, new_key};
 
 /// How to learn a vocabulary.
 #[derive(Debug, Clone, PartialEq)]
@@ -189,7 +191,7 @@ impl Trainer {
     ) -> Result<()> {
         let num_merges = self.options.num_merges;
         if !self.started {
-            self.grids.start(self.options.base_vocab_size + self.rules.len() as u32, interrupt)?;
+            self.grids.start(&self.rules, interrupt)?;
             self.started = true;
         }
         while self.rules.len() < limit.min(num_merges) {
@@ -258,6 +260,9 @@ const FEW: u64 = 32;
 /// With fewer cells than this, a full count is not worth waking threads for.
 const PARALLEL_CELLS: u64 = 1 << 14;
 
+/// Most bits of the hashes that pairs are counted by.
+const MAX_SKETCH_BITS: u32 = 20;
+
 /// Most cells of a shard before its last grid is added. With that grid there are fewer than 2^31 cells, so positions
 /// and all counts within a shard fit 32 bits.
 const MAX_SHARD_CELLS: u64 = 1 << 30;
@@ -268,8 +273,8 @@ trait Learn: Send {
     fn set(&mut self, index: usize, width: u32, ids: &[u32]);
     /// Fills grid `index` with the regions that it is encoded to.
     fn set_encoded(&mut self, index: usize, grid: &Grid, encoder: &Encoder) -> Result<()>;
-    /// Counts everything; `token` is the next new token.
-    fn start(&mut self, token: u32, interrupt: &Interrupt) -> Result<()>;
+    /// Counts everything after these rules.
+    fn start(&mut self, rules: &[Rule], interrupt: &Interrupt) -> Result<()>;
     /// Finds and applies one rule; `None` if no candidate is left.
     fn learn(&mut self, interrupt: &Interrupt) -> Result<Option<Rule>>;
     /// Number of regions.
@@ -289,10 +294,10 @@ struct Learner<W> {
     pairs_of: Vec<Vec<u32>>,
     /// Every pair with at least this frequency is indexed.
     threshold: u64,
-    slots: Slots,
-    /// Sums over the shards: per pair of the new token, all 0 between calls; and per slot.
+    /// Per token, the number of cells of its regions, at most.
+    sizes: Vec<u64>,
+    /// Sums over the shards per pair of the new token; all 0 between calls.
     added: Vec<u64>,
-    removed: Vec<u64>,
 }
 
 impl<W: Word> Learn for Learner<W> {
@@ -311,8 +316,11 @@ impl<W: Word> Learn for Learner<W> {
         Ok(())
     }
 
-    fn start(&mut self, token: u32, interrupt: &Interrupt) -> Result<()> {
-        self.pairs_of = vec![Vec::new(); token as usize];
+    fn start(&mut self, rules: &[Rule], interrupt: &Interrupt) -> Result<()> {
+        for rule in rules {
+            self.sizes.push(sized(&self.sizes, 0, key(rule.a, rule.b)).size);
+        }
+        self.pairs_of = vec![Vec::new(); self.sizes.len()];
         self.index(u64::MAX, interrupt)
     }
 
@@ -351,7 +359,7 @@ impl<W: Word> Learner<W> {
         }
         let mut places = vec![(0, 0); sizes.len()];
         let fill = |(number, members): (usize, Vec<usize>)| {
-            let mut shard = Shard::new(tokens);
+            let mut shard = Shard::new(options.base_vocab_size, tokens);
             shard.reserve(members.iter().map(|&index| cells(&sizes[index])).sum());
             for index in members {
                 let (height, width) = sizes[index];
@@ -369,9 +377,8 @@ impl<W: Word> Learner<W> {
             candidates: Candidates::default(),
             pairs_of: Vec::new(),
             threshold: u64::MAX,
-            slots: Slots::new(tokens),
+            sizes: vec![1; options.base_vocab_size as usize],
             added: vec![0; 2 * tokens as usize],
-            removed: Vec::new(),
         })
     }
 
@@ -400,18 +407,18 @@ impl<W: Word> Learner<W> {
     }
 
     fn best_indexed(&mut self, interrupt: &Interrupt) -> Result<Option<Best>> {
-        let Self { options, threads, shards, candidates, threshold, .. } = self;
+        let Self { options, threads, shards, candidates, threshold, sizes, .. } = self;
         let mut dropped = Vec::new();
-        let evaluate = |pair: u32, key: u64, count: u64| {
+        let evaluate = |index: u32, key: u64, count: u64| {
             interrupt.check()?;
-            let histogram = histogram(shards, threads, pair, key, count);
+            let histogram = histogram(shards, threads, sized(sizes, index, key), count);
             let (offset, offset_count) = most_frequent(&histogram);
             let frequency = match options.merge_mode {
                 MergeMode::Pair => count,
                 MergeMode::Oriented => offset_count,
             };
             if frequency < *threshold {
-                dropped.push(pair);
+                dropped.push(index);
                 return Ok(None);
             }
             let consistency = consistency(&histogram, options.sigma);
@@ -443,24 +450,19 @@ impl<W: Word> Learner<W> {
             let of_a = |pair| [key, tokens_swapped(key)].contains(&self.candidates.key(pair));
             changing.extend(self.pairs_of[b as usize].iter().filter(|&&pair| !of_a(pair)));
         }
-        self.slots.assign(a, b, token, changing.iter().map(|&pair| self.candidates.key(pair)));
+        let pair = sized(&self.sizes, pair, key);
+        self.sizes.push(pair.size);
 
-        let Self { threads, shards, slots, .. } = self;
+        let Self { threads, shards, .. } = self;
         let parallel = count >= PARALLEL_OCCURRENCES;
-        let merge = Merge { pair, a, b, offset, token, slots };
+        let merge = Merge { pair, offset, token };
         let merges = threads.map(shards, parallel, |shard| shard.apply(merge, interrupt));
         interrupt.check()?;
         self.num_tokens -= merges.into_iter().sum::<u64>();
 
-        self.removed.clear();
-        self.removed.resize(changing.len(), 0);
-        for shard in &self.shards {
-            // Slot 0 is for pairs that are not indexed.
-            for (sum, &count) in self.removed.iter_mut().zip(&shard.removed()[1..]) {
-                *sum += u64::from(count);
-            }
-        }
-        for (pair, &removed) in changing.into_iter().zip(&self.removed) {
+        for pair in changing {
+            let key = self.candidates.key(pair);
+            let removed = self.shards.iter().map(|shard| shard.removed(key, a, b)).sum();
             if removed > 0 && !self.candidates.remove(pair, removed, self.threshold) {
                 for shard in &mut self.shards {
                     shard.forget(pair);
@@ -471,7 +473,7 @@ impl<W: Word> Learner<W> {
         let keys = added.iter().map(|&(new, count)| (new_key(token, new), count));
         let pairs = take_up(&mut self.candidates, &mut self.pairs_of, keys);
         let pairs: Vec<_> = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
-        self.threads.map(&mut self.shards, parallel, |shard| shard.index_added(&pairs));
+        self.threads.map(&mut self.shards, parallel, |shard| shard.index_added(merge, &pairs));
         Ok(Rule { a, b, offset, count, offset_count, consistency })
     }
 
@@ -498,13 +500,13 @@ impl<W: Word> Learner<W> {
     fn index(&mut self, limit: u64, interrupt: &Interrupt) -> Result<()> {
         let Self { options, threads, shards, .. } = self;
         let parallel = self.num_tokens >= PARALLEL_CELLS;
-        let bits = (2 * self.num_tokens).max(1).ilog2().clamp(10, 22);
+        let bits = self.num_tokens.max(1).ilog2().clamp(10, MAX_SKETCH_BITS);
         let sketches = threads.map(shards, parallel, |shard| shard.sketch(bits, interrupt));
         interrupt.check()?;
-        let sketch = sketches.into_iter().reduce(add_saturating).unwrap_or_default();
-        let threshold = frequent(&sketch, options.indexed_pairs).min(limit).max(options.min_frequency);
+        let sketch = sketches.into_iter().reduce(Sketch::add).unwrap_or_default();
+        let threshold = sketch.threshold(options.indexed_pairs).min(limit).max(options.min_frequency);
         let number = shards.len();
-        let count = |shard: &mut Shard<W>| shard.count(number, &sketch, bits, threshold, interrupt);
+        let count = |shard: &mut Shard<W>| shard.count(number, &sketch, threshold, interrupt);
         let parts = threads.map(shards, parallel, count);
         interrupt.check()?;
 
@@ -550,33 +552,21 @@ fn tokens_swapped(of: u64) -> u64 {
     key(b, a)
 }
 
-fn add_saturating(mut sums: Vec<u32>, counts: Vec<u32>) -> Vec<u32> {
-    for (sum, count) in sums.iter_mut().zip(counts) {
-        *sum = sum.saturating_add(count);
-    }
-    sums
-}
-
-/// The least threshold that at most `wanted` counts reach.
-fn frequent(sketch: &[u32], wanted: usize) -> u64 {
-    let mut counts: Vec<u32> = sketch.iter().copied().filter(|&count| count > 0).collect();
-    if counts.len() <= wanted {
-        return 1;
-    }
-    let (_, &mut count, _) = counts.select_nth_unstable_by(wanted, |one, other| other.cmp(one));
-    u64::from(count) + 1
+/// A pair with the number of its regions' cells.
+fn sized(sizes: &[u64], index: u32, key: u64) -> Pair {
+    let (a, b) = tokens(key);
+    Pair { index, a, b, size: sizes[a as usize].saturating_add(sizes[b as usize]) }
 }
 
 /// How often an indexed pair occurs at which offset, in ascending order of offsets.
 fn histogram<W: Word>(
     shards: &mut [Shard<W>],
     threads: &Threads,
-    pair: u32,
-    key: u64,
+    pair: Pair,
     count: u64,
 ) -> Vec<(Offset, u64)> {
     let worthwhile = count >= PARALLEL_OCCURRENCES;
-    let mut parts = threads.map(shards, worthwhile, |shard| shard.histogram(pair, key)).concat();
+    let mut parts = threads.map(shards, worthwhile, |shard| shard.histogram(pair)).concat();
     parts.sort_unstable();
     let mut histogram: Vec<(Offset, u64)> = Vec::with_capacity(parts.len());
     for (offset, count) in parts {

@@ -1,0 +1,255 @@
+//! Counting all pairs of adjacent regions: first by hash, then exactly those that may be frequent.
+
+use super::canvas::{Canvas, Word};
+use crate::interrupt::Interrupt;
+use crate::statistics::{key, tokens};
+
+/// Parts that frequent pairs are sorted into before they are counted, by the high bits of their hash, so that what a
+/// part needs stays in the nearer caches.
+const PARTS: usize = 32;
+
+/// Pairs that a part takes.
+const PART_SIZE: usize = 1 << 12;
+
+/// Cells between two looks at the interrupt flag.
+const PIECE: usize = 1 << 18;
+
+/// A hash whose high bits are spread well.
+#[inline]
+fn hash(a: u32, b: u32) -> u32 {
+    let product = |token: u32, factor: u64| u64::from(token).wrapping_mul(factor);
+    (product(a, 0x9E37_79B9_7F4A_7C15).wrapping_add(product(b, 0xC2B2_AE3D_27D4_EB4F)) >> 32) as u32
+}
+
+/// The high bits of a hash.
+#[inline]
+fn high(hash: u32, bits: u32) -> usize {
+    (hash >> (u32::BITS - bits)) as usize
+}
+
+/// Upper bounds of the counts of pairs: how many pairs have the same hash.
+#[derive(Debug, Default)]
+pub(super) struct Sketch {
+    bits: u32,
+    counts: Vec<u32>,
+}
+
+impl Sketch {
+    /// Counts all pairs by a hash of so many bits.
+    pub fn new<W: Word>(canvas: &Canvas<W>, bits: u32, interrupt: &Interrupt) -> Self {
+        let mut counts = vec![0_u32; 1 << bits];
+        for_each_pair(canvas, interrupt, |_, _, a, b| counts[high(hash(a, b), bits)] += 1);
+        Self { bits, counts }
+    }
+
+    /// Adds the counts of another sketch of as many bits.
+    pub fn add(mut self, other: Self) -> Self {
+        for (sum, count) in self.counts.iter_mut().zip(other.counts) {
+            *sum = sum.saturating_add(count);
+        }
+        self
+    }
+
+    /// The least threshold that at most `wanted` bounds reach.
+    pub fn threshold(&self, wanted: usize) -> u64 {
+        let mut largest: Vec<u32> = Vec::new();
+        let mut least = 0;
+        for &count in &self.counts {
+            if count > least {
+                largest.push(count);
+                if largest.len() > 2 * wanted {
+                    let (_, &mut reached, _) = largest.select_nth_unstable_by(wanted, |one, other| other.cmp(one));
+                    least = reached;
+                    largest.truncate(wanted);
+                }
+            }
+        }
+        if largest.len() > wanted {
+            let (_, &mut reached, _) = largest.select_nth_unstable_by(wanted, |one, other| other.cmp(one));
+            least = reached;
+        }
+        u64::from(least) + 1
+    }
+
+    /// One bit per hash: whether its bound reaches the threshold.
+    fn reaching(&self, threshold: u64) -> Vec<u64> {
+        let word = |counts: &[u32]| {
+            counts.iter().rev().fold(0, |word, &count| word << 1 | u64::from(u64::from(count) >= threshold))
+        };
+        self.counts.chunks(64).map(word).collect()
+    }
+}
+
+/// Where a pair occurs.
+#[derive(Debug)]
+pub(super) enum Places {
+    /// Single cells of the codebook's tokens: the first of the two. The other lies right of it, below it, or both.
+    Cells(Vec<u32>),
+    /// Any regions: the anchors of both, packed.
+    Regions(Vec<u64>),
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self::Cells(Vec::new())
+    }
+}
+
+/// Two anchors as one number; numbers are in raster order of the first, then of the second.
+#[inline]
+pub(super) fn pack(x: u32, y: u32) -> u64 {
+    u64::from(x) << 32 | u64::from(y)
+}
+
+/// The anchors in such a number.
+#[inline]
+pub(super) fn unpack(anchors: u64) -> (u32, u32) {
+    ((anchors >> 32) as u32, anchors as u32)
+}
+
+/// A pair counted exactly.
+#[derive(Debug)]
+pub(super) struct Counted {
+    pub key: u64,
+    pub count: u64,
+    pub places: Places,
+}
+
+/// An occurrence of a pair: its tokens and anchors.
+#[derive(Debug, Clone, Copy, Default)]
+struct Occurrence {
+    a: u32,
+    b: u32,
+    x: u32,
+    y: u32,
+}
+
+/// No pair.
+const NONE: u32 = u32::MAX;
+
+/// The pairs counted so far, and a hash table of where they are. A pair stands at the first free place after where its
+/// hash points.
+struct Table<'a> {
+    sketch: &'a Sketch,
+    base_vocab_size: u32,
+    shards: usize,
+    pairs: Vec<Counted>,
+    places: Vec<u32>,
+    bits: u32,
+}
+
+impl<'a> Table<'a> {
+    fn new(sketch: &'a Sketch, base_vocab_size: u32, shards: usize) -> Self {
+        let bits = 14;
+        Self { sketch, base_vocab_size, shards, pairs: Vec::new(), places: vec![NONE; 1 << bits], bits }
+    }
+
+    fn count(&mut self, occurrences: &[Occurrence]) {
+        for &Occurrence { a, b, x, y } in occurrences {
+            let number = self.find(a, b);
+            let Counted { count, places, .. } = &mut self.pairs[number as usize];
+            *count += 1;
+            match places {
+                Places::Regions(places) => places.push(pack(x, y)),
+                Places::Cells(places) => {
+                    if places.last() != Some(&x) {
+                        places.push(x);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn find(&mut self, a: u32, b: u32) -> u32 {
+        let (key, hash) = (key(a, b), hash(a, b));
+        let mut place = high(hash, self.bits);
+        loop {
+            let number = self.places[place];
+            if number == NONE {
+                return self.insert(place, key, hash);
+            }
+            if self.pairs[number as usize].key == key {
+                return number;
+            }
+            place = (place + 1) & (self.places.len() - 1);
+        }
+    }
+
+    #[cold]
+    fn insert(&mut self, place: usize, key: u64, hash: u32) -> u32 {
+        let number = self.pairs.len() as u32;
+        self.places[place] = number;
+        let capacity = self.sketch.counts[high(hash, self.sketch.bits)] as usize / self.shards;
+        let (a, b) = tokens(key);
+        let places = if a.max(b) < self.base_vocab_size {
+            Places::Cells(Vec::with_capacity(capacity))
+        } else {
+            Places::Regions(Vec::with_capacity(capacity))
+        };
+        self.pairs.push(Counted { key, count: 0, places });
+        if 2 * self.pairs.len() > self.places.len() {
+            self.grow();
+        }
+        number
+    }
+
+    fn grow(&mut self) {
+        self.bits += 1;
+        self.places = vec![NONE; 1 << self.bits];
+        for (number, pair) in (0..).zip(&self.pairs) {
+            let (a, b) = tokens(pair.key);
+            let mut place = high(hash(a, b), self.bits);
+            while self.places[place] != NONE {
+                place = (place + 1) & (self.places.len() - 1);
+            }
+            self.places[place] = number;
+        }
+    }
+}
+
+/// Counts exactly those pairs whose bound reaches the threshold. The canvas is one of so many shards.
+pub(super) fn count<W: Word>(
+    canvas: &Canvas<W>,
+    base_vocab_size: u32,
+    sketch: &Sketch,
+    threshold: u64,
+    shards: usize,
+    interrupt: &Interrupt,
+) -> Vec<Counted> {
+    let reaching = sketch.reaching(threshold);
+    let mut table = Table::new(sketch, base_vocab_size, shards);
+    let mut parts = vec![Occurrence::default(); PARTS * PART_SIZE];
+    let mut lens = [0; PARTS];
+    for_each_pair(canvas, interrupt, |x, y, a, b| {
+        let hash = hash(a, b);
+        let place = high(hash, sketch.bits);
+        let part = high(hash, PARTS.ilog2());
+        let len = &mut lens[part];
+        // Written in any case and kept by moving on: a branch would be guessed wrong half the time.
+        parts[part * PART_SIZE + *len] = Occurrence { a, b, x, y };
+        *len += (reaching[place / 64] >> (place % 64) & 1) as usize;
+        if *len == PART_SIZE {
+            *len = 0;
+            table.count(&parts[part * PART_SIZE..][..PART_SIZE]);
+        }
+    });
+    for (part, len) in lens.into_iter().enumerate() {
+        table.count(&parts[part * PART_SIZE..][..len]);
+    }
+    table.pairs
+}
+
+/// Visits all pairs as (anchor, anchor, token, token), or some of them if asked to stop.
+fn for_each_pair<W: Word>(
+    canvas: &Canvas<W>,
+    interrupt: &Interrupt,
+    mut visit: impl FnMut(u32, u32, u32, u32),
+) {
+    for start in (0..canvas.len()).step_by(PIECE) {
+        if interrupt.is_set() {
+            return;
+        }
+        canvas.for_each_pair(start, canvas.len().min(start + PIECE), &mut visit);
+    }
+}
