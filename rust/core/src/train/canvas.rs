@@ -105,6 +105,35 @@ pub(super) struct Canvas<W> {
 /// A region as seen from one of its cells: its anchor and its token.
 pub(super) type Region = (u32, u32);
 
+/// The region that covers a cell.
+#[inline]
+pub(super) fn region<W: Word>(cells: &[W], position: u32) -> Region {
+    region_of(position, cells[position as usize])
+}
+
+#[inline]
+fn region_of<W: Word>(position: u32, word: W) -> Region {
+    let label = word.label();
+    (position.wrapping_sub((label >> W::TOKEN_BITS) as u32), label as u32 & W::MAX_TOKEN)
+}
+
+/// The cell of the same region that comes after this one.
+#[inline]
+fn next<W: Word>(cells: &[W], position: u32) -> u32 {
+    position.wrapping_add(cells[position as usize].step() as u32)
+}
+
+fn link<W: Word>(cells: &mut [W], from: u32, to: u32) {
+    let cell = &mut cells[from as usize];
+    *cell = W::new(cell.label(), i64::from(to) - i64::from(from));
+}
+
+/// Whether a region with this token is anchored here; only then the label is the token alone.
+#[inline]
+pub(super) fn is<W: Word>(cells: &[W], position: u32, token: u32) -> bool {
+    cells[position as usize].label() == u64::from(token)
+}
+
 impl<W: Word> Canvas<W> {
     /// No grids, for tokens below `border`.
     pub fn new(border: u32) -> Self {
@@ -147,28 +176,6 @@ impl<W: Word> Canvas<W> {
         self.cells.len()
     }
 
-    /// The token of the region anchored here, if there is one; then the label is the token alone.
-    pub fn is(&self, position: u32, token: u32) -> bool {
-        self.cells[position as usize].label() == u64::from(token)
-    }
-
-    /// The region that covers a cell: its anchor and its token.
-    #[inline]
-    pub fn region(&self, position: u32) -> Region {
-        Self::region_of(position, self.cells[position as usize])
-    }
-
-    #[inline]
-    fn region_of(position: u32, word: W) -> Region {
-        let label = word.label();
-        (position.wrapping_sub((label >> W::TOKEN_BITS) as u32), label as u32 & W::MAX_TOKEN)
-    }
-
-    fn next(&self, position: u32) -> u32 {
-        let step = self.cells[position as usize].step();
-        position.wrapping_add(step as u32)
-    }
-
     /// Width of a row, border included, and where rows of that width begin.
     fn stack(&self, position: u32) -> Stack {
         match self.stacks.as_slice() {
@@ -177,54 +184,10 @@ impl<W: Word> Canvas<W> {
         }
     }
 
-    /// Whether this is the token of border cells.
-    #[inline]
-    pub fn is_border(&self, token: u32) -> bool {
-        token == self.border
-    }
-
-    /// Finds the regions adjacent to the region at `anchor`, each once.
-    #[inline]
-    pub fn neighbours(&self, anchor: u32, stride: u32, found: &mut Neighbours) {
-        found.clear();
-        found.mark(anchor);
-        let mut p = anchor;
-        loop {
-            if found.len + 4 > found.regions.len() {
-                return self.many_neighbours(anchor, stride, found);
-            }
-            for q in [p - stride, p - 1, p + 1, p + stride] {
-                let region = self.region(q);
-                if !found.add(region, region.1 != self.border) {
-                    return self.many_neighbours(anchor, stride, found);
-                }
-            }
-            p = self.next(p);
-            if p == anchor {
-                return;
-            }
-        }
-    }
-
-    #[cold]
-    fn many_neighbours(&self, anchor: u32, stride: u32, found: &mut Neighbours) {
-        found.clear();
-        let many = &mut found.many;
-        let mut p = anchor;
-        loop {
-            for q in [p - stride, p - 1, p + 1, p + stride] {
-                let (other, token) = self.region(q);
-                if other != anchor && token != self.border {
-                    many.push((other, token));
-                }
-            }
-            p = self.next(p);
-            if p == anchor {
-                break;
-            }
-        }
-        many.sort_unstable();
-        many.dedup();
+    /// The cells, of which some are to be merged, and the token of border cells.
+    pub fn cells(&mut self) -> (&mut [W], u32) {
+        self.single = false;
+        (&mut self.cells, self.border)
     }
 
     /// Splits a list of places in raster order by the width of rows, border included; `position` is that of a place.
@@ -245,58 +208,58 @@ impl<W: Word> Canvas<W> {
 
     /// Moves those pairs of regions to the front that still have these tokens, and returns how many they are.
     pub fn retain(&self, pairs: &mut [u64], a: u32, b: u32) -> usize {
+        let cells = self.cells.as_slice();
         let mut kept = 0;
         for i in 0..pairs.len() {
             let (x, y) = unpack(pairs[i]);
             pairs[kept] = pairs[i];
-            kept += usize::from(self.is(x, a) & self.is(y, b));
+            kept += usize::from(is(cells, x, a) & is(cells, y, b));
         }
         kept
     }
 
-    /// The same, for pairs that are to be merged.
-    ///
-    /// Reads the lines of memory around them, all at once, so that they are at hand one by one.
-    pub fn fetch(&self, pairs: &mut [u64], a: u32, b: u32, stride: u32) -> usize {
-        let (mut kept, mut sum) = (0, 0);
-        for i in 0..pairs.len() {
-            let (x, y) = unpack(pairs[i]);
-            pairs[kept] = pairs[i];
-            kept += usize::from(self.is(x, a) & self.is(y, b));
+    /// Reads the lines of memory around pairs of regions, all at once, so that they are at hand one by one.
+    pub fn fetch(&self, pairs: &[u64], stride: u32) {
+        let cells = self.cells.as_slice();
+        let mut sum = 0;
+        for &pair in pairs {
+            let (x, y) = unpack(pair);
             for q in [x - stride, x + stride, y - stride, y + stride] {
-                sum ^= self.cells[q as usize].label();
+                sum ^= cells[q as usize].label();
             }
         }
         std::hint::black_box(sum);
-        kept
     }
 
-    /// The same for single cells, given the first of each pair: `b` is right of it or below it.
-    pub fn fetch_cells(&self, positions: &mut [u32], a: u32, b: u32, stride: u32) -> usize {
-        let (mut kept, mut sum) = (0, 0);
+    /// The same for single cells and what is right of them or below them.
+    pub fn fetch_cells(&self, positions: &[u32], stride: u32) {
+        let cells = self.cells.as_slice();
+        let mut sum = 0;
+        for &p in positions {
+            // Below the last row of all, which is border, there is nothing.
+            let below = p + 2 * stride - u32::from(p + 2 * stride >= cells.len() as u32) * stride;
+            for q in [p - stride, p + stride, below] {
+                sum ^= cells[q as usize].label();
+            }
+        }
+        std::hint::black_box(sum);
+    }
+
+    /// Counts how often `b` lies right of and below `a`, for single cells, and moves those positions to the front where
+    /// it does. Returns (right, below, positions kept).
+    pub fn retain_cells(&self, positions: &mut [u32], a: u32, b: u32, stride: u32) -> (u64, u64, usize) {
+        let cells = self.cells.as_slice();
+        let (mut rights, mut belows, mut kept) = (0, 0, 0);
         for i in 0..positions.len() {
-            let p = positions[i];
-            let here = self.is(p, a) & (self.is(p + 1, b) | self.is(p + stride, b));
-            positions[kept] = p;
-            kept += usize::from(here);
-            for q in [p - stride, p + 2 * stride] {
-                sum ^= self.cells.get(q as usize).map_or(0, |word| word.label());
-            }
+            let x = positions[i];
+            let here = is(cells, x, a);
+            let (right, below) = (here & is(cells, x + 1, b), here & is(cells, x + stride, b));
+            rights += u64::from(right);
+            belows += u64::from(below);
+            positions[kept] = x;
+            kept += usize::from(right | below);
         }
-        std::hint::black_box(sum);
-        kept
-    }
-
-    /// The regions around two adjacent single cells: first those around `x`, then those around `y`, each group without
-    /// the other cell.
-    #[inline]
-    pub fn around(&self, x: u32, y: u32, stride: u32) -> [Region; 6] {
-        let positions = if y == x + 1 {
-            [x - stride, x - 1, x + stride, y - stride, y + 1, y + stride]
-        } else {
-            [x - stride, x - 1, x + 1, y - 1, y + 1, y + stride]
-        };
-        positions.map(|position| self.region(position))
+        (rights, belows, kept)
     }
 
     /// Visits the pairs of adjacent regions, as (anchor, anchor, token, token), in raster order of the first anchor, for
@@ -332,20 +295,24 @@ impl<W: Word> Canvas<W> {
         below: &[W],
         visit: &mut impl FnMut(u32, u32, u32, u32),
     ) {
-        let token = |word: &W| word.label() as u32;
         let stride = row.len() as u32 + 1;
-        let pairs = (start..).zip(row.iter().zip(&row[1..]));
-        if token(&below[0]) == self.border {
-            pairs.for_each(|(x, (a, right))| visit(x, x + 1, token(a), token(right)));
-            return;
-        }
-        for ((x, (a, right)), c) in pairs.zip(below) {
-            visit(x, x + 1, token(a), token(right));
-            visit(x, x + stride, token(a), token(c));
-        }
         let last = row.len() - 1;
-        let x = start + last as u32;
-        visit(x, x + stride, token(&row[last]), token(&below[last]));
+        let (rights, below) = (&row[1..], &below[..=last]);
+        let token = |word: W| word.label() as u32;
+        let borders = token(below[0]) == self.border;
+        let mut a = token(row[0]);
+        for i in 0..last {
+            let x = start + i as u32;
+            let right = token(rights[i]);
+            visit(x, x + 1, a, right);
+            if !borders {
+                visit(x, x + stride, a, token(below[i]));
+            }
+            a = right;
+        }
+        if !borders {
+            visit(start + last as u32, start + last as u32 + stride, a, token(below[last]));
+        }
     }
 
     fn for_each_pair_of_regions(
@@ -366,8 +333,8 @@ impl<W: Word> Canvas<W> {
             let a = label as u32;
             if word.step() == 0 {
                 // Whatever lies left of or above a single cell comes before it.
-                let (right, b) = self.region(x + 1);
-                let (below, c) = Self::region_of(x + stride, below);
+                let (right, b) = region(&self.cells, x + 1);
+                let (below, c) = region_of(x + stride, below);
                 if b != self.border && right > x {
                     visit(x, right, a, b);
                 }
@@ -375,9 +342,8 @@ impl<W: Word> Canvas<W> {
                     visit(x, below, a, c);
                 }
             } else {
-                self.neighbours(x, stride, found);
-                for (y, b) in found.iter() {
-                    if y > x {
+                for &Neighbour { anchor: y, token: b, .. } in found.find(&self.cells, x, x, stride) {
+                    if y > x && b != self.border {
                         visit(x, y, a, b);
                     }
                 }
@@ -385,50 +351,13 @@ impl<W: Word> Canvas<W> {
         }
     }
 
-    /// Joins region `y` to region `x`, both given by their anchors, `x < y`. The anchor is `x`.
-    pub fn merge(&mut self, x: u32, y: u32, token: u32) {
-        self.single = false;
-        let mut relabel = |start: u32| {
-            let mut p = start;
-            loop {
-                let cell = &mut self.cells[p as usize];
-                *cell = cell.relabel(u64::from(p - x) << W::TOKEN_BITS | u64::from(token));
-                p = p.wrapping_add(cell.step() as u32);
-                if p == start {
-                    break;
-                }
-            }
-        };
-        relabel(x);
-        relabel(y);
-        // Two rings become one when one link of each is exchanged.
-        let (after_x, after_y) = (self.next(x), self.next(y));
-        self.link(x, after_y);
-        self.link(y, after_x);
-    }
-
-    /// The same for two single cells.
-    #[inline]
-    pub fn merge_cells(&mut self, x: u32, y: u32, token: u32) {
-        self.single = false;
-        let distance = y - x;
-        self.cells[x as usize] = W::new(token.into(), i64::from(distance));
-        self.cells[y as usize] =
-            W::new(u64::from(distance) << W::TOKEN_BITS | u64::from(token), -i64::from(distance));
-    }
-
-    fn link(&mut self, from: u32, to: u32) {
-        let cell = &mut self.cells[from as usize];
-        *cell = W::new(cell.label(), i64::from(to) - i64::from(from));
-    }
-
     /// Makes `p` a cell of the region at `anchor`, right after the anchor in the ring.
     pub fn join(&mut self, anchor: u32, p: u32, token: u32) {
         self.single = false;
-        let after = self.next(anchor);
+        let after = next(&self.cells, anchor);
         let label = u64::from(p - anchor) << W::TOKEN_BITS | u64::from(token);
         self.cells[p as usize] = W::new(label, i64::from(after) - i64::from(p));
-        self.link(anchor, p);
+        link(&mut self.cells, anchor, p);
     }
 
     /// Where `y` lies as seen from `x`; two positions of one grid.
@@ -439,85 +368,151 @@ impl<W: Word> Canvas<W> {
     }
 }
 
-/// With more neighbours than this, sorting finds repeated ones.
+/// Most regions that are told apart without sorting.
 const FEW: usize = 64;
 
-/// Anchors that differ in these bits are told apart at once.
+/// Anchors that differ in their remainder by this are told apart at once.
 const SEEN: usize = 1 << 10;
 
 /// No region is anchored here.
 const NOWHERE: u32 = u32::MAX;
 
-/// Regions adjacent to a region, each once.
+/// Beside the region at x.
+pub(super) const OF_X: u8 = 1;
+
+/// Beside the region at y.
+pub(super) const OF_Y: u8 = 2;
+
+/// A region, or border, beside one or both of two regions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Neighbour {
+    pub anchor: u32,
+    pub token: u32,
+    /// Which of them it is beside.
+    pub of: u8,
+}
+
+/// The regions beside two regions, each once.
 #[derive(Debug)]
 pub(super) struct Neighbours {
-    /// The first `len` count, unless there are `many`.
-    regions: [Region; FEW],
+    /// The first is none at all, then come x and y, then those beside them, up to `len`.
+    found: [Neighbour; FEW],
     len: usize,
-    /// By the low bits of an anchor, whether it is among them.
-    seen: [u32; SEEN],
-    /// The anchor in the middle.
-    middle: u32,
-    /// If there are more, or two anchors have the same low bits, all in order.
-    many: Vec<Region>,
+    /// By the remainder of its anchor, where a region is among those found.
+    seen: [u8; SEEN],
+    /// If they are too many, or two anchors have the same remainder: those beside x and y.
+    many: Vec<Neighbour>,
 }
 
 impl Default for Neighbours {
     fn default() -> Self {
-        Self { regions: [(0, 0); FEW], len: 0, seen: [NOWHERE; SEEN], middle: 0, many: Vec::new() }
+        let none = Neighbour { anchor: NOWHERE, token: 0, of: 0 };
+        Self { found: [none; FEW], len: 1, seen: [0; SEEN], many: Vec::new() }
     }
 }
 
 impl Neighbours {
     fn clear(&mut self) {
-        for i in 0..self.len {
-            self.seen[self.regions[i].0 as usize % SEEN] = NOWHERE;
+        for neighbour in &self.found[1..self.len] {
+            self.seen[neighbour.anchor as usize % SEEN] = 0;
         }
-        self.seen[self.middle as usize % SEEN] = NOWHERE;
-        self.len = 0;
+        self.len = 1;
         self.many.clear();
     }
 
-    /// Keeps the region in the middle from being added.
-    fn mark(&mut self, anchor: u32) {
-        self.middle = anchor;
-        self.seen[anchor as usize % SEEN] = anchor;
-    }
-
-    /// Adds a region if it is `wanted` and new. It is written in any case and kept by moving on, since a branch would be
-    /// guessed wrong all the time. False if another region is in its way.
+    /// Adds a region unless it is there already, and notes what it is beside. All is written in any case, since a branch
+    /// would be guessed wrong all the time. False if another region is in its way.
     #[inline]
-    fn add(&mut self, region: Region, wanted: bool) -> bool {
-        let seen = &mut self.seen[region.0 as usize % SEEN];
-        let before = *seen;
-        let fresh = (before != region.0) & wanted;
-        if fresh & (before != NOWHERE) {
+    fn add(&mut self, (anchor, token): Region, of: u8) -> bool {
+        let seen = &mut self.seen[anchor as usize % SEEN];
+        let place = usize::from(*seen) % FEW;
+        let there = self.found[place].anchor == anchor;
+        if !there & (place != 0) {
             return false;
         }
-        *seen = if fresh { region.0 } else { before };
-        self.regions[self.len % FEW] = region;
-        self.len += usize::from(fresh);
+        let place = if there { place } else { self.len };
+        *seen = place as u8;
+        let fresh = Neighbour { anchor, token, of: 0 };
+        self.found[self.len % FEW] = fresh;
+        self.found[place % FEW].of |= of;
+        self.len += usize::from(!there);
         true
     }
 
-    /// The regions found, as a slice.
-    pub fn iter(&self) -> impl Iterator<Item = Region> {
-        let found = if self.many.is_empty() { &self.regions[..self.len] } else { &self.many };
-        found.iter().copied()
-    }
-
-    /// Number of regions.
-    pub fn len(&self) -> usize {
-        self.len + self.many.len()
-    }
-
-    /// Whether a region other than the one in the middle is here.
+    /// Goes around the region at `anchor`. False if there are too many regions.
     #[inline]
-    pub fn contains(&self, anchor: u32) -> bool {
-        if self.many.is_empty() {
-            self.seen[anchor as usize % SEEN] == anchor
-        } else {
-            self.many.binary_search_by_key(&anchor, |&(other, _)| other).is_ok()
+    fn walk<W: Word>(&mut self, cells: &[W], anchor: u32, stride: u32, of: u8) -> bool {
+        let mut p = anchor;
+        loop {
+            if self.len + 4 > FEW {
+                return false;
+            }
+            let mut fits = true;
+            for q in [p - stride, p - 1, p + 1, p + stride] {
+                fits &= self.add(region(cells, q), of);
+            }
+            p = next(cells, p);
+            if !fits || p == anchor {
+                return fits;
+            }
         }
     }
+
+    /// Finds the regions, or border, beside two regions, which may be the same.
+    #[inline]
+    pub fn find<W: Word>(&mut self, cells: &[W], x: u32, y: u32, stride: u32) -> &[Neighbour] {
+        self.clear();
+        let fits = self.add((x, 0), 0)
+            && self.add((y, 0), 0)
+            && self.walk(cells, x, stride, OF_X)
+            && (x == y || self.walk(cells, y, stride, OF_Y));
+        let middle = if x == y { 2 } else { 3 };
+        if fits { &self.found[middle..self.len] } else { self.find_many(cells, x, y, stride) }
+    }
+
+    #[cold]
+    fn find_many<W: Word>(&mut self, cells: &[W], x: u32, y: u32, stride: u32) -> &[Neighbour] {
+        self.clear();
+        for (start, of) in [(x, OF_X), (y, OF_Y)] {
+            let mut p = start;
+            loop {
+                for q in [p - stride, p - 1, p + 1, p + stride] {
+                    let (anchor, token) = region(cells, q);
+                    if anchor != x && anchor != y {
+                        self.many.push(Neighbour { anchor, token, of });
+                    }
+                }
+                p = next(cells, p);
+                if p == start {
+                    break;
+                }
+            }
+        }
+        self.many.sort_unstable_by_key(|neighbour| neighbour.anchor);
+        self.many.dedup_by(|other, kept| {
+            let same = other.anchor == kept.anchor;
+            kept.of |= if same { other.of } else { 0 };
+            same
+        });
+        &self.many
+    }
+}
+
+/// Joins region `y` to region `x`, both given by their anchors, `x < y`. The anchor is `x`.
+pub(super) fn merge<W: Word>(cells: &mut [W], x: u32, y: u32, token: u32) {
+    for start in [x, y] {
+        let mut p = start;
+        loop {
+            let cell = &mut cells[p as usize];
+            *cell = cell.relabel(u64::from(p - x) << W::TOKEN_BITS | u64::from(token));
+            p = p.wrapping_add(cell.step() as u32);
+            if p == start {
+                break;
+            }
+        }
+    }
+    // Two rings become one when one link of each is exchanged.
+    let (after_x, after_y) = (next(cells, x), next(cells, y));
+    link(cells, x, after_y);
+    link(cells, y, after_x);
 }

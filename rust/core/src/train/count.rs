@@ -6,10 +6,10 @@ use crate::statistics::{key, tokens};
 
 /// Parts that frequent pairs are sorted into before they are counted, by the high bits of their hash, so that what a
 /// part needs stays in the nearer caches.
-const PARTS: usize = 32;
+const PARTS: usize = 64;
 
 /// Pairs that a part takes.
-const PART_SIZE: usize = 1 << 12;
+const PART_SIZE: usize = 1 << 14;
 
 /// Cells between two looks at the interrupt flag.
 const PIECE: usize = 1 << 18;
@@ -139,8 +139,9 @@ struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    fn new(sketch: &'a Sketch, base_vocab_size: u32, shards: usize) -> Self {
-        let bits = 14;
+    /// For pairs of about so many hashes. Parts come one after the other, so a smaller table would be full in one place.
+    fn new(sketch: &'a Sketch, base_vocab_size: u32, shards: usize, hashes: u32) -> Self {
+        let bits = (4 * hashes).max(1 << 10).ilog2() + 1;
         Self { sketch, base_vocab_size, shards, pairs: Vec::new(), places: vec![NONE; 1 << bits], bits }
     }
 
@@ -218,7 +219,8 @@ pub(super) fn count<W: Word>(
     interrupt: &Interrupt,
 ) -> Vec<Counted> {
     let reaching = sketch.reaching(threshold);
-    let mut table = Table::new(sketch, base_vocab_size, shards);
+    let hashes = reaching.iter().map(|word| word.count_ones()).sum();
+    let mut table = Table::new(sketch, base_vocab_size, shards, hashes);
     let mut parts = vec![Occurrence::default(); PARTS * PART_SIZE];
     let mut lens = [0; PARTS];
     for_each_pair(canvas, interrupt, |x, y, a, b| {

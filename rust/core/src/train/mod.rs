@@ -378,7 +378,7 @@ impl<W: Word> Learner<W> {
             pairs_of: Vec::new(),
             threshold: u64::MAX,
             sizes: vec![1; options.base_vocab_size as usize],
-            added: vec![0; 2 * tokens as usize],
+            added: vec![0; 8 * tokens as usize],
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::canvas::{Canvas, Neighbours, Region, Word};
+use super::canvas::{Canvas, Neighbour, Neighbours, OF_X, OF_Y, Region, Word, is, merge as merge_regions, region};
 use super::count::{Counted, Places, Sketch, count, pack, unpack};
 use crate::encode::Encoding;
 use crate::grid::Offset;
@@ -34,43 +34,72 @@ pub(super) struct Merge {
     pub token: u32,
 }
 
-/// What a rule (a, b) changes about the pairs with a token t.
-#[derive(Debug, Clone, Copy, Default)]
-struct Tally {
-    /// How many of (a, t), (t, a), (b, t), (t, b) are gone. If `a` is `b`, the first two alone count.
-    gone: [u32; 4],
-    /// How many pairs of the new token and t there are: (new, t), (t, new).
-    new: [u32; 2],
+/// What a rule (a, b) changes about the pairs with a token t: how many of (a, t), (t, a), (b, t), (t, b) are gone (if `a`
+/// is `b`, the first two alone count), and from `NEW` on, how many of (new, t), (t, new) have come.
+type Tally = [u32; 8];
+
+/// Where the counts of new pairs begin in a tally.
+const NEW: usize = 4;
+
+/// A new pair by its place in the table of all tallies.
+pub(super) type NewPair = u32;
+
+fn new_pair(token: u32, before: usize) -> NewPair {
+    token * 8 + (NEW + before) as u32
 }
+
+/// The key of such a pair.
+pub(super) fn new_key(new: u32, pair: NewPair) -> u64 {
+    let token = pair / 8;
+    if pair == new_pair(token, 0) { key(new, token) } else { key(token, new) }
+}
+
+/// An adjacency of the new token: which pair, the other region's anchor, the new one's.
+type Adjacency = (NewPair, u32, u32);
 
 /// What a rule changes about all pairs.
 #[derive(Debug)]
 struct Changes {
     /// Per token; all 0 between rules.
-    tally: Vec<Tally>,
-    /// The adjacencies of the new token: which pair, and the other region's anchor and the new one's. The first `len`
-    /// count.
-    adjacencies: Vec<(NewPair, u32, u32)>,
+    tallies: Vec<Tally>,
+    /// The first `len` count.
+    adjacencies: Vec<Adjacency>,
     len: usize,
 }
 
 impl Changes {
-    /// Makes room for so many more adjacencies.
-    fn reserve(&mut self, room: usize) {
-        if self.adjacencies.len() < self.len + room {
-            self.adjacencies.resize(2 * (self.len + room), (0, 0, 0));
+    /// Takes notes, at most so many.
+    fn notes(&mut self, most: usize, token: u32) -> Notes<'_> {
+        let end = self.len + most;
+        if self.adjacencies.len() < end {
+            self.adjacencies.resize(2 * end, (0, 0, 0));
         }
+        Notes { token, tallies: &mut self.tallies, adjacencies: &mut self.adjacencies, len: self.len }
     }
+}
 
-    /// Notes that the pair of `side` with `other` is gone, if it is `lost`, and that the region `z` of that token now
-    /// is beside the region of the new token at `x`, if that is `fresh`. All is written in any case.
-    #[inline(always)]
-    fn note(&mut self, (z, other): Region, side: usize, lost: bool, (x, token): Region, fresh: bool) {
-        let tally = &mut self.tally[other as usize];
-        tally.gone[side] += u32::from(lost);
-        let before = usize::from(z < x) & usize::from(other != token);
-        tally.new[before] += u32::from(fresh);
-        self.adjacencies[self.len] = (2 * other + before as u32, z, x);
+/// [`Changes`] while they are noted, in registers.
+struct Notes<'a> {
+    /// The new token.
+    token: u32,
+    tallies: &'a mut [Tally],
+    adjacencies: &'a mut [Adjacency],
+    len: usize,
+}
+
+impl Notes<'_> {
+    /// Notes that these pairs of sides with a region's token are gone, if they are `lost`, and that this region now is
+    /// beside the region of the new token at `x`, if that is `fresh`. All is written in any case, since a branch would be
+    /// guessed wrong all the time.
+    #[inline]
+    fn add<const N: usize>(&mut self, (z, other): Region, lost: [(usize, bool); N], x: u32, fresh: bool) {
+        let tally = &mut self.tallies[other as usize];
+        for (side, lost) in lost {
+            tally[side % NEW] += u32::from(lost);
+        }
+        let before = usize::from(z < x) & usize::from(other != self.token);
+        tally[NEW + before] += u32::from(fresh);
+        self.adjacencies[self.len] = (new_pair(other, before), z, x);
         self.len += usize::from(fresh);
     }
 }
@@ -90,16 +119,7 @@ pub(super) struct Shard<W> {
     added: Vec<(NewPair, u32)>,
     /// How often a pair occurs at which flat offset (difference of positions); all 0 between calls.
     flat: Vec<u32>,
-    of_x: Neighbours,
-    of_y: Neighbours,
-}
-
-/// A pair of the new token with token t: (new, t) is 2t and (t, new) is 2t + 1.
-pub(super) type NewPair = u32;
-
-/// The key of such a pair.
-pub(super) fn new_key(new: u32, pair: NewPair) -> u64 {
-    if pair & 1 == 0 { key(new, pair >> 1) } else { key(pair >> 1, new) }
+    neighbours: Neighbours,
 }
 
 impl<W: Word> Shard<W> {
@@ -112,14 +132,13 @@ impl<W: Word> Shard<W> {
             counted: Vec::new(),
             // One more, for the border.
             changes: Changes {
-                tally: vec![Tally::default(); tokens as usize + 1],
+                tallies: vec![Tally::default(); tokens as usize + 1],
                 adjacencies: Vec::new(),
                 len: 0,
             },
             added: Vec::new(),
             flat: Vec::new(),
-            of_x: Neighbours::default(),
-            of_y: Neighbours::default(),
+            neighbours: Neighbours::default(),
         }
     }
 
@@ -231,14 +250,14 @@ impl<W: Word> Shard<W> {
     pub fn apply(&mut self, merge: Merge, interrupt: &Interrupt) -> u64 {
         let Merge { pair: Pair { index, a, b, .. }, token, .. } = merge;
         let mut places = self.take(index);
-        let Self { canvas, changes, of_x, of_y, .. } = self;
+        let Self { canvas, changes, neighbours, .. } = self;
         changes.len = 0;
         let mut merges = 0;
         match &mut places {
             Places::Cells(list) => {
                 let mut left = Vec::new();
                 for (stride, range) in canvas.by_stride(list, |&x| x) {
-                    for block in list[range].chunks_mut(BLOCK) {
+                    for block in list[range].chunks(BLOCK) {
                         if interrupt.is_set() {
                             return merges;
                         }
@@ -251,33 +270,36 @@ impl<W: Word> Shard<W> {
                 // In raster order since the pair's histogram was asked for.
                 let mut left = Vec::new();
                 for (stride, range) in canvas.by_stride(list, |&place| unpack(place).0) {
-                    for block in list[range].chunks_mut(BLOCK) {
+                    for block in list[range].chunks(BLOCK) {
                         if interrupt.is_set() {
                             return merges;
                         }
-                        merges += join_regions(canvas, merge, stride, block, [of_x, of_y], changes, &mut left);
+                        merges += join_regions(canvas, merge, stride, block, neighbours, changes, &mut left);
                     }
                 }
                 *list = left;
             }
         }
         self.put(index, places);
+        // The pairs of `a` and `b` themselves.
+        self.changes.tallies[b as usize][0] += merges as u32;
         self.sum_changes(a, b, token);
         merges
     }
 
     /// Lists the pairs with the new token.
     fn sum_changes(&mut self, a: u32, b: u32, token: u32) {
-        let Changes { tally, adjacencies, len } = &mut self.changes;
+        let Changes { tallies, adjacencies, len } = &mut self.changes;
         // Pairs that came with one merge and went with a later one.
-        let [a_new, new_a, b_new, new_b] = tally[token as usize].gone;
-        tally[a as usize].new[1] -= a_new;
-        tally[a as usize].new[0] -= new_a;
-        tally[b as usize].new[1] -= b_new;
-        tally[b as usize].new[0] -= new_b;
+        let [a_new, new_a, b_new, new_b, ..] = tallies[token as usize];
+        tallies[a as usize][NEW + 1] -= a_new;
+        tallies[a as usize][NEW] -= new_a;
+        tallies[b as usize][NEW + 1] -= b_new;
+        tallies[b as usize][NEW] -= new_b;
+        let counts = tallies.as_flattened_mut();
         self.added.clear();
         for &(pair, ..) in &adjacencies[..*len] {
-            let count = std::mem::take(&mut tally[pair as usize / 2].new[pair as usize % 2]);
+            let count = std::mem::take(&mut counts[pair as usize]);
             if count > 0 {
                 self.added.push((pair, count));
             }
@@ -287,7 +309,7 @@ impl<W: Word> Shard<W> {
     /// How many adjacencies of this pair the rule (a, b) took away.
     pub fn removed(&self, key: u64, a: u32, b: u32) -> u64 {
         let (first, second) = tokens(key);
-        let gone = |token: u32, side: usize| u64::from(self.changes.tally[token as usize].gone[side]);
+        let gone = |token: u32, side: usize| u64::from(self.changes.tallies[token as usize][side]);
         let mut sum = 0;
         for (side, token) in [(0, a), (2, b)].into_iter().take(if a == b { 1 } else { 2 }) {
             sum += if first == token { gone(second, side) } else { 0 };
@@ -303,34 +325,35 @@ impl<W: Word> Shard<W> {
 
     /// Ends a rule: starts the lists of those new pairs that were taken up, given their indices.
     pub fn index_added(&mut self, merge: Merge, pairs: &[(NewPair, u32)]) {
-        let Self { changes: Changes { tally, adjacencies, len }, added, places, .. } = self;
+        let Self { changes: Changes { tallies, adjacencies, len }, added, places, .. } = self;
         for token in [merge.pair.a, merge.pair.b, merge.token] {
-            tally[token as usize].gone = [0; 4];
+            tallies[token as usize] = Tally::default();
         }
         for &(new, _) in &*added {
-            tally[new as usize / 2].gone = [0; 4];
+            tallies[new as usize / 8] = Tally::default();
         }
         let Some(&(_, last)) = pairs.last() else { return };
         if places.len() <= last as usize {
             places.resize_with(last as usize + 1, Places::default);
         }
+        let numbers = tallies.as_flattened_mut();
         for &(new, pair) in pairs {
-            tally[new as usize / 2].new[new as usize % 2] = pair + 1;
+            numbers[new as usize] = pair + 1;
         }
         for &mut (new, count) in added {
-            if let Some(pair) = tally[new as usize / 2].new[new as usize % 2].checked_sub(1) {
+            if let Some(pair) = numbers[new as usize].checked_sub(1) {
                 places[pair as usize] = Places::Regions(Vec::with_capacity(count as usize));
             }
         }
         for &(new, z, x) in &adjacencies[..*len] {
-            if let Some(pair) = tally[new as usize / 2].new[new as usize % 2].checked_sub(1)
+            if let Some(pair) = numbers[new as usize].checked_sub(1)
                 && let Places::Regions(places) = &mut places[pair as usize]
             {
                 places.push(pack(x.min(z), x.max(z)));
             }
         }
         for &(new, _) in pairs {
-            tally[new as usize / 2].new[new as usize % 2] = 0;
+            numbers[new as usize] = 0;
         }
     }
 }
@@ -340,7 +363,7 @@ fn join_cells<W: Word>(
     canvas: &mut Canvas<W>,
     merge: Merge,
     stride: u32,
-    block: &mut [u32],
+    block: &[u32],
     changes: &mut Changes,
     left: &mut Vec<u32>,
 ) -> u64 {
@@ -348,53 +371,53 @@ fn join_cells<W: Word>(
     let wanted = |dy: i32, dx: i32| offset.is_none_or(|offset| offset == Offset { dy, dx });
     let (right, below) = (wanted(0, 1), wanted(1, 0));
     let side_of_b = if a == b { 0 } else { 2 };
-    let valid = canvas.fetch_cells(block, a, b, stride);
+    canvas.fetch_cells(block, stride);
     let mut merges = 0;
-    changes.reserve(7 * valid);
-    for &x in &block[..valid] {
+    let (cells, border) = canvas.cells();
+    let mut notes = changes.notes(6 * block.len() + 1, token);
+    for &x in block {
         // One before it may have taken it.
-        if !canvas.is(x, a) {
+        if !is(cells, x, a) {
             continue;
         }
-        let (is_right, is_below) = (canvas.is(x + 1, b), canvas.is(x + stride, b));
+        let (is_right, is_below) = (is(cells, x + 1, b), is(cells, x + stride, b));
         if !(is_right & right | is_below & below) {
             if is_right | is_below {
                 left.push(x);
             }
             continue;
         }
-        let y = if is_right & right { x + 1 } else { x + stride };
-        let [u, v, w, p, q, r] = canvas.around(x, y, stride);
-        canvas.merge_cells(x, y, token);
         merges += 1;
+        let to_right = is_right & right;
+        let distance = if to_right { 1 } else { stride };
+        let y = x + distance;
+        // What is around x without y, and around y without x.
+        let u = region(cells, x - stride);
+        let v = region(cells, x - 1);
+        let w = region(cells, if to_right { x + stride } else { x + 1 });
+        let p = region(cells, if to_right { y - stride } else { y - 1 });
+        let q = region(cells, y + 1);
+        let r = region(cells, y + stride);
+        cells[x as usize] = W::new(token.into(), distance.into());
+        cells[y as usize] = W::new(u64::from(distance) << W::TOKEN_BITS | u64::from(token), -i64::from(distance));
+
         // Each region once among those around x and once among those around y.
-        let inside = |region: Region| !canvas.is_border(region.1);
-        let around_x = [
-            inside(u),
-            inside(v) & (v.0 != u.0),
-            inside(w) & (w.0 != u.0) & (w.0 != v.0),
-        ];
-        let around_y = [
-            inside(p),
-            inside(q) & (q.0 != p.0),
-            inside(r) & (r.0 != p.0) & (r.0 != q.0),
-        ];
+        let inside = |region: Region| region.1 != border;
+        let around_x =
+            [inside(u), inside(v) & (v.0 != u.0), inside(w) & (w.0 != u.0) & (w.0 != v.0)];
+        let around_y =
+            [inside(p), inside(q) & (q.0 != p.0), inside(r) & (r.0 != p.0) & (r.0 != q.0)];
         let beside_x = |z: u32| (z == u.0) | (z == v.0) | (z == w.0);
-        let mut of_x = |region: Region, there| {
-            changes.note(region, usize::from(region.0 < x), there, (x, token), there);
-        };
-        of_x(u, around_x[0]);
-        of_x(v, around_x[1]);
-        of_x(w, around_x[2]);
-        changes.note((y, b), 0, true, (x, token), false);
-        let mut of_y = |region: Region, there| {
-            let side = side_of_b + usize::from(region.0 < y);
-            changes.note(region, side, there, (x, token), there & !beside_x(region.0));
-        };
-        of_y(p, around_y[0]);
-        of_y(q, around_y[1]);
-        of_y(r, around_y[2]);
+        let side_of_x = |z: u32| usize::from(z < x);
+        let side_of_y = |z: u32| side_of_b + usize::from(z < y);
+        notes.add(u, [(side_of_x(u.0), around_x[0])], x, around_x[0]);
+        notes.add(v, [(side_of_x(v.0), around_x[1])], x, around_x[1]);
+        notes.add(w, [(side_of_x(w.0), around_x[2])], x, around_x[2]);
+        notes.add(p, [(side_of_y(p.0), around_y[0])], x, around_y[0] & !beside_x(p.0));
+        notes.add(q, [(side_of_y(q.0), around_y[1])], x, around_y[1] & !beside_x(q.0));
+        notes.add(r, [(side_of_y(r.0), around_y[2])], x, around_y[2] & !beside_x(r.0));
     }
+    changes.len = notes.len;
     merges
 }
 
@@ -403,20 +426,21 @@ fn join_regions<W: Word>(
     canvas: &mut Canvas<W>,
     merge: Merge,
     stride: u32,
-    block: &mut [u64],
-    [of_x, of_y]: [&mut Neighbours; 2],
+    block: &[u64],
+    neighbours: &mut Neighbours,
     changes: &mut Changes,
     left: &mut Vec<u64>,
 ) -> u64 {
     let Merge { pair: Pair { a, b, .. }, offset, token } = merge;
     let step = offset.map(|offset| (offset.dy as u32).wrapping_mul(stride).wrapping_add(offset.dx as u32));
     let side_of_b = if a == b { 0 } else { 2 };
-    let valid = canvas.fetch(block, a, b, stride);
+    canvas.fetch(block, stride);
     let mut merges = 0;
-    for &place in &block[..valid] {
+    for &place in block {
         let (x, y) = unpack(place);
         // One before it may have taken it.
-        if !(canvas.is(x, a) & canvas.is(y, b)) {
+        let (cells, border) = canvas.cells();
+        if !(is(cells, x, a) & is(cells, y, b)) {
             continue;
         }
         // Differences of positions are soon compared; two offsets may have the same.
@@ -426,18 +450,17 @@ fn join_regions<W: Word>(
             left.push(place);
             continue;
         }
-        canvas.neighbours(x, stride, of_x);
-        canvas.neighbours(y, stride, of_y);
-        canvas.merge(x, y, token);
+        let (cells, _) = canvas.cells();
+        let found = neighbours.find(cells, x, y, stride);
+        merge_regions(cells, x, y, token);
         merges += 1;
-        changes.reserve(of_x.len() + of_y.len() + 1);
-        for (z, other) in of_x.iter() {
-            changes.note((z, other), usize::from(z < x), true, (x, token), z != y);
+        let mut notes = changes.notes(found.len() + 1, token);
+        for &Neighbour { anchor: z, token: other, of } in found {
+            let of_x = (usize::from(z < x), of & OF_X != 0);
+            let of_y = (side_of_b + usize::from(z < y), of & OF_Y != 0);
+            notes.add((z, other), [of_x, of_y], x, other != border);
         }
-        for (z, other) in of_y.iter() {
-            let side = side_of_b + usize::from(z < y);
-            changes.note((z, other), side, z != x, (x, token), (z != x) & !of_x.contains(z));
-        }
+        changes.len = notes.len;
     }
     merges
 }
@@ -465,17 +488,7 @@ fn cell_offsets<W: Word>(
     list: &mut [u32],
     offsets: &mut Vec<(Offset, u64)>,
 ) -> usize {
-    let Pair { a, b, .. } = pair;
-    let (mut rights, mut belows, mut kept) = (0, 0, 0);
-    for i in 0..list.len() {
-        let x = list[i];
-        let here = canvas.is(x, a);
-        let (right, below) = (here & canvas.is(x + 1, b), here & canvas.is(x + stride, b));
-        rights += u64::from(right);
-        belows += u64::from(below);
-        list[kept] = x;
-        kept += usize::from(right | below);
-    }
+    let (rights, belows, kept) = canvas.retain_cells(list, pair.a, pair.b, stride);
     let counts = [(Offset { dy: 0, dx: 1 }, rights), (Offset { dy: 1, dx: 0 }, belows)];
     offsets.extend(counts.into_iter().filter(|&(_, count)| count > 0));
     kept
