@@ -13,59 +13,73 @@ use std::ops::Range;
 use super::count::unpack;
 use crate::grid::Offset;
 
-/// A cell. Its label, in the low bits, is (distance to the anchor, token); the rest is the step to the next cell.
+/// A cell: the token of its region, how far before it the region's anchor lies, and the step to the region's next cell.
 pub(super) trait Word: Copy + Debug + Send + Sync {
-    const TOKEN_BITS: u32;
-    const DISTANCE_BITS: u32;
-    fn new(label: u64, step: i64) -> Self;
-    fn label(self) -> u64;
-    fn step(self) -> i64;
-
-    /// The same step with another label.
-    fn relabel(self, label: u64) -> Self;
-
     /// The largest token.
-    const MAX_TOKEN: u32 = u32::MAX >> (u32::BITS - Self::TOKEN_BITS);
+    const MAX_TOKEN: u32;
+    /// No distance and no step is as large.
+    const SIZE: u64;
+    fn new(token: u32, distance: u32, step: u32) -> Self;
+    fn token(self) -> u32;
+    fn distance(self) -> u32;
+
+    /// To be added with wrapping.
+    fn step(self) -> u32;
+
+    /// Whether a region with this token is anchored here.
+    fn is(self, token: u32) -> bool;
 
     /// Whether there is room for tokens up to `border` and for grids of at most `cells`, borders included.
     fn fits(border: u32, cells: u64) -> bool {
-        border <= Self::MAX_TOKEN && cells < 1 << Self::DISTANCE_BITS
+        border <= Self::MAX_TOKEN && cells < Self::SIZE
     }
 }
 
-/// For two million tokens and grids of two million cells.
+/// For two million tokens and grids of two million cells: from the low bits on 21 of the token, 22 of the step, 21 of the
+/// distance.
 impl Word for u64 {
-    const TOKEN_BITS: u32 = 21;
-    const DISTANCE_BITS: u32 = 21;
-    fn new(label: u64, step: i64) -> Self {
-        label | (step as u64) << (Self::TOKEN_BITS + Self::DISTANCE_BITS)
+    const MAX_TOKEN: u32 = (1 << 21) - 1;
+    const SIZE: u64 = 1 << 21;
+    #[inline]
+    fn new(token: u32, distance: u32, step: u32) -> Self {
+        Self::from(token) | Self::from(step << 10) << 11 | Self::from(distance) << 43
     }
-    fn label(self) -> u64 {
-        self & (u64::MAX >> (u64::BITS - Self::TOKEN_BITS - Self::DISTANCE_BITS))
+    #[inline]
+    fn token(self) -> u32 {
+        self as u32 & Self::MAX_TOKEN
     }
-    fn step(self) -> i64 {
-        self as i64 >> (Self::TOKEN_BITS + Self::DISTANCE_BITS)
+    #[inline]
+    fn distance(self) -> u32 {
+        (self >> 43) as u32
     }
-    fn relabel(self, label: u64) -> Self {
-        self & (u64::MAX << (Self::TOKEN_BITS + Self::DISTANCE_BITS)) | label
+    #[inline]
+    fn step(self) -> u32 {
+        ((self as i64) << 21 >> 42) as u32
+    }
+    #[inline]
+    fn is(self, token: u32) -> bool {
+        self & (u64::MAX << 43 | u64::from(Self::MAX_TOKEN)) == u64::from(token)
     }
 }
 
 /// For any tokens and grids.
 impl Word for u128 {
-    const TOKEN_BITS: u32 = 32;
-    const DISTANCE_BITS: u32 = 32;
-    fn new(label: u64, step: i64) -> Self {
-        Self::from(label) | (step as Self) << u64::BITS
+    const MAX_TOKEN: u32 = u32::MAX;
+    const SIZE: u64 = 1 << 32;
+    fn new(token: u32, distance: u32, step: u32) -> Self {
+        Self::from(token) | Self::from(step) << 32 | Self::from(distance) << 64
     }
-    fn label(self) -> u64 {
-        self as u64
+    fn token(self) -> u32 {
+        self as u32
     }
-    fn step(self) -> i64 {
-        (self >> u64::BITS) as i64
+    fn distance(self) -> u32 {
+        (self >> 64) as u32
     }
-    fn relabel(self, label: u64) -> Self {
-        Self::new(label, self.step())
+    fn step(self) -> u32 {
+        (self >> 32) as u32
+    }
+    fn is(self, token: u32) -> bool {
+        self.token() == token && self.distance() == 0
     }
 }
 
@@ -113,25 +127,24 @@ pub(super) fn region<W: Word>(cells: &[W], position: u32) -> Region {
 
 #[inline]
 fn region_of<W: Word>(position: u32, word: W) -> Region {
-    let label = word.label();
-    (position.wrapping_sub((label >> W::TOKEN_BITS) as u32), label as u32 & W::MAX_TOKEN)
+    (position.wrapping_sub(word.distance()), word.token())
 }
 
 /// The cell of the same region that comes after this one.
 #[inline]
 fn next<W: Word>(cells: &[W], position: u32) -> u32 {
-    position.wrapping_add(cells[position as usize].step() as u32)
+    position.wrapping_add(cells[position as usize].step())
 }
 
 fn link<W: Word>(cells: &mut [W], from: u32, to: u32) {
     let cell = &mut cells[from as usize];
-    *cell = W::new(cell.label(), i64::from(to) - i64::from(from));
+    *cell = W::new(cell.token(), cell.distance(), to.wrapping_sub(from));
 }
 
-/// Whether a region with this token is anchored here; only then the label is the token alone.
+/// Whether a region with this token is anchored here.
 #[inline]
 pub(super) fn is<W: Word>(cells: &[W], position: u32, token: u32) -> bool {
-    cells[position as usize].label() == u64::from(token)
+    cells[position as usize].is(token)
 }
 
 impl<W: Word> Canvas<W> {
@@ -153,7 +166,7 @@ impl<W: Word> Canvas<W> {
     /// Puts a grid that is all border below the others and returns the position of its first cell.
     pub fn push(&mut self, height: u32, width: u32) -> u32 {
         let stride = width + 1;
-        let border = W::new(self.border.into(), 0);
+        let border = W::new(self.border, 0, 0);
         let mut end = self.cells.len();
         if self.stacks.last().is_none_or(|stack| stack.stride != stride) {
             self.stacks.push(Stack::new(end as u32, stride));
@@ -167,7 +180,7 @@ impl<W: Word> Canvas<W> {
     pub fn set_row(&mut self, position: u32, ids: &[u32]) {
         let start = position as usize;
         for (cell, &id) in self.cells[start..start + ids.len()].iter_mut().zip(ids) {
-            *cell = W::new(id.into(), 0);
+            *cell = W::new(id, 0, 0);
         }
     }
 
@@ -225,7 +238,7 @@ impl<W: Word> Canvas<W> {
         for &pair in pairs {
             let (x, y) = unpack(pair);
             for q in [x - stride, x + stride, y - stride, y + stride] {
-                sum ^= cells[q as usize].label();
+                sum ^= cells[q as usize].token();
             }
         }
         std::hint::black_box(sum);
@@ -239,7 +252,7 @@ impl<W: Word> Canvas<W> {
             // Below the last row of all, which is border, there is nothing.
             let below = p + 2 * stride - u32::from(p + 2 * stride >= cells.len() as u32) * stride;
             for q in [p - stride, p + stride, below] {
-                sum ^= cells[q as usize].label();
+                sum ^= cells[q as usize].token();
             }
         }
         std::hint::black_box(sum);
@@ -275,7 +288,7 @@ impl<W: Word> Canvas<W> {
                 let (row, below) = self.cells[x..x + 2 * stride].split_at(stride);
                 // The last column is border.
                 let (row, below) = (&row[..stride - 1], &below[..stride - 1]);
-                if row[0].label() == u64::from(self.border) {
+                if row[0].token() == self.border {
                     continue;
                 }
                 if self.single {
@@ -298,7 +311,7 @@ impl<W: Word> Canvas<W> {
         let stride = row.len() as u32 + 1;
         let last = row.len() - 1;
         let (rights, below) = (&row[1..], &below[..=last]);
-        let token = |word: W| word.label() as u32;
+        let token = |word: W| word.token();
         let borders = token(below[0]) == self.border;
         let mut a = token(row[0]);
         for i in 0..last {
@@ -325,12 +338,10 @@ impl<W: Word> Canvas<W> {
     ) {
         let stride = row.len() as u32 + 1;
         for (x, (&word, &below)) in (start..).zip(row.iter().zip(below)) {
-            let label = word.label();
-            if label >= u64::from(self.border) {
-                // No anchor: at distance 0 the label is the token.
+            if word.distance() != 0 {
                 continue;
             }
-            let a = label as u32;
+            let a = word.token();
             if word.step() == 0 {
                 // Whatever lies left of or above a single cell comes before it.
                 let (right, b) = region(&self.cells, x + 1);
@@ -342,11 +353,11 @@ impl<W: Word> Canvas<W> {
                     visit(x, below, a, c);
                 }
             } else {
-                for &Neighbour { anchor: y, token: b, .. } in found.find(&self.cells, x, x, stride) {
+                found.for_each(&self.cells, (x, x), stride, |Neighbour { region: (y, b), .. }| {
                     if y > x && b != self.border {
                         visit(x, y, a, b);
                     }
-                }
+                });
             }
         }
     }
@@ -355,8 +366,7 @@ impl<W: Word> Canvas<W> {
     pub fn join(&mut self, anchor: u32, p: u32, token: u32) {
         self.single = false;
         let after = next(&self.cells, anchor);
-        let label = u64::from(p - anchor) << W::TOKEN_BITS | u64::from(token);
-        self.cells[p as usize] = W::new(label, i64::from(after) - i64::from(p));
+        self.cells[p as usize] = W::new(token, p - anchor, after.wrapping_sub(p));
         link(&mut self.cells, anchor, p);
     }
 
@@ -374,128 +384,119 @@ const FEW: usize = 64;
 /// Anchors that differ in their remainder by this are told apart at once.
 const SEEN: usize = 1 << 10;
 
-/// No region is anchored here.
-const NOWHERE: u32 = u32::MAX;
-
-/// Beside the region at x.
-pub(super) const OF_X: u8 = 1;
-
-/// Beside the region at y.
-pub(super) const OF_Y: u8 = 2;
+/// Finds the regions beside two regions, x and y, each once.
+#[derive(Debug)]
+pub(super) struct Neighbours {
+    /// By the remainder of its anchor, where a region is among those found; 0 if it is not.
+    seen: [u8; SEEN],
+    /// Place 0 is for none at all. There are as many places as a byte can tell apart, and `FEW` of them are used.
+    regions: [Region; 256],
+    many: Vec<Neighbour>,
+}
 
 /// A region, or border, beside one or both of two regions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Neighbour {
-    pub anchor: u32,
-    pub token: u32,
-    /// Which of them it is beside.
-    pub of: u8,
-}
-
-/// The regions beside two regions, each once.
-#[derive(Debug)]
-pub(super) struct Neighbours {
-    /// The first is none at all, then come x and y, then those beside them, up to `len`.
-    found: [Neighbour; FEW],
-    len: usize,
-    /// By the remainder of its anchor, where a region is among those found.
-    seen: [u8; SEEN],
-    /// If they are too many, or two anchors have the same remainder: those beside x and y.
-    many: Vec<Neighbour>,
+    pub region: Region,
+    pub of_x: bool,
+    pub of_y: bool,
 }
 
 impl Default for Neighbours {
     fn default() -> Self {
-        let none = Neighbour { anchor: NOWHERE, token: 0, of: 0 };
-        Self { found: [none; FEW], len: 1, seen: [0; SEEN], many: Vec::new() }
+        Self { seen: [0; SEEN], regions: [(u32::MAX, 0); 256], many: Vec::new() }
     }
 }
 
 impl Neighbours {
-    fn clear(&mut self) {
-        for neighbour in &self.found[1..self.len] {
-            self.seen[neighbour.anchor as usize % SEEN] = 0;
-        }
-        self.len = 1;
-        self.many.clear();
-    }
-
-    /// Adds a region unless it is there already, and notes what it is beside. All is written in any case, since a branch
-    /// would be guessed wrong all the time. False if another region is in its way.
+    /// Visits the regions, or border, beside two regions, which may be the same.
     #[inline]
-    fn add(&mut self, (anchor, token): Region, of: u8) -> bool {
-        let seen = &mut self.seen[anchor as usize % SEEN];
-        let place = usize::from(*seen) % FEW;
-        let there = self.found[place].anchor == anchor;
-        if !there & (place != 0) {
-            return false;
+    pub fn for_each<W: Word>(
+        &mut self,
+        cells: &[W],
+        (x, y): (u32, u32),
+        stride: u32,
+        mut visit: impl FnMut(Neighbour),
+    ) {
+        let middle = if x == y { 2 } else { 3 };
+        (self.regions[1].0, self.regions[2].0) = (x, y);
+        self.seen[y as usize % SEEN] = middle as u8 - 1;
+        self.seen[x as usize % SEEN] = 1;
+        let (of_x, len) = self.walk(cells, x, stride, middle);
+        let (of_y, len) = if x == y { (0, len) } else { self.walk(cells, y, stride, len) };
+        // If two are in each other's way, the place of one was given to the other.
+        let mut fits = len <= FEW;
+        for place in 1..len {
+            fits &= usize::from(self.seen[self.regions[place].0 as usize % SEEN]) == place;
         }
-        let place = if there { place } else { self.len };
-        *seen = place as u8;
-        let fresh = Neighbour { anchor, token, of: 0 };
-        self.found[self.len % FEW] = fresh;
-        self.found[place % FEW].of |= of;
-        self.len += usize::from(!there);
-        true
-    }
-
-    /// Goes around the region at `anchor`. False if there are too many regions.
-    #[inline]
-    fn walk<W: Word>(&mut self, cells: &[W], anchor: u32, stride: u32, of: u8) -> bool {
-        let mut p = anchor;
-        loop {
-            if self.len + 4 > FEW {
-                return false;
+        for place in 1..len {
+            self.seen[self.regions[place].0 as usize % SEEN] = 0;
+        }
+        if fits {
+            for place in middle..len {
+                let [of_x, of_y] = [of_x, of_y].map(|side| side >> place & 1 != 0);
+                visit(Neighbour { region: self.regions[place], of_x, of_y });
             }
-            let mut fits = true;
+        } else {
+            find_many(cells, x, y, stride, &mut self.many);
+            self.many.iter().copied().for_each(visit);
+        }
+    }
+
+    /// Goes around a region and adds those regions that are not there yet. Returns one bit per place, of those beside it,
+    /// and the number of places taken; if that is more than `FEW`, it stopped.
+    ///
+    /// All is written in any case and kept by moving on, since a branch would be guessed wrong all the time.
+    fn walk<W: Word>(&mut self, cells: &[W], anchor: u32, stride: u32, mut len: usize) -> (u64, usize) {
+        let Self { seen, regions, .. } = self;
+        let mut beside = 0_u64;
+        let mut p = anchor;
+        while len <= FEW {
             for q in [p - stride, p - 1, p + 1, p + stride] {
-                fits &= self.add(region(cells, q), of);
+                let region = region(cells, q);
+                let seen = &mut seen[region.0 as usize % SEEN];
+                let there = regions[usize::from(*seen)].0 == region.0;
+                let place = if there { *seen } else { len as u8 };
+                *seen = place;
+                regions[usize::from(len as u8)] = region;
+                beside |= 1_u64.wrapping_shl(place.into());
+                len += usize::from(!there);
             }
             p = next(cells, p);
-            if !fits || p == anchor {
-                return fits;
+            if p == anchor {
+                break;
+            }
+        }
+        (beside, len)
+    }
+}
+
+/// Lists the regions, or border, beside two regions, however many there are.
+#[cold]
+fn find_many<W: Word>(cells: &[W], x: u32, y: u32, stride: u32, found: &mut Vec<Neighbour>) {
+    found.clear();
+    for start in [x, y] {
+        let mut p = start;
+        loop {
+            for q in [p - stride, p - 1, p + 1, p + stride] {
+                let region = region(cells, q);
+                if region.0 != x && region.0 != y {
+                    found.push(Neighbour { region, of_x: start == x, of_y: start != x });
+                }
+            }
+            p = next(cells, p);
+            if p == start {
+                break;
             }
         }
     }
-
-    /// Finds the regions, or border, beside two regions, which may be the same.
-    #[inline]
-    pub fn find<W: Word>(&mut self, cells: &[W], x: u32, y: u32, stride: u32) -> &[Neighbour] {
-        self.clear();
-        let fits = self.add((x, 0), 0)
-            && self.add((y, 0), 0)
-            && self.walk(cells, x, stride, OF_X)
-            && (x == y || self.walk(cells, y, stride, OF_Y));
-        let middle = if x == y { 2 } else { 3 };
-        if fits { &self.found[middle..self.len] } else { self.find_many(cells, x, y, stride) }
-    }
-
-    #[cold]
-    fn find_many<W: Word>(&mut self, cells: &[W], x: u32, y: u32, stride: u32) -> &[Neighbour] {
-        self.clear();
-        for (start, of) in [(x, OF_X), (y, OF_Y)] {
-            let mut p = start;
-            loop {
-                for q in [p - stride, p - 1, p + 1, p + stride] {
-                    let (anchor, token) = region(cells, q);
-                    if anchor != x && anchor != y {
-                        self.many.push(Neighbour { anchor, token, of });
-                    }
-                }
-                p = next(cells, p);
-                if p == start {
-                    break;
-                }
-            }
-        }
-        self.many.sort_unstable_by_key(|neighbour| neighbour.anchor);
-        self.many.dedup_by(|other, kept| {
-            let same = other.anchor == kept.anchor;
-            kept.of |= if same { other.of } else { 0 };
-            same
-        });
-        &self.many
-    }
+    found.sort_unstable_by_key(|neighbour| neighbour.region.0);
+    found.dedup_by(|other, kept| {
+        let same = other.region.0 == kept.region.0;
+        kept.of_x |= same & other.of_x;
+        kept.of_y |= same & other.of_y;
+        same
+    });
 }
 
 /// Joins region `y` to region `x`, both given by their anchors, `x < y`. The anchor is `x`.
@@ -504,8 +505,9 @@ pub(super) fn merge<W: Word>(cells: &mut [W], x: u32, y: u32, token: u32) {
         let mut p = start;
         loop {
             let cell = &mut cells[p as usize];
-            *cell = cell.relabel(u64::from(p - x) << W::TOKEN_BITS | u64::from(token));
-            p = p.wrapping_add(cell.step() as u32);
+            let step = cell.step();
+            *cell = W::new(token, p - x, step);
+            p = p.wrapping_add(step);
             if p == start {
                 break;
             }

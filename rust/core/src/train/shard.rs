@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::canvas::{Canvas, Neighbour, Neighbours, OF_X, OF_Y, Region, Word, is, merge as merge_regions, region};
+use super::canvas::{Canvas, Neighbour, Neighbours, Region, Word, is, merge as merge_regions, region};
 use super::count::{Counted, Places, Sketch, count, pack, unpack};
 use crate::encode::Encoding;
 use crate::grid::Offset;
@@ -398,8 +398,8 @@ fn join_cells<W: Word>(
         let p = region(cells, if to_right { y - stride } else { y - 1 });
         let q = region(cells, y + 1);
         let r = region(cells, y + stride);
-        cells[x as usize] = W::new(token.into(), distance.into());
-        cells[y as usize] = W::new(u64::from(distance) << W::TOKEN_BITS | u64::from(token), -i64::from(distance));
+        cells[x as usize] = W::new(token, 0, distance);
+        cells[y as usize] = W::new(token, distance, distance.wrapping_neg());
 
         // Each region once among those around x and once among those around y.
         let inside = |region: Region| region.1 != border;
@@ -431,7 +431,8 @@ fn join_regions<W: Word>(
     changes: &mut Changes,
     left: &mut Vec<u64>,
 ) -> u64 {
-    let Merge { pair: Pair { a, b, .. }, offset, token } = merge;
+    let Merge { pair, offset, token } = merge;
+    let Pair { a, b, .. } = pair;
     let step = offset.map(|offset| (offset.dy as u32).wrapping_mul(stride).wrapping_add(offset.dx as u32));
     let side_of_b = if a == b { 0 } else { 2 };
     canvas.fetch(block, stride);
@@ -451,15 +452,15 @@ fn join_regions<W: Word>(
             continue;
         }
         let (cells, _) = canvas.cells();
-        let found = neighbours.find(cells, x, y, stride);
-        merge_regions(cells, x, y, token);
         merges += 1;
-        let mut notes = changes.notes(found.len() + 1, token);
-        for &Neighbour { anchor: z, token: other, of } in found {
-            let of_x = (usize::from(z < x), of & OF_X != 0);
-            let of_y = (side_of_b + usize::from(z < y), of & OF_Y != 0);
-            notes.add((z, other), [of_x, of_y], x, other != border);
-        }
+        // Neighbours are at most as many as there are sides of cells.
+        let mut notes = changes.notes(4 * pair.size as usize + 1, token);
+        neighbours.for_each(cells, (x, y), stride, |Neighbour { region, of_x, of_y }| {
+            let (z, other) = region;
+            let lost = [(usize::from(z < x), of_x), (side_of_b + usize::from(z < y), of_y)];
+            notes.add(region, lost, x, other != border);
+        });
+        merge_regions(cells, x, y, token);
         changes.len = notes.len;
     }
     merges
