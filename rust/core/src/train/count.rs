@@ -58,7 +58,8 @@ impl Sketch {
             if count > least {
                 largest.push(count);
                 if largest.len() > 2 * wanted {
-                    let (_, &mut reached, _) = largest.select_nth_unstable_by(wanted, |one, other| other.cmp(one));
+                    let (_, &mut reached, _) =
+                        largest.select_nth_unstable_by(wanted, |one, other| other.cmp(one));
                     least = reached;
                     largest.truncate(wanted);
                 }

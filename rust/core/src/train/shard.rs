@@ -359,6 +359,7 @@ impl<W: Word> Shard<W> {
 }
 
 /// Joins single cells: `a` with `b` right of it or below it.
+#[expect(clippy::needless_bitwise_bool, reason = "a branch would be guessed wrong half the time")]
 fn join_cells<W: Word>(
     canvas: &mut Canvas<W>,
     merge: Merge,
@@ -403,10 +404,8 @@ fn join_cells<W: Word>(
 
         // Each region once among those around x and once among those around y.
         let inside = |region: Region| region.1 != border;
-        let around_x =
-            [inside(u), inside(v) & (v.0 != u.0), inside(w) & (w.0 != u.0) & (w.0 != v.0)];
-        let around_y =
-            [inside(p), inside(q) & (q.0 != p.0), inside(r) & (r.0 != p.0) & (r.0 != q.0)];
+        let around_x = [inside(u), inside(v) & (v.0 != u.0), inside(w) & (w.0 != u.0) & (w.0 != v.0)];
+        let around_y = [inside(p), inside(q) & (q.0 != p.0), inside(r) & (r.0 != p.0) & (r.0 != q.0)];
         let beside_x = |z: u32| (z == u.0) | (z == v.0) | (z == w.0);
         let side_of_x = |z: u32| usize::from(z < x);
         let side_of_y = |z: u32| side_of_b + usize::from(z < y);
