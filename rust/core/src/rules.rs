@@ -20,7 +20,7 @@ pub(crate) struct Rules {
     /// Per token, the number of cells that it covers, at most `u32::MAX`.
     sizes: Vec<u32>,
     /// The rules that join a merged token to one that is not newer, ordered by the merged token.
-    partners: Vec<Partner>,
+    partners: Vec<u32>,
     base: BaseTable,
     /// Oriented mode, per rule: whether its two shapes touch. Found out when first needed.
     touching: Vec<AtomicU8>,
@@ -37,13 +37,6 @@ pub(crate) struct Pair {
     num_partners: u32,
 }
 
-/// A rule as seen from the newer of its two tokens.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Partner {
-    pub older: u32,
-    pub rule: u32,
-}
-
 impl Rules {
     pub fn new(vocabulary: &Vocabulary) -> Self {
         let k = vocabulary.base_vocab_size();
@@ -55,10 +48,6 @@ impl Rules {
         let mut merged: Vec<u32> =
             (0..).zip(rules).filter(|(_, rule)| newer(rule) >= k).map(|(index, _)| index).collect();
         merged.sort_by_key(|&index| newer(&rules[index as usize]));
-        let partner = |&index: &u32| {
-            let rule = &rules[index as usize];
-            Partner { older: rule.a.min(rule.b), rule: index }
-        };
         let mut pairs: Vec<Pair> = rules
             .iter()
             .map(|rule| {
@@ -77,7 +66,7 @@ impl Rules {
             base_vocab_size: k,
             merge_mode: vocabulary.merge_mode(),
             sizes,
-            partners: merged.iter().map(partner).collect(),
+            partners: merged,
             base: BaseTable::new(k, rules),
             touching: rules.iter().map(|_| AtomicU8::new(UNKNOWN)).collect(),
             pairs,
@@ -104,7 +93,7 @@ impl Rules {
     }
 
     /// The rules that join a pair's token to tokens that are not newer.
-    pub fn partners(&self, pair: &Pair) -> &[Partner] {
+    pub fn partners(&self, pair: &Pair) -> &[u32] {
         &self.partners[pair.first_partner as usize..][..pair.num_partners as usize]
     }
 
@@ -129,13 +118,16 @@ impl Rules {
         })
     }
 
-    /// Oriented mode: whether two regions with a rule's tokens at its offset are adjacent. Their shapes decide it, so
-    /// it is found out once, when a grid has two such regions.
-    pub fn touches(&self, rule: u32) -> bool {
-        // Two threads may both find out; they find the same.
+    /// Oriented mode: whether two regions with a rule's tokens at its offset are adjacent, in a grid of so many cells.
+    /// Their shapes decide it, so it is found out once, when a grid that both fit into has one of them.
+    pub fn touches(&self, rule: u32, cells: usize) -> bool {
         let known = &self.touching[rule as usize];
+        // Two threads may both find out; they find the same.
         if known.load(Ordering::Relaxed) == UNKNOWN {
             let Pair { a, b, offset: Offset { dy, dx }, .. } = *self.pair(rule);
+            if self.size(a) as usize + self.size(b) as usize > cells {
+                return false;
+            }
             let first: FxHashSet<Offset> = self.cells(a).collect();
             let beside = |cell: Offset| {
                 [(0, 1), (0, -1), (1, 0), (-1, 0)].into_iter().any(|(down, right)| {

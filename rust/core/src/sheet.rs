@@ -3,11 +3,11 @@
 //! Cells lie row after row with border cells around them, so a position is one number, positions are in raster order,
 //! and every cell has four neighbours without a test for edges.
 //!
-//! Rules are taken in order. When a rule has made its token, the rules that join that token to one which is in the grid
-//! are marked; a rule's token is in no earlier rule, so every rule that can match is marked before its turn, and one
-//! pass equals applying rule after rule. Only when a rule's turn has come are its pairs looked for, beside the regions
-//! of its newer token, which were noted when they were made: most of them are gone by then, and a queue of pairs would
-//! have been filled in vain.
+//! Rules are taken in order. When a rule has made its token, the rules that join that token to one that is not newer are
+//! marked; a rule's token is in no earlier rule, so every rule that can match is marked before its turn, and one pass
+//! equals applying rule after rule. Only when a rule's turn has come are its pairs looked for, beside the regions of its
+//! newer token, which were noted when they were made: most of them are gone by then, and a queue of pairs would have
+//! been filled in vain. The pairs of single cells, which nothing made, are listed at the start.
 //!
 //! In pair mode every cell knows its region's token and anchor, and a region's cells form a ring. In oriented mode the
 //! other region can only lie in one place, so tokens stand at anchors alone and nothing else is kept.
@@ -16,7 +16,7 @@ use crate::encode::{Dropout, EncodeOptions, Regions};
 use crate::error::Result;
 use crate::grid::Grid;
 use crate::interrupt::Interrupt;
-use crate::rules::{Beside, Pair, Rules};
+use crate::rules::{Beside, Rules};
 use crate::vocabulary::MergeMode;
 
 /// The token where no region is: on the border, and in oriented mode wherever no anchor is.
@@ -25,7 +25,7 @@ const NOTHING: u32 = u32::MAX;
 /// Marks the end of a list.
 const END: u32 = u32::MAX;
 
-/// Regions, rows or pairs between two looks at the interrupt flag.
+/// Regions between two looks at the interrupt flag.
 const CHECK_INTERVAL: usize = 1 << 12;
 
 /// What encoding a grid needs, kept from grid to grid.
@@ -35,65 +35,126 @@ pub(crate) struct Sheet {
     width: usize,
     stride: usize,
     oriented: bool,
-    /// Per position, the token of its region.
+    /// Per position, the token at the start, and in oriented mode the token of the region that has its anchor there.
     tokens: Vec<u32>,
-    /// Per position, its region's anchor (pair mode).
-    anchors: Vec<u32>,
-    /// Per position, the next cell of its region (pair mode).
+    /// Per position, its region's token and anchor, packed (pair mode).
+    cells: Vec<u64>,
+    /// Per position in a region of several cells, the next of them (pair mode).
     next: Vec<u32>,
     /// Per position, which of its region's leaves it is (pair mode, if asked for).
     leaves: Vec<u32>,
-    /// Per token, the number of regions that have it. All zero between grids.
-    counts: Vec<u32>,
-    /// One bit per rule that may match. All zero between grids.
-    waiting: Vec<u64>,
-    /// Per rule that joins two single cells, its last entry in the list below, or `END`. All `END` between grids.
-    last: Vec<u32>,
-    /// Neighbouring cells, each with the entry of its rule before it.
-    entries: Vec<(u32, u32)>,
-    /// Anchors of the regions that the rules have made, rule after rule.
+    /// The rules that may match. Empty between grids.
+    waiting: Waiting,
+    /// Per rule that joins two single cells, the first of its neighbours, or `END`. All `END` between grids.
+    first: Vec<u32>,
+    /// Per neighbour, the next one of its rule, or `END`.
+    after: Vec<u32>,
+    /// Anchors of the regions that the rules have made, rule after rule, in raster order for each.
     made: Vec<u32>,
+    num_made: usize,
     /// Per rule that has made regions in this grid, which part of `made` they are.
     made_by: Vec<(u32, u32)>,
-    /// The cells whose right or lower neighbour the filter of rules lets pass: twice the position, plus 1 for lower.
-    neighbours: List<u32>,
+    /// The neighbours that the filter of rules lets pass: twice the position of a cell, plus 0 for it and the cell at
+    /// its right, 1 for it and the cell below.
+    neighbours: Vec<u32>,
     /// The pairs that a rule may join.
-    found: List<u64>,
-    /// The pairs that a rule has joined.
-    joined: List<u64>,
+    found: Vec<u64>,
+    num_found: usize,
 }
 
-/// A list that values are written to always and kept in by moving on, where a branch would be guessed wrong.
+/// A set of rules, from which the lowest is taken.
 #[derive(Debug, Default)]
-struct List<T> {
-    values: Vec<T>,
-    len: usize,
+struct Waiting {
+    /// One bit per rule.
+    rules: Vec<u64>,
+    /// One bit per word above that is not zero.
+    words: Vec<u64>,
 }
 
-impl<T: Copy + Default> List<T> {
-    fn as_slice(&self) -> &[T] {
-        &self.values[..self.len]
-    }
-
-    /// Appends those of at most `most` values that `fill` keeps. It works on a slice in registers, one longer than
-    /// `most`, and returns the number of values kept.
-    #[inline]
-    fn append(&mut self, most: usize, fill: impl FnOnce(&mut [T]) -> usize) {
-        let end = self.len + most + 1;
-        if self.values.len() < end {
-            self.values.resize(end.next_power_of_two(), T::default());
+impl Waiting {
+    fn fit(&mut self, rules: usize) {
+        if self.rules.len() < rules.div_ceil(64) {
+            self.rules.resize(rules.div_ceil(64), 0);
+            self.words.resize(rules.div_ceil(64 * 64), 0);
         }
-        self.len += fill(&mut self.values[self.len..end]);
+    }
+
+    #[inline]
+    fn insert(&mut self, rule: u32) {
+        let word = rule as usize / 64;
+        self.rules[word] |= 1 << (rule % 64);
+        self.words[word / 64] |= 1 << (word % 64);
+    }
+
+    /// Takes the lowest rule out, if there is one in words `64 * block` and on.
+    #[inline]
+    fn take(&mut self, block: usize) -> Option<u32> {
+        let words = self.words[block];
+        if words == 0 {
+            return None;
+        }
+        let word = block * 64 + words.trailing_zeros() as usize;
+        let rules = self.rules[word];
+        let rest = rules & (rules - 1);
+        self.rules[word] = rest;
+        // No branch, which would be guessed wrong.
+        self.words[block] = words & !(u64::from(rest == 0) << (word % 64));
+        Some(word as u32 * 64 + rules.trailing_zeros())
     }
 }
 
-/// Two anchors as one number; numbers are in raster order of the first, then of the second.
+/// Two anchors, or a region's token and anchor, as one number. Numbers are in order of the first, then of the second.
 fn pack(x: u32, y: u32) -> u64 {
     u64::from(x) << 32 | u64::from(y)
 }
 
-fn unpack(anchors: u64) -> (u32, u32) {
-    ((anchors >> 32) as u32, anchors as u32)
+fn unpack(packed: u64) -> (u32, u32) {
+    ((packed >> 32) as u32, packed as u32)
+}
+
+/// The cells of a neighbour.
+fn ends(neighbour: u32, stride: usize) -> (usize, usize) {
+    let x = (neighbour / 2) as usize;
+    (x, x + if neighbour % 2 == 0 { 1 } else { stride })
+}
+
+/// Makes a list long enough for values that are written to always, and kept in it by counting on.
+fn fit<T: Copy + Default>(list: &mut Vec<T>, len: usize) {
+    if list.len() < len {
+        list.resize(len.next_power_of_two(), T::default());
+    }
+}
+
+/// One rule's turn.
+#[derive(Clone, Copy)]
+struct Turn {
+    a: u32,
+    b: u32,
+    /// What the rule makes of them.
+    token: u32,
+    size_a: u32,
+    size_b: u32,
+    coin: Option<Coin>,
+}
+
+/// A rule's dropout in one grid.
+#[derive(Clone, Copy)]
+struct Coin {
+    dropout: Dropout,
+    index: u64,
+    rule: u32,
+    stride: u32,
+    width: u32,
+}
+
+impl Turn {
+    #[inline]
+    fn skips(&self, x: u32, y: u32) -> bool {
+        self.coin.is_some_and(|Coin { dropout, index, rule, stride, width }| {
+            let cell = |p: u32| (p / stride - 1) * width + p % stride;
+            dropout.skips(index, rule, cell(x), cell(y))
+        })
+    }
 }
 
 impl Sheet {
@@ -130,20 +191,40 @@ impl Sheet {
     ) -> Result<Option<Regions>> {
         self.lay_out::<ORIENTED>(rules, grid, options.regions);
         self.find_neighbours(rules, interrupt)?;
-        for word in 0..rules.len().div_ceil(64) {
-            while self.waiting[word] != 0 {
+        let (stride, width) = (self.stride as u32, self.width as u32);
+        for block in 0..rules.len().div_ceil(64 * 64) {
+            while let Some(rule) = self.waiting.take(block) {
                 interrupt.check()?;
-                let rule = word as u32 * 64 + self.waiting[word].trailing_zeros();
-                self.waiting[word] &= self.waiting[word] - 1;
                 let pair = rules.pair(rule);
-                self.find::<ORIENTED>(rules, rule, pair, interrupt)?;
-                let coin = options.dropout.map(|dropout| (dropout, index));
-                self.join::<ORIENTED>(pair, rule, rules.token(rule), coin);
-                if self.joined.len > 0 {
-                    if !ORIENTED {
-                        self.link(rules, pair, rules.token(rule), interrupt)?;
+                let turn = Turn {
+                    a: pair.a,
+                    b: pair.b,
+                    token: rules.token(rule),
+                    size_a: rules.size(pair.a),
+                    size_b: rules.size(pair.b),
+                    coin: options.dropout.map(|dropout| Coin { dropout, index, rule, stride, width }),
+                };
+                let start = self.num_made;
+                let newer = pair.a.max(pair.b);
+                if let Some(maker) = newer.checked_sub(rules.base_vocab_size) {
+                    let (first, number) = self.made_by[maker as usize];
+                    let regions = first as usize..(first + number) as usize;
+                    if ORIENTED {
+                        self.join_at_offset(rules, rule, &turn, regions);
+                    } else if turn.a == newer {
+                        self.join_around(&turn, regions, interrupt)?;
+                    } else {
+                        self.find_around(&turn, regions, interrupt)?;
+                        self.join_found(&turn, interrupt)?;
                     }
-                    self.note(rules, pair, rule);
+                } else {
+                    self.join_cells::<ORIENTED>(rule, &turn);
+                }
+                if self.num_made > start {
+                    self.made_by[rule as usize] = (start as u32, (self.num_made - start) as u32);
+                    for &partner in rules.partners(pair) {
+                        self.waiting.insert(partner);
+                    }
                 }
             }
         }
@@ -160,39 +241,35 @@ impl Sheet {
         let positions = (height + 2) * stride;
         if (self.height, self.width, self.oriented) != (height, width, ORIENTED) {
             (self.height, self.width, self.stride, self.oriented) = (height, width, stride, ORIENTED);
-            let planes = [(&mut self.tokens, NOTHING), (&mut self.anchors, 0), (&mut self.next, 0)];
-            for (plane, border) in planes.into_iter().take(if ORIENTED { 1 } else { 3 }) {
-                plane.clear();
-                plane.resize(positions, border);
+            self.tokens.clear();
+            self.tokens.resize(positions, NOTHING);
+            self.cells.clear();
+            self.next.clear();
+            if !ORIENTED {
+                self.cells.resize(positions, pack(NOTHING, 0));
+                self.next.resize(positions, 0);
             }
+            self.after.resize(2 * positions, END);
+            // Every region that is made is of two, so there are fewer than cells.
+            self.made.resize(height * width, 0);
         }
         self.leaves.clear();
         self.leaves.resize(if regions && !ORIENTED { positions } else { 0 }, 0);
-
-        let tokens = rules.token(rules.len() as u32) as usize;
-        if self.counts.len() < tokens {
-            self.counts.resize(tokens, 0);
-        }
-        if self.last.len() < rules.len() {
-            self.last.resize(rules.len(), END);
+        if self.first.len() < rules.len() {
+            self.first.resize(rules.len(), END);
             self.made_by.resize(rules.len(), (0, 0));
-            self.waiting.resize(rules.len().div_ceil(64), 0);
+            self.waiting.fit(rules.len());
         }
-        self.entries.clear();
-        self.made.clear();
-
+        self.num_made = 0;
         for (row, ids) in (1..).zip(grid.ids().chunks_exact(width)) {
-            let cells = row * stride..row * stride + width;
-            self.tokens[cells.clone()].copy_from_slice(ids);
+            let row = row * stride..row * stride + width;
+            self.tokens[row.clone()].copy_from_slice(ids);
             if !ORIENTED {
-                for plane in [&mut self.anchors, &mut self.next] {
-                    for (cell, position) in plane[cells.clone()].iter_mut().zip(cells.start as u32..) {
-                        *cell = position;
-                    }
+                for ((cell, &id), position) in
+                    self.cells[row.clone()].iter_mut().zip(ids).zip(row.start as u32..)
+                {
+                    *cell = pack(id, position);
                 }
-            }
-            for &id in ids {
-                self.counts[id as usize] += 1;
             }
         }
     }
@@ -202,236 +279,211 @@ impl Sheet {
         let table = rules.base();
         let (stride, width) = (self.stride, self.width);
         let tokens = self.tokens.as_slice();
-        self.neighbours.len = 0;
+        let mut number = 0;
         for start in (1..=self.height).map(|row| row * stride) {
             interrupt.check()?;
+            fit(&mut self.neighbours, number + 2 * width + 1);
             let row = &tokens[start..=start + width];
             let below = &tokens[start + stride..][..width];
-            self.neighbours.append(2 * width, |found| {
-                let mut n = 0;
-                for (((&a, &right), &below), position) in
-                    row.iter().zip(&row[1..]).zip(below).zip(start as u32..)
-                {
-                    found[n] = position * 2;
-                    n += usize::from(table.may_join(a, right, Beside::Right));
-                    found[n] = position * 2 + 1;
-                    n += usize::from(table.may_join(a, below, Beside::Below));
-                }
-                n
-            });
+            let found = &mut self.neighbours[number..][..2 * width + 1];
+            // Written always, and kept by moving on: a branch would be guessed wrong.
+            let mut n = 0;
+            for (((&a, &right), &below), position) in row.iter().zip(&row[1..]).zip(below).zip(start as u32..)
+            {
+                found[n] = position * 2;
+                n += usize::from(table.may_join(a, right, Beside::Right));
+                found[n] = position * 2 + 1;
+                n += usize::from(table.may_join(a, below, Beside::Below));
+            }
+            number += n;
         }
-        // Backwards, since the last entry of a list is the first to be taken.
-        for &neighbour in self.neighbours.as_slice().iter().rev() {
-            let x = (neighbour / 2) as usize;
-            let (y, beside) =
-                if neighbour % 2 == 0 { (x + 1, Beside::Right) } else { (x + stride, Beside::Below) };
+        // Backwards, since what is put before a list last will be its first.
+        for &neighbour in self.neighbours[..number].iter().rev() {
+            let (x, y) = ends(neighbour, stride);
+            let beside = if neighbour % 2 == 0 { Beside::Right } else { Beside::Below };
             if let Some(rule) = table.get(tokens[x], tokens[y], beside) {
-                let entry = self.entries.len() as u32;
-                let before = std::mem::replace(&mut self.last[rule as usize], entry);
-                self.entries.push((neighbour, before));
-                self.waiting[rule as usize / 64] |= 1 << (rule % 64);
+                self.after[neighbour as usize] = std::mem::replace(&mut self.first[rule as usize], neighbour);
+                self.waiting.insert(rule);
             }
         }
         Ok(())
     }
 
-    /// Finds the pairs that a rule may join, in raster order. Some may be there twice.
-    fn find<const ORIENTED: bool>(
-        &mut self,
-        rules: &Rules,
-        rule: u32,
-        pair: &Pair,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
-        self.found.len = 0;
-        let newer = pair.a.max(pair.b);
-        let Some(maker) = newer.checked_sub(rules.base_vocab_size) else {
-            self.take_neighbours(rule);
-            return Ok(());
-        };
-        if self.counts[pair.a as usize] == 0 || self.counts[pair.b as usize] == 0 {
-            return Ok(());
-        }
-        let (first, number) = self.made_by[maker as usize];
-        let regions = first as usize..(first + number) as usize;
-        if ORIENTED {
-            self.look_at_offset(pair, regions);
-            if self.found.len > 0 && !rules.touches(rule) {
-                self.found.len = 0;
+    /// Joins single cells, as listed in the beginning.
+    fn join_cells<const ORIENTED: bool>(&mut self, rule: u32, turn: &Turn) {
+        let Turn { a, b, token, .. } = *turn;
+        let mut neighbour = std::mem::replace(&mut self.first[rule as usize], END);
+        let mut n = self.num_made;
+        while neighbour != END {
+            let (x, y) = ends(neighbour, self.stride);
+            neighbour = self.after[neighbour as usize];
+            let (at_x, at_y) = (x as u32, y as u32);
+            let free = if ORIENTED {
+                (self.tokens[x] == a) & (self.tokens[y] == b)
+            } else {
+                (self.cells[x] == pack(a, at_x)) & (self.cells[y] == pack(b, at_y))
+            };
+            if free && !turn.skips(at_x, at_y) {
+                if ORIENTED {
+                    (self.tokens[x], self.tokens[y]) = (token, NOTHING);
+                } else {
+                    (self.cells[x], self.cells[y]) = (pack(token, at_x), pack(token, at_x));
+                    (self.next[x], self.next[y]) = (at_y, at_x);
+                    if !self.leaves.is_empty() {
+                        self.leaves[y] = 1;
+                    }
+                }
+                self.made[n] = at_x;
+                n += 1;
             }
-        } else {
-            self.look_around(pair, regions, rules.size(newer) as usize, interrupt)?;
         }
-        let found = &mut self.found.values[..self.found.len];
-        if !found.is_sorted() {
-            found.sort_unstable();
-        }
-        Ok(())
-    }
-
-    /// The pairs of single cells, as listed in the beginning.
-    fn take_neighbours(&mut self, rule: u32) {
-        let mut entry = std::mem::replace(&mut self.last[rule as usize], END);
-        while entry != END {
-            let (neighbour, before) = self.entries[entry as usize];
-            let x = neighbour / 2;
-            let y = if neighbour % 2 == 0 { x + 1 } else { x + self.stride as u32 };
-            self.found.append(1, |found| {
-                found[0] = pack(x, y);
-                1
-            });
-            entry = before;
-        }
+        self.num_made = n;
     }
 
     /// Oriented mode: the other region is at the rule's offset, or there is none.
-    fn look_at_offset(&mut self, pair: &Pair, regions: std::ops::Range<usize>) {
-        let Pair { a, b, offset, .. } = *pair;
-        if offset.dy as usize >= self.height || offset.dx.unsigned_abs() as usize >= self.width {
+    fn join_at_offset(&mut self, rules: &Rules, rule: u32, turn: &Turn, regions: std::ops::Range<usize>) {
+        let Turn { a, b, token, .. } = *turn;
+        let offset = rules.pair(rule).offset;
+        let too_far = offset.dy as usize >= self.height || offset.dx.unsigned_abs() as usize >= self.width;
+        if too_far || !rules.touches(rule, self.height * self.width) {
             return;
         }
         let step = (offset.dy as usize * self.stride).wrapping_add_signed(offset.dx as isize);
-        let tokens = self.tokens.as_slice();
-        let is = |position: usize, token| tokens.get(position) == Some(&token);
-        let made = &self.made[regions];
-        self.found.append(made.len(), |found| {
-            let mut n = 0;
-            for &made in made {
-                let made = made as usize;
-                let (x, y) = if a >= b { (made, made + step) } else { (made.wrapping_sub(step), made) };
-                found[n] = pack(x as u32, y as u32);
-                n += usize::from(is(x, a) & is(y, b));
+        let mut n = self.num_made;
+        for i in regions {
+            let made = self.made[i] as usize;
+            let (x, y) = if a >= b { (made, made + step) } else { (made.wrapping_sub(step), made) };
+            let is = |position: usize, token| self.tokens.get(position) == Some(&token);
+            if is(x, a) & is(y, b) && !turn.skips(x as u32, y as u32) {
+                self.tokens[x] = token;
+                self.tokens[y] = NOTHING;
+                self.made[n] = x as u32;
+                n += 1;
             }
-            n
-        });
+        }
+        self.num_made = n;
     }
 
-    /// Pair mode: the neighbours of all regions of the newer token, each of so many cells.
-    fn look_around(
+    /// Pair mode, a newer than b: joins each region of a to the first free one of b beside it.
+    fn join_around(
         &mut self,
-        pair: &Pair,
+        turn: &Turn,
         regions: std::ops::Range<usize>,
-        size: usize,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        let (tokens, anchors, next) = (self.tokens.as_slice(), self.anchors.as_slice(), self.next.as_slice());
         let stride = self.stride as u32;
-        let (newer, older) = (pair.a.max(pair.b), pair.a.min(pair.b));
-        for (step, &made) in self.made[regions].iter().enumerate() {
+        for (step, i) in regions.enumerate() {
             if step % CHECK_INTERVAL == 0 {
                 interrupt.check()?;
             }
-            if tokens[made as usize] != newer {
+            let x = self.made[i];
+            if self.cells[x as usize] != pack(turn.a, x) {
                 continue;
             }
-            self.found.append(4 * size, |found| {
-                let mut n = 0;
-                let mut p = made;
-                for _ in 0..size {
-                    for q in [p - stride, p - 1, p + 1, p + stride] {
-                        found[n] = pack(made, q);
-                        n += usize::from(tokens[q as usize] == older);
-                    }
-                    p = next[p as usize];
+            // The distance from the first anchor that may be y; of cells in other regions a number that is larger than
+            // any such distance.
+            let least = pack(turn.b, x + 1);
+            let mut distance = u64::MAX;
+            let mut p = x;
+            for _ in 0..turn.size_a {
+                for q in [p - stride, p - 1, p + 1, p + stride] {
+                    let to_q = self.cells[q as usize].wrapping_sub(least);
+                    let skipped = turn.coin.is_some() && to_q < 1 << 31 && turn.skips(x, x + 1 + to_q as u32);
+                    distance = distance.min(if skipped { u64::MAX } else { to_q });
                 }
-                n
-            });
+                p = self.next[p as usize];
+            }
+            if distance < 1 << 31 {
+                self.link(turn, x, x + 1 + distance as u32);
+            }
         }
-        // Of the neighbours with the right token, those on the right side.
-        let found = &mut self.found.values[..self.found.len];
-        let mut kept = 0;
-        for i in 0..found.len() {
-            let (made, q) = unpack(found[i]);
-            let other = anchors[q as usize];
-            let (x, y) = if pair.a == newer { (made, other) } else { (other, made) };
-            found[kept] = pack(x, y);
-            kept += usize::from(x < y);
-        }
-        self.found.len = kept;
         Ok(())
     }
 
-    /// Joins the pairs found, in order, that are still what they were and that the coin does not skip.
-    fn join<const ORIENTED: bool>(
+    /// Pair mode, b newer than a: finds the pairs at all regions of b. Some may be there twice.
+    fn find_around(
         &mut self,
-        pair: &Pair,
-        rule: u32,
-        token: u32,
-        coin: Option<(Dropout, u64)>,
-    ) {
-        let Pair { a, b, .. } = *pair;
+        turn: &Turn,
+        regions: std::ops::Range<usize>,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
         let stride = self.stride as u32;
-        let width = self.width as u32;
-        let cell = |p: u32| (p / stride - 1) * width + p % stride;
-        let consumed = if ORIENTED { NOTHING } else { token };
-        self.joined.len = 0;
-        let (tokens, found) = (self.tokens.as_mut_slice(), self.found.as_slice());
-        self.joined.append(found.len(), |joined| {
-            let mut n = 0;
-            for &anchors in found {
-                let (x, y) = unpack(anchors);
-                let (at_x, at_y) = (tokens[x as usize], tokens[y as usize]);
-                let mut both = pack(at_x, at_y) == pack(a, b);
-                if let Some((dropout, index)) = coin {
-                    both = both && !dropout.skips(index, rule, cell(x), cell(y));
-                }
-                tokens[x as usize] = if both { token } else { at_x };
-                tokens[y as usize] = if both { consumed } else { at_y };
-                joined[n] = anchors;
-                n += usize::from(both);
-            }
-            n
-        });
-    }
-
-    /// Pair mode: tells all cells of the joined regions.
-    fn link(&mut self, rules: &Rules, pair: &Pair, token: u32, interrupt: &Interrupt) -> Result<()> {
-        let (tokens, anchors) = (self.tokens.as_mut_slice(), self.anchors.as_mut_slice());
-        let (next, leaves) = (self.next.as_mut_slice(), self.leaves.as_mut_slice());
-        let (size_a, size_b) = (rules.size(pair.a), rules.size(pair.b));
-        for (step, &both) in self.joined.as_slice().iter().enumerate() {
+        let mut n = 0;
+        for (step, &y) in self.made[regions].iter().enumerate() {
             if step % CHECK_INTERVAL == 0 {
                 interrupt.check()?;
             }
-            let (x, y) = unpack(both);
-            if !leaves.is_empty() {
-                let mut p = y;
-                for _ in 0..size_b {
-                    leaves[p as usize] += size_a;
-                    p = next[p as usize];
-                }
+            if self.cells[y as usize] != pack(turn.b, y) {
+                continue;
             }
-            // Two rings become one when one link of each is exchanged.
-            let (after_x, after_y) = (next[x as usize], next[y as usize]);
-            next[x as usize] = after_y;
-            next[y as usize] = after_x;
-            let mut p = x;
-            for _ in 0..size_a + size_b {
-                tokens[p as usize] = token;
-                anchors[p as usize] = x;
-                p = next[p as usize];
+            fit(&mut self.found, n + 4 * turn.size_b as usize + 1);
+            let mut p = y;
+            for _ in 0..turn.size_b {
+                for q in [p - stride, p - 1, p + 1, p + stride] {
+                    let (token, x) = unpack(self.cells[q as usize]);
+                    self.found[n] = pack(x, y);
+                    n += usize::from((token == turn.a) & (x < y));
+                }
+                p = self.next[p as usize];
+            }
+        }
+        let found = &mut self.found[..n];
+        if !found.is_sorted() {
+            found.sort_unstable();
+        }
+        self.num_found = n;
+        Ok(())
+    }
+
+    /// Joins the pairs found, in order, that are still what they were.
+    fn join_found(&mut self, turn: &Turn, interrupt: &Interrupt) -> Result<()> {
+        for i in 0..self.num_found {
+            if i % CHECK_INTERVAL == 0 {
+                interrupt.check()?;
+            }
+            let (x, y) = unpack(self.found[i]);
+            let free =
+                (self.cells[x as usize] == pack(turn.a, x)) & (self.cells[y as usize] == pack(turn.b, y));
+            if free && !turn.skips(x, y) {
+                self.link(turn, x, y);
             }
         }
         Ok(())
     }
 
-    /// Notes the regions just made, and marks the rules for them whose other token is there.
-    fn note(&mut self, rules: &Rules, pair: &Pair, rule: u32) {
-        let number = self.joined.len as u32;
-        self.made_by[rule as usize] = (self.made.len() as u32, number);
-        self.made.extend(self.joined.as_slice().iter().map(|&anchors| unpack(anchors).0));
-        let token = rules.token(rule);
-        self.counts[pair.a as usize] -= number;
-        self.counts[pair.b as usize] -= number;
-        self.counts[token as usize] += number;
-        for partner in rules.partners(pair) {
-            let there = self.counts[partner.older as usize] > 0;
-            self.waiting[partner.rule as usize / 64] |= u64::from(there) << (partner.rule % 64);
+    /// Pair mode: makes two regions one.
+    #[inline]
+    fn link(&mut self, turn: &Turn, x: u32, y: u32) {
+        let Turn { token, size_a, size_b, .. } = *turn;
+        // A single cell has no next one written down.
+        let next = self.next.as_mut_slice();
+        let after = |p: u32, size: u32| if size == 1 { p } else { next[p as usize] };
+        let (after_x, after_y) = (after(x, size_a), after(y, size_b));
+        if !self.leaves.is_empty() {
+            let mut p = y;
+            for _ in 0..size_b {
+                self.leaves[p as usize] += size_a;
+                p = if size_b == 1 { p } else { next[p as usize] };
+            }
         }
+        // Two rings become one when one link of each is exchanged.
+        next[x as usize] = after_y;
+        next[y as usize] = after_x;
+        let mut p = x;
+        for _ in 0..size_a + size_b {
+            self.cells[p as usize] = pack(token, x);
+            p = next[p as usize];
+        }
+        self.made[self.num_made] = x;
+        self.num_made += 1;
     }
 
     fn is_anchor<const ORIENTED: bool>(&self, position: usize) -> bool {
-        if ORIENTED { self.tokens[position] != NOTHING } else { self.anchors[position] as usize == position }
+        if ORIENTED {
+            self.tokens[position] != NOTHING
+        } else {
+            self.cells[position] as u32 == position as u32
+        }
     }
 
     /// The positions of the cells, in raster order.
@@ -441,21 +493,18 @@ impl Sheet {
     }
 
     /// Appends the tokens, in raster order of anchors.
-    fn collect<const ORIENTED: bool>(&mut self, values: &mut Vec<u32>) {
+    fn collect<const ORIENTED: bool>(&self, values: &mut Vec<u32>) {
         let start = values.len();
         values.resize(start + self.height * self.width, 0);
         let collected = &mut values[start..];
         let mut n = 0;
         for row in 1..=self.height {
             for position in row * self.stride..row * self.stride + self.width {
-                collected[n] = self.tokens[position];
+                collected[n] = if ORIENTED { self.tokens[position] } else { unpack(self.cells[position]).0 };
                 n += usize::from(self.is_anchor::<ORIENTED>(position));
             }
         }
         values.truncate(start + n);
-        for &token in &values[start..] {
-            self.counts[token as usize] = 0;
-        }
     }
 
     /// Which of these tokens, just collected, covers which cell.
@@ -481,7 +530,7 @@ impl Sheet {
             for (index, anchor) in numbered {
                 index_at[anchor] = index;
             }
-            let cell = |p: usize| (index_at[self.anchors[p] as usize], self.leaves[p]);
+            let cell = |p: usize| (index_at[unpack(self.cells[p]).1 as usize], self.leaves[p]);
             let (tokens, leaves) = self.positions().map(cell).unzip();
             Regions { tokens, leaves }
         }
