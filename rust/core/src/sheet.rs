@@ -115,7 +115,7 @@ fn unpack(packed: u64) -> (u32, u32) {
 /// The cells of a neighbour.
 fn ends(neighbour: u32, stride: usize) -> (usize, usize) {
     let x = (neighbour / 2) as usize;
-    (x, x + if neighbour % 2 == 0 { 1 } else { stride })
+    (x, x + if neighbour.is_multiple_of(2) { 1 } else { stride })
 }
 
 /// Makes a list long enough for values that are written to always, and kept in it by counting on.
@@ -285,7 +285,7 @@ impl Sheet {
             fit(&mut self.neighbours, number + 2 * width + 1);
             let row = &tokens[start..=start + width];
             let below = &tokens[start + stride..][..width];
-            let found = &mut self.neighbours[number..][..2 * width + 1];
+            let found = &mut self.neighbours[number..][..=2 * width];
             // Written always, and kept by moving on: a branch would be guessed wrong.
             let mut n = 0;
             for (((&a, &right), &below), position) in row.iter().zip(&row[1..]).zip(below).zip(start as u32..)
@@ -319,7 +319,7 @@ impl Sheet {
             neighbour = self.after[neighbour as usize];
             let (at_x, at_y) = (x as u32, y as u32);
             let free = if ORIENTED {
-                (self.tokens[x] == a) & (self.tokens[y] == b)
+                self.tokens[x] == a && self.tokens[y] == b
             } else {
                 (self.cells[x] == pack(a, at_x)) & (self.cells[y] == pack(b, at_y))
             };
@@ -422,7 +422,7 @@ impl Sheet {
                 for q in [p - stride, p - 1, p + 1, p + stride] {
                     let (token, x) = unpack(self.cells[q as usize]);
                     self.found[n] = pack(x, y);
-                    n += usize::from((token == turn.a) & (x < y));
+                    n += usize::from(token == turn.a) & usize::from(x < y);
                 }
                 p = self.next[p as usize];
             }
