@@ -8,7 +8,7 @@ use crate::statistics::{key, tokens};
 /// part needs stays in the nearer caches.
 const PARTS: usize = 64;
 
-/// Pairs that a part takes.
+/// Most pairs that a part takes.
 const PART_SIZE: usize = 1 << 14;
 
 /// Cells between two looks at the interrupt flag.
@@ -222,7 +222,9 @@ pub(super) fn count<W: Word>(
     let reaching = sketch.reaching(threshold);
     let hashes = reaching.iter().map(|word| word.count_ones()).sum();
     let mut table = Table::new(sketch, base_vocab_size, shards, hashes);
-    let mut parts = vec![Occurrence::default(); PARTS * PART_SIZE];
+    // Longer parts serve more pairs of a kind at a time, and in all they should take little memory beside the cells.
+    let size = (canvas.len() / 512).clamp(16, PART_SIZE);
+    let mut parts = vec![Occurrence::default(); PARTS * size];
     let mut lens = [0; PARTS];
     for_each_pair(canvas, interrupt, |x, y, a, b| {
         let hash = hash(a, b);
@@ -230,15 +232,15 @@ pub(super) fn count<W: Word>(
         let part = high(hash, PARTS.ilog2());
         let len = &mut lens[part];
         // Written in any case and kept by moving on: a branch would be guessed wrong half the time.
-        parts[part * PART_SIZE + *len] = Occurrence { a, b, x, y };
+        parts[part * size + *len] = Occurrence { a, b, x, y };
         *len += (reaching[place / 64] >> (place % 64) & 1) as usize;
-        if *len == PART_SIZE {
+        if *len == size {
             *len = 0;
-            table.count(&parts[part * PART_SIZE..][..PART_SIZE]);
+            table.count(&parts[part * size..][..size]);
         }
     });
     for (part, len) in lens.into_iter().enumerate() {
-        table.count(&parts[part * PART_SIZE..][..len]);
+        table.count(&parts[part * size..][..len]);
     }
     table.pairs
 }
