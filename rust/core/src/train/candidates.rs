@@ -26,6 +26,8 @@ struct Pair {
     key: u64,
     /// 0 if the pair was dropped.
     count: u64,
+    /// The frequency is no higher: it was no higher before, and it never rises.
+    bound: u64,
     evaluation: Option<Evaluation>,
 }
 
@@ -47,7 +49,7 @@ pub(super) struct Best {
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     pairs: Vec<Pair>,
-    /// Pairs without an evaluation, by an upper bound of their counts, and some that have one by now.
+    /// Pairs without an evaluation, by an upper bound of their frequencies, and some that have one by now.
     fresh: Vec<Vec<u32>>,
     /// No bucket above this one holds anything.
     top: usize,
@@ -77,13 +79,13 @@ impl Candidates {
     /// Takes up a pair and returns its index.
     pub fn insert(&mut self, key: u64, count: u64) -> u32 {
         let pair = self.pairs.len() as u32;
-        self.pairs.push(Pair { key, count, evaluation: None });
+        self.pairs.push(Pair { key, count, bound: count, evaluation: None });
         self.push_fresh(pair, count);
         pair
     }
 
-    fn push_fresh(&mut self, pair: u32, count: u64) {
-        let bucket = bucket(count);
+    fn push_fresh(&mut self, pair: u32, bound: u64) {
+        let bucket = bucket(bound);
         if self.fresh.len() <= bucket {
             self.fresh.resize_with(bucket + 1, Vec::new);
         }
@@ -101,18 +103,20 @@ impl Candidates {
         self.pairs[pair as usize].key
     }
 
-    /// Lowers a pair's count. Drops the pair and returns false if its count is below the threshold.
+    /// Lowers a pair's count. Drops the pair and returns false if its frequency must be below the threshold.
     pub fn remove(&mut self, pair: u32, removed: u64, threshold: u64) -> bool {
-        let Pair { count, evaluation, .. } = &mut self.pairs[pair as usize];
+        let Pair { count, bound, evaluation, .. } = &mut self.pairs[pair as usize];
         *count -= removed;
-        if *count < threshold {
-            (*count, *evaluation) = (0, None);
+        let before = evaluation.take();
+        *bound = before.map_or(*bound, |before| before.frequency).min(*count);
+        if *bound < threshold {
+            *count = 0;
             return false;
         }
-        // Without an evaluation, the pair waits in the bucket of a count that it had, which is looked at in time.
-        if evaluation.take().is_some() {
-            let count = *count;
-            self.push_fresh(pair, count);
+        // Without an evaluation, the pair waits in the bucket of a bound that it had, which is looked at in time.
+        if before.is_some() {
+            let bound = *bound;
+            self.push_fresh(pair, bound);
         }
         true
     }
@@ -152,13 +156,13 @@ impl Candidates {
         index: u32,
         evaluate: &mut impl FnMut(u32, u64, u64) -> Result<Option<Evaluation>>,
     ) -> Result<()> {
-        let Pair { key, count, evaluation } = &mut self.pairs[index as usize];
+        let Pair { key, count, bound, evaluation } = &mut self.pairs[index as usize];
         if *count == 0 || evaluation.is_some() {
             return Ok(());
         }
-        if bucket(*count) < self.top {
-            let count = *count;
-            self.push_fresh(index, count);
+        if bucket(*bound) < self.top {
+            let bound = *bound;
+            self.push_fresh(index, bound);
             return Ok(());
         }
         *evaluation = evaluate(index, *key, *count)?;
@@ -175,39 +179,47 @@ impl Candidates {
     /// The best of the evaluated pairs. On the way, throws out what is out of date.
     fn best_ranked(&mut self, alpha: f64) -> Option<Best> {
         let mut best: Option<Best> = None;
-        let mut above = Bound::Unbounded;
-        while let Some((&frequency, ranked)) = self.ranked.range_mut((Bound::Unbounded, above)).next_back() {
-            above = Bound::Excluded(frequency);
+        let mut outdated = Vec::new();
+        for (&frequency, ranked) in self.ranked.iter().rev() {
             if let Some(Best { priority: reached, max_frequency, .. }) = best
                 && priority(frequency, max_frequency, alpha, 1.0) < reached
             {
                 break;
             }
             let max_frequency = best.map_or(frequency, |best| best.max_frequency);
-            let mut start = Bound::Unbounded;
-            while let Some(&entry) = ranked.range((start, Bound::Unbounded)).next() {
+            let mut next = ranked.first();
+            while let Some(&entry) = next {
                 let (Reverse(consistency), key, pair) = entry;
-                let Pair { count, evaluation, .. } = self.pairs[pair as usize];
-                let Some(evaluation) = evaluation
-                    .filter(|now| now.frequency == frequency && now.consistency.to_bits() == consistency)
-                else {
-                    ranked.remove(&entry);
-                    continue;
-                };
-                // Of one consistency, the first has the smallest key.
-                start = Bound::Excluded((Reverse(consistency), u64::MAX, u32::MAX));
-                let priority = priority(frequency, max_frequency, alpha, evaluation.consistency);
-                if let Some(best) = &best {
-                    match priority.total_cmp(&best.priority) {
-                        Ordering::Less => break,
-                        Ordering::Equal if key > best.key => continue,
-                        _ => (),
-                    }
+                let mut after = entry;
+                let priority = priority(frequency, max_frequency, alpha, f64::from_bits(consistency));
+                let order = best.map_or(Ordering::Greater, |best| priority.total_cmp(&best.priority));
+                if order == Ordering::Less {
+                    break;
                 }
-                best = Some(Best { pair, key, count, evaluation, priority, max_frequency });
+                if order == Ordering::Greater || best.is_some_and(|best| key < best.key) {
+                    let Pair { count, evaluation, .. } = self.pairs[pair as usize];
+                    match evaluation
+                        .filter(|now| now.frequency == frequency && now.consistency.to_bits() == consistency)
+                    {
+                        None => outdated.push((frequency, entry)),
+                        Some(evaluation) => {
+                            best = Some(Best { pair, key, count, evaluation, priority, max_frequency });
+                            // Of one consistency, the first has the smallest key.
+                            after = (Reverse(consistency), u64::MAX, u32::MAX);
+                        }
+                    }
+                } else {
+                    after = (Reverse(consistency), u64::MAX, u32::MAX);
+                }
+                next = ranked.range((Bound::Excluded(after), Bound::Unbounded)).next();
             }
-            if ranked.is_empty() {
-                self.ranked.remove(&frequency);
+        }
+        for (frequency, entry) in outdated {
+            if let Some(ranked) = self.ranked.get_mut(&frequency) {
+                ranked.remove(&entry);
+                if ranked.is_empty() {
+                    self.ranked.remove(&frequency);
+                }
             }
         }
         best
