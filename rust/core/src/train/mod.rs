@@ -261,7 +261,7 @@ const FEW: u64 = 32;
 const PARALLEL_CELLS: u64 = 1 << 14;
 
 /// Most bits of the hashes that pairs are counted by.
-const MAX_SKETCH_BITS: u32 = 20;
+const MAX_SKETCH_BITS: u32 = 22;
 
 /// Most cells of a shard before its last grid is added. With that grid there are fewer than 2^31 cells, so positions
 /// and all counts within a shard fit 32 bits.
