@@ -197,8 +197,8 @@ impl<W: Word> Canvas<W> {
         }
     }
 
-    /// The cells, of which some are to be merged, and the token of border cells.
-    pub fn cells(&mut self) -> (&mut [W], u32) {
+    /// The cells, some of which are going to be merged, and the token of border cells.
+    pub fn cells_to_merge(&mut self) -> (&mut [W], u32) {
         self.single = false;
         (&mut self.cells, self.border)
     }
@@ -353,7 +353,8 @@ impl<W: Word> Canvas<W> {
                     visit(x, below, a, c);
                 }
             } else {
-                found.for_each(&self.cells, (x, x), stride, |Neighbour { region: (y, b), .. }| {
+                found.find(&self.cells, x, x, stride);
+                found.for_each(|Neighbour { region: (y, b), .. }| {
                     if y > x && b != self.border {
                         visit(x, y, a, b);
                     }
@@ -384,18 +385,24 @@ const FEW: usize = 64;
 /// Anchors that differ in their remainder by this are told apart at once.
 const SEEN: usize = 1 << 10;
 
-/// Finds the regions beside two regions, x and y, each once.
+/// The regions beside two regions, x and y, each once.
 #[derive(Debug)]
 pub(super) struct Neighbours {
     /// By the remainder of its anchor, where a region is among those found; 0 if it is not.
     seen: [u8; SEEN],
-    /// Place 0 is for none at all. There are as many places as a byte can tell apart, and `FEW` of them are used.
+    /// Place 0 is for none at all, then come x and y. There are as many places as a byte can tell apart, and `FEW` of them
+    /// are used.
     regions: [Region; 256],
+    /// The places of those found.
+    places: Range<usize>,
+    /// One bit per place, of those beside x and of those beside y.
+    sides: [u64; 2],
+    /// All of them instead, if they are too many, or two anchors have the same remainder.
     many: Vec<Neighbour>,
 }
 
 /// A region, or border, beside one or both of two regions.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Neighbour {
     pub region: Region,
     pub of_x: bool,
@@ -404,43 +411,46 @@ pub(super) struct Neighbour {
 
 impl Default for Neighbours {
     fn default() -> Self {
-        Self { seen: [0; SEEN], regions: [(u32::MAX, 0); 256], many: Vec::new() }
+        let regions = [(u32::MAX, 0); 256];
+        Self { seen: [0; SEEN], regions, places: 0..0, sides: [0; 2], many: Vec::new() }
     }
 }
 
 impl Neighbours {
-    /// Visits the regions, or border, beside two regions, which may be the same.
+    /// Finds the regions, or border, beside two regions, which may be the same. Returns how many they are.
     #[inline]
-    pub fn for_each<W: Word>(
-        &mut self,
-        cells: &[W],
-        (x, y): (u32, u32),
-        stride: u32,
-        mut visit: impl FnMut(Neighbour),
-    ) {
-        let middle = if x == y { 2 } else { 3 };
+    pub fn find<W: Word>(&mut self, cells: &[W], x: u32, y: u32, stride: u32) -> usize {
+        let first = if x == y { 2 } else { 3 };
         (self.regions[1].0, self.regions[2].0) = (x, y);
-        self.seen[y as usize % SEEN] = middle as u8 - 1;
+        self.seen[y as usize % SEEN] = first as u8 - 1;
         self.seen[x as usize % SEEN] = 1;
-        let (of_x, len) = self.walk(cells, x, stride, middle);
-        let (of_y, len) = if x == y { (0, len) } else { self.walk(cells, y, stride, len) };
+        let (of_x, end) = self.walk(cells, x, stride, first);
+        let (of_y, end) = if x == y { (0, end) } else { self.walk(cells, y, stride, end) };
         // If two are in each other's way, the place of one was given to the other.
-        let mut fits = len <= FEW;
-        for place in 1..len {
+        let mut fits = end <= FEW;
+        for place in 1..end {
             fits &= usize::from(self.seen[self.regions[place].0 as usize % SEEN]) == place;
         }
-        for place in 1..len {
+        for place in 1..end {
             self.seen[self.regions[place].0 as usize % SEEN] = 0;
         }
-        if fits {
-            for place in middle..len {
-                let [of_x, of_y] = [of_x, of_y].map(|side| side >> place & 1 != 0);
-                visit(Neighbour { region: self.regions[place], of_x, of_y });
-            }
-        } else {
+        self.many.clear();
+        self.places = first..if fits { end } else { first };
+        self.sides = [of_x, of_y];
+        if !fits {
             find_many(cells, x, y, stride, &mut self.many);
-            self.many.iter().copied().for_each(visit);
         }
+        self.places.len() + self.many.len()
+    }
+
+    /// Visits those found.
+    #[inline]
+    pub fn for_each(&self, mut visit: impl FnMut(Neighbour)) {
+        for place in self.places.clone() {
+            let [of_x, of_y] = self.sides.map(|side| side >> place & 1 != 0);
+            visit(Neighbour { region: self.regions[place], of_x, of_y });
+        }
+        self.many.iter().copied().for_each(visit);
     }
 
     /// Goes around a region and adds those regions that are not there yet. Returns one bit per place, of those beside it,
@@ -474,7 +484,6 @@ impl Neighbours {
 /// Lists the regions, or border, beside two regions, however many there are.
 #[cold]
 fn find_many<W: Word>(cells: &[W], x: u32, y: u32, stride: u32, found: &mut Vec<Neighbour>) {
-    found.clear();
     for start in [x, y] {
         let mut p = start;
         loop {
@@ -517,4 +526,48 @@ pub(super) fn merge<W: Word>(cells: &mut [W], x: u32, y: u32, token: u32) {
     let (after_x, after_y) = (next(cells, x), next(cells, y));
     link(cells, x, after_y);
     link(cells, y, after_x);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// In wide grids many anchors have the same remainder, in others there are too many neighbours.
+        #[test]
+        fn neighbours_are_those_of_the_plain_search(
+            (height, width) in prop_oneof![Just((3, 700)), Just((40, 40)), (1..9_u32, 1..9_u32)],
+            joins in prop::collection::vec((any::<u32>(), any::<u32>()), 1..1500),
+        ) {
+            let mut canvas = Canvas::<u64>::new(9);
+            let start = canvas.push(height, width);
+            for row in 0..height {
+                canvas.set_row(start + row * (width + 1), &vec![1; width as usize]);
+            }
+            let stride = width + 1;
+            let mut neighbours = Neighbours::default();
+            for (cell, choice) in joins {
+                let p = start + cell % height * stride + cell / height % width;
+                let (x, _) = region(&canvas.cells, p);
+                let (mut plain, mut found) = (Vec::new(), Vec::new());
+                find_many(&canvas.cells, x, x, stride, &mut plain);
+                prop_assert_eq!(neighbours.find(&canvas.cells, x, x, stride), plain.len());
+                plain.retain(|other| other.region.1 != 9);
+                if plain.is_empty() {
+                    break;
+                }
+                let y = plain[choice as usize % plain.len()].region.0;
+                let (x, y) = (x.min(y), x.max(y));
+                plain.clear();
+                find_many(&canvas.cells, x, y, stride, &mut plain);
+                prop_assert_eq!(neighbours.find(&canvas.cells, x, y, stride), plain.len());
+                neighbours.for_each(|neighbour| found.push(neighbour));
+                found.sort_by_key(|neighbour| neighbour.region.0);
+                prop_assert_eq!(found, plain);
+                merge(canvas.cells_to_merge().0, x, y, 2);
+            }
+        }
+    }
 }

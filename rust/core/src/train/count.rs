@@ -128,14 +128,14 @@ struct Occurrence {
 /// No pair.
 const NONE: u32 = u32::MAX;
 
-/// The pairs counted so far, and a hash table of where they are. A pair stands at the first free place after where its
+/// The pairs counted so far, and a hash table of where they are. A pair stands in the first free slot after where its
 /// hash points.
 struct Table<'a> {
     sketch: &'a Sketch,
     base_vocab_size: u32,
     shards: usize,
     pairs: Vec<Counted>,
-    places: Vec<u32>,
+    slots: Vec<u32>,
     bits: u32,
 }
 
@@ -143,7 +143,7 @@ impl<'a> Table<'a> {
     /// For pairs of about so many hashes. Parts come one after the other, so a smaller table would be full in one place.
     fn new(sketch: &'a Sketch, base_vocab_size: u32, shards: usize, hashes: u32) -> Self {
         let bits = (4 * hashes).max(1 << 10).ilog2() + 1;
-        Self { sketch, base_vocab_size, shards, pairs: Vec::new(), places: vec![NONE; 1 << bits], bits }
+        Self { sketch, base_vocab_size, shards, pairs: Vec::new(), slots: vec![NONE; 1 << bits], bits }
     }
 
     fn count(&mut self, occurrences: &[Occurrence]) {
@@ -165,23 +165,23 @@ impl<'a> Table<'a> {
     #[inline]
     fn find(&mut self, a: u32, b: u32) -> u32 {
         let (key, hash) = (key(a, b), hash(a, b));
-        let mut place = high(hash, self.bits);
+        let mut slot = high(hash, self.bits);
         loop {
-            let number = self.places[place];
+            let number = self.slots[slot];
             if number == NONE {
-                return self.insert(place, key, hash);
+                return self.insert(slot, key, hash);
             }
             if self.pairs[number as usize].key == key {
                 return number;
             }
-            place = (place + 1) & (self.places.len() - 1);
+            slot = (slot + 1) & (self.slots.len() - 1);
         }
     }
 
     #[cold]
-    fn insert(&mut self, place: usize, key: u64, hash: u32) -> u32 {
+    fn insert(&mut self, slot: usize, key: u64, hash: u32) -> u32 {
         let number = self.pairs.len() as u32;
-        self.places[place] = number;
+        self.slots[slot] = number;
         let capacity = self.sketch.counts[high(hash, self.sketch.bits)] as usize / self.shards;
         let (a, b) = tokens(key);
         let places = if a.max(b) < self.base_vocab_size {
@@ -190,7 +190,7 @@ impl<'a> Table<'a> {
             Places::Regions(Vec::with_capacity(capacity))
         };
         self.pairs.push(Counted { key, count: 0, places });
-        if 2 * self.pairs.len() > self.places.len() {
+        if 2 * self.pairs.len() > self.slots.len() {
             self.grow();
         }
         number
@@ -198,14 +198,14 @@ impl<'a> Table<'a> {
 
     fn grow(&mut self) {
         self.bits += 1;
-        self.places = vec![NONE; 1 << self.bits];
+        self.slots = vec![NONE; 1 << self.bits];
         for (number, pair) in (0..).zip(&self.pairs) {
             let (a, b) = tokens(pair.key);
-            let mut place = high(hash(a, b), self.bits);
-            while self.places[place] != NONE {
-                place = (place + 1) & (self.places.len() - 1);
+            let mut slot = high(hash(a, b), self.bits);
+            while self.slots[slot] != NONE {
+                slot = (slot + 1) & (self.slots.len() - 1);
             }
-            self.places[place] = number;
+            self.slots[slot] = number;
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary, check_
 use candidates::{Best, Candidates, Evaluation};
 use canvas::{Canvas, Word};
 use count::Sketch;
-use shard::{Merge, NewPair, Pair, Shard, new_key};
+use shard::{Merge, NewPair, Pair, Shard, new_key, number};
 
 /// How to learn a vocabulary.
 #[derive(Debug, Clone, PartialEq)]
@@ -219,6 +219,7 @@ impl Trainer {
         Vocabulary { base_vocab_size, merge_mode, alpha, sigma, min_frequency, quantizer, grid_sizes, rules }
     }
 }
+
 fn grid_sizes(sizes: &[(u32, u32)]) -> Vec<GridSize> {
     let mut counts = BTreeMap::new();
     for size in sizes {
@@ -378,7 +379,7 @@ impl<W: Word> Learner<W> {
             pairs_of: Vec::new(),
             threshold: u64::MAX,
             sizes: vec![1; options.base_vocab_size as usize],
-            added: vec![0; 8 * tokens as usize],
+            added: vec![0; 2 * tokens as usize],
         })
     }
 
@@ -482,16 +483,16 @@ impl<W: Word> Learner<W> {
         let Self { shards, added, threshold, .. } = self;
         let mut found = Vec::new();
         for &(new, count) in shards.iter().flat_map(Shard::added) {
-            let sum = &mut added[new as usize];
+            let sum = &mut added[number(new)];
             let before = *sum;
             *sum += u64::from(count);
             if before < *threshold && *sum >= *threshold {
                 found.push(new);
             }
         }
-        let found = found.into_iter().map(|new| (new, added[new as usize])).collect();
+        let found = found.into_iter().map(|new| (new, added[number(new)])).collect();
         for &(new, _) in shards.iter().flat_map(Shard::added) {
-            added[new as usize] = 0;
+            added[number(new)] = 0;
         }
         found
     }

@@ -48,6 +48,11 @@ fn new_pair(token: u32, before: usize) -> NewPair {
     token * 8 + (NEW + before) as u32
 }
 
+/// A number below twice that of tokens for such a pair.
+pub(super) fn number(pair: NewPair) -> usize {
+    (pair / 8 * 2 + pair % 2) as usize
+}
+
 /// The key of such a pair.
 pub(super) fn new_key(new: u32, pair: NewPair) -> u64 {
     let token = pair / 8;
@@ -374,7 +379,7 @@ fn join_cells<W: Word>(
     let side_of_b = if a == b { 0 } else { 2 };
     canvas.fetch_cells(block, stride);
     let mut merges = 0;
-    let (cells, border) = canvas.cells();
+    let (cells, border) = canvas.cells_to_merge();
     let mut notes = changes.notes(6 * block.len() + 1, token);
     for &x in block {
         // One before it may have taken it.
@@ -430,8 +435,7 @@ fn join_regions<W: Word>(
     changes: &mut Changes,
     left: &mut Vec<u64>,
 ) -> u64 {
-    let Merge { pair, offset, token } = merge;
-    let Pair { a, b, .. } = pair;
+    let Merge { pair: Pair { a, b, .. }, offset, token } = merge;
     let step = offset.map(|offset| (offset.dy as u32).wrapping_mul(stride).wrapping_add(offset.dx as u32));
     let side_of_b = if a == b { 0 } else { 2 };
     canvas.fetch(block, stride);
@@ -439,7 +443,7 @@ fn join_regions<W: Word>(
     for &place in block {
         let (x, y) = unpack(place);
         // One before it may have taken it.
-        let (cells, border) = canvas.cells();
+        let (cells, border) = canvas.cells_to_merge();
         if !(is(cells, x, a) & is(cells, y, b)) {
             continue;
         }
@@ -450,11 +454,11 @@ fn join_regions<W: Word>(
             left.push(place);
             continue;
         }
-        let (cells, _) = canvas.cells();
+        let (cells, _) = canvas.cells_to_merge();
         merges += 1;
-        // Neighbours are at most as many as there are sides of cells.
-        let mut notes = changes.notes(4 * pair.size as usize + 1, token);
-        neighbours.for_each(cells, (x, y), stride, |Neighbour { region, of_x, of_y }| {
+        let most = neighbours.find(cells, x, y, stride) + 1;
+        let mut notes = changes.notes(most, token);
+        neighbours.for_each(|Neighbour { region, of_x, of_y }| {
             let (z, other) = region;
             let lost = [(usize::from(z < x), of_x), (side_of_b + usize::from(z < y), of_y)];
             notes.add(region, lost, x, other != border);
