@@ -4,8 +4,8 @@
 //! below every grid. So every cell has four neighbours without a test for edges, a position is one number, and
 //! positions of one grid are in raster order.
 //!
-//! A cell is one word: the token of its region, how far before it the region's anchor lies, and how far the next cell
-//! of the region is, cells of a region forming a ring. So one load says all about a neighbour.
+//! A cell is one word: the token of its region and how far before it the region's anchor lies. So one load says all
+//! about a neighbour. The cells of a region are those that can be reached from its anchor.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -13,21 +13,19 @@ use std::ops::Range;
 use super::count::unpack;
 use crate::grid::Offset;
 
-/// A cell: the token of its region, how far before it the region's anchor lies, and the step to the region's next cell.
-pub(super) trait Word: Copy + Debug + Send + Sync {
+/// A cell: the token of its region, and how far before it the region's anchor lies.
+pub(super) trait Word: Copy + PartialEq + Debug + Send + Sync {
     /// The largest token.
     const MAX_TOKEN: u32;
-    /// No distance and no step is as large.
+    /// No distance is as large.
     const SIZE: u64;
-    fn new(token: u32, distance: u32, step: u32) -> Self;
+    fn new(token: u32, distance: u32) -> Self;
     fn token(self) -> u32;
     fn distance(self) -> u32;
 
-    /// To be added with wrapping.
-    fn step(self) -> u32;
-
-    /// Whether a region with this token is anchored here.
-    fn is(self, token: u32) -> bool;
+    /// The sum and the difference as numbers, with wrapping.
+    fn plus(self, other: Self) -> Self;
+    fn minus(self, other: Self) -> Self;
 
     /// Whether there is room for tokens up to `border` and for grids of at most `cells`, borders included.
     fn fits(border: u32, cells: u64) -> bool {
@@ -35,51 +33,58 @@ pub(super) trait Word: Copy + Debug + Send + Sync {
     }
 }
 
-/// For two million tokens and grids of two million cells: from the low bits on 21 of the token, 22 of the step, 21 of the
-/// distance.
-impl Word for u64 {
-    const MAX_TOKEN: u32 = (1 << 21) - 1;
-    const SIZE: u64 = 1 << 21;
+/// The low bits are the token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Short<const TOKEN_BITS: u32>(u32);
+
+impl<const TOKEN_BITS: u32> Word for Short<TOKEN_BITS> {
+    const MAX_TOKEN: u32 = (1 << TOKEN_BITS) - 1;
+    const SIZE: u64 = 1 << (u32::BITS - TOKEN_BITS);
     #[inline]
-    fn new(token: u32, distance: u32, step: u32) -> Self {
-        Self::from(token) | Self::from(step << 10) << 11 | Self::from(distance) << 43
+    fn new(token: u32, distance: u32) -> Self {
+        Self(token.wrapping_add(distance << TOKEN_BITS))
     }
     #[inline]
     fn token(self) -> u32 {
-        self as u32 & Self::MAX_TOKEN
+        self.0 & Self::MAX_TOKEN
     }
     #[inline]
     fn distance(self) -> u32 {
-        (self >> 43) as u32
+        self.0 >> TOKEN_BITS
     }
     #[inline]
-    fn step(self) -> u32 {
-        ((self as i64) << 21 >> 42) as u32
+    fn plus(self, other: Self) -> Self {
+        Self(self.0.wrapping_add(other.0))
     }
     #[inline]
-    fn is(self, token: u32) -> bool {
-        self & (u64::MAX << 43 | u64::from(Self::MAX_TOKEN)) == u64::from(token)
+    fn minus(self, other: Self) -> Self {
+        Self(self.0.wrapping_sub(other.0))
     }
 }
 
 /// For any tokens and grids.
-impl Word for u128 {
+impl Word for u64 {
     const MAX_TOKEN: u32 = u32::MAX;
     const SIZE: u64 = 1 << 32;
-    fn new(token: u32, distance: u32, step: u32) -> Self {
-        Self::from(token) | Self::from(step) << 32 | Self::from(distance) << 64
+    #[inline]
+    fn new(token: u32, distance: u32) -> Self {
+        Self::from(token) | Self::from(distance) << 32
     }
+    #[inline]
     fn token(self) -> u32 {
         self as u32
     }
+    #[inline]
     fn distance(self) -> u32 {
-        (self >> 64) as u32
-    }
-    fn step(self) -> u32 {
         (self >> 32) as u32
     }
-    fn is(self, token: u32) -> bool {
-        self.token() == token && self.distance() == 0
+    #[inline]
+    fn plus(self, other: Self) -> Self {
+        self.wrapping_add(other)
+    }
+    #[inline]
+    fn minus(self, other: Self) -> Self {
+        self.wrapping_sub(other)
     }
 }
 
@@ -110,6 +115,8 @@ impl Stack {
 pub(super) struct Canvas<W> {
     cells: Vec<W>,
     stacks: Vec<Stack>,
+    /// Tokens below this are of the codebook: their regions are single cells.
+    base_vocab_size: u32,
     /// Token of border cells, larger than any other.
     border: u32,
     /// Whether every cell is a region of its own.
@@ -130,27 +137,16 @@ fn region_of<W: Word>(position: u32, word: W) -> Region {
     (position.wrapping_sub(word.distance()), word.token())
 }
 
-/// The cell of the same region that comes after this one.
-#[inline]
-fn next<W: Word>(cells: &[W], position: u32) -> u32 {
-    position.wrapping_add(cells[position as usize].step())
-}
-
-fn link<W: Word>(cells: &mut [W], from: u32, to: u32) {
-    let cell = &mut cells[from as usize];
-    *cell = W::new(cell.token(), cell.distance(), to.wrapping_sub(from));
-}
-
 /// Whether a region with this token is anchored here.
 #[inline]
 pub(super) fn is<W: Word>(cells: &[W], position: u32, token: u32) -> bool {
-    cells[position as usize].is(token)
+    cells[position as usize] == W::new(token, 0)
 }
 
 impl<W: Word> Canvas<W> {
-    /// No grids, for tokens below `border`.
-    pub fn new(border: u32) -> Self {
-        Self { cells: Vec::new(), stacks: Vec::new(), border, single: true }
+    /// No grids, for tokens below `border`, those of the codebook being below `base_vocab_size`.
+    pub fn new(base_vocab_size: u32, border: u32) -> Self {
+        Self { cells: Vec::new(), stacks: Vec::new(), base_vocab_size, border, single: true }
     }
 
     /// Number of cells that a grid takes, its borders included.
@@ -166,7 +162,7 @@ impl<W: Word> Canvas<W> {
     /// Puts a grid that is all border below the others and returns the position of its first cell.
     pub fn push(&mut self, height: u32, width: u32) -> u32 {
         let stride = width + 1;
-        let border = W::new(self.border, 0, 0);
+        let border = W::new(self.border, 0);
         let mut end = self.cells.len();
         if self.stacks.last().is_none_or(|stack| stack.stride != stride) {
             self.stacks.push(Stack::new(end as u32, stride));
@@ -180,7 +176,7 @@ impl<W: Word> Canvas<W> {
     pub fn set_row(&mut self, position: u32, ids: &[u32]) {
         let start = position as usize;
         for (cell, &id) in self.cells[start..start + ids.len()].iter_mut().zip(ids) {
-            *cell = W::new(id, 0, 0);
+            *cell = W::new(id, 0);
         }
     }
 
@@ -276,25 +272,25 @@ impl<W: Word> Canvas<W> {
     }
 
     /// Visits the pairs of adjacent regions, as (anchor, anchor, token, token), in raster order of the first anchor, for
-    /// those in rows that begin between two positions.
-    pub fn for_each_pair(&self, from: usize, to: usize, visit: &mut impl FnMut(u32, u32, u32, u32)) {
+    /// those in rows that begin between two positions. Cells are changed meanwhile, and changed back.
+    pub fn for_each_pair(&mut self, from: usize, to: usize, visit: &mut impl FnMut(u32, u32, u32, u32)) {
         let mut found = Neighbours::default();
-        for (i, &Stack { start, stride, .. }) in self.stacks.iter().enumerate() {
+        for i in 0..self.stacks.len() {
+            let Stack { start, stride, .. } = self.stacks[i];
             let end = self.stacks.get(i + 1).map_or(self.cells.len(), |next| next.start as usize);
             let (start, stride) = (start as usize, stride as usize);
             let first = start + from.saturating_sub(start).next_multiple_of(stride);
             // The last row is border.
             for x in (first..to.min(end - stride)).step_by(stride) {
-                let (row, below) = self.cells[x..x + 2 * stride].split_at(stride);
-                // The last column is border.
-                let (row, below) = (&row[..stride - 1], &below[..stride - 1]);
-                if row[0].token() == self.border {
+                if self.cells[x].token() == self.border {
                     continue;
                 }
                 if self.single {
-                    self.for_each_pair_of_cells(x as u32, row, below, visit);
+                    let (row, below) = self.cells[x..x + 2 * stride].split_at(stride);
+                    // The last column is border.
+                    self.for_each_pair_of_cells(x as u32, &row[..stride - 1], &below[..stride - 1], visit);
                 } else {
-                    self.for_each_pair_of_regions(x as u32, row, below, &mut found, visit);
+                    self.for_each_pair_of_regions(x as u32, stride as u32, &mut found, visit);
                 }
             }
         }
@@ -329,33 +325,34 @@ impl<W: Word> Canvas<W> {
     }
 
     fn for_each_pair_of_regions(
-        &self,
+        &mut self,
         start: u32,
-        row: &[W],
-        below: &[W],
+        stride: u32,
         found: &mut Neighbours,
         visit: &mut impl FnMut(u32, u32, u32, u32),
     ) {
-        let stride = row.len() as u32 + 1;
-        for (x, (&word, &below)) in (start..).zip(row.iter().zip(below)) {
+        let Self { cells, base_vocab_size, border, .. } = self;
+        // The last column is border.
+        for x in start..start + stride - 1 {
+            let word = cells[x as usize];
             if word.distance() != 0 {
                 continue;
             }
             let a = word.token();
-            if word.step() == 0 {
+            if a < *base_vocab_size {
                 // Whatever lies left of or above a single cell comes before it.
-                let (right, b) = region(&self.cells, x + 1);
-                let (below, c) = region_of(x + stride, below);
-                if b != self.border && right > x {
+                let (right, b) = region(cells, x + 1);
+                let (below, c) = region(cells, x + stride);
+                if b != *border && right > x {
                     visit(x, right, a, b);
                 }
-                if c != self.border && below > x && below != right {
+                if c != *border && below > x && below != right {
                     visit(x, below, a, c);
                 }
             } else {
-                found.find(&self.cells, x, x, stride);
+                found.find(cells, x, stride, *border);
                 found.for_each(|Neighbour { region: (y, b), .. }| {
-                    if y > x && b != self.border {
+                    if y > x && b != *border {
                         visit(x, y, a, b);
                     }
                 });
@@ -363,12 +360,10 @@ impl<W: Word> Canvas<W> {
         }
     }
 
-    /// Makes `p` a cell of the region at `anchor`, right after the anchor in the ring.
+    /// Makes `p` a cell of the region at `anchor`.
     pub fn join(&mut self, anchor: u32, p: u32, token: u32) {
         self.single = false;
-        let after = next(&self.cells, anchor);
-        self.cells[p as usize] = W::new(token, p - anchor, after.wrapping_sub(p));
-        link(&mut self.cells, anchor, p);
+        self.cells[p as usize] = W::new(token, p - anchor);
     }
 
     /// Where `y` lies as seen from `x`; two positions of one grid.
@@ -385,9 +380,12 @@ const FEW: usize = 64;
 /// Anchors that differ in their remainder by this are told apart at once.
 const SEEN: usize = 1 << 10;
 
-/// The regions beside two regions, x and y, each once.
+/// Goes around regions, and finds what lies beside them.
 #[derive(Debug)]
 pub(super) struct Neighbours {
+    /// The cells of the regions gone around, in the order in which they were reached, and more places.
+    members: Vec<u32>,
+    num_members: usize,
     /// By the remainder of its anchor, where a region is among those found; 0 if it is not.
     seen: [u8; SEEN],
     /// Place 0 is for none at all, then come x and y. There are as many places as a byte can tell apart, and `FEW` of them
@@ -409,38 +407,52 @@ pub(super) struct Neighbour {
     pub of_y: bool,
 }
 
+/// Of none at all.
+const NOWHERE: Region = (u32::MAX, 0);
+
 impl Default for Neighbours {
     fn default() -> Self {
-        let regions = [(u32::MAX, 0); 256];
-        Self { seen: [0; SEEN], regions, places: 0..0, sides: [0; 2], many: Vec::new() }
+        Self {
+            members: Vec::new(),
+            num_members: 0,
+            seen: [0; SEEN],
+            regions: [NOWHERE; 256],
+            places: 0..0,
+            sides: [0; 2],
+            many: Vec::new(),
+        }
     }
 }
 
 impl Neighbours {
-    /// Finds the regions, or border, beside two regions, which may be the same. Returns how many they are.
+    /// Joins two regions, given by their anchors, `x < y`, to one of a new token, anchored at `x`, and finds the regions,
+    /// or border, beside them. Returns how many they are.
     #[inline]
-    pub fn find<W: Word>(&mut self, cells: &[W], x: u32, y: u32, stride: u32) -> usize {
-        let first = if x == y { 2 } else { 3 };
+    pub fn merge<W: Word>(&mut self, cells: &mut [W], x: u32, y: u32, stride: u32, token: u32) -> usize {
+        self.num_members = 0;
         (self.regions[1].0, self.regions[2].0) = (x, y);
-        self.seen[y as usize % SEEN] = first as u8 - 1;
+        self.seen[y as usize % SEEN] = 2;
         self.seen[x as usize % SEEN] = 1;
-        let (of_x, end) = self.walk(cells, x, stride, first);
-        let (of_y, end) = if x == y { (0, end) } else { self.walk(cells, y, stride, end) };
-        // If two are in each other's way, the place of one was given to the other.
-        let mut fits = end <= FEW;
-        for place in 1..end {
-            fits &= usize::from(self.seen[self.regions[place].0 as usize % SEEN]) == place;
-        }
-        for place in 1..end {
-            self.seen[self.regions[place].0 as usize % SEEN] = 0;
-        }
-        self.many.clear();
-        self.places = first..if fits { end } else { first };
+        let (of_x, end) = self.walk(cells, x, stride, (x, token), 3);
+        let of_first = self.num_members;
+        let (of_y, end) = self.walk(cells, y, stride, (x, token), end);
         self.sides = [of_x, of_y];
-        if !fits {
-            find_many(cells, x, y, stride, &mut self.many);
+        self.finish(cells, x, stride, 3..end, of_first)
+    }
+
+    /// Finds the regions, or border, beside one region, with `border` the token of no region. Returns how many they are.
+    pub fn find<W: Word>(&mut self, cells: &mut [W], x: u32, stride: u32, border: u32) -> usize {
+        let token = cells[x as usize].token();
+        self.num_members = 0;
+        self.regions[1].0 = x;
+        self.seen[x as usize % SEEN] = 1;
+        let (of_x, end) = self.walk(cells, x, stride, (x, border), 2);
+        self.sides = [of_x, 0];
+        let found = self.finish(cells, x, stride, 2..end, self.num_members);
+        for &p in &self.members[..self.num_members] {
+            cells[p as usize] = W::new(token, p - x);
         }
-        self.places.len() + self.many.len()
+        found
     }
 
     /// Visits those found.
@@ -453,17 +465,43 @@ impl Neighbours {
         self.many.iter().copied().for_each(visit);
     }
 
-    /// Goes around a region and adds those regions that are not there yet. Returns one bit per place, of those beside it,
-    /// and the number of places taken; if that is more than `FEW`, it stopped.
+    /// Goes around the region that is anchored at `start`, makes it part of another region, and adds those regions that
+    /// are not there yet. Returns one bit per place, of those beside it, and the number of places taken.
     ///
     /// All is written in any case and kept by moving on, since a branch would be guessed wrong all the time.
-    fn walk<W: Word>(&mut self, cells: &[W], anchor: u32, stride: u32, mut len: usize) -> (u64, usize) {
-        let Self { seen, regions, .. } = self;
+    fn walk<W: Word>(
+        &mut self,
+        cells: &mut [W],
+        start: u32,
+        stride: u32,
+        (anchor, token): Region,
+        mut len: usize,
+    ) -> (u64, usize) {
+        let Self { members, num_members, seen, regions, .. } = self;
+        let old = cells[start as usize];
+        let change = W::new(token, start - anchor).minus(old);
+        cells[start as usize] = old.plus(change);
+        let old = old.token();
+        let none = W::new(0, 0);
         let mut beside = 0_u64;
-        let mut p = anchor;
-        while len <= FEW {
+        let (mut number, mut end) = (*num_members, *num_members + 1);
+        members.resize(members.len().max(end), 0);
+        members[number] = start;
+        while number < end {
+            if members.len() < end + 4 {
+                members.resize(2 * (end + 4), 0);
+            }
+            let p = members[number];
+            number += 1;
             for q in [p - stride, p - 1, p + 1, p + stride] {
-                let region = region(cells, q);
+                let word = cells[q as usize];
+                // Cells that were reached already have the new token.
+                let inside = word == W::new(old, q.wrapping_sub(start));
+                cells[q as usize] = word.plus(if inside { change } else { none });
+                members[end] = q;
+                end += usize::from(inside);
+
+                let region = region_of(q, word);
                 let seen = &mut seen[region.0 as usize % SEEN];
                 let there = regions[usize::from(*seen)].0 == region.0;
                 let place = if there { *seen } else { len as u8 };
@@ -472,30 +510,54 @@ impl Neighbours {
                 beside |= 1_u64.wrapping_shl(place.into());
                 len += usize::from(!there);
             }
-            p = next(cells, p);
-            if p == anchor {
-                break;
-            }
         }
+        *num_members = end;
         (beside, len)
+    }
+
+    /// Clears the table, and lists those found by other means if it was too small. The first members are of x.
+    fn finish<W: Word>(
+        &mut self,
+        cells: &[W],
+        x: u32,
+        stride: u32,
+        places: Range<usize>,
+        of_first: usize,
+    ) -> usize {
+        let Self { members, num_members, seen, regions, many, .. } = self;
+        // If two are in each other's way, the place of one was given to the other.
+        let mut fits = places.end <= FEW;
+        for place in 1..places.end.min(FEW) {
+            let seen = &mut seen[regions[place].0 as usize % SEEN];
+            fits &= usize::from(std::mem::take(seen)) == place;
+        }
+        many.clear();
+        if !fits {
+            *seen = [0; SEEN];
+            regions[0] = NOWHERE;
+            find_many(cells, x, stride, &members[..*num_members], of_first, many);
+        }
+        self.places = if fits { places } else { 0..0 };
+        self.places.len() + self.many.len()
     }
 }
 
-/// Lists the regions, or border, beside two regions, however many there are.
+/// Lists the regions, or border, beside the region that is anchored at `x`, however many there are. The first of its
+/// cells are those of x, the others those of y.
 #[cold]
-fn find_many<W: Word>(cells: &[W], x: u32, y: u32, stride: u32, found: &mut Vec<Neighbour>) {
-    for start in [x, y] {
-        let mut p = start;
-        loop {
-            for q in [p - stride, p - 1, p + 1, p + stride] {
-                let region = region(cells, q);
-                if region.0 != x && region.0 != y {
-                    found.push(Neighbour { region, of_x: start == x, of_y: start != x });
-                }
-            }
-            p = next(cells, p);
-            if p == start {
-                break;
+fn find_many<W: Word>(
+    cells: &[W],
+    x: u32,
+    stride: u32,
+    members: &[u32],
+    of_first: usize,
+    found: &mut Vec<Neighbour>,
+) {
+    for (number, &p) in members.iter().enumerate() {
+        for q in [p - stride, p - 1, p + 1, p + stride] {
+            let region = region(cells, q);
+            if region.0 != x {
+                found.push(Neighbour { region, of_x: number < of_first, of_y: number >= of_first });
             }
         }
     }
@@ -508,26 +570,6 @@ fn find_many<W: Word>(cells: &[W], x: u32, y: u32, stride: u32, found: &mut Vec<
     });
 }
 
-/// Joins region `y` to region `x`, both given by their anchors, `x < y`. The anchor is `x`.
-pub(super) fn merge<W: Word>(cells: &mut [W], x: u32, y: u32, token: u32) {
-    for start in [x, y] {
-        let mut p = start;
-        loop {
-            let cell = &mut cells[p as usize];
-            let step = cell.step();
-            *cell = W::new(token, p - x, step);
-            p = p.wrapping_add(step);
-            if p == start {
-                break;
-            }
-        }
-    }
-    // Two rings become one when one link of each is exchanged.
-    let (after_x, after_y) = (next(cells, x), next(cells, y));
-    link(cells, x, after_y);
-    link(cells, y, after_x);
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -535,39 +577,72 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
         /// In wide grids many anchors have the same remainder, in others there are too many neighbours.
         #[test]
-        fn neighbours_are_those_of_the_plain_search(
+        fn neighbours_are_those_of_a_plain_search(
             (height, width) in prop_oneof![Just((3, 700)), Just((40, 40)), (1..9_u32, 1..9_u32)],
             joins in prop::collection::vec((any::<u32>(), any::<u32>()), 1..1500),
         ) {
-            let mut canvas = Canvas::<u64>::new(9);
+            let mut canvas = Canvas::<Short<18>>::new(1, 2000);
             let start = canvas.push(height, width);
-            for row in 0..height {
-                canvas.set_row(start + row * (width + 1), &vec![1; width as usize]);
-            }
             let stride = width + 1;
+            for row in 0..height {
+                canvas.set_row(start + row * stride, &vec![0; width as usize]);
+            }
+            let (cells, border) = canvas.cells_to_merge();
             let mut neighbours = Neighbours::default();
-            for (cell, choice) in joins {
+            for (token, (cell, choice)) in (1..).zip(joins) {
                 let p = start + cell % height * stride + cell / height % width;
-                let (x, _) = region(&canvas.cells, p);
-                let (mut plain, mut found) = (Vec::new(), Vec::new());
-                find_many(&canvas.cells, x, x, stride, &mut plain);
-                prop_assert_eq!(neighbours.find(&canvas.cells, x, x, stride), plain.len());
-                plain.retain(|other| other.region.1 != 9);
-                if plain.is_empty() {
+                let (x, _) = region(cells, p);
+                let plain = plain_search(cells, &[x], stride);
+                let before = cells.to_vec();
+                prop_assert_eq!(neighbours.find(cells, x, stride, border), plain.len());
+                prop_assert_eq!(found(&neighbours), plain.clone());
+                prop_assert!(cells == before);
+
+                let inside: Vec<_> = plain.iter().filter(|other| other.region.1 != border).collect();
+                if inside.is_empty() {
                     break;
                 }
-                let y = plain[choice as usize % plain.len()].region.0;
+                let y = inside[choice as usize % inside.len()].region.0;
                 let (x, y) = (x.min(y), x.max(y));
-                plain.clear();
-                find_many(&canvas.cells, x, y, stride, &mut plain);
-                prop_assert_eq!(neighbours.find(&canvas.cells, x, y, stride), plain.len());
-                neighbours.for_each(|neighbour| found.push(neighbour));
-                found.sort_by_key(|neighbour| neighbour.region.0);
-                prop_assert_eq!(found, plain);
-                merge(canvas.cells_to_merge().0, x, y, 2);
+                let plain = plain_search(cells, &[x, y], stride);
+                prop_assert_eq!(neighbours.merge(cells, x, y, stride, token), plain.len());
+                prop_assert_eq!(found(&neighbours), plain);
+                for (q, word) in (0..).zip(before) {
+                    let (anchor, old) = region_of(q, word);
+                    let merged = old != border && (anchor == x || anchor == y);
+                    prop_assert_eq!(region(cells, q), if merged { (x, token) } else { (anchor, old) });
+                }
             }
         }
+    }
+
+    fn found(neighbours: &Neighbours) -> Vec<Neighbour> {
+        let mut found = Vec::new();
+        neighbours.for_each(|neighbour| found.push(neighbour));
+        found.sort_by_key(|neighbour| neighbour.region.0);
+        found
+    }
+
+    /// Looks at all cells for what lies beside one region or two.
+    fn plain_search<W: Word>(cells: &[W], anchors: &[u32], stride: u32) -> Vec<Neighbour> {
+        let mut found = std::collections::BTreeMap::new();
+        for p in stride..cells.len() as u32 - stride {
+            let Some(side) = anchors.iter().position(|&anchor| region(cells, p).0 == anchor) else {
+                continue;
+            };
+            for q in [p - stride, p - 1, p + 1, p + stride] {
+                let region = region(cells, q);
+                if !anchors.contains(&region.0) {
+                    let neighbour =
+                        found.entry(region.0).or_insert(Neighbour { region, of_x: false, of_y: false });
+                    neighbour.of_x |= side == 0;
+                    neighbour.of_y |= side == 1;
+                }
+            }
+        }
+        found.into_values().collect()
     }
 }

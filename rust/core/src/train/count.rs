@@ -36,7 +36,7 @@ pub(super) struct Sketch {
 
 impl Sketch {
     /// Counts all pairs by a hash of so many bits.
-    pub fn new<W: Word>(canvas: &Canvas<W>, bits: u32, interrupt: &Interrupt) -> Self {
+    pub fn new<W: Word>(canvas: &mut Canvas<W>, bits: u32, interrupt: &Interrupt) -> Self {
         let mut counts = vec![0_u32; 1 << bits];
         for_each_pair(canvas, interrupt, |_, _, a, b| counts[high(hash(a, b), bits)] += 1);
         Self { bits, counts }
@@ -212,7 +212,7 @@ impl<'a> Table<'a> {
 
 /// Counts exactly those pairs whose bound reaches the threshold. The canvas is one of so many shards.
 pub(super) fn count<W: Word>(
-    canvas: &Canvas<W>,
+    canvas: &mut Canvas<W>,
     base_vocab_size: u32,
     sketch: &Sketch,
     threshold: u64,
@@ -247,7 +247,7 @@ pub(super) fn count<W: Word>(
 
 /// Visits all pairs as (anchor, anchor, token, token), or some of them if asked to stop.
 fn for_each_pair<W: Word>(
-    canvas: &Canvas<W>,
+    canvas: &mut Canvas<W>,
     interrupt: &Interrupt,
     mut visit: impl FnMut(u32, u32, u32, u32),
 ) {

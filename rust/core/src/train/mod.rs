@@ -24,7 +24,7 @@ use crate::statistics::{consistency, key, most_frequent, tokens};
 use crate::threads::Threads;
 use crate::vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary, check_options};
 use candidates::{Best, Candidates, Evaluation};
-use canvas::{Canvas, Word};
+use canvas::{Canvas, Short, Word};
 use count::Sketch;
 use shard::{Merge, NewPair, Pair, Shard, new_key, number};
 
@@ -137,10 +137,13 @@ impl Trainer {
         }
         let largest = sizes.iter().map(|&(height, width)| Canvas::<u64>::footprint(height, width)).max();
         let tokens = base_vocab_size + num_merges as u32;
-        let grids: Box<dyn Learn> = if u64::fits(tokens, largest.unwrap_or(0)) {
-            Box::new(Learner::<u64>::new(&sizes, &options)?)
+        let largest = largest.unwrap_or(0);
+        let grids: Box<dyn Learn> = if Short::<15>::fits(tokens, largest) {
+            Box::new(Learner::<Short<15>>::new(&sizes, &options)?)
+        } else if Short::<18>::fits(tokens, largest) {
+            Box::new(Learner::<Short<18>>::new(&sizes, &options)?)
         } else {
-            Box::new(Learner::<u128>::new(&sizes, &options)?)
+            Box::new(Learner::<u64>::new(&sizes, &options)?)
         };
         Ok(Self {
             options,

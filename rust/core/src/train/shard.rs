@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::canvas::{Canvas, Neighbour, Neighbours, Region, Word, is, merge as merge_regions, region};
+use super::canvas::{Canvas, Neighbour, Neighbours, Region, Word, is, region};
 use super::count::{Counted, Places, Sketch, count, pack, unpack};
 use crate::encode::Encoding;
 use crate::grid::Offset;
@@ -131,7 +131,7 @@ impl<W: Word> Shard<W> {
     /// No grids, for tokens below `tokens`, those of the codebook being below `base_vocab_size`.
     pub fn new(base_vocab_size: u32, tokens: u32) -> Self {
         Self {
-            canvas: Canvas::new(tokens),
+            canvas: Canvas::new(base_vocab_size, tokens),
             base_vocab_size,
             places: Vec::new(),
             counted: Vec::new(),
@@ -182,8 +182,8 @@ impl<W: Word> Shard<W> {
     }
 
     /// Counts all pairs by a hash of 2^`bits` values: upper bounds of their counts.
-    pub fn sketch(&self, bits: u32, interrupt: &Interrupt) -> Sketch {
-        Sketch::new(&self.canvas, bits, interrupt)
+    pub fn sketch(&mut self, bits: u32, interrupt: &Interrupt) -> Sketch {
+        Sketch::new(&mut self.canvas, bits, interrupt)
     }
 
     /// Counts exactly those pairs whose bound reaches the threshold, and notes where they occur. There are `shards`.
@@ -195,7 +195,7 @@ impl<W: Word> Shard<W> {
         interrupt: &Interrupt,
     ) -> Vec<(u64, u64)> {
         self.places = Vec::new();
-        self.counted = count(&self.canvas, self.base_vocab_size, sketch, threshold, shards, interrupt);
+        self.counted = count(&mut self.canvas, self.base_vocab_size, sketch, threshold, shards, interrupt);
         self.counted.iter().map(|pair| (pair.key, pair.count)).collect()
     }
 
@@ -404,8 +404,8 @@ fn join_cells<W: Word>(
         let p = region(cells, if to_right { y - stride } else { y - 1 });
         let q = region(cells, y + 1);
         let r = region(cells, y + stride);
-        cells[x as usize] = W::new(token, 0, distance);
-        cells[y as usize] = W::new(token, distance, distance.wrapping_neg());
+        cells[x as usize] = W::new(token, 0);
+        cells[y as usize] = W::new(token, distance);
 
         // Each region once among those around x and once among those around y.
         let inside = |region: Region| region.1 != border;
@@ -456,14 +456,13 @@ fn join_regions<W: Word>(
         }
         let (cells, _) = canvas.cells_to_merge();
         merges += 1;
-        let most = neighbours.find(cells, x, y, stride) + 1;
+        let most = neighbours.merge(cells, x, y, stride, token) + 1;
         let mut notes = changes.notes(most, token);
         neighbours.for_each(|Neighbour { region, of_x, of_y }| {
             let (z, other) = region;
             let lost = [(usize::from(z < x), of_x), (side_of_b + usize::from(z < y), of_y)];
             notes.add(region, lost, x, other != border);
         });
-        merge_regions(cells, x, y, token);
         changes.len = notes.len;
     }
     merges
