@@ -24,7 +24,6 @@ pub(super) struct Evaluation {
 #[derive(Debug, Clone, Copy)]
 struct Pair {
     key: u64,
-    /// 0 if the pair was dropped.
     count: u64,
     /// The frequency is no higher: it was no higher before, and it never rises.
     bound: u64,
@@ -49,6 +48,8 @@ pub(super) struct Best {
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     pairs: Vec<Pair>,
+    /// Per pair, whether it has not been dropped.
+    indexed: Vec<bool>,
     /// Pairs without an evaluation, by an upper bound of their frequencies, and some that have one by now.
     fresh: Vec<Vec<u32>>,
     /// No bucket above this one holds anything.
@@ -80,6 +81,7 @@ impl Candidates {
     pub fn insert(&mut self, key: u64, count: u64) -> u32 {
         let pair = self.pairs.len() as u32;
         self.pairs.push(Pair { key, count, bound: count, evaluation: None });
+        self.indexed.push(true);
         self.push_fresh(pair, count);
         pair
     }
@@ -95,12 +97,7 @@ impl Candidates {
 
     /// Whether a pair has not been dropped.
     pub fn is_indexed(&self, pair: u32) -> bool {
-        self.pairs[pair as usize].count > 0
-    }
-
-    /// A pair's tokens.
-    pub fn key(&self, pair: u32) -> u64 {
-        self.pairs[pair as usize].key
+        self.indexed[pair as usize]
     }
 
     /// Lowers a pair's count. Drops the pair and returns false if its frequency must be below the threshold.
@@ -110,7 +107,7 @@ impl Candidates {
         let before = evaluation.take();
         *bound = before.map_or(*bound, |before| before.frequency).min(*count);
         if *bound < threshold {
-            *count = 0;
+            self.indexed[pair as usize] = false;
             return false;
         }
         // Without an evaluation, the pair waits in the bucket of a bound that it had, which is looked at in time.
@@ -157,7 +154,7 @@ impl Candidates {
         evaluate: &mut impl FnMut(u32, u64, u64) -> Result<Option<Evaluation>>,
     ) -> Result<()> {
         let Pair { key, count, bound, evaluation } = &mut self.pairs[index as usize];
-        if *count == 0 || evaluation.is_some() {
+        if !self.indexed[index as usize] || evaluation.is_some() {
             return Ok(());
         }
         if bucket(*bound) < self.top {
@@ -167,7 +164,7 @@ impl Candidates {
         }
         *evaluation = evaluate(index, *key, *count)?;
         match evaluation {
-            None => *count = 0,
+            None => self.indexed[index as usize] = false,
             Some(Evaluation { frequency, consistency, .. }) => {
                 let entry = (Reverse(consistency.to_bits()), *key, index);
                 self.ranked.entry(*frequency).or_default().insert(entry);

@@ -27,8 +27,44 @@ fn high(hash: u32, bits: u32) -> usize {
     (hash >> (u32::BITS - bits)) as usize
 }
 
+/// Items sorted by the high bits of a hash into parts, which are taken whenever they are full.
+struct Parts<T> {
+    items: Vec<T>,
+    lens: [usize; PARTS],
+    size: usize,
+}
+
+impl<T: Copy + Default> Parts<T> {
+    /// For about twice as many items as there are cells.
+    fn new(cells: usize) -> Self {
+        // Longer parts serve more pairs of a kind at a time, and in all they should take little memory beside the cells.
+        let size = (cells / 512).clamp(16, PART_SIZE);
+        Self { items: vec![T::default(); PARTS * size], lens: [0; PARTS], size }
+    }
+
+    /// Adds an item if it is `kept`. It is written in any case: a branch would be guessed wrong half the time.
+    #[inline]
+    fn push(&mut self, hash: u32, item: T, kept: bool, take: &mut impl FnMut(&[T])) {
+        let part = high(hash, PARTS.ilog2());
+        let len = &mut self.lens[part];
+        self.items[part * self.size + *len] = item;
+        *len += usize::from(kept);
+        if *len == self.size {
+            *len = 0;
+            take(&self.items[part * self.size..][..self.size]);
+        }
+    }
+
+    /// Takes what is left.
+    fn finish(self, mut take: impl FnMut(&[T])) {
+        for (part, len) in self.lens.into_iter().enumerate() {
+            take(&self.items[part * self.size..][..len]);
+        }
+    }
+}
+
 /// Upper bounds of the counts of pairs: how many pairs have the same hash.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Sketch {
     bits: u32,
     counts: Vec<u32>,
@@ -38,16 +74,25 @@ impl Sketch {
     /// Counts all pairs by a hash of so many bits.
     pub fn new<W: Word>(canvas: &mut Canvas<W>, bits: u32, interrupt: &Interrupt) -> Self {
         let mut counts = vec![0_u32; 1 << bits];
-        for_each_pair(canvas, interrupt, |_, _, a, b| counts[high(hash(a, b), bits)] += 1);
+        let mut parts = Parts::new(canvas.len());
+        let mut count = |hashes: &[u32]| hashes.iter().for_each(|&hash| counts[high(hash, bits)] += 1);
+        for_each_pair(canvas, interrupt, |_, _, a, b| {
+            let hash = hash(a, b);
+            parts.push(hash, hash, true, &mut count);
+        });
+        parts.finish(count);
         Self { bits, counts }
     }
 
-    /// Adds the counts of another sketch of as many bits.
-    pub fn add(mut self, other: Self) -> Self {
-        for (sum, count) in self.counts.iter_mut().zip(other.counts) {
-            *sum = sum.saturating_add(count);
+    /// The sum of sketches of as many bits.
+    pub fn sum<'a>(mut sketches: impl Iterator<Item = &'a Self>) -> Self {
+        let mut sum = sketches.next().cloned().unwrap_or_default();
+        for sketch in sketches {
+            for (sum, count) in sum.counts.iter_mut().zip(&sketch.counts) {
+                *sum = sum.saturating_add(*count);
+            }
         }
-        self
+        sum
     }
 
     /// The least threshold that at most `wanted` bounds reach.
@@ -73,7 +118,7 @@ impl Sketch {
     }
 
     /// One bit per hash: whether its bound reaches the threshold.
-    fn reaching(&self, threshold: u64) -> Vec<u64> {
+    pub fn reaching(&self, threshold: u64) -> Vec<u64> {
         let word = |counts: &[u32]| {
             counts.iter().rev().fold(0, |word, &count| word << 1 | u64::from(u64::from(count) >= threshold))
         };
@@ -131,9 +176,9 @@ const NONE: u32 = u32::MAX;
 /// The pairs counted so far, and a hash table of where they are. A pair stands in the first free slot after where its
 /// hash points.
 struct Table<'a> {
+    /// Bounds of their counts.
     sketch: &'a Sketch,
     base_vocab_size: u32,
-    shards: usize,
     pairs: Vec<Counted>,
     slots: Vec<u32>,
     bits: u32,
@@ -141,9 +186,9 @@ struct Table<'a> {
 
 impl<'a> Table<'a> {
     /// For pairs of about so many hashes. Parts come one after the other, so a smaller table would be full in one place.
-    fn new(sketch: &'a Sketch, base_vocab_size: u32, shards: usize, hashes: u32) -> Self {
+    fn new(sketch: &'a Sketch, base_vocab_size: u32, hashes: u32) -> Self {
         let bits = (4 * hashes).max(1 << 10).ilog2() + 1;
-        Self { sketch, base_vocab_size, shards, pairs: Vec::new(), slots: vec![NONE; 1 << bits], bits }
+        Self { sketch, base_vocab_size, pairs: Vec::new(), slots: vec![NONE; 1 << bits], bits }
     }
 
     fn count(&mut self, occurrences: &[Occurrence]) {
@@ -182,7 +227,7 @@ impl<'a> Table<'a> {
     fn insert(&mut self, slot: usize, key: u64, hash: u32) -> u32 {
         let number = self.pairs.len() as u32;
         self.slots[slot] = number;
-        let capacity = self.sketch.counts[high(hash, self.sketch.bits)] as usize / self.shards;
+        let capacity = self.sketch.counts[high(hash, self.sketch.bits)] as usize;
         let (a, b) = tokens(key);
         let places = if a.max(b) < self.base_vocab_size {
             Places::Cells(Vec::with_capacity(capacity))
@@ -210,38 +255,24 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Counts exactly those pairs whose bound reaches the threshold. The canvas is one of so many shards.
+/// Counts exactly those pairs for which `reaching` has a bit. The sketch is of this canvas alone.
 pub(super) fn count<W: Word>(
     canvas: &mut Canvas<W>,
     base_vocab_size: u32,
     sketch: &Sketch,
-    threshold: u64,
-    shards: usize,
+    reaching: &[u64],
     interrupt: &Interrupt,
 ) -> Vec<Counted> {
-    let reaching = sketch.reaching(threshold);
     let hashes = reaching.iter().map(|word| word.count_ones()).sum();
-    let mut table = Table::new(sketch, base_vocab_size, shards, hashes);
-    // Longer parts serve more pairs of a kind at a time, and in all they should take little memory beside the cells.
-    let size = (canvas.len() / 512).clamp(16, PART_SIZE);
-    let mut parts = vec![Occurrence::default(); PARTS * size];
-    let mut lens = [0; PARTS];
+    let mut table = Table::new(sketch, base_vocab_size, hashes);
+    let mut parts = Parts::new(canvas.len());
     for_each_pair(canvas, interrupt, |x, y, a, b| {
         let hash = hash(a, b);
         let place = high(hash, sketch.bits);
-        let part = high(hash, PARTS.ilog2());
-        let len = &mut lens[part];
-        // Written in any case and kept by moving on: a branch would be guessed wrong half the time.
-        parts[part * size + *len] = Occurrence { a, b, x, y };
-        *len += (reaching[place / 64] >> (place % 64) & 1) as usize;
-        if *len == size {
-            *len = 0;
-            table.count(&parts[part * size..][..size]);
-        }
+        let reaches = reaching[place / 64] >> (place % 64) & 1 != 0;
+        parts.push(hash, Occurrence { a, b, x, y }, reaches, &mut |occurrences| table.count(occurrences));
     });
-    for (part, len) in lens.into_iter().enumerate() {
-        table.count(&parts[part * size..][..len]);
-    }
+    parts.finish(|occurrences| table.count(occurrences));
     table.pairs
 }
 

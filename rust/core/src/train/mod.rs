@@ -294,8 +294,9 @@ struct Learner<W> {
     places: Vec<(u32, u32)>,
     num_tokens: u64,
     candidates: Candidates,
-    /// Per token, the indexed pairs that contain it, and some that no longer are indexed.
-    pairs_of: Vec<Vec<u32>>,
+    /// Per token, the indexed pairs that contain it, and some that no longer are indexed. A pair of twice the same token
+    /// is there twice.
+    pairs_of: Vec<Vec<PairOf>>,
     /// Every pair with at least this frequency is indexed.
     threshold: u64,
     /// Per token, the number of cells of its regions, at most.
@@ -445,15 +446,6 @@ impl<W: Word> Learner<W> {
         let offset = (self.options.merge_mode == MergeMode::Oriented).then_some(offset);
         let token = self.pairs_of.len() as u32;
         self.pairs_of.push(Vec::new());
-        for token in [a, b] {
-            self.pairs_of[token as usize].retain(|&pair| self.candidates.is_indexed(pair));
-        }
-        let mut changing = self.pairs_of[a as usize].clone();
-        if a != b {
-            // A pair of both is in the first list already.
-            let of_a = |pair| [key, tokens_swapped(key)].contains(&self.candidates.key(pair));
-            changing.extend(self.pairs_of[b as usize].iter().filter(|&&pair| !of_a(pair)));
-        }
         let pair = sized(&self.sizes, pair, key);
         self.sizes.push(pair.size);
 
@@ -464,14 +456,20 @@ impl<W: Word> Learner<W> {
         interrupt.check()?;
         self.num_tokens -= merges.into_iter().sum::<u64>();
 
-        for pair in changing {
-            let key = self.candidates.key(pair);
-            let removed = self.shards.iter().map(|shard| shard.removed(key, a, b)).sum();
-            if removed > 0 && !self.candidates.remove(pair, removed, self.threshold) {
-                for shard in &mut self.shards {
-                    shard.forget(pair);
+        let Self { shards, candidates, pairs_of, threshold, .. } = self;
+        for (token, side) in [(a, 0), (b, 2)].into_iter().take(if a == b { 1 } else { 2 }) {
+            pairs_of[token as usize].retain(|&PairOf { pair, other, before }| {
+                let side = side + usize::from(before);
+                let removed = shards.iter().map(|shard| shard.removed(other, side)).sum();
+                let kept = candidates.is_indexed(pair)
+                    && (removed == 0 || candidates.remove(pair, removed, *threshold));
+                if !kept {
+                    for shard in &mut **shards {
+                        shard.forget(pair);
+                    }
                 }
-            }
+                kept
+            });
         }
         let added = self.sum_added();
         let keys = added.iter().map(|&(new, count)| (new_key(token, new), count));
@@ -505,13 +503,13 @@ impl<W: Word> Learner<W> {
         let Self { options, threads, shards, .. } = self;
         let parallel = self.num_tokens >= PARALLEL_CELLS;
         let bits = self.num_tokens.max(1).ilog2().clamp(10, MAX_SKETCH_BITS);
-        let sketches = threads.map(shards, parallel, |shard| shard.sketch(bits, interrupt));
+        threads.map(shards, parallel, |shard| shard.count_roughly(bits, interrupt));
         interrupt.check()?;
-        let sketch = sketches.into_iter().reduce(Sketch::add).unwrap_or_default();
+        let sketch = Sketch::sum(shards.iter().map(Shard::sketch));
         let threshold = sketch.threshold(options.indexed_pairs).min(limit).max(options.min_frequency);
-        let number = shards.len();
-        let count = |shard: &mut Shard<W>| shard.count(number, &sketch, threshold, interrupt);
-        let parts = threads.map(shards, parallel, count);
+        let reaching = sketch.reaching(threshold);
+        drop(sketch);
+        let parts = threads.map(shards, parallel, |shard| shard.count(&reaching, interrupt));
         interrupt.check()?;
 
         self.threshold = threshold;
@@ -532,28 +530,29 @@ impl<W: Word> Learner<W> {
     }
 }
 
+/// An indexed pair as one of its tokens sees it.
+#[derive(Debug, Clone, Copy)]
+struct PairOf {
+    pair: u32,
+    other: u32,
+    /// Whether the other token comes first.
+    before: bool,
+}
+
 /// Makes pairs candidates and returns their indices.
 fn take_up(
     candidates: &mut Candidates,
-    pairs_of: &mut [Vec<u32>],
+    pairs_of: &mut [Vec<PairOf>],
     counts: impl Iterator<Item = (u64, u64)>,
 ) -> Vec<u32> {
     let insert = |(key, count)| {
         let pair = candidates.insert(key, count);
         let (a, b) = tokens(key);
-        pairs_of[a as usize].push(pair);
-        if b != a {
-            pairs_of[b as usize].push(pair);
-        }
+        pairs_of[a as usize].push(PairOf { pair, other: b, before: false });
+        pairs_of[b as usize].push(PairOf { pair, other: a, before: true });
         pair
     };
     counts.map(insert).collect()
-}
-
-/// The key of the pair the other way round.
-fn tokens_swapped(of: u64) -> u64 {
-    let (a, b) = tokens(of);
-    key(b, a)
 }
 
 /// A pair with the number of its regions' cells.

@@ -7,7 +7,7 @@ use super::count::{Counted, Places, Sketch, count, pack, unpack};
 use crate::encode::Encoding;
 use crate::grid::Offset;
 use crate::interrupt::Interrupt;
-use crate::statistics::{key, tokens};
+use crate::statistics::key;
 
 /// Occurrences that are fetched at once.
 const BLOCK: usize = 16;
@@ -118,6 +118,7 @@ pub(super) struct Shard<W> {
     /// Per indexed pair, where it occurs, and some places where it no longer does. A place is out of date when an anchor
     /// has another token: a region's token never comes back.
     places: Vec<Places>,
+    sketch: Sketch,
     counted: Vec<Counted>,
     changes: Changes,
     /// After a rule, the pairs with the new token, each once, and their counts.
@@ -134,6 +135,7 @@ impl<W: Word> Shard<W> {
             canvas: Canvas::new(base_vocab_size, tokens),
             base_vocab_size,
             places: Vec::new(),
+            sketch: Sketch::default(),
             counted: Vec::new(),
             // One more, for the border.
             changes: Changes {
@@ -182,20 +184,20 @@ impl<W: Word> Shard<W> {
     }
 
     /// Counts all pairs by a hash of 2^`bits` values: upper bounds of their counts.
-    pub fn sketch(&mut self, bits: u32, interrupt: &Interrupt) -> Sketch {
-        Sketch::new(&mut self.canvas, bits, interrupt)
+    pub fn count_roughly(&mut self, bits: u32, interrupt: &Interrupt) {
+        self.sketch = Sketch::new(&mut self.canvas, bits, interrupt);
     }
 
-    /// Counts exactly those pairs whose bound reaches the threshold, and notes where they occur. There are `shards`.
-    pub fn count(
-        &mut self,
-        shards: usize,
-        sketch: &Sketch,
-        threshold: u64,
-        interrupt: &Interrupt,
-    ) -> Vec<(u64, u64)> {
+    /// What the last such count said.
+    pub fn sketch(&self) -> &Sketch {
+        &self.sketch
+    }
+
+    /// Counts exactly those pairs whose hash has a bit in `reaching`, and notes where they occur.
+    pub fn count(&mut self, reaching: &[u64], interrupt: &Interrupt) -> Vec<(u64, u64)> {
         self.places = Vec::new();
-        self.counted = count(&mut self.canvas, self.base_vocab_size, sketch, threshold, shards, interrupt);
+        let sketch = std::mem::take(&mut self.sketch);
+        self.counted = count(&mut self.canvas, self.base_vocab_size, &sketch, reaching, interrupt);
         self.counted.iter().map(|pair| (pair.key, pair.count)).collect()
     }
 
@@ -236,9 +238,7 @@ impl<W: Word> Shard<W> {
                 retain(list, parts, |part, stride| cell_offsets(canvas, pair, stride, part, &mut offsets));
             }
             Places::Regions(list) => {
-                if !list.is_sorted() {
-                    list.sort_unstable();
-                }
+                sort_nearly_sorted(list);
                 let parts = canvas.by_stride(list, |&place| unpack(place).0);
                 retain(list, parts, |part, stride| {
                     let kept = canvas.retain(part, pair.a, pair.b);
@@ -311,16 +311,9 @@ impl<W: Word> Shard<W> {
         }
     }
 
-    /// How many adjacencies of this pair the rule (a, b) took away.
-    pub fn removed(&self, key: u64, a: u32, b: u32) -> u64 {
-        let (first, second) = tokens(key);
-        let gone = |token: u32, side: usize| u64::from(self.changes.tallies[token as usize][side]);
-        let mut sum = 0;
-        for (side, token) in [(0, a), (2, b)].into_iter().take(if a == b { 1 } else { 2 }) {
-            sum += if first == token { gone(second, side) } else { 0 };
-            sum += if second == token { gone(first, side + 1) } else { 0 };
-        }
-        sum
+    /// How many pairs with a token the last rule (a, b) took away, on this side of the tally.
+    pub fn removed(&self, token: u32, side: usize) -> u64 {
+        self.changes.tallies[token as usize][side].into()
     }
 
     /// Pairs that came with the last rule, each once, and their counts.
@@ -466,6 +459,25 @@ fn join_regions<W: Word>(
         changes.len = notes.len;
     }
     merges
+}
+
+/// Sorts a list in which few places are far from where they belong.
+fn sort_nearly_sorted(list: &mut [u64]) {
+    let mut moves = 0;
+    for i in 1..list.len() {
+        let place = list[i];
+        let mut to = i;
+        while to > 0 && list[to - 1] > place {
+            list[to] = list[to - 1];
+            to -= 1;
+        }
+        list[to] = place;
+        moves += i - to;
+        if moves > 8 * list.len() {
+            list.sort_unstable();
+            return;
+        }
+    }
 }
 
 /// Moves to the front what is kept of each part of a list, as `keep` has moved it to the front of the part.
