@@ -1,6 +1,7 @@
 //! The indexed pairs and the choice of the next one.
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -54,9 +55,19 @@ pub(super) struct Candidates {
     fresh: Vec<Vec<u32>>,
     /// No bucket above this one holds anything.
     top: usize,
-    /// Per frequency, the evaluated pairs: by falling consistency (as bits, which have the same order), then by key; and
-    /// some whose evaluation is out of date.
-    ranked: BTreeMap<u64, BTreeSet<(Reverse<u64>, u64, u32)>>,
+    /// The evaluated pairs, in bands of consistency, so that in each band those of high priority have high frequencies.
+    ranked: [Band; BANDS],
+}
+
+/// Per frequency: pairs by falling consistency (as bits, which have the same order), then by key.
+type Band = BTreeMap<u64, BTreeSet<(Reverse<u64>, u64, u32)>>;
+
+/// A power of two, so that bands have exact bounds.
+const BANDS: usize = 16;
+
+/// The band of a consistency.
+fn band(consistency: f64) -> usize {
+    ((consistency * BANDS as f64) as usize).min(BANDS - 1)
 }
 
 /// Bits of a count that tell buckets apart.
@@ -102,20 +113,37 @@ impl Candidates {
 
     /// Lowers a pair's count. Drops the pair and returns false if its frequency must be below the threshold.
     pub fn remove(&mut self, pair: u32, removed: u64, threshold: u64) -> bool {
-        let Pair { count, bound, evaluation, .. } = &mut self.pairs[pair as usize];
+        let Pair { key, count, bound, evaluation } = &mut self.pairs[pair as usize];
         *count -= removed;
         let before = evaluation.take();
         *bound = before.map_or(*bound, |before| before.frequency).min(*count);
-        if *bound < threshold {
+        let (key, bound) = (*key, *bound);
+        if let Some(before) = before {
+            self.withdraw(pair, key, before);
+        }
+        if bound < threshold {
             self.indexed[pair as usize] = false;
             return false;
         }
         // Without an evaluation, the pair waits in the bucket of a bound that it had, which is looked at in time.
         if before.is_some() {
-            let bound = *bound;
             self.push_fresh(pair, bound);
         }
         true
+    }
+
+    fn rank(&mut self, pair: u32, key: u64, Evaluation { frequency, consistency, .. }: Evaluation) {
+        let level = self.ranked[band(consistency)].entry(frequency).or_default();
+        level.insert((Reverse(consistency.to_bits()), key, pair));
+    }
+
+    fn withdraw(&mut self, pair: u32, key: u64, Evaluation { frequency, consistency, .. }: Evaluation) {
+        if let Entry::Occupied(mut level) = self.ranked[band(consistency)].entry(frequency) {
+            level.get_mut().remove(&(Reverse(consistency.to_bits()), key, pair));
+            if level.get().is_empty() {
+                level.remove();
+            }
+        }
     }
 
     /// The pair with the highest priority; `evaluate` gets (pair, key, count) and says `None` to drop the pair.
@@ -162,64 +190,45 @@ impl Candidates {
             self.push_fresh(index, bound);
             return Ok(());
         }
-        *evaluation = evaluate(index, *key, *count)?;
-        match evaluation {
+        let key = *key;
+        *evaluation = evaluate(index, key, *count)?;
+        match *evaluation {
             None => self.indexed[index as usize] = false,
-            Some(Evaluation { frequency, consistency, .. }) => {
-                let entry = (Reverse(consistency.to_bits()), *key, index);
-                self.ranked.entry(*frequency).or_default().insert(entry);
-            }
+            Some(evaluation) => self.rank(index, key, evaluation),
         }
         Ok(())
     }
 
-    /// The best of the evaluated pairs. On the way, throws out what is out of date.
-    fn best_ranked(&mut self, alpha: f64) -> Option<Best> {
-        let mut best: Option<Best> = None;
-        let mut outdated = Vec::new();
-        for (&frequency, ranked) in self.ranked.iter().rev() {
-            if let Some(Best { priority: reached, max_frequency, .. }) = best
-                && priority(frequency, max_frequency, alpha, 1.0) < reached
-            {
-                break;
-            }
-            let max_frequency = best.map_or(frequency, |best| best.max_frequency);
-            let mut next = ranked.first();
-            while let Some(&entry) = next {
-                let (Reverse(consistency), key, pair) = entry;
-                let mut after = entry;
-                let priority = priority(frequency, max_frequency, alpha, f64::from_bits(consistency));
-                let order = best.map_or(Ordering::Greater, |best| priority.total_cmp(&best.priority));
-                if order == Ordering::Less {
+    /// The best of the evaluated pairs.
+    fn best_ranked(&self, alpha: f64) -> Option<Best> {
+        let most_frequent = self.ranked.iter().filter_map(|band| band.last_key_value());
+        let max_frequency = *most_frequent.map(|(frequency, _)| frequency).max()?;
+        let mut best: Option<(f64, Reverse<u64>, u32)> = None;
+        for (band, levels) in self.ranked.iter().enumerate().rev() {
+            let most_consistent = (band + 1) as f64 / BANDS as f64;
+            for (&frequency, level) in levels.iter().rev() {
+                let bound = priority(frequency, max_frequency, alpha, most_consistent);
+                if best.is_some_and(|(reached, ..)| bound < reached) {
                     break;
                 }
-                if order == Ordering::Greater || best.is_some_and(|best| key < best.key) {
-                    let Pair { count, evaluation, .. } = self.pairs[pair as usize];
-                    match evaluation
-                        .filter(|now| now.frequency == frequency && now.consistency.to_bits() == consistency)
-                    {
-                        None => outdated.push((frequency, entry)),
-                        Some(evaluation) => {
-                            best = Some(Best { pair, key, count, evaluation, priority, max_frequency });
-                            // Of one consistency, the first has the smallest key.
-                            after = (Reverse(consistency), u64::MAX, u32::MAX);
-                        }
+                let mut next = level.first();
+                while let Some(&(consistency, key, pair)) = next {
+                    let priority = priority(frequency, max_frequency, alpha, f64::from_bits(consistency.0));
+                    if best.is_some_and(|(reached, ..)| priority < reached) {
+                        break;
                     }
-                } else {
-                    after = (Reverse(consistency), u64::MAX, u32::MAX);
-                }
-                next = ranked.range((Bound::Excluded(after), Bound::Unbounded)).next();
-            }
-        }
-        for (frequency, entry) in outdated {
-            if let Some(ranked) = self.ranked.get_mut(&frequency) {
-                ranked.remove(&entry);
-                if ranked.is_empty() {
-                    self.ranked.remove(&frequency);
+                    if best.is_none_or(|best| (priority, Reverse(key)) > (best.0, best.1)) {
+                        best = Some((priority, Reverse(key), pair));
+                    }
+                    // Other consistencies may have the same priority; of one consistency, the first has the smallest key.
+                    let after = (consistency, u64::MAX, u32::MAX);
+                    next = level.range((Bound::Excluded(after), Bound::Unbounded)).next();
                 }
             }
         }
-        best
+        let (priority, Reverse(key), pair) = best?;
+        let Pair { count, evaluation, .. } = self.pairs[pair as usize];
+        Some(Best { pair, key, count, evaluation: evaluation?, priority, max_frequency })
     }
 }
 

@@ -275,87 +275,58 @@ impl<W: Word> Canvas<W> {
     /// those in rows that begin between two positions. Cells are changed meanwhile, and changed back.
     pub fn for_each_pair(&mut self, from: usize, to: usize, visit: &mut impl FnMut(u32, u32, u32, u32)) {
         let mut found = Neighbours::default();
-        for i in 0..self.stacks.len() {
-            let Stack { start, stride, .. } = self.stacks[i];
-            let end = self.stacks.get(i + 1).map_or(self.cells.len(), |next| next.start as usize);
-            let (start, stride) = (start as usize, stride as usize);
-            let first = start + from.saturating_sub(start).next_multiple_of(stride);
-            // The last row is border.
-            for x in (first..to.min(end - stride)).step_by(stride) {
-                if self.cells[x].token() == self.border {
-                    continue;
-                }
-                if self.single {
-                    let (row, below) = self.cells[x..x + 2 * stride].split_at(stride);
-                    // The last column is border.
-                    self.for_each_pair_of_cells(x as u32, &row[..stride - 1], &below[..stride - 1], visit);
-                } else {
-                    self.for_each_pair_of_regions(x as u32, stride as u32, &mut found, visit);
-                }
-            }
-        }
-    }
-
-    #[inline]
-    fn for_each_pair_of_cells(
-        &self,
-        start: u32,
-        row: &[W],
-        below: &[W],
-        visit: &mut impl FnMut(u32, u32, u32, u32),
-    ) {
-        let stride = row.len() as u32 + 1;
-        let last = row.len() - 1;
-        let (rights, below) = (&row[1..], &below[..=last]);
-        let token = |word: W| word.token();
-        let borders = token(below[0]) == self.border;
-        let mut a = token(row[0]);
-        for i in 0..last {
-            let x = start + i as u32;
-            let right = token(rights[i]);
-            visit(x, x + 1, a, right);
-            if !borders {
-                visit(x, x + stride, a, token(below[i]));
-            }
-            a = right;
-        }
-        if !borders {
-            visit(start + last as u32, start + last as u32 + stride, a, token(below[last]));
-        }
-    }
-
-    fn for_each_pair_of_regions(
-        &mut self,
-        start: u32,
-        stride: u32,
-        found: &mut Neighbours,
-        visit: &mut impl FnMut(u32, u32, u32, u32),
-    ) {
-        let Self { cells, base_vocab_size, border, .. } = self;
-        // The last column is border.
-        for x in start..start + stride - 1 {
-            let word = cells[x as usize];
-            if word.distance() != 0 {
+        let Self { cells, stacks, base_vocab_size, border, single } = self;
+        for (start, stride) in rows(stacks, from..to, cells.len()) {
+            if *single {
+                for_each_pair_of_cells(cells, start, stride, *border, visit);
                 continue;
             }
-            let a = word.token();
-            if a < *base_vocab_size {
-                // Whatever lies left of or above a single cell comes before it.
-                let (right, b) = region(cells, x + 1);
-                let (below, c) = region(cells, x + stride);
-                if b != *border && right > x {
-                    visit(x, right, a, b);
+            // The last column is border.
+            for x in start..start + stride - 1 {
+                let (anchor, a) = region(cells, x);
+                if anchor != x || a == *border {
+                    continue;
                 }
-                if c != *border && below > x && below != right {
-                    visit(x, below, a, c);
-                }
-            } else {
-                found.find(cells, x, stride, *border);
-                found.for_each(|Neighbour { region: (y, b), .. }| {
-                    if y > x && b != *border {
-                        visit(x, y, a, b);
+                if a < *base_vocab_size {
+                    // Whatever lies left of or above a single cell comes before it.
+                    let (right, b) = region(cells, x + 1);
+                    let (below, c) = region(cells, x + stride);
+                    if b != *border && right > x {
+                        visit(x, right, a, b);
                     }
-                });
+                    if c != *border && below > x && below != right {
+                        visit(x, below, a, c);
+                    }
+                } else {
+                    found.find(cells, x, stride, *border);
+                    found.for_each(|Neighbour { region: (y, b), .. }| {
+                        if y > x && b != *border {
+                            visit(x, y, a, b);
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    /// Visits the pairs of adjacent cells in rows that begin between two positions, as (token, token, whether they are of
+    /// two regions): the tokens of a pair of regions once for each side that they share, the one with the first anchor
+    /// first.
+    pub fn for_each_side(&self, from: usize, to: usize, visit: &mut impl FnMut(u32, u32, bool)) {
+        let Self { cells, stacks, border, single, .. } = self;
+        for (start, stride) in rows(stacks, from..to, cells.len()) {
+            if *single {
+                for_each_pair_of_cells(cells, start, stride, *border, &mut |_, _, a, b| visit(a, b, true));
+                continue;
+            }
+            // The last column is border.
+            for p in start..start + stride - 1 {
+                let (x, a) = region(cells, p);
+                for q in [p + 1, p + stride] {
+                    let (y, b) = region(cells, q);
+                    let (first, second) = if x < y { (a, b) } else { (b, a) };
+                    visit(first, second, (x != y) & (a.max(b) < *border));
+                }
             }
         }
     }
@@ -371,6 +342,45 @@ impl<W: Word> Canvas<W> {
         let stack = self.stack(x);
         let ((row, column), (other_row, other_column)) = (stack.place(x), stack.place(y));
         Offset { dy: other_row - row, dx: other_column - column }
+    }
+}
+
+/// The rows that begin in a range of positions, as (start, stride), but for the last of each stack, which is border.
+fn rows(stacks: &[Stack], range: Range<usize>, len: usize) -> impl Iterator<Item = (u32, u32)> {
+    stacks.iter().enumerate().flat_map(move |(i, &Stack { start, stride, .. })| {
+        let end = stacks.get(i + 1).map_or(len, |next| next.start as usize);
+        let first =
+            start as usize + range.start.saturating_sub(start as usize).next_multiple_of(stride as usize);
+        let rows = (first..range.end.min(end - stride as usize)).step_by(stride as usize);
+        rows.map(move |start| (start as u32, stride))
+    })
+}
+
+/// Visits the pairs of single cells that begin in a row.
+#[inline]
+fn for_each_pair_of_cells<W: Word>(
+    cells: &[W],
+    start: u32,
+    stride: u32,
+    border: u32,
+    visit: &mut impl FnMut(u32, u32, u32, u32),
+) {
+    let (row, below) = cells[start as usize..(start + 2 * stride) as usize].split_at(stride as usize);
+    let mut a = row[0].token();
+    if a == border {
+        return;
+    }
+    let last_row = below[0].token() == border;
+    // The last column is border.
+    for (x, (right, below)) in (start..).zip(row[1..].iter().zip(below)) {
+        let right = right.token();
+        if right != border {
+            visit(x, x + 1, a, right);
+        }
+        if !last_row {
+            visit(x, x + stride, a, below.token());
+        }
+        a = right;
     }
 }
 

@@ -63,7 +63,7 @@ impl<T: Copy + Default> Parts<T> {
     }
 }
 
-/// Upper bounds of the counts of pairs: how many pairs have the same hash.
+/// Upper bounds of the counts of pairs: how many sides of cells have pairs of this hash.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sketch {
     bits: u32,
@@ -72,14 +72,16 @@ pub(super) struct Sketch {
 
 impl Sketch {
     /// Counts all pairs by a hash of so many bits.
-    pub fn new<W: Word>(canvas: &mut Canvas<W>, bits: u32, interrupt: &Interrupt) -> Self {
+    pub fn new<W: Word>(canvas: &Canvas<W>, bits: u32, interrupt: &Interrupt) -> Self {
         let mut counts = vec![0_u32; 1 << bits];
         let mut parts = Parts::new(canvas.len());
         let mut count = |hashes: &[u32]| hashes.iter().for_each(|&hash| counts[high(hash, bits)] += 1);
-        for_each_pair(canvas, interrupt, |_, _, a, b| {
-            let hash = hash(a, b);
-            parts.push(hash, hash, true, &mut count);
-        });
+        for (from, to) in pieces(canvas.len(), interrupt) {
+            canvas.for_each_side(from, to, &mut |a, b, of_two| {
+                let hash = hash(a, b);
+                parts.push(hash, hash, of_two, &mut count);
+            });
+        }
         parts.finish(count);
         Self { bits, counts }
     }
@@ -266,26 +268,20 @@ pub(super) fn count<W: Word>(
     let hashes = reaching.iter().map(|word| word.count_ones()).sum();
     let mut table = Table::new(sketch, base_vocab_size, hashes);
     let mut parts = Parts::new(canvas.len());
-    for_each_pair(canvas, interrupt, |x, y, a, b| {
-        let hash = hash(a, b);
-        let place = high(hash, sketch.bits);
-        let reaches = reaching[place / 64] >> (place % 64) & 1 != 0;
-        parts.push(hash, Occurrence { a, b, x, y }, reaches, &mut |occurrences| table.count(occurrences));
-    });
+    for (from, to) in pieces(canvas.len(), interrupt) {
+        canvas.for_each_pair(from, to, &mut |x, y, a, b| {
+            let hash = hash(a, b);
+            let place = high(hash, sketch.bits);
+            let reaches = reaching[place / 64] >> (place % 64) & 1 != 0;
+            parts.push(hash, Occurrence { a, b, x, y }, reaches, &mut |part| table.count(part));
+        });
+    }
     parts.finish(|occurrences| table.count(occurrences));
     table.pairs
 }
 
-/// Visits all pairs as (anchor, anchor, token, token), or some of them if asked to stop.
-fn for_each_pair<W: Word>(
-    canvas: &mut Canvas<W>,
-    interrupt: &Interrupt,
-    mut visit: impl FnMut(u32, u32, u32, u32),
-) {
-    for start in (0..canvas.len()).step_by(PIECE) {
-        if interrupt.is_set() {
-            return;
-        }
-        canvas.for_each_pair(start, canvas.len().min(start + PIECE), &mut visit);
-    }
+/// Ranges of positions, until there is no more or somebody asks to stop.
+fn pieces(len: usize, interrupt: &Interrupt) -> impl Iterator<Item = (usize, usize)> {
+    let pieces = (0..len).step_by(PIECE).map(move |from| (from, len.min(from + PIECE)));
+    pieces.take_while(|_| !interrupt.is_set())
 }

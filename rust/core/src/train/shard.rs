@@ -185,7 +185,7 @@ impl<W: Word> Shard<W> {
 
     /// Counts all pairs by a hash of 2^`bits` values: upper bounds of their counts.
     pub fn count_roughly(&mut self, bits: u32, interrupt: &Interrupt) {
-        self.sketch = Sketch::new(&mut self.canvas, bits, interrupt);
+        self.sketch = Sketch::new(&self.canvas, bits, interrupt);
     }
 
     /// What the last such count said.
