@@ -45,8 +45,8 @@ pub struct TrainOptions {
     pub min_frequency: u64,
     /// Number of threads; 0 means one per core. The result does not depend on it.
     pub num_threads: usize,
-    /// About how many pairs to index when all pairs are counted. The result does not depend on it: fewer mean
-    /// counting more often, more mean more to keep up to date.
+    /// About how many pairs to index when all pairs are counted, or up to twice as many in oriented mode or with a large
+    /// alpha. The result does not depend on it: fewer mean counting more often, more mean more to keep up to date.
     pub indexed_pairs: usize,
     /// The quantizer whose ids these are.
     pub quantizer: Quantizer,
@@ -506,7 +506,14 @@ impl<W: Word> Learner<W> {
         threads.map(shards, parallel, |shard| shard.count_roughly(bits, interrupt));
         interrupt.check()?;
         let sketch = Sketch::sum(shards.iter().map(Shard::sketch));
-        let threshold = sketch.threshold(options.indexed_pairs).min(limit).max(options.min_frequency);
+        // The lower the frequencies that can win, the more pairs, lest all be counted again.
+        let halves = match options.merge_mode {
+            _ if options.alpha > 0.5 => 4,
+            MergeMode::Oriented => 3,
+            MergeMode::Pair => 2,
+        };
+        let wanted = options.indexed_pairs.saturating_mul(halves) / 2;
+        let threshold = sketch.threshold(wanted).min(limit).max(options.min_frequency);
         let reaching = sketch.reaching(threshold);
         drop(sketch);
         let parts = threads.map(shards, parallel, |shard| shard.count(&reaching, interrupt));
