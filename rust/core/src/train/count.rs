@@ -189,7 +189,7 @@ struct Table<'a> {
 impl<'a> Table<'a> {
     /// For pairs of about so many hashes. Parts come one after the other, so a smaller table would be full in one place.
     fn new(sketch: &'a Sketch, base_vocab_size: u32, hashes: u32) -> Self {
-        let bits = (4 * hashes).max(1 << 10).ilog2() + 1;
+        let bits = (4 * hashes).max(1 << 10).ilog2() + 2;
         Self { sketch, base_vocab_size, pairs: Vec::new(), slots: vec![NONE; 1 << bits], bits }
     }
 
@@ -201,9 +201,9 @@ impl<'a> Table<'a> {
             match places {
                 Places::Regions(places) => places.push(pack(x, y)),
                 Places::Cells(places) => {
-                    if places.last() != Some(&x) {
-                        places.push(x);
-                    }
+                    let there = places.last() == Some(&x);
+                    places.push(x);
+                    places.truncate(places.len() - usize::from(there));
                 }
             }
         }

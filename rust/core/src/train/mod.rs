@@ -255,8 +255,11 @@ fn check_resume(vocabulary: &Vocabulary, options: &TrainOptions, sizes: &[GridSi
     Ok(())
 }
 
-/// With fewer occurrences than this, a pair is not worth waking threads for.
-const PARALLEL_OCCURRENCES: u64 = 256;
+/// With fewer occurrences than this, merging a pair is not worth waking threads for.
+const PARALLEL_MERGES: u64 = 1 << 8;
+
+/// With fewer occurrences than this, neither is counting a pair's offsets nor listing new pairs.
+const PARALLEL_OCCURRENCES: u64 = 1 << 11;
 
 /// Counts below this are few, so the threshold takes larger steps.
 const FEW: u64 = 32;
@@ -450,9 +453,8 @@ impl<W: Word> Learner<W> {
         self.sizes.push(pair.size);
 
         let Self { threads, shards, .. } = self;
-        let parallel = count >= PARALLEL_OCCURRENCES;
         let merge = Merge { pair, offset, token };
-        let merges = threads.map(shards, parallel, |shard| shard.apply(merge, interrupt));
+        let merges = threads.map(shards, count >= PARALLEL_MERGES, |shard| shard.apply(merge, interrupt));
         interrupt.check()?;
         self.num_tokens -= merges.into_iter().sum::<u64>();
 
@@ -475,6 +477,7 @@ impl<W: Word> Learner<W> {
         let keys = added.iter().map(|&(new, count)| (new_key(token, new), count));
         let pairs = take_up(&mut self.candidates, &mut self.pairs_of, keys);
         let pairs: Vec<_> = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
+        let parallel = count >= PARALLEL_OCCURRENCES;
         self.threads.map(&mut self.shards, parallel, |shard| shard.index_added(merge, &pairs));
         Ok(Rule { a, b, offset, count, offset_count, consistency })
     }
