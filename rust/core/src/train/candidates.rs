@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use super::count::Count;
 use crate::error::Result;
 use crate::grid::Offset;
 use crate::statistics::priority;
@@ -25,7 +26,7 @@ pub(super) struct Evaluation {
 #[derive(Debug, Clone, Copy)]
 struct Pair {
     key: u64,
-    count: u64,
+    count: Count,
     /// The frequency is no higher: it was no higher before, and it never rises.
     bound: u64,
     evaluation: Option<Evaluation>,
@@ -89,11 +90,11 @@ fn bucket_end(bucket: usize) -> u64 {
 
 impl Candidates {
     /// Takes up a pair and returns its index.
-    pub fn insert(&mut self, key: u64, count: u64) -> u32 {
+    pub fn insert(&mut self, key: u64, count: Count) -> u32 {
         let pair = self.pairs.len() as u32;
-        self.pairs.push(Pair { key, count, bound: count, evaluation: None });
+        self.pairs.push(Pair { key, count, bound: count.all, evaluation: None });
         self.indexed.push(true);
-        self.push_fresh(pair, count);
+        self.push_fresh(pair, count.all);
         pair
     }
 
@@ -112,11 +113,11 @@ impl Candidates {
     }
 
     /// Lowers a pair's count. Drops the pair and returns false if its frequency must be below the threshold.
-    pub fn remove(&mut self, pair: u32, removed: u64, threshold: u64) -> bool {
+    pub fn remove(&mut self, pair: u32, removed: Count, threshold: u64) -> bool {
         let Pair { key, count, bound, evaluation } = &mut self.pairs[pair as usize];
         *count -= removed;
         let before = evaluation.take();
-        *bound = before.map_or(*bound, |before| before.frequency).min(*count);
+        *bound = before.map_or(*bound, |before| before.frequency).min(count.all);
         let (key, bound) = (*key, *bound);
         if let Some(before) = before {
             self.withdraw(pair, key, before);
@@ -153,7 +154,7 @@ impl Candidates {
     pub fn best(
         &mut self,
         alpha: f64,
-        mut evaluate: impl FnMut(u32, u64, u64) -> Result<Option<Evaluation>>,
+        mut evaluate: impl FnMut(u32, u64, Count) -> Result<Option<Evaluation>>,
     ) -> Result<Option<Best>> {
         loop {
             while self.top > 0 && self.fresh[self.top].is_empty() {
@@ -179,7 +180,7 @@ impl Candidates {
     fn evaluate(
         &mut self,
         index: u32,
-        evaluate: &mut impl FnMut(u32, u64, u64) -> Result<Option<Evaluation>>,
+        evaluate: &mut impl FnMut(u32, u64, Count) -> Result<Option<Evaluation>>,
     ) -> Result<()> {
         let Pair { key, count, bound, evaluation } = &mut self.pairs[index as usize];
         if !self.indexed[index as usize] || evaluation.is_some() {
@@ -228,7 +229,7 @@ impl Candidates {
         }
         let (priority, Reverse(key), pair) = best?;
         let Pair { count, evaluation, .. } = self.pairs[pair as usize];
-        Some(Best { pair, key, count, evaluation: evaluation?, priority, max_frequency })
+        Some(Best { pair, key, count: count.all, evaluation: evaluation?, priority, max_frequency })
     }
 }
 

@@ -180,6 +180,11 @@ impl<W: Word> Canvas<W> {
         }
     }
 
+    /// Whether regions with this token are single cells.
+    pub fn is_cell(&self, token: u32) -> bool {
+        token < self.base_vocab_size
+    }
+
     /// Number of cells, borders included.
     pub fn len(&self) -> usize {
         self.cells.len()
@@ -252,23 +257,6 @@ impl<W: Word> Canvas<W> {
             }
         }
         std::hint::black_box(sum);
-    }
-
-    /// Counts how often `b` lies right of and below `a`, for single cells, and moves those positions to the front where
-    /// it does. Returns (right, below, positions kept).
-    pub fn retain_cells(&self, positions: &mut [u32], a: u32, b: u32, stride: u32) -> (u64, u64, usize) {
-        let cells = self.cells.as_slice();
-        let (mut rights, mut belows, mut kept) = (0, 0, 0);
-        for i in 0..positions.len() {
-            let x = positions[i];
-            let here = is(cells, x, a);
-            let (right, below) = (here & is(cells, x + 1, b), here & is(cells, x + stride, b));
-            rights += u64::from(right);
-            belows += u64::from(below);
-            positions[kept] = x;
-            kept += usize::from(right | below);
-        }
-        (rights, belows, kept)
     }
 
     /// Visits the pairs of adjacent regions, as (anchor, anchor, token, token), in raster order of the first anchor, for

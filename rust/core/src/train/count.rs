@@ -1,5 +1,7 @@
 //! Counting all pairs of adjacent regions: first by hash, then exactly those that may be frequent.
 
+use std::ops::{AddAssign, SubAssign};
+
 use super::canvas::{Canvas, Word};
 use crate::interrupt::Interrupt;
 use crate::statistics::{key, tokens};
@@ -159,8 +161,32 @@ pub(super) fn unpack(anchors: u64) -> (u32, u32) {
 #[derive(Debug)]
 pub(super) struct Counted {
     pub key: u64,
-    pub count: u64,
+    pub count: Count,
     pub places: Places,
+}
+
+/// How often a pair occurs.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Count {
+    pub all: u64,
+    /// How often the second lies below the first rather than right of it. Only kept up to date for two single cells of
+    /// the codebook's tokens, whose histogram this is.
+    pub below: u64,
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.all += other.all;
+        self.below += other.below;
+    }
+}
+
+impl SubAssign for Count {
+    fn sub_assign(&mut self, other: Self) {
+        self.all -= other.all;
+        // Of other pairs than of single cells it means nothing.
+        self.below = self.below.wrapping_sub(other.below);
+    }
 }
 
 /// An occurrence of a pair: its tokens and anchors.
@@ -197,7 +223,7 @@ impl<'a> Table<'a> {
         for &Occurrence { a, b, x, y } in occurrences {
             let number = self.find(a, b);
             let Counted { count, places, .. } = &mut self.pairs[number as usize];
-            *count += 1;
+            *count += Count { all: 1, below: u64::from(y != x + 1) };
             match places {
                 Places::Regions(places) => places.push(pack(x, y)),
                 Places::Cells(places) => {
@@ -236,7 +262,7 @@ impl<'a> Table<'a> {
         } else {
             Places::Regions(Vec::with_capacity(capacity))
         };
-        self.pairs.push(Counted { key, count: 0, places });
+        self.pairs.push(Counted { key, count: Count::default(), places });
         if 2 * self.pairs.len() > self.slots.len() {
             self.grow();
         }

@@ -25,7 +25,7 @@ use crate::threads::Threads;
 use crate::vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary, check_options};
 use candidates::{Best, Candidates, Evaluation};
 use canvas::{Canvas, Short, Word};
-use count::Sketch;
+use count::{Count, Sketch};
 use shard::{Merge, NewPair, Pair, Shard, new_key, number};
 
 /// How to learn a vocabulary.
@@ -417,12 +417,17 @@ impl<W: Word> Learner<W> {
     fn best_indexed(&mut self, interrupt: &Interrupt) -> Result<Option<Best>> {
         let Self { options, threads, shards, candidates, threshold, sizes, .. } = self;
         let mut dropped = Vec::new();
-        let evaluate = |index: u32, key: u64, count: u64| {
+        let evaluate = |index: u32, key: u64, count: Count| {
             interrupt.check()?;
-            let histogram = histogram(shards, threads, sized(sizes, index, key), count);
+            let pair = sized(sizes, index, key);
+            let histogram = if pair.a.max(pair.b) < options.base_vocab_size {
+                histogram_of_cells(count)
+            } else {
+                histogram(shards, threads, pair, count.all)
+            };
             let (offset, offset_count) = most_frequent(&histogram);
             let frequency = match options.merge_mode {
-                MergeMode::Pair => count,
+                MergeMode::Pair => count.all,
                 MergeMode::Oriented => offset_count,
             };
             if frequency < *threshold {
@@ -462,9 +467,12 @@ impl<W: Word> Learner<W> {
         for (token, side) in [(a, 0), (b, 2)].into_iter().take(if a == b { 1 } else { 2 }) {
             pairs_of[token as usize].retain(|&PairOf { pair, other, before }| {
                 let side = side + usize::from(before);
-                let removed = shards.iter().map(|shard| shard.removed(other, side)).sum();
+                let mut removed = Count::default();
+                for shard in &**shards {
+                    removed += shard.removed(other, side);
+                }
                 let kept = candidates.is_indexed(pair)
-                    && (removed == 0 || candidates.remove(pair, removed, *threshold));
+                    && (removed == Count::default() || candidates.remove(pair, removed, *threshold));
                 if !kept {
                     for shard in &mut **shards {
                         shard.forget(pair);
@@ -474,7 +482,7 @@ impl<W: Word> Learner<W> {
             });
         }
         let added = self.sum_added();
-        let keys = added.iter().map(|&(new, count)| (new_key(token, new), count));
+        let keys = added.iter().map(|&(new, all)| (new_key(token, new), Count { all, below: 0 }));
         let pairs = take_up(&mut self.candidates, &mut self.pairs_of, keys);
         let pairs: Vec<_> = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
         let parallel = count >= PARALLEL_OCCURRENCES;
@@ -529,10 +537,12 @@ impl<W: Word> Learner<W> {
         counts.sort_unstable_by_key(|&(key, _)| key);
         counts.dedup_by(|part, sum| {
             let same = part.0 == sum.0;
-            sum.1 += if same { part.1 } else { 0 };
+            if same {
+                sum.1 += part.1;
+            }
             same
         });
-        counts.retain(|&(_, count)| count >= threshold);
+        counts.retain(|&(_, count)| count.all >= threshold);
         take_up(&mut self.candidates, &mut self.pairs_of, counts.iter().copied());
         let keys: Vec<_> = counts.into_iter().map(|(key, _)| key).collect();
         self.threads.map(&mut self.shards, parallel, |shard| shard.index_counted(&keys));
@@ -553,7 +563,7 @@ struct PairOf {
 fn take_up(
     candidates: &mut Candidates,
     pairs_of: &mut [Vec<PairOf>],
-    counts: impl Iterator<Item = (u64, u64)>,
+    counts: impl Iterator<Item = (u64, Count)>,
 ) -> Vec<u32> {
     let insert = |(key, count)| {
         let pair = candidates.insert(key, count);
@@ -571,7 +581,13 @@ fn sized(sizes: &[u64], index: u32, key: u64) -> Pair {
     Pair { index, a, b, size: sizes[a as usize].saturating_add(sizes[b as usize]) }
 }
 
-/// How often an indexed pair occurs at which offset, in ascending order of offsets.
+/// How often two single cells lie at which offset.
+fn histogram_of_cells(Count { all, below }: Count) -> Vec<(Offset, u64)> {
+    let offsets = [(Offset { dy: 0, dx: 1 }, all - below), (Offset { dy: 1, dx: 0 }, below)];
+    offsets.into_iter().filter(|&(_, count)| count > 0).collect()
+}
+
+/// How often an indexed pair of regions occurs at which offset, in ascending order of offsets.
 fn histogram<W: Word>(
     shards: &mut [Shard<W>],
     threads: &Threads,

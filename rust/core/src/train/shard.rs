@@ -1,9 +1,7 @@
 //! A shard: some of the grids, with lists of where the indexed pairs occur in them.
 
-use std::ops::Range;
-
 use super::canvas::{Canvas, Neighbour, Neighbours, Region, Word, is, region};
-use super::count::{Counted, Places, Sketch, count, pack, unpack};
+use super::count::{Count, Counted, Places, Sketch, count, pack, unpack};
 use crate::encode::Encoding;
 use crate::grid::Offset;
 use crate::interrupt::Interrupt;
@@ -67,6 +65,8 @@ type Adjacency = (NewPair, u32, u32);
 struct Changes {
     /// Per token; all 0 between rules.
     tallies: Vec<Tally>,
+    /// Of the pairs of single cells that are gone, how many lay one below the other; per token, all 0 between rules.
+    below: Vec<[u32; NEW]>,
     /// The first `len` count.
     adjacencies: Vec<Adjacency>,
     len: usize,
@@ -79,7 +79,8 @@ impl Changes {
         if self.adjacencies.len() < end {
             self.adjacencies.resize(2 * end, (0, 0, 0));
         }
-        Notes { token, tallies: &mut self.tallies, adjacencies: &mut self.adjacencies, len: self.len }
+        let Self { tallies, below, adjacencies, len } = self;
+        Notes { token, tallies, below, adjacencies, len: *len }
     }
 }
 
@@ -88,6 +89,7 @@ struct Notes<'a> {
     /// The new token.
     token: u32,
     tallies: &'a mut [Tally],
+    below: &'a mut [[u32; NEW]],
     adjacencies: &'a mut [Adjacency],
     len: usize,
 }
@@ -106,6 +108,12 @@ impl Notes<'_> {
         tally[NEW + before] += u32::from(fresh);
         self.adjacencies[self.len] = (new_pair(other, before), z, x);
         self.len += usize::from(fresh);
+    }
+
+    /// Notes that a pair of two cells that is gone was one `below` the other.
+    #[inline]
+    fn add_below(&mut self, other: u32, side: usize, below: bool) {
+        self.below[other as usize][side % NEW] += u32::from(below);
     }
 }
 
@@ -140,6 +148,7 @@ impl<W: Word> Shard<W> {
             // One more, for the border.
             changes: Changes {
                 tallies: vec![Tally::default(); tokens as usize + 1],
+                below: vec![[0; NEW]; tokens as usize + 1],
                 adjacencies: Vec::new(),
                 len: 0,
             },
@@ -194,7 +203,7 @@ impl<W: Word> Shard<W> {
     }
 
     /// Counts exactly those pairs whose hash has a bit in `reaching`, and notes where they occur.
-    pub fn count(&mut self, reaching: &[u64], interrupt: &Interrupt) -> Vec<(u64, u64)> {
+    pub fn count(&mut self, reaching: &[u64], interrupt: &Interrupt) -> Vec<(u64, Count)> {
         self.places = Vec::new();
         let sketch = std::mem::take(&mut self.sketch);
         self.counted = count(&mut self.canvas, self.base_vocab_size, &sketch, reaching, interrupt);
@@ -227,25 +236,22 @@ impl<W: Word> Shard<W> {
         }
     }
 
-    /// Counts a pair's offsets, in no order and not all in one place, and forgets where it no longer occurs.
+    /// Counts the offsets of a pair of regions, in no order and not all in one place, and forgets where it no longer
+    /// occurs.
     pub fn histogram(&mut self, pair: Pair) -> Vec<(Offset, u64)> {
         let mut offsets = Vec::new();
         let mut places = self.take(pair.index);
-        let Self { canvas, flat, .. } = self;
-        match &mut places {
-            Places::Cells(list) => {
-                let parts = canvas.by_stride(list, |&x| x);
-                retain(list, parts, |part, stride| cell_offsets(canvas, pair, stride, part, &mut offsets));
+        if let Places::Regions(list) = &mut places {
+            sort_nearly_sorted(list);
+            let mut end = 0;
+            for (stride, range) in self.canvas.by_stride(list, |&place| unpack(place).0) {
+                let part = &mut list[range.clone()];
+                let kept = self.canvas.retain(part, pair.a, pair.b);
+                region_offsets(&self.canvas, pair, stride, &part[..kept], &mut self.flat, &mut offsets);
+                list.copy_within(range.start..range.start + kept, end);
+                end += kept;
             }
-            Places::Regions(list) => {
-                sort_nearly_sorted(list);
-                let parts = canvas.by_stride(list, |&place| unpack(place).0);
-                retain(list, parts, |part, stride| {
-                    let kept = canvas.retain(part, pair.a, pair.b);
-                    region_offsets(canvas, pair, stride, &part[..kept], flat, &mut offsets);
-                    kept
-                });
-            }
+            list.truncate(end);
         }
         self.put(pair.index, places);
         offsets
@@ -294,7 +300,7 @@ impl<W: Word> Shard<W> {
 
     /// Lists the pairs with the new token.
     fn sum_changes(&mut self, a: u32, b: u32, token: u32) {
-        let Changes { tallies, adjacencies, len } = &mut self.changes;
+        let Changes { tallies, adjacencies, len, .. } = &mut self.changes;
         // Pairs that came with one merge and went with a later one.
         let [a_new, new_a, b_new, new_b, ..] = tallies[token as usize];
         tallies[a as usize][NEW + 1] -= a_new;
@@ -312,8 +318,10 @@ impl<W: Word> Shard<W> {
     }
 
     /// How many pairs with a token the last rule (a, b) took away, on this side of the tally.
-    pub fn removed(&self, token: u32, side: usize) -> u64 {
-        self.changes.tallies[token as usize][side].into()
+    pub fn removed(&self, token: u32, side: usize) -> Count {
+        let Changes { tallies, below, .. } = &self.changes;
+        let [all, below] = [tallies[token as usize][side], below[token as usize][side]].map(u64::from);
+        Count { all, below }
     }
 
     /// Pairs that came with the last rule, each once, and their counts.
@@ -323,12 +331,11 @@ impl<W: Word> Shard<W> {
 
     /// Ends a rule: starts the lists of those new pairs that were taken up, given their indices.
     pub fn index_added(&mut self, merge: Merge, pairs: &[(NewPair, u32)]) {
-        let Self { changes: Changes { tallies, adjacencies, len }, added, places, .. } = self;
-        for token in [merge.pair.a, merge.pair.b, merge.token] {
+        let Self { changes: Changes { tallies, below, adjacencies, len }, added, places, .. } = self;
+        let others = added.iter().map(|&(new, _)| new / 8);
+        for token in others.chain([merge.pair.a, merge.pair.b, merge.token]) {
             tallies[token as usize] = Tally::default();
-        }
-        for &(new, _) in &*added {
-            tallies[new as usize / 8] = Tally::default();
+            below[token as usize] = [0; NEW];
         }
         let Some(&(_, last)) = pairs.last() else { return };
         if places.len() <= last as usize {
@@ -371,7 +378,7 @@ fn join_cells<W: Word>(
     let (right, below) = (wanted(0, 1), wanted(1, 0));
     let side_of_b = if a == b { 0 } else { 2 };
     canvas.fetch_cells(block, stride);
-    let mut merges = 0;
+    let (mut merges, mut to_below) = (0, 0);
     let (cells, border) = canvas.cells_to_merge();
     let mut notes = changes.notes(6 * block.len() + 1, token);
     for &x in block {
@@ -386,8 +393,9 @@ fn join_cells<W: Word>(
             }
             continue;
         }
-        merges += 1;
         let to_right = is_right & right;
+        merges += 1;
+        to_below += u32::from(!to_right);
         let distance = if to_right { 1 } else { stride };
         let y = x + distance;
         // What is around x without y, and around y without x.
@@ -407,13 +415,22 @@ fn join_cells<W: Word>(
         let beside_x = |z: u32| (z == u.0) | (z == v.0) | (z == w.0);
         let side_of_x = |z: u32| usize::from(z < x);
         let side_of_y = |z: u32| side_of_b + usize::from(z < y);
-        notes.add(u, [(side_of_x(u.0), around_x[0])], x, around_x[0]);
-        notes.add(v, [(side_of_x(v.0), around_x[1])], x, around_x[1]);
-        notes.add(w, [(side_of_x(w.0), around_x[2])], x, around_x[2]);
-        notes.add(p, [(side_of_y(p.0), around_y[0])], x, around_y[0] & !beside_x(p.0));
-        notes.add(q, [(side_of_y(q.0), around_y[1])], x, around_y[1] & !beside_x(q.0));
-        notes.add(r, [(side_of_y(r.0), around_y[2])], x, around_y[2] & !beside_x(r.0));
+        for (region, once, below) in
+            [(u, around_x[0], true), (v, around_x[1], false), (w, around_x[2], to_right)]
+        {
+            let side = side_of_x(region.0);
+            notes.add_below(region.1, side, once & below);
+            notes.add(region, [(side, once)], x, once);
+        }
+        for (region, once, below) in
+            [(p, around_y[0], to_right), (q, around_y[1], false), (r, around_y[2], true)]
+        {
+            let side = side_of_y(region.0);
+            notes.add_below(region.1, side, once & below);
+            notes.add(region, [(side, once)], x, once & !beside_x(region.0));
+        }
     }
+    notes.below[b as usize][0] += to_below;
     changes.len = notes.len;
     merges
 }
@@ -429,6 +446,7 @@ fn join_regions<W: Word>(
     left: &mut Vec<u64>,
 ) -> u64 {
     let Merge { pair: Pair { a, b, .. }, offset, token } = merge;
+    let of_cell = canvas.is_cell(a) || canvas.is_cell(b);
     let step = offset.map(|offset| (offset.dy as u32).wrapping_mul(stride).wrapping_add(offset.dx as u32));
     let side_of_b = if a == b { 0 } else { 2 };
     canvas.fetch(block, stride);
@@ -456,6 +474,13 @@ fn join_regions<W: Word>(
             let lost = [(usize::from(z < x), of_x), (side_of_b + usize::from(z < y), of_y)];
             notes.add(region, lost, x, other != border);
         });
+        if of_cell {
+            // Cells that are not side by side in a row are in a column.
+            neighbours.for_each(|Neighbour { region: (z, other), of_x, of_y }| {
+                notes.add_below(other, usize::from(z < x), of_x & (z.abs_diff(x) != 1));
+                notes.add_below(other, side_of_b + usize::from(z < y), of_y & (z.abs_diff(y) != 1));
+            });
+        }
         changes.len = notes.len;
     }
     merges
@@ -478,35 +503,6 @@ fn sort_nearly_sorted(list: &mut [u64]) {
             return;
         }
     }
-}
-
-/// Moves to the front what is kept of each part of a list, as `keep` has moved it to the front of the part.
-fn retain<T: Copy>(
-    list: &mut Vec<T>,
-    parts: Vec<(u32, Range<usize>)>,
-    mut keep: impl FnMut(&mut [T], u32) -> usize,
-) {
-    let mut end = 0;
-    for (stride, range) in parts {
-        let kept = keep(&mut list[range.clone()], stride);
-        list.copy_within(range.start..range.start + kept, end);
-        end += kept;
-    }
-    list.truncate(end);
-}
-
-/// Counts the offsets of a pair of single cells and moves to the front where it occurs.
-fn cell_offsets<W: Word>(
-    canvas: &Canvas<W>,
-    pair: Pair,
-    stride: u32,
-    list: &mut [u32],
-    offsets: &mut Vec<(Offset, u64)>,
-) -> usize {
-    let (rights, belows, kept) = canvas.retain_cells(list, pair.a, pair.b, stride);
-    let counts = [(Offset { dy: 0, dx: 1 }, rights), (Offset { dy: 1, dx: 0 }, belows)];
-    offsets.extend(counts.into_iter().filter(|&(_, count)| count > 0));
-    kept
 }
 
 /// Counts the offsets of pairs of regions.
