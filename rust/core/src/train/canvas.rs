@@ -220,6 +220,16 @@ impl<W: Word> Canvas<W> {
         parts
     }
 
+    /// Those positions where a region with this token is anchored.
+    pub fn anchored<'a>(&self, positions: &[u32], token: u32, found: &'a mut [u32]) -> &'a [u32] {
+        let mut len = 0;
+        for &p in positions {
+            found[len] = p;
+            len += usize::from(is(&self.cells, p, token));
+        }
+        &found[..len]
+    }
+
     /// Moves those pairs of regions to the front that still have these tokens, and returns how many they are.
     pub fn retain(&self, pairs: &mut [u64], a: u32, b: u32) -> usize {
         let cells = self.cells.as_slice();

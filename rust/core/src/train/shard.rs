@@ -377,11 +377,13 @@ fn join_cells<W: Word>(
     let wanted = |dy: i32, dx: i32| offset.is_none_or(|offset| offset == Offset { dy, dx });
     let (right, below) = (wanted(0, 1), wanted(1, 0));
     let side_of_b = if a == b { 0 } else { 2 };
-    canvas.fetch_cells(block, stride);
+    let mut there = [0; BLOCK];
+    let there = canvas.anchored(block, a, &mut there);
+    canvas.fetch_cells(there, stride);
     let (mut merges, mut to_below) = (0, 0);
     let (cells, border) = canvas.cells_to_merge();
     let mut notes = changes.notes(6 * block.len() + 1, token);
-    for &x in block {
+    for &x in there {
         // One before it may have taken it.
         if !is(cells, x, a) {
             continue;
