@@ -285,8 +285,8 @@ def test_ids_outside_the_codebook(bpe, bad):
         (PHOTOS > 3, TypeError, "expected integers, got dtype bool"),
         (["abc"], TypeError, "expected integers"),
         ([None], TypeError, "expected integers"),
-        (5, TypeError, "not iterable"),
-        (None, TypeError, "not iterable"),
+        (5, TypeError, "sequence of .* arrays, got int"),
+        (None, TypeError, "sequence of .* arrays, got NoneType"),
     ],
 )
 def test_grids_that_cannot_be(bpe, grids, error, message):

@@ -31,7 +31,7 @@ class GridBlocks(Protocol):
 Grids = ArrayLike | Iterable[ArrayLike]
 """An (N, H, W) integer array, or (H, W) integer arrays; torch tensors on the CPU will do."""
 
-MAX_VOCAB_SIZE = 2**24
+MAX_SIDE, MAX_CELLS, MAX_VOCAB_SIZE = 65_535, 2**28, 2**24
 INT32_MAX, INT64_MAX, UINT64_MAX = 2**31 - 1, 2**63 - 1, 2**64 - 1
 
 
@@ -74,9 +74,14 @@ class Regions(np.ndarray[tuple[int, int], np.dtype[np.int32]]):
     """(H, W): which of its token's ids each cell holds, where a token's ids are those of a, then those of b."""
 
     def __new__(cls, tokens: ArrayLike, leaves: ArrayLike) -> Self:
-        """Join the two arrays of one grid, each (H, W)."""
-        regions = np.asarray(tokens, dtype=np.int32).view(cls)
-        regions.leaves = np.asarray(leaves, dtype=np.int32)
+        """Join the two arrays of one grid, each (H, W).
+
+        Raises:
+            GridError: not two arrays of the same size, or numbers that are negative or too large.
+            TypeError: not integers.
+        """
+        regions = _counts("regions", tokens).view(cls)
+        regions.leaves = _counts("regions.leaves", leaves)
         if regions.ndim != 2 or regions.shape != regions.leaves.shape:
             raise GridError(f"regions of shape {regions.shape} with leaves of shape {regions.leaves.shape}")
         return regions
@@ -371,6 +376,11 @@ class VisualBPE:
                 belong to other tokens.
         """
         height, width = (_integer(n, v, 0, INT32_MAX) for n, v in (("height", height), ("width", width)))
+        if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_CELLS):
+            raise GridError(
+                f"a grid of {height}x{width}: expected at least one cell, at most {MAX_SIDE} rows and columns, "
+                f"and at most {MAX_CELLS} cells"
+            )
         if regions is None:
             return self._core.decode(ids, height, width, regions=None)
         leaves = getattr(regions, "leaves", None)
@@ -398,7 +408,7 @@ class VisualBPE:
             (height, width) uint32 arrays.
 
         Raises:
-            GridError: as `decode`, names the grid; not as many sizes or regions as grids.
+            GridError, TypeError: as `decode`, names the grid; not as many sizes or regions as grids.
         """
         tokens = list(batch)
         if regions is None and isinstance(batch, EncodedBatch):
@@ -412,11 +422,15 @@ class VisualBPE:
         if not len(tokens) == len(shapes) == len(kept):
             raise GridError(f"tokens of {len(tokens)} grids, {len(shapes)} sizes, {len(kept)} regions")
         grids = []
-        for i, (ids, (height, width), covered) in enumerate(zip(tokens, shapes, kept, strict=True)):
+        for i, (ids, shape, covered) in enumerate(zip(tokens, shapes, kept, strict=True)):
             try:
-                grids.append(self.decode(ids, height, width, covered))
-            except GridError as error:
-                raise GridError(f"grid {i}: {error}") from None
+                match shape:
+                    case (height, width):
+                        grids.append(self.decode(ids, height, width, covered))
+                    case _:
+                        raise TypeError(f"size {shape!r}, expected (height, width)")
+            except (BeingVLError, TypeError) as error:
+                raise type(error)(f"grid {i}: {error}") from None
         return grids
 
     def token_to_cells(self, token: int) -> list[tuple[int, int, int]]:
@@ -525,9 +539,25 @@ class VisualBPE:
         )
 
 
+def _counts(name: str, values: ArrayLike) -> NDArray[np.int32]:
+    """An array of integers of at least 0, as int32."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise GridError(f"{name}: {error}") from None
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
+    if array.size and not 0 <= array.min() <= array.max() <= INT32_MAX:
+        raise GridError(f"{name}: {array.min()} to {array.max()}, expected 0 to {INT32_MAX}")
+    return array.astype(np.int32, copy=False)
+
+
 def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
     """An option as an int between two bounds, both included."""
-    number = operator.index(value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
     if not low <= number <= high:
         raise BeingVLError(f"{name} = {number}: expected {low} to {high}")
     return number
