@@ -270,13 +270,19 @@ def test_layouts_that_must_work(bpe, tmp_path):
         assert np.array_equal(expected.encode(grids[3]), expected.encode(plain[3].tolist())), name
 
 
-def test_more_merges_than_the_data_yields():
-    """Training stops by itself; the vocabulary and the last report say how far it came."""
+def test_more_merges_than_the_data_yields(caplog):
+    """Training stops by itself; a warning, the vocabulary and the last report say how far it came."""
     seen = []
     bpe = VisualBPE.train([GOOD] * 3, K, 1000, progress=seen.append)
     assert 0 < bpe.num_merges < 6
     assert (seen[-1].done, seen[-1].total) == (bpe.num_merges, 1000)
     assert len(bpe.encode(GOOD)) == 1
+    assert caplog.messages == [
+        f"no pair is left that occurs 2 times: {bpe.num_merges} merges instead of 1000"
+    ]
+    caplog.clear()
+    assert VisualBPE.train([GOOD] * 3, K, bpe.num_merges) == bpe
+    assert not caplog.messages
 
 
 CHANGED_MEANWHILE = """

@@ -1,6 +1,7 @@
 """`VisualBPE`: byte-pair encoding on two-dimensional grids of VQ ids."""
 
 import json
+import logging
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
@@ -14,6 +15,8 @@ from being_vl import _core
 from being_vl._core import BeingVLError, GridError, VocabularyError
 from being_vl.files import write_aside
 from being_vl.tokenizer.published import read_published
+
+log = logging.getLogger(__name__)
 
 MergeMode = Literal["pair", "oriented"]
 
@@ -174,7 +177,7 @@ class VisualBPE:
             grids: an (N, H, W) integer array, which may be memory-mapped; or a sequence of (H, W) integer arrays of
                 any sizes; or an object with `blocks()`, such as a `GridStore`. They are read in place and copied once.
             base_vocab_size: number of ids in the quantizer's codebook (K); all ids are below it.
-            num_merges: most merges to learn; fewer are learned if no candidate is left.
+            num_merges: most merges to learn; fewer are learned, and a warning logged, if no candidate is left.
             merge_mode: "pair" merges two tokens at any offset. "oriented" merges them at one offset per merge, so
                 that every token has a fixed shape and ids alone give back the grid.
             alpha: weight of spatial consistency against relative frequency in a pair's priority, at least 0.
@@ -198,7 +201,7 @@ class VisualBPE:
         """
         save = None if checkpoint is None else lambda core: checkpoint(cls(core))
         report = None if progress is None else lambda info: progress(MergeInfo(**info))
-        return cls(
+        bpe = cls(
             _core.Vocabulary.train(
                 grids,
                 base_vocab_size=_integer("base_vocab_size", base_vocab_size, 1, MAX_VOCAB_SIZE),
@@ -216,6 +219,12 @@ class VisualBPE:
                 quantizer_fingerprint=quantizer_fingerprint,
             )
         )
+        if bpe.num_merges < num_merges:
+            log.warning(
+                "no pair is left that occurs %d times: %d merges instead of %d",
+                *(min_frequency, bpe.num_merges, num_merges),
+            )
+        return bpe
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "VisualBPE":
