@@ -19,17 +19,17 @@ fn vocabulary(oriented: bool) -> Vocabulary {
         "grid_sizes": [{{"height": 1024, "width": 1024, "grids": 1}}], "num_merges": {K}, "merges": ["#
     );
     // All tokens of a size.
-    let (mut tokens, mut size, mut made) = ((0..K).collect::<Vec<_>>(), 1, Vec::new());
+    let (mut tokens, mut size, mut rules) = ((0..K).collect::<Vec<_>>(), 1, Vec::new());
     while size < ROW {
         let join = |pair: &[u32]| {
-            made.push((pair[0], pair[1], size));
-            K + made.len() as u32 - 1
+            rules.push((pair[0], pair[1], size));
+            K + rules.len() as u32 - 1
         };
         tokens = tokens.chunks_exact(2).map(join).collect();
         size *= 2;
     }
-    made.extend((0..K - made.len() as u32).map(|id| (id, id, 1)));
-    for (index, (a, b, size)) in made.into_iter().enumerate() {
+    rules.extend((0..K - rules.len() as u32).map(|id| (id, id, 1)));
+    for (index, (a, b, size)) in rules.into_iter().enumerate() {
         let offset = if oriented { format!(r#""dy": 0, "dx": {size}, "#) } else { String::new() };
         let comma = if index == 0 { "" } else { "," };
         write!(text, r#"{comma}{{"a": {a}, "b": {b}, {offset}"n": 1, "n_offset": 1, "s": 1}}"#).unwrap();
