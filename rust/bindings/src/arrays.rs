@@ -18,7 +18,7 @@ use crate::errors::{GridError, to_python};
 
 /// A block is complete when it has this many cells: few, so that all threads get some; many, so that handing them over
 /// costs little beside encoding them.
-const BLOCK_CELLS: usize = 1 << 14;
+const BLOCK_CELLS: usize = 1 << 15;
 
 /// What all grids together are called in messages.
 const GRIDS: &str = "grids";
