@@ -16,9 +16,6 @@ use crate::corpus::Corpus;
 use crate::errors::{BeingVLError, to_python};
 use crate::work;
 
-/// Below this many cells, encoding is over before a thread would have started.
-const SMALL: usize = 1 << 16;
-
 /// (token of each cell, leaf of each cell).
 type Planes<'py> = (Bound<'py, PyArray2<i32>>, Bound<'py, PyArray2<i32>>);
 type Encoded<'py> = (Bound<'py, PyArray1<u32>>, Option<Planes<'py>>);
@@ -178,8 +175,7 @@ impl Vocabulary {
             batch.append(encoded);
             Ok(())
         };
-        let is_short = |block: &Block| block.cells() < SMALL;
-        work::stream(py, num_threads, || blocks.next(), is_short, encode, gather)?;
+        work::stream(py, num_threads, || blocks.next(), Block::cells, encode, gather)?;
         let offsets = std::iter::once(0).chain(batch.lengths.iter().scan(0, |end, &length| {
             *end += length as i64;
             Some(*end)
@@ -299,7 +295,7 @@ fn without_gil<T: Send>(
     cells: usize,
     work: impl FnOnce(&Interrupt) -> being_vl_core::Result<T> + Send,
 ) -> PyResult<T> {
-    if cells < SMALL {
+    if cells < work::SMALL {
         py.detach(|| work(&Interrupt::default())).map_err(|error| to_python(&error))
     } else {
         work::run(py, work, |_| Ok(()))

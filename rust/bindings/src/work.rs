@@ -1,6 +1,6 @@
 //! Long work: without the GIL, on threads of its own, while the calling thread listens for Ctrl-C.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
@@ -15,8 +15,12 @@ use crate::errors::{BeingVLError, to_python};
 /// Time between two looks at signals.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Jobs made ahead of those that are done, for each thread: enough to go on with while another Python thread has the GIL.
-const AHEAD: usize = 16;
+/// Cells copied ahead of those that are encoded, for each thread: enough to go on with while another Python thread has
+/// the GIL.
+const AHEAD: usize = 1 << 19;
+
+/// Below this many cells, encoding is over before a thread would have started.
+pub(crate) const SMALL: usize = 1 << 16;
 
 fn cannot_start(threads: usize, error: &std::io::Error) -> PyErr {
     to_python(&Error::Threads { threads, reason: error.to_string() })
@@ -62,18 +66,18 @@ pub(crate) fn run<T: Send>(
 }
 
 /// Does jobs on other threads (0: one per core). The calling thread makes the jobs and takes the results, in order and
-/// with the GIL. A single job is done at once, without a thread, if `is_short`.
+/// with the GIL. A single small job is done without another thread.
 pub(crate) fn stream<J: Send, R: Send>(
     py: Python<'_>,
     threads: usize,
     mut next: impl FnMut() -> PyResult<Option<J>>,
-    is_short: impl Fn(&J) -> bool,
+    cells: impl Fn(&J) -> usize,
     work: impl Fn(J, &Interrupt) -> Result<R> + Send + Sync,
     mut take: impl FnMut(R) -> PyResult<()>,
 ) -> PyResult<()> {
     let Some(first) = next()? else { return Ok(()) };
     let second = next()?;
-    if second.is_none() && is_short(&first) {
+    if second.is_none() && cells(&first) < SMALL {
         let result = py.detach(|| work(first, &Interrupt::default()));
         return take(result.map_err(|error| to_python(&error))?);
     }
@@ -88,9 +92,10 @@ pub(crate) fn stream<J: Send, R: Send>(
     let (jobs, queue) = channel::<(usize, J)>();
     let (sender, mut results) = channel();
     let queue = Mutex::new(queue);
+    // The lock is held by the worker that waits, no longer, and waiting does not panic.
+    let wait = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
     let worker = |results: Sender<_>| {
-        // The lock is held by the worker that waits, and waiting does not panic.
-        while let Ok((number, job)) = queue.lock().unwrap_or_else(PoisonError::into_inner).recv() {
+        while let Ok((number, job)) = wait() {
             let result = catch_unwind(AssertUnwindSafe(|| work(job, &interrupt)));
             // If nobody listens any more, the queue will end, too.
             results.send((number, result)).ok();
@@ -98,13 +103,17 @@ pub(crate) fn stream<J: Send, R: Send>(
     };
     scope(|scope| {
         let (mut made, mut taken, mut workers, mut more) = (0, 0, 0, true);
+        // Of the jobs from `taken` to `made`.
+        let mut cells_under_way = VecDeque::new();
         let mut waiting = BTreeMap::new();
         let mut go_on = || {
             while more || taken < made {
                 py.check_signals()?;
-                if more && made - taken < threads * AHEAD {
+                let under_way: usize = cells_under_way.iter().sum();
+                if more && (under_way < threads * AHEAD || made - taken < threads) {
                     match next()? {
                         Some(job) => {
+                            cells_under_way.push_back(cells(&job));
                             jobs.send((made, job)).map_err(|_| crashed())?;
                             made += 1;
                         }
@@ -125,6 +134,7 @@ pub(crate) fn stream<J: Send, R: Send>(
                 }
                 while let Some(result) = waiting.remove(&taken) {
                     take(result.map_err(|_| crashed())?.map_err(|error| to_python(&error))?)?;
+                    cells_under_way.pop_front();
                     taken += 1;
                 }
             }
