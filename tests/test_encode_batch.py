@@ -206,6 +206,7 @@ def test_rules_whose_tokens_never_touch():
     """A file may hold an offset at which the two shapes are not adjacent: such a rule joins nothing."""
     grid = [[0, 1, 2, 0, 1], [2, 2, 2, 2, 2], [0, 1, 0, 1, 2]]
     content = json.loads(VisualBPE.train([[[0, 1]]], 3, 1, "oriented", min_frequency=1).to_json())
+    del content["checksum"]
     content["merges"] += [content["merges"][0] | {"a": 3, "b": 3, "dx": dx} for dx in (3, 2)]
     bpe = VisualBPE.from_json(json.dumps(content | {"num_merges": 3}))
     assert bpe.encode(grid).tolist() == [3, 2, 3, 2, 2, 2, 2, 2, 5, 2]

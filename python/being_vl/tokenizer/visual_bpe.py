@@ -231,7 +231,8 @@ class VisualBPE:
         """Read a vocabulary file and check all of it.
 
         Raises:
-            VocabularyError: not a vocabulary file, or one that is damaged; says where.
+            VocabularyError: not a vocabulary file, or one that is damaged or does not have the content that its
+                checksum promises; says where.
             OSError: a file that cannot be read.
         """
         try:
@@ -263,6 +264,7 @@ class VisualBPE:
                     f" for a codebook of {base_vocab_size} ids"
                 )
         content = json.loads(VisualBPE.train([], base_vocab_size, 0, alpha=0.0, min_frequency=1).to_json())
+        del content["checksum"]
         content["num_merges"] = len(merges)
         content["merges"] = [{"a": a, "b": b, "n": 1, "n_offset": 1, "s": 1.0} for (a, b), _ in merges]
         try:
@@ -289,6 +291,7 @@ class VisualBPE:
             BeingVLError: more merges than there are, or fewer than none.
         """
         content = json.loads(self.to_json())
+        del content["checksum"]
         content["num_merges"] = _integer("num_merges", num_merges, 0, self.num_merges)
         del content["merges"][content["num_merges"] :]
         return VisualBPE.from_json(json.dumps(content))
