@@ -1,14 +1,17 @@
 """Arrays that are no grids, or that change meanwhile: one clear error with the grid's number, or the right result."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from being_vl import VisualBPE
-from being_vl.errors import GridError
+from being_vl.errors import BeingVLError, GridError
+from being_vl.tokenizer import Regions
 
 K = 4
 GOOD = np.array([[0, 1, 0], [2, 3, 2]])
@@ -28,7 +31,7 @@ def refused(bpe, bad, error, message):
         bpe.encode(bad)
 
 
-@pytest.mark.parametrize("bad", [-1, K, 255, 2**31, 2**32, -(2**63)])
+@pytest.mark.parametrize("bad", [-1, K, 255, 2**31, 2**32, 2**32 + 1, -(2**63)])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_ids_that_are_in_no_codebook(bpe, bad, order):
     grid = np.array(GOOD, np.int64, order=order)
@@ -39,26 +42,139 @@ def test_ids_that_are_in_no_codebook(bpe, bad, order):
     refused(bpe, grid[::-1], GridError, f"grid 1, row 0, column 2: id {bad} ")
 
 
+FLOATS = torch.tensor([[1.0, 2.0], [0.0, 2.5]])
+NOT_INTEGERS = {
+    "NaN": (np.array([[0.0, 1.0], [np.nan, 0.5]]), "float64 (nan at row 1, column 0)"),
+    "infinity": ([[0.0, float("inf")]], "float64 (inf at row 0, column 1)"),
+    "fractions": (np.array([[3.0, 0.25]], np.float16), "float16 (0.25 at row 0, column 1)"),
+    "whole floats": (np.zeros((2, 2), ">f4"), ">f4 (0.0 at row 0, column 0)"),
+    "complex": ([[1j]], "complex128 (1j at row 0, column 0)"),
+    "bools": (np.zeros((2, 2), bool), "bool (False at row 0, column 0)"),
+    "objects": (np.array([[0, 1]], object), "object (0 at row 0, column 0)"),
+    "None": (None, "object (None)"),
+    "None inside": ([[0, 1], [0, None]], "object (None at row 1, column 1)"),
+    "huge ints": ([[1, 2**70]], f"object ({2**70} at row 0, column 1)"),
+    "dates": (np.zeros((1, 1), "M8[D]"), "datetime64[D] (1970-01-01 at row 0, column 0)"),
+    "durations": (np.zeros((1, 1), "m8[s]"), "timedelta64[s] (0 seconds at row 0, column 0)"),
+    "records": (np.zeros((1, 1), "i4,i4"), "[('f0', '<i4'), ('f1', '<i4')] ((0, 0) at row 0, column 0)"),
+    "digits": ([["0", "1"]], "<U1 (0 at row 0, column 0)"),
+    "a string": ("010", "<U3 (010)"),
+    "a dict": ({"a": 1}, "object ({'a': 1})"),
+    "float tensor": (FLOATS, "float32 (2.5 at row 1, column 1)"),
+    "bfloat16 tensor": (FLOATS.bfloat16(), "torch.bfloat16 (2.5 at row 1, column 1)"),
+    "tensor with gradient": (FLOATS.clone().requires_grad_(), "torch.float32 (2.5 at row 1, column 1)"),
+    "bool tensor": (FLOATS > 1, "bool (False at row 0, column 0)"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_INTEGERS)
+def test_what_is_no_integers(bpe, name):
+    bad, found = NOT_INTEGERS[name]
+    refused(bpe, bad, TypeError, "grid 1: expected integers, got dtype " + re.escape(found))
+
+
 @pytest.mark.parametrize(
-    "bad",
+    ("bad", "message"),
     [
-        np.full((2, 2), np.nan),
-        np.array([[0.0, np.inf]]),
-        np.zeros((2, 2), np.float16),
-        np.zeros((2, 2), complex),
-        np.zeros((2, 2), bool),
-        np.zeros((2, 2), object),
-        np.zeros((2, 2), "M8[s]"),
-        np.zeros((2, 2), "i4,i4"),
-        np.array([["0", "1"]]),
-        [[2**70]],
-        [[None]],
-        "0",
+        (np.array([[[0]], [[0.5]]]), "grid 1: expected integers, got dtype float64 (0.5 at row 0, column 0)"),
+        (np.full((2, 2, 3), 2**40, np.uint64), f"grid 0, row 0, column 0: id {2**40} is not in the codebook"),
+        (np.full((2, 2, 3), -1, np.int8), "grid 0, row 0, column 0: id -1 is not in the codebook"),
+        (
+            FLOATS[None].bfloat16(),
+            "grid 0: expected integers, got dtype torch.bfloat16 (2.5 at row 1, column 1)",
+        ),
+        (GOOD, "expected an (N, H, W) array or a sequence of (H, W) arrays, got shape (2, 3)"),
+        (
+            np.zeros((1, 1, 2, 2), int),
+            "expected an (N, H, W) array or a sequence of (H, W) arrays, got shape (1, 1, 2",
+        ),
+        (np.array(3), "expected an (N, H, W) array or a sequence of (H, W) arrays, got shape ()"),
+        (np.array(None, object), "grids: expected integers, got dtype object (None)"),
+        (np.array([[GOOD, None]], object), "grid 0: expected integers, got dtype object ("),
+        (3, "expected an (N, H, W) array or a sequence of (H, W) arrays, got int"),
+        (None, "expected an (N, H, W) array or a sequence of (H, W) arrays, got NoneType"),
+        ([1, 2], "grid 0: expected an (H, W) array, got shape ()"),
+        (np.zeros((2, 0, 3), int), "grid 0 is 0x3; expected at least one cell"),
+        (np.zeros((1, 1, 65_536), int), "grid 0 is 1x65536; expected at least one cell, at most 65535 rows"),
+        (np.broadcast_to(np.uint8(0), (1, 16_385, 16_385)), "16385x16385; "),
     ],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_integers(bpe, bad):
-    refused(bpe, bad, TypeError, "grid 1: expected integers, got dtype")
+def test_all_grids_at_once(bpe, bad, message):
+    for call in (lambda: VisualBPE.train(bad, K), lambda: bpe.encode_batch(bad)):
+        with pytest.raises((GridError, TypeError), match=re.escape(message)):
+            call()
+
+
+@pytest.mark.parametrize("empty", [[], (), iter([]), np.zeros((0, 2, 3), int), torch.zeros(0, 2, 3).long()])
+def test_no_grids(bpe, empty):
+    assert len(bpe.encode_batch(empty)) == 0
+    assert VisualBPE.train(empty, K).num_merges == 0
+
+
+BAD_TOKENS = {
+    "negative": ([0, -1], "position 1: token -1 is not in the vocabulary, expected 0 to "),
+    "too large": ([0, 99], "position 1: token 99 is not in the vocabulary"),
+    "past 32 bits": ([2**32 + 1], f"position 0: token {2**32 + 1} is not in the vocabulary"),
+    "uint64": (np.array([2**64 - 1], np.uint64), f"position 0: token {2**64 - 1} is not in the vocabulary"),
+    "huge": ([2**70], f"ids: expected integers, got dtype object ({2**70} at position 0)"),
+    "NaN": ([0.0, np.nan], "ids: expected integers, got dtype float64 (nan at position 1)"),
+    "bools": ([True], "ids: expected integers, got dtype bool (True at position 0)"),
+    "bfloat16": (
+        torch.ones(2).bfloat16(),
+        "ids: expected integers, got dtype torch.bfloat16 (1.0 at position 0)",
+    ),
+    "rank 2": ([[0]], "ids: expected a 1-D array, got shape (1, 1)"),
+    "rank 0": (0, "ids: expected a 1-D array, got shape ()"),
+    "ragged": ([[0], [0, 1]], "ids: row 1 has 2 ids, and row 0 has 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TOKENS)
+def test_tokens_that_are_none(bpe, name):
+    """Refused alone, and as the second grid's of a batch."""
+    bad, message = BAD_TOKENS[name]
+    ids, regions = bpe.encode(GOOD, return_regions=True)
+    with pytest.raises((GridError, TypeError), match=f"^{re.escape(message)}"):
+        bpe.decode(bad, 2, 3, regions)
+    with pytest.raises((GridError, TypeError), match=f"^grid 1: {re.escape(message)}"):
+        bpe.decode_batch([ids, bad], (2, 3), [regions, regions])
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((0, 3), "a grid of 0x3: expected at least one cell"),
+        ((65_536, 1), "a grid of 65536x1: expected at least one cell, at most 65535 rows"),
+        ((16_385, 16_385), "a grid of 16385x16385: "),
+        ((-1, 3), "height = -1: expected 0 to "),
+        ((3, 2**70), f"width = {2**70}: expected 0 to "),
+        ((3, 2.0), "width: expected an integer, got 2.0"),
+        ((None, 3), "height: expected an integer, got None"),
+    ],
+)
+def test_sizes_that_are_none(bpe, size, message):
+    ids, regions = bpe.encode(GOOD, return_regions=True)
+    with pytest.raises((BeingVLError, TypeError), match=f"^{message}"):
+        bpe.decode(ids, *size, regions)
+    with pytest.raises((BeingVLError, TypeError), match=f"^grid 1: {message}"):
+        bpe.decode_batch([ids, ids], [(2, 3), size], [regions, regions])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "leaves", "message"),
+    [
+        ([[0, -1]], [[0, 0]], "regions: -1 to 0, expected 0 to 2147483647"),
+        ([[0, 0]], [[0, 2**32]], f"regions.leaves: 0 to {2**32}, expected 0 to 2147483647"),
+        ([[0, 0.5]], [[0, 0]], "regions: expected integers, got dtype float64"),
+        ([[0, 0], [0]], [[0, 0]], "regions: .*inhomogeneous"),
+        ([[0, 0]], [[0], [0]], r"regions of shape \(1, 2\) with leaves of shape \(2, 1\)"),
+        ([0, 0], [0, 0], "regions of shape"),
+    ],
+)
+def test_regions_that_are_none(tokens, leaves, message):
+    with pytest.raises((GridError, TypeError), match=f"^{message}"):
+        Regions(tokens, leaves)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 2, 3), (1, 1, 2, 3)])
@@ -67,13 +183,64 @@ def test_wrong_rank(bpe, shape):
     refused(bpe, np.zeros(shape, int), GridError, rf"grid 1: expected an \(H, W\) array, got shape {text}")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bad"),
+    [("i1", -128), ("i2", -1), ("i4", -(2**31)), (">i8", -2), ("u1", 255), (">u2", 4), ("u4", 2**32 - 1)]
+    + [(order + "u8", bad) for order in "<>" for bad in (2**32, 2**32 + 1, 2**63, 2**64 - 1)],
+)
+def test_ids_of_every_type(bpe, dtype, bad):
+    """The value is told as it stands in the array, whatever its width, sign and byte order."""
+    grid = GOOD.astype(dtype)
+    grid[1, 1] = bad
+    refused(
+        bpe, grid, GridError, f"grid 1, row 1, column 1: id {bad} is not in the codebook, expected 0 to 3"
+    )
+    assert np.array_equal(bpe.encode(GOOD.astype(dtype)), bpe.encode(GOOD))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"])
+def test_tensors(bpe, dtype):
+    """Tensors of any integer type, layout and, where they have signs, negative ids."""
+    dtype = getattr(torch, dtype)
+    plain = torch.tensor(np.array([GOOD, GOOD[::-1], GOOD[:, ::-1]])).to(dtype)
+    expected = bpe.encode_batch(plain.tolist()).tolist()
+    wide = torch.zeros(3, 4, 3, dtype=dtype)
+    wide[:, ::2] = plain
+    transposed = torch.from_numpy(np.ascontiguousarray(plain.numpy().transpose(0, 2, 1))).transpose(1, 2)
+    for grids in (
+        plain,
+        wide[:, ::2],
+        transposed,
+        list(plain),
+        plain.numpy().astype(plain.numpy().dtype.newbyteorder()),
+    ):
+        assert bpe.encode_batch(grids).tolist() == expected
+        assert VisualBPE.train(grids, K, 3) == VisualBPE.train(plain.tolist(), K, 3)
+    assert bpe.encode(transposed[1]).tolist() == expected[1]
+    ids, regions = bpe.encode(plain[2], return_regions=True)
+    decoded = bpe.decode(torch.from_numpy(ids.astype(np.int64)).to(dtype), 2, 3, regions)
+    assert decoded.tolist() == plain[2].tolist()
+    if dtype.is_signed:
+        plain[1, 1, 2] = -3
+        with pytest.raises(GridError, match="grid 1, row 1, column 2: id -3 "):
+            bpe.encode_batch(plain)
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
 def test_no_cells(bpe, shape):
-    refused(bpe, np.zeros(shape, int), GridError, f"grid 1 is {shape[0]}x{shape[1]}; expected at least one")
+    for dtype in (int, float):
+        refused(
+            bpe, np.zeros(shape, dtype), GridError, f"grid 1 is {shape[0]}x{shape[1]}; expected at least one"
+        )
 
 
 def test_ragged_rows(bpe):
-    refused(bpe, [[1, 2], [3]], ValueError, "grid 1|inhomogeneous")
+    refused(bpe, [[1, 2], [3]], GridError, "grid 1: row 1 has 1 ids, and row 0 has 2")
+    refused(bpe, [[1, 2], [1, 2], []], GridError, "grid 1: row 2 has 0 ids, and row 0 has 2")
+    refused(bpe, [[1, 2], 3], GridError, "grid 1: row 1 is no row of ids")
+    for call in (lambda: VisualBPE.train([[[1, 2], [3]]], K), lambda: bpe.encode_batch([[[1, 2], [3]]])):
+        with pytest.raises(GridError, match="grid 0: row 1 has 1 ids"):
+            call()
 
 
 def test_layouts_that_must_work(bpe, tmp_path):
@@ -103,13 +270,19 @@ def test_layouts_that_must_work(bpe, tmp_path):
         assert np.array_equal(expected.encode(grids[3]), expected.encode(plain[3].tolist())), name
 
 
-def test_more_merges_than_the_data_yields():
-    """Training stops by itself; the vocabulary and the last report say how far it came."""
+def test_more_merges_than_the_data_yields(caplog):
+    """Training stops by itself; a warning, the vocabulary and the last report say how far it came."""
     seen = []
     bpe = VisualBPE.train([GOOD] * 3, K, 1000, progress=seen.append)
     assert 0 < bpe.num_merges < 6
     assert (seen[-1].done, seen[-1].total) == (bpe.num_merges, 1000)
     assert len(bpe.encode(GOOD)) == 1
+    assert caplog.messages == [
+        f"no pair is left that occurs 2 times: {bpe.num_merges} merges instead of 1000"
+    ]
+    caplog.clear()
+    assert VisualBPE.train([GOOD] * 3, K, bpe.num_merges) == bpe
+    assert not caplog.messages
 
 
 CHANGED_MEANWHILE = """

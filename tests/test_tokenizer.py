@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -285,8 +286,8 @@ def test_ids_outside_the_codebook(bpe, bad):
         (PHOTOS > 3, TypeError, "expected integers, got dtype bool"),
         (["abc"], TypeError, "expected integers"),
         ([None], TypeError, "expected integers"),
-        (5, TypeError, "not iterable"),
-        (None, TypeError, "not iterable"),
+        (5, TypeError, "sequence of .* arrays, got int"),
+        (None, TypeError, "sequence of .* arrays, got NoneType"),
     ],
 )
 def test_grids_that_cannot_be(bpe, grids, error, message):
@@ -489,9 +490,36 @@ def test_truncated_files(pair):
             VisualBPE.from_json(text[:end])
 
 
+def test_altered_files(oriented, tmp_path):
+    """Digits that changed make other rules, which the checksum does not let pass; spaces change nothing."""
+    text = oriented.to_json()
+    path = tmp_path / "vocab.json"
+    # Not the digits of S, the last of which may stand for the same number.
+    digits = [
+        place.start()
+        for place in re.finditer(r"\d", text)
+        if "." not in text[place.start() - 20 : place.start()]
+    ]
+    for place in digits[:: len(digits) // 200]:
+        path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+        with pytest.raises(VocabularyError, match=r"vocab.json: "):
+            VisualBPE.load(path)
+    path.write_text(text.replace('"n": ', '"n":  '))
+    assert VisualBPE.load(path) == oriented
+    swapped = json.loads(text)
+    swapped["merges"][0]["n"] += 1
+    path.write_text(json.dumps(swapped))
+    with pytest.raises(VocabularyError, match="it was altered: its checksum is"):
+        VisualBPE.load(path)
+    del swapped["checksum"]
+    path.write_text(json.dumps(swapped))
+    assert VisualBPE.load(path).merges == oriented.merges
+
+
 def test_tokens_that_grow_without_end(oriented):
     """Two hundred doublings: more cells than there are atoms, refused at once by decoding."""
     content = json.loads(oriented.to_json())
+    del content["checksum"]
     rule = {"dy": 1, "dx": 0, "n": 1, "n_offset": 1, "s": 1.0}
     content["merges"] = [{"a": max(K + i - 1, 0), "b": max(K + i - 1, 0), **rule} for i in range(200)]
     content["num_merges"] = 200

@@ -1,6 +1,7 @@
 """`VisualBPE`: byte-pair encoding on two-dimensional grids of VQ ids."""
 
 import json
+import logging
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
@@ -14,6 +15,8 @@ from being_vl import _core
 from being_vl._core import BeingVLError, GridError, VocabularyError
 from being_vl.files import write_aside
 from being_vl.tokenizer.published import read_published
+
+log = logging.getLogger(__name__)
 
 MergeMode = Literal["pair", "oriented"]
 
@@ -31,7 +34,7 @@ class GridBlocks(Protocol):
 Grids = ArrayLike | Iterable[ArrayLike]
 """An (N, H, W) integer array, or (H, W) integer arrays; torch tensors on the CPU will do."""
 
-MAX_VOCAB_SIZE = 2**24
+MAX_SIDE, MAX_CELLS, MAX_VOCAB_SIZE = 65_535, 2**28, 2**24
 INT32_MAX, INT64_MAX, UINT64_MAX = 2**31 - 1, 2**63 - 1, 2**64 - 1
 
 
@@ -74,9 +77,14 @@ class Regions(np.ndarray[tuple[int, int], np.dtype[np.int32]]):
     """(H, W): which of its token's ids each cell holds, where a token's ids are those of a, then those of b."""
 
     def __new__(cls, tokens: ArrayLike, leaves: ArrayLike) -> Self:
-        """Join the two arrays of one grid, each (H, W)."""
-        regions = np.asarray(tokens, dtype=np.int32).view(cls)
-        regions.leaves = np.asarray(leaves, dtype=np.int32)
+        """Join the two arrays of one grid, each (H, W).
+
+        Raises:
+            GridError: not two arrays of the same size, or numbers that are negative or too large.
+            TypeError: not integers.
+        """
+        regions = _counts("regions", tokens).view(cls)
+        regions.leaves = _counts("regions.leaves", leaves)
         if regions.ndim != 2 or regions.shape != regions.leaves.shape:
             raise GridError(f"regions of shape {regions.shape} with leaves of shape {regions.leaves.shape}")
         return regions
@@ -169,7 +177,7 @@ class VisualBPE:
             grids: an (N, H, W) integer array, which may be memory-mapped; or a sequence of (H, W) integer arrays of
                 any sizes; or an object with `blocks()`, such as a `GridStore`. They are read in place and copied once.
             base_vocab_size: number of ids in the quantizer's codebook (K); all ids are below it.
-            num_merges: most merges to learn; fewer are learned if no candidate is left.
+            num_merges: most merges to learn; fewer are learned, and a warning logged, if no candidate is left.
             merge_mode: "pair" merges two tokens at any offset. "oriented" merges them at one offset per merge, so
                 that every token has a fixed shape and ids alone give back the grid.
             alpha: weight of spatial consistency against relative frequency in a pair's priority, at least 0.
@@ -193,7 +201,7 @@ class VisualBPE:
         """
         save = None if checkpoint is None else lambda core: checkpoint(cls(core))
         report = None if progress is None else lambda info: progress(MergeInfo(**info))
-        return cls(
+        bpe = cls(
             _core.Vocabulary.train(
                 grids,
                 base_vocab_size=_integer("base_vocab_size", base_vocab_size, 1, MAX_VOCAB_SIZE),
@@ -211,13 +219,20 @@ class VisualBPE:
                 quantizer_fingerprint=quantizer_fingerprint,
             )
         )
+        if bpe.num_merges < num_merges:
+            log.warning(
+                "no pair is left that occurs %d times: %d merges instead of %d",
+                *(min_frequency, bpe.num_merges, num_merges),
+            )
+        return bpe
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "VisualBPE":
         """Read a vocabulary file and check all of it.
 
         Raises:
-            VocabularyError: not a vocabulary file, or one that is damaged; says where.
+            VocabularyError: not a vocabulary file, or one that is damaged or does not have the content that its
+                checksum promises; says where.
             OSError: a file that cannot be read.
         """
         try:
@@ -249,6 +264,7 @@ class VisualBPE:
                     f" for a codebook of {base_vocab_size} ids"
                 )
         content = json.loads(VisualBPE.train([], base_vocab_size, 0, alpha=0.0, min_frequency=1).to_json())
+        del content["checksum"]
         content["num_merges"] = len(merges)
         content["merges"] = [{"a": a, "b": b, "n": 1, "n_offset": 1, "s": 1.0} for (a, b), _ in merges]
         try:
@@ -275,6 +291,7 @@ class VisualBPE:
             BeingVLError: more merges than there are, or fewer than none.
         """
         content = json.loads(self.to_json())
+        del content["checksum"]
         content["num_merges"] = _integer("num_merges", num_merges, 0, self.num_merges)
         del content["merges"][content["num_merges"] :]
         return VisualBPE.from_json(json.dumps(content))
@@ -371,6 +388,11 @@ class VisualBPE:
                 belong to other tokens.
         """
         height, width = (_integer(n, v, 0, INT32_MAX) for n, v in (("height", height), ("width", width)))
+        if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_CELLS):
+            raise GridError(
+                f"a grid of {height}x{width}: expected at least one cell, at most {MAX_SIDE} rows and columns, "
+                f"and at most {MAX_CELLS} cells"
+            )
         if regions is None:
             return self._core.decode(ids, height, width, regions=None)
         leaves = getattr(regions, "leaves", None)
@@ -398,7 +420,7 @@ class VisualBPE:
             (height, width) uint32 arrays.
 
         Raises:
-            GridError: as `decode`, names the grid; not as many sizes or regions as grids.
+            GridError, TypeError: as `decode`, names the grid; not as many sizes or regions as grids.
         """
         tokens = list(batch)
         if regions is None and isinstance(batch, EncodedBatch):
@@ -412,11 +434,15 @@ class VisualBPE:
         if not len(tokens) == len(shapes) == len(kept):
             raise GridError(f"tokens of {len(tokens)} grids, {len(shapes)} sizes, {len(kept)} regions")
         grids = []
-        for i, (ids, (height, width), covered) in enumerate(zip(tokens, shapes, kept, strict=True)):
+        for i, (ids, shape, covered) in enumerate(zip(tokens, shapes, kept, strict=True)):
             try:
-                grids.append(self.decode(ids, height, width, covered))
-            except GridError as error:
-                raise GridError(f"grid {i}: {error}") from None
+                match shape:
+                    case (height, width):
+                        grids.append(self.decode(ids, height, width, covered))
+                    case _:
+                        raise TypeError(f"size {shape!r}, expected (height, width)")
+            except (BeingVLError, TypeError) as error:
+                raise type(error)(f"grid {i}: {error}") from None
         return grids
 
     def token_to_cells(self, token: int) -> list[tuple[int, int, int]]:
@@ -525,9 +551,25 @@ class VisualBPE:
         )
 
 
+def _counts(name: str, values: ArrayLike) -> NDArray[np.int32]:
+    """An array of integers of at least 0, as int32."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise GridError(f"{name}: {error}") from None
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
+    if array.size and not 0 <= array.min() <= array.max() <= INT32_MAX:
+        raise GridError(f"{name}: {array.min()} to {array.max()}, expected 0 to {INT32_MAX}")
+    return array.astype(np.int32, copy=False)
+
+
 def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
     """An option as an int between two bounds, both included."""
-    number = operator.index(value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
     if not low <= number <= high:
         raise BeingVLError(f"{name} = {number}: expected {low} to {high}")
     return number

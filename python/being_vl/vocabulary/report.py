@@ -146,12 +146,8 @@ def report(
 
 def text_of(content: dict[str, Any]) -> str:
     """A report to be read on a terminal."""
-    statistics, held_out = content["statistics"], content["held_out"]
-    asked, learned = content["options"]["num_merges"], content["num_merges"]
+    statistics, held_out, learned = content["statistics"], content["held_out"], content["num_merges"]
     lines = [f"{content['vocabulary']}: {learned} merges in {content['seconds']:.1f} s"]
-    if learned < asked:
-        least = content["options"]["min_frequency"]
-        lines.append(f"  no pair is left that occurs {least} times: {learned} merges instead of {asked}")
     for name in ("training", "held_out"):
         if part := content[name]:
             lines.append(

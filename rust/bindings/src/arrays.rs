@@ -1,229 +1,419 @@
 //! Arrays in: whatever numpy can read as integers becomes grids of the core.
 //!
-//! Another thread may change an array at any time. So the core never sees an array's memory: cells are copied, each
-//! read once and by its value, while the GIL is held, and what is checked is the copy. A change made meanwhile can only
-//! make a cell's id the old or the new one, and an id that is not in the codebook is an error as always.
+//! Another thread may write to an array at any time: Python code when it gets the GIL, numpy and torch even without it.
+//! To read memory that is being written is undefined in Rust, however little the value matters. So numpy copies an
+//! array's bytes, and Rust reads only the copy, which is a Python object that never changes. It can be read without the
+//! GIL, so ids are decoded and checked by the threads that encode them. A change made meanwhile can only make an id the
+//! old or the new one, and an id that is not in the codebook is an error as always.
 
 use being_vl_core::{Error, Grid, check_size};
-use numpy::ndarray::{ArrayViewD, Axis};
-use numpy::{
-    Element, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods,
-};
-use pyo3::exceptions::PyTypeError;
+use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyException, PyMemoryError, PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PySlice;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyIterator, PySlice, PyTuple};
 
 use crate::errors::{GridError, to_python};
 
-/// Grids are handed on when they have this many cells: work enough for all threads, little enough to copy.
-const BLOCK_CELLS: usize = 1 << 20;
+/// A block is complete when it has this many cells: few, so that all threads get some; many, so that handing them over
+/// costs little beside encoding them.
+const BLOCK_CELLS: usize = 1 << 15;
 
-/// Copies an (N, H, W) array or a sequence of (H, W) arrays block by block, checks every id against the codebook, and
-/// gives each block to `work` with the index of its first grid.
-pub(crate) fn blocks(
-    input: &Bound<'_, PyAny>,
-    base_vocab_size: u32,
-    mut work: impl FnMut(usize, Vec<Grid>) -> PyResult<()>,
-) -> PyResult<()> {
-    let py = input.py();
-    if is_array(input)? {
-        let array = integers(input, "grids")?;
-        if let &[number, height, width] = array.shape() {
-            let size = (BLOCK_CELLS / (height * width).max(1)).max(1);
-            for first in (0..number).step_by(size) {
-                py.check_signals()?;
-                let end = number.min(first + size);
-                let block = array.get_item(PySlice::new(py, first as isize, end as isize, 1))?;
-                let mut grids = Vec::with_capacity(end - first);
-                read(block.cast::<PyUntypedArray>()?, base_vocab_size, first, &mut grids)?;
-                work(first, grids)?;
+/// What all grids together are called in messages.
+const GRIDS: &str = "grids";
+
+/// A (height, width).
+pub(crate) type Size = (usize, usize);
+
+/// The numbers of an array in C order, as bytes.
+struct Numbers {
+    bytes: PyBackedBytes,
+    /// Bytes of a number.
+    width: usize,
+    signed: bool,
+    swapped: bool,
+}
+
+/// A number that is negative or too large.
+struct Outside {
+    position: usize,
+    value: i128,
+}
+
+impl Numbers {
+    fn copy(array: &Bound<'_, PyUntypedArray>) -> PyResult<Self> {
+        let py = array.py();
+        let dtype = array.dtype();
+        let bytes = if array.is_c_contiguous() {
+            array.call_method0(intern!(py, "tobytes"))?
+        } else {
+            // Much faster than numpy's writing of single numbers.
+            let numpy = py.import(intern!(py, "numpy"))?;
+            numpy.call_method1("ascontiguousarray", (array,))?.call_method0("tobytes")?
+        };
+        Ok(Self {
+            bytes: bytes.cast_into::<PyBytes>()?.into(),
+            width: dtype.itemsize(),
+            signed: dtype.kind() == b'i',
+            swapped: dtype.is_native_byteorder() == Some(false),
+        })
+    }
+
+    /// The numbers in these bytes, or the first that is not in `0..limit`.
+    fn decode(&self, bytes: &[u8], limit: u32) -> Result<Vec<u32>, Outside> {
+        fn decode<T, const N: usize>(
+            bytes: &[u8],
+            limit: u32,
+            number: impl Fn([u8; N]) -> T,
+        ) -> Result<Vec<u32>, Outside>
+        where
+            T: TryInto<u32> + Into<i128>,
+        {
+            let (chunks, _) = bytes.as_chunks::<N>();
+            let fitted = |&chunk: &[u8; N]| number(chunk).try_into().unwrap_or(u32::MAX);
+            let numbers: Vec<u32> = chunks.iter().map(fitted).collect();
+            match numbers.iter().max() {
+                Some(&largest) if largest >= limit => {
+                    let position = numbers.iter().position(|&number| number >= limit).unwrap_or(0);
+                    Err(Outside { position, value: number(chunks[position]).into() })
+                }
+                _ => Ok(numbers),
             }
-        } else if array.ndim() != 1 || array.len() > 0 {
-            let message =
-                format!("expected an (N, H, W) array or a sequence of (H, W) arrays, got {}", shape(&array));
-            return Err(GridError::new_err(message));
         }
-        return Ok(());
-    }
-    let (mut grids, mut cells) = (Vec::new(), 0);
-    let mut items = input.try_iter()?.enumerate().peekable();
-    while let Some((index, item)) = items.next() {
-        py.check_signals()?;
-        one(&item?, base_vocab_size, index, &mut grids)?;
-        cells += grids.last().map_or(0, |grid| grid.ids().len());
-        if cells >= BLOCK_CELLS || items.peek().is_none() {
-            work(index + 1 - grids.len(), std::mem::take(&mut grids))?;
-            cells = 0;
+        macro_rules! native_or_swapped {
+            ($integer:ty) => {
+                if self.swapped {
+                    decode(bytes, limit, |bytes| <$integer>::from_ne_bytes(bytes).swap_bytes())
+                } else {
+                    decode(bytes, limit, <$integer>::from_ne_bytes)
+                }
+            };
+        }
+        match (self.signed, self.width) {
+            (false, 1) => native_or_swapped!(u8),
+            (false, 2) => native_or_swapped!(u16),
+            (false, 4) => native_or_swapped!(u32),
+            (false, _) => native_or_swapped!(u64),
+            (true, 1) => native_or_swapped!(i8),
+            (true, 2) => native_or_swapped!(i16),
+            (true, 4) => native_or_swapped!(i32),
+            (true, _) => native_or_swapped!(i64),
         }
     }
-    Ok(())
+}
+
+/// Some grids, copied.
+pub(crate) struct Block {
+    /// Index of the first of them.
+    pub first: usize,
+    sizes: Vec<Size>,
+    /// Those of grid after grid, of one or of several at a time.
+    numbers: Vec<Numbers>,
+}
+
+impl Block {
+    fn new(first: usize) -> Self {
+        Self { first, sizes: Vec::new(), numbers: Vec::new() }
+    }
+
+    /// Index of the grid after the last.
+    pub fn end(&self) -> usize {
+        self.first + self.sizes.len()
+    }
+
+    pub fn sizes(&self) -> &[Size] {
+        &self.sizes
+    }
+
+    pub fn cells(&self) -> usize {
+        self.sizes.iter().map(|(height, width)| height * width).sum()
+    }
+
+    /// The grids; every id is in the codebook.
+    pub fn grids(&self, base_vocab_size: u32) -> being_vl_core::Result<Vec<Grid>> {
+        let mut sizes = (self.first..).zip(&self.sizes);
+        let mut grids = Vec::with_capacity(self.sizes.len());
+        for numbers in &self.numbers {
+            let mut rest = &numbers.bytes[..];
+            while !rest.is_empty()
+                && let Some((grid, &(height, width))) = sizes.next()
+            {
+                let (bytes, after) = rest.split_at(rest.len().min(height * width * numbers.width));
+                let ids = numbers.decode(bytes, base_vocab_size).map_err(|Outside { position, value }| {
+                    let (row, column) = (position / width, position % width);
+                    Error::GridId { grid, row, column, id: value, base_vocab_size }
+                })?;
+                grids.push(Grid::new(grid, height, width, ids)?);
+                rest = after;
+            }
+        }
+        Ok(grids)
+    }
+
+    /// Copies what lies in an array, after the grids that are there already.
+    fn extend(&mut self, array: &Bound<'_, PyUntypedArray>, sizes: &[Size]) -> PyResult<()> {
+        for (index, &(height, width)) in (self.end()..).zip(sizes) {
+            check_size(index, height, width).map_err(|error| to_python(&error))?;
+        }
+        self.sizes.extend(sizes);
+        self.numbers.push(Numbers::copy(array)?);
+        Ok(())
+    }
+}
+
+/// Grids on their way in.
+pub(crate) enum Blocks<'py> {
+    Line(Line<'py>),
+    /// An iterator of (H, W) arrays, and the index of the next.
+    Each(Bound<'py, PyIterator>, usize),
+}
+
+impl<'py> Blocks<'py> {
+    /// Grids of an (N, H, W) array or of an iterable of (H, W) arrays.
+    pub fn new(input: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Ok(match stack(input)? {
+            Some(line) => Self::Line(line),
+            None => Self::Each(each(input)?, 0),
+        })
+    }
+
+    /// The next block.
+    pub fn next(&mut self) -> PyResult<Option<Block>> {
+        match self {
+            Self::Line(line) => line.next(),
+            Self::Each(items, index) => {
+                let mut block = Block::new(*index);
+                let mut cells = 0;
+                while cells < BLOCK_CELLS
+                    && let Some(item) = items.next()
+                {
+                    let array = plane(&item?, *index)?;
+                    block.extend(&array, &[(array.shape()[0], array.shape()[1])])?;
+                    cells += array.len();
+                    *index += 1;
+                }
+                Ok((cells > 0).then_some(block))
+            }
+        }
+    }
+}
+
+/// Grids in one array, one after the other: (N, H, W), or in raster order along a single axis.
+pub(crate) struct Line<'py> {
+    array: Bound<'py, PyUntypedArray>,
+    sizes: Vec<Size>,
+    /// Index of the first grid.
+    first: usize,
+    /// Grids and items of the first axis that have been copied.
+    done: (usize, usize),
+}
+
+impl<'py> Line<'py> {
+    pub fn new(array: Bound<'py, PyUntypedArray>, sizes: Vec<Size>, first: usize) -> Self {
+        Self { array, sizes, first, done: (0, 0) }
+    }
+
+    pub fn sizes(&self) -> &[Size] {
+        &self.sizes
+    }
+
+    /// The next block.
+    pub fn next(&mut self) -> PyResult<Option<Block>> {
+        let (grid, start) = self.done;
+        let mut cells = 0;
+        let is_next = |(height, width): &&Size| {
+            let room = cells < BLOCK_CELLS;
+            cells += if room { height * width } else { 0 };
+            room
+        };
+        let number = self.sizes[grid..].iter().take_while(is_next).count();
+        if number == 0 {
+            return Ok(None);
+        }
+        let end = start + if self.array.ndim() == 1 { cells } else { number };
+        let slice = PySlice::new(self.array.py(), start as isize, end as isize, 1);
+        let part = self.array.get_item(slice)?.cast_into::<PyUntypedArray>()?;
+        let mut block = Block::new(self.first + grid);
+        block.extend(&part, &self.sizes[grid..grid + number])?;
+        self.done = (grid + number, end);
+        Ok(Some(block))
+    }
+}
+
+/// The input if it is one array, not a sequence or another iterable of arrays.
+pub(crate) fn stack<'py>(input: &Bound<'py, PyAny>) -> PyResult<Option<Line<'py>>> {
+    let is_array = match input.cast::<PyUntypedArray>() {
+        Ok(array) => array.dtype().kind() != b'O' || array.ndim() == 0,
+        Err(_) => input.hasattr("__array__")?,
+    };
+    if !is_array {
+        return Ok(None);
+    }
+    let array = integers(input, GRIDS)?;
+    match *array.shape() {
+        [0] => Ok(None),
+        [number, height, width] => {
+            if number > 0 {
+                check_size(0, height, width).map_err(|error| to_python(&error))?;
+            }
+            Ok(Some(Line::new(array, vec![(height, width); number], 0)))
+        }
+        _ => Err(GridError::new_err(no_grids(&shape(&array)))),
+    }
+}
+
+/// The items of an iterable of arrays.
+pub(crate) fn each<'py>(input: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyIterator>> {
+    input.try_iter().map_err(|_| match input.get_type().name() {
+        Ok(name) => PyTypeError::new_err(no_grids(&name.to_string())),
+        Err(error) => error,
+    })
+}
+
+fn no_grids(found: &str) -> String {
+    format!("{GRIDS}: expected an (N, H, W) array or a sequence of (H, W) arrays, got {found}")
+}
+
+/// An (H, W) array.
+pub(crate) fn plane<'py>(item: &Bound<'py, PyAny>, index: usize) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let array = integers(item, &format!("grid {index}"))?;
+    if array.ndim() == 2 {
+        return Ok(array);
+    }
+    Err(GridError::new_err(format!("grid {index}: expected an (H, W) array, got {}", shape(&array))))
 }
 
 /// Copies one (H, W) array.
-pub(crate) fn grid(input: &Bound<'_, PyAny>, base_vocab_size: u32) -> PyResult<Grid> {
-    let mut grids = Vec::with_capacity(1);
-    one(input, base_vocab_size, 0, &mut grids)?;
-    grids.pop().ok_or_else(|| GridError::new_err("expected a grid"))
+pub(crate) fn grid(input: &Bound<'_, PyAny>) -> PyResult<Block> {
+    let array = plane(input, 0)?;
+    let mut block = Block::new(0);
+    block.extend(&array, &[(array.shape()[0], array.shape()[1])])?;
+    Ok(block)
 }
 
 /// Copies a 1-D array of tokens.
-pub(crate) fn tokens(input: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+pub(crate) fn tokens(input: &Bound<'_, PyAny>, vocabulary: &being_vl_core::Vocabulary) -> PyResult<Vec<u32>> {
     let array = integers(input, "ids")?;
     if array.ndim() != 1 {
         return Err(GridError::new_err(format!("ids: expected a 1-D array, got {}", shape(&array))));
     }
-    if array.len() == 0 { Ok(Vec::new()) } else { dispatch(&array, Tokens) }
+    let numbers = Numbers::copy(&array)?;
+    numbers
+        .decode(&numbers.bytes, vocabulary.vocab_size())
+        .map_err(|Outside { position, value }| to_python(&vocabulary.not_a_token(position, value)))
 }
 
-/// Copies an (H, W) array of counts; what they mean is checked by the core.
-pub(crate) fn plane(input: &Bound<'_, PyAny>, name: &str, height: usize, width: usize) -> PyResult<Vec<u32>> {
+/// Copies an array of counts, which are not negative and have 31 bits; what they mean is checked by those who use them.
+pub(crate) fn counts(input: &Bound<'_, PyAny>, name: &str, expected: &[usize]) -> PyResult<Vec<u32>> {
     let array = integers(input, name)?;
-    if array.shape() != [height, width] {
-        let message =
-            format!("{name}: expected an array of shape ({height}, {width}), got {}", shape(&array));
+    if array.shape() != expected {
+        let message = format!("{name}: expected an array of {}, got {}", tuple(expected), shape(&array));
         return Err(GridError::new_err(message));
     }
-    dispatch(&array, Tokens)
+    let numbers = Numbers::copy(&array)?;
+    numbers.decode(&numbers.bytes, 1 << 31).map_err(|Outside { position, value }| {
+        GridError::new_err(format!("{name}: item {position} is {value}, expected 0 to {}", i32::MAX))
+    })
 }
 
-fn one(item: &Bound<'_, PyAny>, base_vocab_size: u32, index: usize, grids: &mut Vec<Grid>) -> PyResult<()> {
-    let array = integers(item, &format!("grid {index}"))?;
-    if array.ndim() != 2 {
-        let message = format!("grid {index}: expected an (H, W) array, got {}", shape(&array));
-        return Err(GridError::new_err(message));
-    }
-    read(&array, base_vocab_size, index, grids)
-}
-
-/// Whether the input is one array rather than a sequence of arrays: numpy's own, or of a kind that it can read.
-pub(crate) fn is_array(input: &Bound<'_, PyAny>) -> PyResult<bool> {
-    if let Ok(array) = input.cast::<PyUntypedArray>() {
-        return Ok(array.dtype().kind() != b'O');
-    }
-    input.hasattr("__array__")
-}
-
-/// The input as a numpy array of a native integer type, aligned, with strides of whole elements.
+/// The input as a numpy array of integers, which may be the caller's own.
 pub(crate) fn integers<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
-    let py = input.py();
     let array = match input.cast::<PyUntypedArray>() {
         Ok(array) => array.clone(),
-        Err(_) => py.import("numpy")?.call_method1("asarray", (input,))?.cast_into::<PyUntypedArray>()?,
+        Err(_) => as_array(input, name)?,
     };
-    let dtype = array.dtype();
     // numpy makes an empty list an array of floats.
-    let empty_list = array.ndim() == 1 && array.len() == 0;
-    if !empty_list && !matches!(dtype.kind(), b'i' | b'u') {
-        return Err(PyTypeError::new_err(format!("{name}: expected integers, got dtype {dtype}")));
+    if array.len() == 0 || matches!(array.dtype().kind(), b'i' | b'u') {
+        Ok(array)
+    } else {
+        Err(not_integers(&array, name, &array.dtype().to_string()))
     }
-    let size = dtype.itemsize().max(1) as isize;
-    let plain = array.is_aligned() && array.strides().iter().all(|stride| stride % size == 0);
-    if plain && dtype.is_native_byteorder() != Some(false) {
-        return Ok(array);
+}
+
+fn as_array<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let py = input.py();
+    let numpy = py.import(intern!(py, "numpy"))?;
+    let error = match numpy.call_method1(intern!(py, "asarray"), (input,)) {
+        Ok(array) => return Ok(array.cast_into()?),
+        Err(error) => error,
+    };
+    if !error.is_instance_of::<PyException>(py) || error.is_instance_of::<PyMemoryError>(py) {
+        return Err(error);
     }
-    let native = dtype.call_method1("newbyteorder", ("=",))?;
-    Ok(array.call_method1("astype", (native,))?.cast_into::<PyUntypedArray>()?)
+    if let Some(message) = ragged(input, name) {
+        return Err(GridError::new_err(message));
+    }
+    // Tensors of a type that numpy lacks, or with a gradient, are of floats.
+    let floats = input.call_method0("detach").and_then(|tensor| tensor.call_method0("double"));
+    if let Ok(floats) = floats.and_then(|floats| numpy.call_method1("asarray", (floats,)))
+        && let (Ok(floats), Ok(dtype)) = (floats.cast_into(), input.getattr("dtype"))
+    {
+        return Err(not_integers(&floats, name, &dtype.to_string()));
+    }
+    let message = format!("{name}: {}", error.value(py));
+    if error.is_instance_of::<PyValueError>(py) {
+        Err(GridError::new_err(message))
+    } else {
+        Err(PyTypeError::new_err(message))
+    }
+}
+
+/// What is wrong with rows of different lengths.
+fn ragged(input: &Bound<'_, PyAny>, name: &str) -> Option<String> {
+    let first = input.get_item(0).and_then(|row| row.len()).ok()?;
+    for (row, ids) in input.try_iter().ok()?.enumerate() {
+        match ids.ok()?.len() {
+            Ok(length) if length == first => {}
+            Ok(length) => return Some(format!("{name}: row {row} has {length} ids, and row 0 has {first}")),
+            Err(_) => return Some(format!("{name}: row {row} is no row of ids")),
+        }
+    }
+    None
+}
+
+/// Names the first value that is no whole number, or else the first value.
+fn not_integers(array: &Bound<'_, PyUntypedArray>, name: &str, dtype: &str) -> PyErr {
+    let found = first_wrong(array).map(|(place, value)| match (place.as_slice(), name) {
+        (&[], _) => (name.to_owned(), format!(" ({value})")),
+        (&[position], _) => (name.to_owned(), format!(" ({value} at position {position})")),
+        (&[row, column], _) => (name.to_owned(), format!(" ({value} at row {row}, column {column})")),
+        (&[grid, row, column], GRIDS) => {
+            (format!("grid {grid}"), format!(" ({value} at row {row}, column {column})"))
+        }
+        (place, _) => (name.to_owned(), format!(" ({value} at index {place:?})")),
+    });
+    let (name, value) = found.unwrap_or_else(|_| (name.to_owned(), String::new()));
+    PyTypeError::new_err(format!("{name}: expected integers, got dtype {dtype}{value}"))
+}
+
+fn first_wrong(array: &Bound<'_, PyUntypedArray>) -> PyResult<(Vec<usize>, String)> {
+    let numpy = array.py().import("numpy")?;
+    let position = match array.dtype().kind() {
+        b'f' => {
+            let whole = numpy.call_method1("equal", (array, numpy.call_method1("floor", (array,))?))?;
+            let finite = numpy.call_method1("isfinite", (array,))?;
+            numpy.call_method1("argmin", (numpy.call_method1("logical_and", (whole, finite))?,))?.extract()?
+        }
+        b'O' => {
+            let wrong = |item: PyResult<Bound<'_, PyAny>>| {
+                item.is_ok_and(|item| item.extract::<u64>().is_err() && item.extract::<i64>().is_err())
+            };
+            array.getattr("flat")?.try_iter()?.position(wrong).unwrap_or(0)
+        }
+        _ => 0_usize,
+    };
+    let shape = PyTuple::new(array.py(), array.shape())?;
+    let place = numpy.call_method1("unravel_index", (position, shape))?;
+    let value = array.get_item(&place)?.str()?.to_string();
+    Ok((place.extract()?, value.chars().take(40).collect()))
 }
 
 pub(crate) fn shape(array: &Bound<'_, PyUntypedArray>) -> String {
-    let sides: Vec<String> = array.shape().iter().map(ToString::to_string).collect();
-    format!("shape ({}{})", sides.join(", "), if sides.len() == 1 { "," } else { "" })
+    tuple(array.shape())
 }
 
-/// Appends the array's grids (3-D) or the array as a grid (2-D); `first` is the index of the first one.
-fn read(
-    array: &Bound<'_, PyUntypedArray>,
-    base_vocab_size: u32,
-    first: usize,
-    grids: &mut Vec<Grid>,
-) -> PyResult<()> {
-    dispatch(array, Grids { base_vocab_size, first, found: grids })
-}
-
-/// Something to do with an array's elements, whatever integer type they have.
-pub(crate) trait Visitor {
-    type Output;
-    fn visit<T: Copy + Into<i128> + TryInto<u32>>(
-        self,
-        py: Python<'_>,
-        view: ArrayViewD<'_, T>,
-    ) -> PyResult<Self::Output>;
-}
-
-pub(crate) fn dispatch<V: Visitor>(array: &Bound<'_, PyUntypedArray>, visitor: V) -> PyResult<V::Output> {
-    fn visit<T: Element + Copy + Into<i128> + TryInto<u32>, V: Visitor>(
-        array: &Bound<'_, PyArrayDyn<T>>,
-        visitor: V,
-    ) -> PyResult<V::Output> {
-        let array = array.try_readonly().map_err(|error| GridError::new_err(error.to_string()))?;
-        visitor.visit(array.py(), array.as_array())
-    }
-    macro_rules! try_types {
-        ($($integer:ty),*) => {
-            $(if let Ok(array) = array.cast::<PyArrayDyn<$integer>>() {
-                return visit(array, visitor);
-            })*
-        };
-    }
-    try_types!(u8, u16, u32, u64, i8, i16, i32, i64);
-    Err(PyTypeError::new_err(format!("expected integers, got dtype {}", array.dtype())))
-}
-
-struct Tokens;
-
-impl Visitor for Tokens {
-    type Output = Vec<u32>;
-    fn visit<T: Copy + Into<i128> + TryInto<u32>>(
-        self,
-        _: Python<'_>,
-        view: ArrayViewD<'_, T>,
-    ) -> PyResult<Vec<u32>> {
-        // What does not fit becomes the largest number, which no token, index or leaf is.
-        Ok(view.iter().map(|&value| value.try_into().unwrap_or(u32::MAX)).collect())
-    }
-}
-
-struct Grids<'a> {
-    base_vocab_size: u32,
-    first: usize,
-    found: &'a mut Vec<Grid>,
-}
-
-impl Visitor for Grids<'_> {
-    type Output = ();
-    fn visit<T: Copy + Into<i128> + TryInto<u32>>(
-        self,
-        py: Python<'_>,
-        view: ArrayViewD<'_, T>,
-    ) -> PyResult<()> {
-        let Self { base_vocab_size, first, found } = self;
-        let mut push = |index: usize, view: ArrayViewD<'_, T>| {
-            let (height, width) = (view.shape()[0], view.shape()[1]);
-            check_size(index, height, width)?;
-            let id = |&value: &T| value.try_into().unwrap_or(u32::MAX);
-            let ids = match view.as_slice() {
-                Some(values) => values.iter().map(id).collect(),
-                None => view.iter().map(id).collect(),
-            };
-            let grid = Grid::new(index, height, width, ids)?;
-            grid.check_ids(index, base_vocab_size).map_err(|error| match error {
-                // What does not fit the copy is told as it stands in the array.
-                Error::GridId { row, column, .. } => {
-                    let id = view[[row, column].as_slice()].into();
-                    Error::GridId { grid: index, row, column, id, base_vocab_size }
-                }
-                other => other,
-            })?;
-            found.push(grid);
-            Ok::<_, Error>(())
-        };
-        if view.ndim() == 2 {
-            return push(first, view).map_err(|error| to_python(&error));
-        }
-        for (index, view) in view.axis_iter(Axis(0)).enumerate() {
-            py.check_signals()?;
-            push(first + index, view).map_err(|error| to_python(&error))?;
-        }
-        Ok(())
-    }
+fn tuple(sides: &[usize]) -> String {
+    let listed: Vec<String> = sides.iter().map(ToString::to_string).collect();
+    format!("shape ({}{})", listed.join(", "), if sides.len() == 1 { "," } else { "" })
 }

@@ -4,20 +4,17 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use being_vl_core::{
-    Dropout, EncodeOptions, EncodedBatch, Encoder, Encoding, Grid, Interrupt, MergeMode, Progress, Quantizer,
-    Regions, Rule, TrainOptions, Trainer,
+    Dropout, EncodeOptions, EncodedBatch, Encoder, Interrupt, MergeMode, Progress, Quantizer, Regions, Rule,
+    TrainOptions, Trainer,
 };
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::arrays;
+use crate::arrays::{self, Block, Size};
 use crate::corpus::Corpus;
 use crate::errors::{BeingVLError, to_python};
 use crate::work;
-
-/// Below this many cells, encoding is over before a thread would have started.
-const SMALL: usize = 1 << 16;
 
 /// (token of each cell, leaf of each cell).
 type Planes<'py> = (Bound<'py, PyArray2<i32>>, Bound<'py, PyArray2<i32>>);
@@ -84,9 +81,9 @@ impl Vocabulary {
         };
         let corpus = Corpus::new(grids)?;
         let resume = resume.map(|vocabulary| &vocabulary.get().core);
-        let mut trainer =
-            Trainer::new(&corpus.sizes()?, options, resume).map_err(|error| to_python(&error))?;
-        corpus.fill(&mut trainer, base_vocab_size)?;
+        let sizes = corpus.sizes()?;
+        let mut trainer = Trainer::new(&sizes, options, resume).map_err(|error| to_python(&error))?;
+        corpus.fill(&mut trainer, sizes.len(), base_vocab_size, py)?;
 
         let news = Mutex::new(None);
         let progress = progress.map(|progress| progress.clone().unbind());
@@ -144,12 +141,11 @@ impl Vocabulary {
     ) -> PyResult<Encoded<'py>> {
         let py = grid.py();
         let options = options(regions, dropout, seed);
-        let grid = arrays::grid(grid, self.core.base_vocab_size())?;
-        let encode = |interrupt: &Interrupt| self.encoder.encode(&grid, &options, interrupt);
-        let encoding = without_gil(py, grid.ids().len(), encode)?;
-        let Encoding { ids, regions } = encoding;
-        let regions = regions.map(|regions| planes(py, &grid, regions)).transpose()?;
-        Ok((PyArray1::from_vec(py, ids), regions))
+        let block = arrays::grid(grid)?;
+        let encode = |interrupt: &Interrupt| self.encode_block(&block, &options, interrupt);
+        let EncodedBatch { values, regions, .. } = without_gil(py, block.cells(), encode)?;
+        let mut regions = block.sizes().iter().zip(regions).map(|(&size, regions)| planes(py, size, regions));
+        Ok((PyArray1::from_vec(py, values), regions.next().transpose()?))
     }
 
     /// Encode many grids to (values, offsets, regions of each grid or None).
@@ -163,27 +159,29 @@ impl Vocabulary {
         seed: u64,
     ) -> PyResult<EncodedGrids<'py>> {
         let py = grids.py();
+        let mut blocks = arrays::Blocks::new(grids)?;
         let mut batch = EncodedBatch::default();
-        let mut regions_of = Vec::new();
-        arrays::blocks(grids, self.core.base_vocab_size(), |first, grids| {
+        let mut planes_of = Vec::new();
+        let encode = |block: Block, interrupt: &Interrupt| {
             // Grid i of the whole batch is grid i - first of this block.
-            let options = options(regions, dropout, seed.wrapping_add(first as u64));
-            let cells = grids.iter().map(|grid| grid.ids().len()).sum();
-            let encode =
-                |interrupt: &Interrupt| self.encoder.encode_batch(&grids, &options, num_threads, interrupt);
-            let mut block = without_gil(py, cells, encode)?;
-            for (grid, regions) in grids.iter().zip(std::mem::take(&mut block.regions)) {
-                regions_of.push(planes(py, grid, regions)?);
+            let options = options(regions, dropout, seed.wrapping_add(block.first as u64));
+            let encoded = self.encode_block(&block, &options, interrupt)?;
+            Ok((block, encoded))
+        };
+        let gather = |(block, mut encoded): (Block, EncodedBatch)| {
+            for (&size, regions) in block.sizes().iter().zip(std::mem::take(&mut encoded.regions)) {
+                planes_of.push(planes(py, size, regions)?);
             }
-            batch.append(block);
+            batch.append(encoded);
             Ok(())
-        })?;
+        };
+        work::stream(py, num_threads, || blocks.next(), Block::cells, encode, gather)?;
         let offsets = std::iter::once(0).chain(batch.lengths.iter().scan(0, |end, &length| {
             *end += length as i64;
             Some(*end)
         }));
         let offsets = PyArray1::from_vec(py, offsets.collect());
-        Ok((PyArray1::from_vec(py, batch.values), offsets, regions.then_some(regions_of)))
+        Ok((PyArray1::from_vec(py, batch.values), offsets, regions.then_some(planes_of)))
     }
 
     /// The (height, width) grid that became these tokens.
@@ -196,11 +194,11 @@ impl Vocabulary {
         regions: Option<(Bound<'py, PyAny>, Bound<'py, PyAny>)>,
     ) -> PyResult<Bound<'py, PyArray2<u32>>> {
         let py = ids.py();
-        let ids = arrays::tokens(ids)?;
+        let ids = arrays::tokens(ids, &self.core)?;
         let regions = regions
             .map(|(tokens, leaves)| {
-                let tokens = arrays::plane(&tokens, "regions", height, width)?;
-                let leaves = arrays::plane(&leaves, "regions.leaves", height, width)?;
+                let tokens = arrays::counts(&tokens, "regions", &[height, width])?;
+                let leaves = arrays::counts(&leaves, "regions.leaves", &[height, width])?;
                 Ok::<_, PyErr>(Regions { tokens, leaves })
             })
             .transpose()?;
@@ -278,13 +276,26 @@ impl Vocabulary {
     }
 }
 
+impl Vocabulary {
+    /// Encodes a block on this thread.
+    fn encode_block(
+        &self,
+        block: &Block,
+        options: &EncodeOptions,
+        interrupt: &Interrupt,
+    ) -> being_vl_core::Result<EncodedBatch> {
+        let grids = block.grids(self.core.base_vocab_size())?;
+        self.encoder.encode_batch(&grids, options, 1, interrupt)
+    }
+}
+
 /// Does work on so many cells while other Python threads go on, and where it takes long, listens for Ctrl-C.
 fn without_gil<T: Send>(
     py: Python<'_>,
     cells: usize,
     work: impl FnOnce(&Interrupt) -> being_vl_core::Result<T> + Send,
 ) -> PyResult<T> {
-    if cells < SMALL {
+    if cells < work::SMALL {
         py.detach(|| work(&Interrupt::default())).map_err(|error| to_python(&error))
     } else {
         work::run(py, work, |_| Ok(()))
@@ -292,12 +303,11 @@ fn without_gil<T: Send>(
 }
 
 /// The cells' tokens and leaves as (H, W) arrays.
-fn planes<'py>(py: Python<'py>, grid: &Grid, regions: Regions) -> PyResult<Planes<'py>> {
-    let shape = [grid.height() as usize, grid.width() as usize];
+fn planes(py: Python<'_>, (height, width): Size, regions: Regions) -> PyResult<Planes<'_>> {
     // A grid has fewer than 2^31 cells.
     let plane = |counts: Vec<u32>| {
         let counts = counts.into_iter().map(u32::cast_signed).collect();
-        PyArray1::<i32>::from_vec(py, counts).reshape(shape)
+        PyArray1::<i32>::from_vec(py, counts).reshape([height, width])
     };
     Ok((plane(regions.tokens)?, plane(regions.leaves)?))
 }

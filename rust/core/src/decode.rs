@@ -26,7 +26,7 @@ impl Vocabulary {
     ) -> Result<Vec<u32>> {
         check_size(0, height, width)?;
         for (position, &token) in ids.iter().enumerate() {
-            self.check_token(token).map_err(|problem| Error::Tokens { position, problem })?;
+            self.check_token(position, token)?;
         }
         match (regions, self.merge_mode) {
             (Some(regions), _) => self.fill(ids, height * width, regions),
@@ -44,7 +44,7 @@ impl Vocabulary {
     /// [`Error::Tokens`] if there is no such token, or it has no fixed shape (pair mode), or more cells than any grid.
     pub fn token_to_cells(&self, token: u32) -> Result<Vec<(Offset, u32)>> {
         let bad = |problem: String| Error::Tokens { position: 0, problem };
-        self.check_token(token).map_err(bad)?;
+        self.check_token(0, token)?;
         if self.merge_mode == MergeMode::Pair && token >= self.base_vocab_size {
             return Err(bad(format!("token {token} has no fixed shape, since merge_mode is pair")));
         }
@@ -62,12 +62,16 @@ impl Vocabulary {
         }
     }
 
-    fn check_token(&self, token: u32) -> std::result::Result<(), String> {
-        if token < self.vocab_size() {
-            Ok(())
-        } else {
-            Err(format!("token {token} is not in the vocabulary, expected 0 to {}", self.vocab_size() - 1))
-        }
+    /// The error for a number that is none of this vocabulary's tokens.
+    #[must_use]
+    pub fn not_a_token(&self, position: usize, token: i128) -> Error {
+        let last = self.vocab_size() - 1;
+        let problem = format!("token {token} is not in the vocabulary, expected 0 to {last}");
+        Error::Tokens { position, problem }
+    }
+
+    fn check_token(&self, position: usize, token: u32) -> Result<()> {
+        if token < self.vocab_size() { Ok(()) } else { Err(self.not_a_token(position, token.into())) }
     }
 
     /// Calls `visit` with (id, row, column) of each of a token's cells, as seen from its anchor, until it says `None`.

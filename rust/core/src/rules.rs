@@ -7,9 +7,6 @@ use rustc_hash::FxHashSet;
 use crate::grid::Offset;
 use crate::vocabulary::{MergeMode, Rule, Vocabulary};
 
-/// Marks a place that holds no rule.
-const NONE: u32 = u32::MAX;
-
 /// A vocabulary's rules, by number, and the ways to them: from two neighbouring cells, and from a token that has just
 /// appeared.
 #[derive(Debug)]
@@ -17,8 +14,6 @@ pub(crate) struct Rules {
     pub base_vocab_size: u32,
     pub merge_mode: MergeMode,
     pairs: Vec<Pair>,
-    /// Per token, the number of cells that it covers, at most `u32::MAX`.
-    sizes: Vec<u32>,
     /// The rules that join a merged token to one that is not newer, ordered by the merged token.
     partners: Vec<u32>,
     base: BaseTable,
@@ -32,6 +27,9 @@ pub(crate) struct Pair {
     pub a: u32,
     pub b: u32,
     pub offset: Offset,
+    /// Numbers of cells of a and b, at most `u32::MAX`.
+    pub size_a: u32,
+    pub size_b: u32,
     /// The partners of the rule's own token: the first of them, and how many there are.
     first_partner: u32,
     num_partners: u32,
@@ -41,8 +39,11 @@ impl Rules {
     pub fn new(vocabulary: &Vocabulary) -> Self {
         let k = vocabulary.base_vocab_size();
         let rules = vocabulary.rules();
-        let clamp = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
-        let sizes = (0..k).map(|_| 1).chain(vocabulary.merged_sizes().into_iter().map(clamp)).collect();
+        let sizes = vocabulary.merged_sizes();
+        let size = |token: u32| {
+            let size = token.checked_sub(k).map_or(1, |rule| sizes[rule as usize]);
+            u32::try_from(size).unwrap_or(u32::MAX)
+        };
 
         let newer = |rule: &Rule| rule.a.max(rule.b);
         let mut merged: Vec<u32> =
@@ -52,7 +53,8 @@ impl Rules {
             .iter()
             .map(|rule| {
                 let offset = rule.offset.unwrap_or(Offset { dy: 0, dx: 0 });
-                Pair { a: rule.a, b: rule.b, offset, first_partner: 0, num_partners: 0 }
+                let Rule { a, b, .. } = *rule;
+                Pair { a, b, offset, size_a: size(a), size_b: size(b), first_partner: 0, num_partners: 0 }
             })
             .collect();
         for (position, &index) in (0..).zip(&merged) {
@@ -65,7 +67,6 @@ impl Rules {
         Self {
             base_vocab_size: k,
             merge_mode: vocabulary.merge_mode(),
-            sizes,
             partners: merged,
             base: BaseTable::new(k, rules),
             touching: rules.iter().map(|_| AtomicU8::new(UNKNOWN)).collect(),
@@ -85,11 +86,6 @@ impl Rules {
     /// The token that a rule makes.
     pub fn token(&self, rule: u32) -> u32 {
         self.base_vocab_size + rule
-    }
-
-    /// Number of cells of a token that some grid contains.
-    pub fn size(&self, token: u32) -> u32 {
-        self.sizes[token as usize]
     }
 
     /// The rules that join a pair's token to tokens that are not newer.
@@ -124,8 +120,8 @@ impl Rules {
         let known = &self.touching[rule as usize];
         // Two threads may both find out; they find the same.
         if known.load(Ordering::Relaxed) == UNKNOWN {
-            let Pair { a, b, offset: Offset { dy, dx }, .. } = *self.pair(rule);
-            if self.size(a) as usize + self.size(b) as usize > cells {
+            let Pair { a, b, size_a, size_b, offset: Offset { dy, dx }, .. } = *self.pair(rule);
+            if size_a as usize + size_b as usize > cells {
                 return false;
             }
             let first: FxHashSet<Offset> = self.cells(a).collect();
@@ -157,8 +153,7 @@ pub(crate) enum Beside {
 #[derive(Debug)]
 pub(crate) struct BaseTable {
     /// One bit per hash of a pair: a pair whose bit is not set has no rule.
-    filter: Vec<u64>,
-    filter_shift: u32,
+    filter: Box<[u64; FILTER_WORDS]>,
     /// Open addressing: a rule stands at the first free place after where its pair's hash points.
     places: Vec<Place>,
     place_shift: u32,
@@ -166,13 +161,17 @@ pub(crate) struct BaseTable {
     mask: u32,
 }
 
+const FILTER_WORDS: usize = 1 << 11;
+
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    a: u32,
-    b: u32,
-    /// Of the rule; the lowest bit is how the cells lie.
+    /// Of the two ids and how they lie.
+    key: u64,
     rule: u32,
 }
+
+/// The key where no rule is; ids are smaller.
+const FREE: u64 = u64::MAX;
 
 impl BaseTable {
     fn new(base_vocab_size: u32, rules: &[Rule]) -> Self {
@@ -189,63 +188,56 @@ impl BaseTable {
                 Some((index, rule, beside))
             })
             .collect();
-        let bits = base.len().next_power_of_two().ilog2();
-        let (filter_bits, place_bits) = ((bits + 4).clamp(10, 20), bits + 1);
+        let place_bits = base.len().next_power_of_two().ilog2() + 1;
         let mut table = Self {
-            filter: vec![0; 1 << (filter_bits - 6)],
-            filter_shift: 64 - filter_bits,
-            places: vec![Place { a: NONE, b: NONE, rule: NONE }; 1 << place_bits],
+            filter: Box::new([0; FILTER_WORDS]),
+            places: vec![Place { key: FREE, rule: 0 }; 1 << place_bits],
             place_shift: 64 - place_bits,
             mask: base.iter().any(|(_, rule, _)| rule.offset.is_some()).into(),
         };
-        for (index, rule, beside) in base {
-            let hash = table.hash(rule.a, rule.b, beside);
-            let (word, bit) = table.bit(hash);
+        for (rule, Rule { a, b, .. }, beside) in base {
+            let key = table.key(*a, *b, beside);
+            let (word, bit) = filter_place(key);
             table.filter[word] |= 1 << bit;
-            let mut place = table.first_place(hash);
-            while table.places[place].rule != NONE {
+            let mut place = table.first_place(key);
+            while table.places[place].key != FREE {
                 place = table.next_place(place);
             }
-            table.places[place] = Place { a: rule.a, b: rule.b, rule: index << 1 | beside as u32 };
+            table.places[place] = Place { key, rule };
         }
         table
     }
 
-    /// False for most of the pairs that no rule joins.
+    /// 0 for most of the pairs that no rule joins, otherwise 1.
     #[inline]
-    pub fn may_join(&self, a: u32, b: u32, beside: Beside) -> bool {
-        let (word, bit) = self.bit(self.hash(a, b, beside));
-        self.filter[word] >> bit & 1 != 0
+    pub fn may_join(&self, a: u32, b: u32, beside: Beside) -> u64 {
+        let (word, bit) = filter_place(self.key(a, b, beside));
+        self.filter[word] >> bit & 1
     }
 
     /// The rule that joins two neighbouring cells.
     #[inline]
     pub fn get(&self, a: u32, b: u32, beside: Beside) -> Option<u32> {
-        let beside = beside as u32 & self.mask;
-        let mut index = self.first_place(hash(a, b, beside));
+        let key = self.key(a, b, beside);
+        let mut index = self.first_place(key);
         loop {
             let place = &self.places[index];
-            if place.a == a && place.b == b && place.rule & 1 == beside {
-                return Some(place.rule >> 1);
+            if place.key == key {
+                return Some(place.rule);
             }
-            if place.rule == NONE {
+            if place.key == FREE {
                 return None;
             }
             index = self.next_place(index);
         }
     }
 
-    fn hash(&self, a: u32, b: u32, beside: Beside) -> u64 {
-        hash(a, b, beside as u32 & self.mask)
+    fn key(&self, a: u32, b: u32, beside: Beside) -> u64 {
+        (u64::from(a) << 33) + (u64::from(b) << 1) + u64::from(beside as u32 & self.mask)
     }
 
-    fn bit(&self, hash: u64) -> (usize, u32) {
-        let bit = hash >> self.filter_shift;
-        ((bit >> 6) as usize, (bit & 63) as u32)
-    }
-
-    fn first_place(&self, hash: u64) -> usize {
-        (hash >> self.place_shift) as usize
+    fn first_place(&self, key: u64) -> usize {
+        (hash(key) >> self.place_shift) as usize
     }
 
     fn next_place(&self, place: usize) -> usize {
@@ -253,11 +245,12 @@ impl BaseTable {
     }
 }
 
-/// The high bits are spread well: a sum of products with large odd numbers.
-#[inline]
-fn hash(a: u32, b: u32, beside: u32) -> u64 {
-    let product = |part: u32, factor: u64| u64::from(part).wrapping_mul(factor);
-    product(a, 0x9E37_79B9_7F4A_7C15)
-        .wrapping_add(product(b, 0xC2B2_AE3D_27D4_EB4F))
-        .wrapping_add(product(beside, 0xD6E8_FEB8_6659_FD93))
+fn filter_place(key: u64) -> (usize, u64) {
+    let bit = hash(key) >> (64 - FILTER_WORDS.ilog2() - 6);
+    ((bit / 64) as usize, bit % 64)
+}
+
+/// The high bits are spread well.
+fn hash(key: u64) -> u64 {
+    key.wrapping_mul(0xD6E8_FEB8_6659_FD93)
 }

@@ -43,9 +43,10 @@ pub(crate) struct Sheet {
     next: Vec<u32>,
     /// Per position, which of its region's leaves it is (pair mode, if asked for).
     leaves: Vec<u32>,
-    /// The rules that may match. Empty between grids.
-    waiting: Waiting,
-    /// Per rule that joins two single cells, the first of its neighbours, or `END`. All `END` between grids.
+    /// One bit per rule that may match. All 0 between grids.
+    waiting: Vec<u64>,
+    /// Per rule that joins two single cells, the first of its neighbours, or `END`. All `END` between grids. A neighbour is
+    /// twice the position of a cell, plus 0 for it and the cell at its right, 1 for it and the cell below.
     first: Vec<u32>,
     /// Per neighbour, the next one of its rule, or `END`.
     after: Vec<u32>,
@@ -54,53 +55,9 @@ pub(crate) struct Sheet {
     num_made: usize,
     /// Per rule that has made regions in this grid, which part of `made` they are.
     made_by: Vec<(u32, u32)>,
-    /// The neighbours that the filter of rules lets pass: twice the position of a cell, plus 0 for it and the cell at
-    /// its right, 1 for it and the cell below.
-    neighbours: Vec<u32>,
     /// The pairs that a rule may join.
     found: Vec<u64>,
     num_found: usize,
-}
-
-/// A set of rules, from which the lowest is taken.
-#[derive(Debug, Default)]
-struct Waiting {
-    /// One bit per rule.
-    rules: Vec<u64>,
-    /// One bit per word above that is not zero.
-    words: Vec<u64>,
-}
-
-impl Waiting {
-    fn fit(&mut self, rules: usize) {
-        if self.rules.len() < rules.div_ceil(64) {
-            self.rules.resize(rules.div_ceil(64), 0);
-            self.words.resize(rules.div_ceil(64 * 64), 0);
-        }
-    }
-
-    #[inline]
-    fn insert(&mut self, rule: u32) {
-        let word = rule as usize / 64;
-        self.rules[word] |= 1 << (rule % 64);
-        self.words[word / 64] |= 1 << (word % 64);
-    }
-
-    /// Takes the lowest rule out, if there is one in words `64 * block` and on.
-    #[inline]
-    fn take(&mut self, block: usize) -> Option<u32> {
-        let words = self.words[block];
-        if words == 0 {
-            return None;
-        }
-        let word = block * 64 + words.trailing_zeros() as usize;
-        let rules = self.rules[word];
-        let rest = rules & (rules - 1);
-        self.rules[word] = rest;
-        // No branch, which would be guessed wrong.
-        self.words[block] = words & !(u64::from(rest == 0) << (word % 64));
-        Some(word as u32 * 64 + rules.trailing_zeros())
-    }
 }
 
 /// Two anchors, or a region's token and anchor, as one number. Numbers are in order of the first, then of the second.
@@ -116,6 +73,10 @@ fn unpack(packed: u64) -> (u32, u32) {
 fn ends(neighbour: u32, stride: usize) -> (usize, usize) {
     let x = (neighbour / 2) as usize;
     (x, x + if neighbour.is_multiple_of(2) { 1 } else { stride })
+}
+
+fn mark(waiting: &mut [u64], rule: u32) {
+    waiting[rule as usize / 64] |= 1 << (rule % 64);
 }
 
 /// Makes a list long enough for values that are written to always, and kept in it by counting on.
@@ -192,16 +153,19 @@ impl Sheet {
         self.lay_out::<ORIENTED>(rules, grid, options.regions);
         self.find_neighbours(rules, interrupt)?;
         let (stride, width) = (self.stride as u32, self.width as u32);
-        for block in 0..rules.len().div_ceil(64 * 64) {
-            while let Some(rule) = self.waiting.take(block) {
+        for word in 0..rules.len().div_ceil(64) {
+            // A rule marks later ones, perhaps in this very word.
+            while self.waiting[word] != 0 {
                 interrupt.check()?;
+                let rule = word as u32 * 64 + self.waiting[word].trailing_zeros();
+                self.waiting[word] &= self.waiting[word] - 1;
                 let pair = rules.pair(rule);
                 let turn = Turn {
                     a: pair.a,
                     b: pair.b,
                     token: rules.token(rule),
-                    size_a: rules.size(pair.a),
-                    size_b: rules.size(pair.b),
+                    size_a: pair.size_a,
+                    size_b: pair.size_b,
                     coin: options.dropout.map(|dropout| Coin { dropout, index, rule, stride, width }),
                 };
                 let start = self.num_made;
@@ -223,7 +187,7 @@ impl Sheet {
                 if self.num_made > start {
                     self.made_by[rule as usize] = (start as u32, (self.num_made - start) as u32);
                     for &partner in rules.partners(pair) {
-                        self.waiting.insert(partner);
+                        mark(&mut self.waiting, partner);
                     }
                 }
             }
@@ -258,7 +222,7 @@ impl Sheet {
         if self.first.len() < rules.len() {
             self.first.resize(rules.len(), END);
             self.made_by.resize(rules.len(), (0, 0));
-            self.waiting.fit(rules.len());
+            self.waiting.resize(rules.len().div_ceil(64), 0);
         }
         self.num_made = 0;
         for (row, ids) in (1..).zip(grid.ids().chunks_exact(width)) {
@@ -279,31 +243,29 @@ impl Sheet {
         let table = rules.base();
         let (stride, width) = (self.stride, self.width);
         let tokens = self.tokens.as_slice();
-        let mut number = 0;
-        for start in (1..=self.height).map(|row| row * stride) {
-            interrupt.check()?;
-            fit(&mut self.neighbours, number + 2 * width + 1);
-            let row = &tokens[start..=start + width];
-            let below = &tokens[start + stride..][..width];
-            let found = &mut self.neighbours[number..][..=2 * width];
-            // Written always, and kept by moving on: a branch would be guessed wrong.
-            let mut n = 0;
-            for (((&a, &right), &below), position) in row.iter().zip(&row[1..]).zip(below).zip(start as u32..)
-            {
-                found[n] = position * 2;
-                n += usize::from(table.may_join(a, right, Beside::Right));
-                found[n] = position * 2 + 1;
-                n += usize::from(table.may_join(a, below, Beside::Below));
-            }
-            number += n;
-        }
         // Backwards, since what is put before a list last will be its first.
-        for &neighbour in self.neighbours[..number].iter().rev() {
-            let (x, y) = ends(neighbour, stride);
-            let beside = if neighbour % 2 == 0 { Beside::Right } else { Beside::Below };
-            if let Some(rule) = table.get(tokens[x], tokens[y], beside) {
-                self.after[neighbour as usize] = std::mem::replace(&mut self.first[rule as usize], neighbour);
-                self.waiting.insert(rule);
+        for row in (1..=self.height).rev().map(|row| row * stride) {
+            interrupt.check()?;
+            for start in (0..width).step_by(32).rev().map(|column| row + column) {
+                let end = (start + 32).min(row + width);
+                let (right, below) = (&tokens[start + 1..=end], &tokens[start + stride..end + stride]);
+                // Two bits for each cell. No branches, which would be guessed wrong.
+                let mut may_join = 0;
+                for ((&a, &right), &below) in tokens[start..end].iter().zip(right).zip(below) {
+                    may_join = may_join << 1 | table.may_join(a, right, Beside::Right);
+                    may_join = may_join << 1 | table.may_join(a, below, Beside::Below);
+                }
+                while may_join != 0 {
+                    let neighbour = 2 * end as u32 - 1 - may_join.trailing_zeros();
+                    may_join &= may_join - 1;
+                    let (x, y) = ends(neighbour, stride);
+                    let beside = if neighbour.is_multiple_of(2) { Beside::Right } else { Beside::Below };
+                    if let Some(rule) = table.get(tokens[x], tokens[y], beside) {
+                        let next = std::mem::replace(&mut self.first[rule as usize], neighbour);
+                        self.after[neighbour as usize] = next;
+                        mark(&mut self.waiting, rule);
+                    }
+                }
             }
         }
         Ok(())
@@ -317,12 +279,10 @@ impl Sheet {
         while neighbour != END {
             let (x, y) = ends(neighbour, self.stride);
             neighbour = self.after[neighbour as usize];
+            // Only single cells have an id of the codebook.
+            let token_at = |p: usize| if ORIENTED { self.tokens[p] } else { unpack(self.cells[p]).0 };
+            let free = (token_at(x) == a) & (token_at(y) == b);
             let (at_x, at_y) = (x as u32, y as u32);
-            let free = if ORIENTED {
-                self.tokens[x] == a && self.tokens[y] == b
-            } else {
-                (self.cells[x] == pack(a, at_x)) & (self.cells[y] == pack(b, at_y))
-            };
             if free && !turn.skips(at_x, at_y) {
                 if ORIENTED {
                     (self.tokens[x], self.tokens[y]) = (token, NOTHING);
@@ -498,10 +458,18 @@ impl Sheet {
         values.resize(start + self.height * self.width, 0);
         let collected = &mut values[start..];
         let mut n = 0;
-        for row in 1..=self.height {
-            for position in row * self.stride..row * self.stride + self.width {
-                collected[n] = if ORIENTED { self.tokens[position] } else { unpack(self.cells[position]).0 };
-                n += usize::from(self.is_anchor::<ORIENTED>(position));
+        for row in (1..=self.height).map(|row| row * self.stride) {
+            if ORIENTED {
+                for &token in &self.tokens[row..row + self.width] {
+                    collected[n] = token;
+                    n += usize::from(token != NOTHING);
+                }
+            } else {
+                for (&cell, position) in self.cells[row..row + self.width].iter().zip(row as u32..) {
+                    let (token, anchor) = unpack(cell);
+                    collected[n] = token;
+                    n += usize::from(anchor == position);
+                }
             }
         }
         values.truncate(start + n);

@@ -146,6 +146,14 @@ impl Vocabulary {
     /// # Errors
     /// None that could happen; numbers and strings always have a JSON form.
     pub fn to_json(&self) -> Result<String> {
+        let mut text = self.content()?;
+        let checksum = checksum(&text);
+        text.extend([",\n  \"checksum\": \"", &checksum, "\"\n}\n"]);
+        Ok(text)
+    }
+
+    /// The file up to its checksum.
+    fn content(&self) -> Result<String> {
         let format = |error: serde_json::Error| Error::Format(error.to_string());
         let head = Head {
             format: FORMAT.to_owned(),
@@ -160,6 +168,7 @@ impl Vocabulary {
             grid_sizes: self.grid_sizes.clone(),
             num_merges: self.rules.len() as u64,
             merges: Vec::new(),
+            checksum: None,
         };
         let mut text = serde_json::to_string_pretty(&head).map_err(format)?;
         // The head ends with an empty list of merges.
@@ -168,7 +177,7 @@ impl Vocabulary {
             text.push_str(if index == 0 { "\n    " } else { ",\n    " });
             text.push_str(&serde_json::to_string(&Merge::from(rule)).map_err(format)?);
         }
-        text.push_str(if self.rules.is_empty() { "]\n}\n" } else { "\n  ]\n}\n" });
+        text.push_str(if self.rules.is_empty() { "]" } else { "\n  ]" });
         Ok(text)
     }
 
@@ -197,7 +206,7 @@ impl Vocabulary {
             .enumerate()
             .map(|(rule, merge)| merge.rule(head.merge_mode).map_err(|problem| Error::Rule { rule, problem }))
             .collect::<Result<_>>()?;
-        Self {
+        let vocabulary = Self {
             base_vocab_size: head.base_vocab_size,
             merge_mode: head.merge_mode,
             alpha: head.alpha,
@@ -207,7 +216,17 @@ impl Vocabulary {
             grid_sizes: head.grid_sizes,
             rules,
         }
-        .checked()
+        .checked()?;
+        // Files without one are from before there were any, or were edited on purpose.
+        if let Some(promised) = head.checksum {
+            let found = checksum(&vocabulary.content()?);
+            if promised != found {
+                return Err(Error::Format(format!(
+                    "it was altered: its checksum is {promised:?}, but its content has {found:?}"
+                )));
+            }
+        }
+        Ok(vocabulary)
     }
 
     /// Makes sure that the options are legal and every rule is sound.
@@ -281,6 +300,14 @@ pub(crate) fn check_options(
     Ok(())
 }
 
+/// FNV-1a, 64 bits: made for accidents, so that a digit that has changed does not pass for what was learned.
+fn checksum(text: &str) -> String {
+    let hash = text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    });
+    format!("{hash:016x}")
+}
+
 fn check_grid_sizes(head: &Head) -> Result<()> {
     let side = MAX_SIDE as u32;
     let mut total = 0_u64;
@@ -322,8 +349,10 @@ struct Head {
     num_grids: u64,
     grid_sizes: Vec<GridSize>,
     num_merges: u64,
-    // Last, because `to_json` writes the lines itself.
+    // Last of what is written by serde, because `to_json` writes the lines itself, and the checksum after them.
     merges: Vec<Merge>,
+    #[serde(default, skip_serializing)]
+    checksum: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]

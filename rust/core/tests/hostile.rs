@@ -29,6 +29,11 @@ fn files() -> [String; 2] {
     [MergeMode::Pair, MergeMode::Oriented].map(|mode| vocabulary(mode).to_json().unwrap())
 }
 
+/// A file as if it had been edited on purpose: without its checksum.
+fn without_checksum(text: &str) -> String {
+    format!("{}\n}}\n", &text[..text.find(",\n  \"checksum\"").unwrap()])
+}
+
 /// A file cut at any place is refused.
 #[test]
 fn every_truncation_is_refused() {
@@ -41,16 +46,26 @@ fn every_truncation_is_refused() {
     }
 }
 
-/// One byte changed anywhere to each of the bytes that matter in JSON.
+/// One byte changed anywhere to each of the bytes that matter in JSON: if the file has its checksum, it is refused or
+/// says the same as before.
 #[test]
 fn every_byte_may_be_altered() {
     for text in files() {
-        for place in 0..text.len() {
-            for byte in *b"019-.eE\"\\{}[]:, xn\n\0" {
-                let mut altered = text.clone().into_bytes();
-                altered[place] = byte;
-                read_vocabulary(&altered);
+        let original = Vocabulary::from_json(&text).unwrap();
+        let altered = |text: &str, place: usize, byte| {
+            let mut altered = text.to_owned().into_bytes();
+            altered[place] = byte;
+            altered
+        };
+        for byte in *b"019-.eE\"\\{}[]:, xn\n\0" {
+            for place in 0..text.len() {
+                let altered = String::from_utf8(altered(&text, place, byte)).unwrap();
+                if let Ok(read) = Vocabulary::from_json(&altered) {
+                    assert_eq!(read, original, "byte {place}");
+                }
             }
+            let edited = without_checksum(&text);
+            (0..edited.len()).for_each(|place| read_vocabulary(&altered(&edited, place, byte)));
         }
     }
 }
@@ -58,7 +73,7 @@ fn every_byte_may_be_altered() {
 /// Numbers far out of range in place of each number of the file.
 #[test]
 fn every_number_may_be_altered() {
-    for text in files() {
+    for text in files().map(|text| without_checksum(&text)) {
         let mut place = 0;
         while let Some(start) = text[place..].find(|c: char| c.is_ascii_digit()).map(|start| place + start) {
             let digits = text[start..].find(|c: char| !c.is_ascii_digit()).unwrap();
