@@ -1,12 +1,13 @@
 //! Grids to learn from: first all sizes, then the ids, block by block.
 
-use being_vl_core::Trainer;
+use being_vl_core::{Grid, Interrupt, Trainer};
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use crate::arrays::{Blocks, Line, Size, counts, each, integers, plane, shape, stack};
+use crate::arrays::{Block, Blocks, Line, Size, counts, each, integers, plane, shape, stack};
 use crate::errors::{GridError, to_python};
+use crate::work::stream;
 
 /// Where grids come from.
 pub(crate) enum Corpus<'py> {
@@ -51,33 +52,62 @@ impl<'py> Corpus<'py> {
         trainer: &mut Trainer,
         number: usize,
         base_vocab_size: u32,
+        num_threads: usize,
         py: Python<'py>,
     ) -> PyResult<()> {
+        let mut blocks = match self {
+            Self::Stack(line) => AllBlocks::One(Blocks::Line(line)),
+            Self::Grids(grids) => AllBlocks::One(Blocks::Each(PyList::new(py, grids)?.try_iter()?, 0)),
+            Self::Parts(parts) => AllBlocks::Parts { parts, next: 0, first: 0, line: None },
+        };
         let mut filled = 0;
-        let mut set = |mut blocks: Blocks<'py>| {
-            while let Some(block) = blocks.next()? {
-                py.check_signals()?;
-                filled = block.end();
-                let grids = block.grids(base_vocab_size).map_err(|error| to_python(&error))?;
-                for (index, grid) in (block.first..number).zip(grids) {
-                    trainer.set(index, grid.into_ids()).map_err(|error| to_python(&error))?;
-                }
-            }
-            Ok::<_, PyErr>(filled)
+        let decode = |block: Block, _: &Interrupt| Ok((block.first, block.grids(base_vocab_size)?));
+        let set = |(first, grids): (usize, Vec<Grid>)| {
+            filled = first + grids.len();
+            (first..number)
+                .zip(&grids)
+                .try_for_each(|(index, grid)| trainer.set(index, grid))
+                .map_err(|error| to_python(&error))
         };
-        match self {
-            Self::Stack(line) => set(Blocks::Line(line))?,
-            Self::Grids(grids) => set(Blocks::Each(PyList::new(py, grids)?.try_iter()?, 0))?,
-            Self::Parts(parts) => {
-                (0..parts.len()?).try_fold(0, |first, n| set(Blocks::Line(part(&parts, n, first)?)))?
-            }
-        };
+        stream(py, num_threads, || blocks.next(), Block::cells, decode, set)?;
         if filled == number {
             return Ok(());
         }
         let message =
             format!("the blocks had {number} grids when they were read first, and have {filled} now");
         Err(GridError::new_err(message))
+    }
+}
+
+/// The blocks of a corpus.
+enum AllBlocks<'py> {
+    One(Blocks<'py>),
+    /// Of a sequence of parts, of which `line` is before `next`.
+    Parts {
+        parts: Bound<'py, PyAny>,
+        next: usize,
+        first: usize,
+        line: Option<Line<'py>>,
+    },
+}
+
+impl AllBlocks<'_> {
+    fn next(&mut self) -> PyResult<Option<Block>> {
+        let (parts, next, first, line) = match self {
+            Self::One(blocks) => return blocks.next(),
+            Self::Parts { parts, next, first, line } => (parts, next, first, line),
+        };
+        loop {
+            if let Some(block) = line.as_mut().map_or(Ok(None), Line::next)? {
+                *first = block.end();
+                return Ok(Some(block));
+            }
+            if *next == parts.len()? {
+                return Ok(None);
+            }
+            *line = Some(part(parts, *next, *first)?);
+            *next += 1;
+        }
     }
 }
 

@@ -46,7 +46,7 @@ fn filled(grids: &[Grid], merge_mode: MergeMode) -> Trainer {
     let mut trainer =
         Trainer::new(&vec![(SIDE, SIDE); grids.len()], options(merge_mode, 2048), None).unwrap();
     for (index, grid) in grids.iter().enumerate() {
-        trainer.set(index, grid.ids().to_vec()).unwrap();
+        trainer.set(index, grid).unwrap();
     }
     trainer
 }

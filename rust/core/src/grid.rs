@@ -62,12 +62,6 @@ impl Grid {
         &self.ids
     }
 
-    /// The ids in raster order, without the grid.
-    #[must_use]
-    pub fn into_ids(self) -> Vec<u32> {
-        self.ids
-    }
-
     /// Makes sure that every id is in a codebook of `base_vocab_size` ids.
     ///
     /// # Errors

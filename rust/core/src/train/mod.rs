@@ -97,7 +97,7 @@ pub fn train(
     let sizes: Vec<_> = grids.iter().map(|grid| (grid.height() as usize, grid.width() as usize)).collect();
     let mut trainer = Trainer::new(&sizes, options.clone(), None)?;
     for (index, grid) in grids.iter().enumerate() {
-        trainer.set(index, grid.ids().to_vec())?;
+        trainer.set(index, grid)?;
     }
     trainer.run(options.num_merges, progress, interrupt)?;
     Ok(trainer.vocabulary())
@@ -156,17 +156,20 @@ impl Trainer {
         })
     }
 
-    /// Gives grid `index` its ids, in raster order.
+    /// Gives grid `index` its ids.
     ///
     /// # Errors
-    /// A number of ids that does not fill the grid, ids that are not in the codebook.
-    pub fn set(&mut self, index: usize, ids: Vec<u32>) -> Result<()> {
+    /// A grid of another size, ids that are not in the codebook.
+    pub fn set(&mut self, index: usize, grid: &Grid) -> Result<()> {
         let (height, width) = self.sizes[index];
-        let grid = Grid::new(index, height as usize, width as usize, ids)?;
+        if (grid.height(), grid.width()) != (height, width) {
+            let (height, width, found) = (height as usize, width as usize, grid.ids().len());
+            return Err(Error::GridLength { grid: index, height, width, found });
+        }
         grid.check_ids(index, self.options.base_vocab_size)?;
         match &self.encoder {
             None => self.grids.set(index, width, grid.ids()),
-            Some(encoder) => self.grids.set_encoded(index, &grid, encoder)?,
+            Some(encoder) => self.grids.set_encoded(index, grid, encoder)?,
         }
         Ok(())
     }
