@@ -78,17 +78,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """The whole image, scaled (bicubic) so that its longer side is `size`, in the middle of a white square.
+def fit_square(
+    image: Image.Image, size: int, background: tuple[int, int, int] = (255, 255, 255), least: int = 1
+) -> Image.Image:
+    """The whole image, scaled (bicubic) so that its longer side is `size`, in the middle of a plain square.
 
-    Nothing is cropped and the proportions stay; an image of `size` by `size` pixels is returned as it is.
+    Nothing is cropped and the proportions stay, but for a shorter side of less than `least`; an image of `size` by
+    `size` pixels is returned as it is. The square is white unless `background`, RGB of 0 to 255, says otherwise.
     """
     image = to_rgb(image)
     if image.size == (size, size):
         return image
     scale = size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    square = Image.new("RGB", (size, size), "white")
+    width, height = (max(least, round(side * scale)) for side in image.size)
+    square = Image.new("RGB", (size, size), background)
     square.paste(
         image.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2)
     )

@@ -13,8 +13,9 @@ class QuantizeOptions:
     Args:
         images: Folder that is searched, with its subfolders, for images.
         out: Folder that the grids are written to. An interrupted job goes on from its last whole shard.
-        quantizer: `builtin` or a folder written by `Quantizer.save_pretrained`; `NAME@SIZE` makes images
-            SIZE×SIZE pixels instead of the quantizer's own size.
+        quantizer: `builtin`, a folder or file of weights, or a hub name such as `zawnpn/being-vq-8k`; `NAME@SIZE` makes
+            images SIZE×SIZE pixels instead of the quantizer's own size, `NAME@SIZE:aspect` about as many pixels in
+            each image's own proportions.
         batch_size: Images that are decoded and encoded at a time; no influence on the grids.
         shard_size: Images per Arrow file.
         max_failed: Share of images, 0 to 1, that may be unreadable before the job stops.
