@@ -537,6 +537,24 @@ def test_pixels_are_those_of_the_image_processors(images: list[Image.Image]) -> 
             np.testing.assert_allclose(ours.pixel_values(image), expected, rtol=0, atol=1e-6)
 
 
+def test_without_a_file_of_options_the_preprocessing_is_the_published_one(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    one = (1.0, 1.0, 1.0)
+    expected = {
+        "chameleon": Preprocessing(Crop(512, truncate=True), 0.0078, one, one),
+        "taming": Preprocessing(Crop(256)),
+        "janus": Preprocessing(Pad(384, (127, 127, 127), 14)),
+        "emu3": Preprocessing(Area(2, 512**2, 1024**2)),
+    }
+    for folder in every_format(tmp_path, request):
+        for options in (folder / "preprocessor_config.json", folder / "vqgan.yaml"):
+            options.unlink(missing_ok=True)
+        quantizer = load_quantizer(folder)
+        assert isinstance(quantizer, NetworkQuantizer)
+        assert quantizer.preprocessing == expected[folder.name]
+
+
 def test_hub_names_are_taken_from_the_cache(
     chameleon: JanusVQVAE, images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,7 +124,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "quantize": Command(_quantize, QuantizeOptions, "Turn a folder of images into grids of ids.", "images"),
+    "quantize": Command(_quantize, QuantizeOptions, "Turn images into grids of ids.", "images"),
     "quantizer train": Command(
         _train_quantizer, QuantizerTrainOptions, "Train a VQ-GAN on a folder of images."
     ),

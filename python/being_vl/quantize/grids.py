@@ -25,7 +25,7 @@ class GridRow:
     """One image's grid and where it came from.
 
     Args:
-        key: The image's path relative to the folder of images, posix.
+        key: The image's name: its path relative to the folder of images, posix; see `find_sources` for others.
         grid: Ids (height, width).
         source_size: The image's own width and height, in pixels.
         sha256: Of the image file.
@@ -45,11 +45,11 @@ def shard_path(folder: Path, n: int) -> Path:
 def write_shard(path: Path, rows: Sequence[GridRow], codebook_size: int, metadata: dict[str, Any]) -> None:
     """Write `rows` as one Arrow IPC file with one record batch; it appears only when complete.
 
-    The ids are uint16 where the codebook allows it, else uint32. `metadata` is kept in the schema.
+    The ids are of the smallest unsigned type that the codebook fits into. `metadata` is kept in the schema.
     """
     flat = np.concatenate([row.grid.ravel() for row in rows]) if rows else np.empty(0, np.int64)
     offsets = np.cumsum([0] + [row.grid.size for row in rows], dtype=np.int32)
-    ids = pa.array(flat.astype(np.uint16 if codebook_size <= 1 << 16 else np.uint32))
+    ids = pa.array(flat.astype(np.min_scalar_type(codebook_size - 1)))
     columns = {
         "key": pa.array([row.key for row in rows], pa.string()),
         "height": pa.array([row.grid.shape[0] for row in rows], pa.int32()),
@@ -168,7 +168,7 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
         return ids.reshape(shape).astype(np.int64)
 
     def blocks(self) -> Blocks:
-        """The grids of each Arrow file, without a copy: ids uint16 or uint32, heights and widths int32.
+        """The grids of each Arrow file, without a copy: ids uint8, uint16 or uint32, heights and widths int32.
 
         This is how `VisualBPE.train` reads a store. The grids are in the order of the keys.
         """

@@ -65,11 +65,19 @@ def read_image(path: Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` of any mode as RGB, transparent parts on white."""
+    """`image` of any mode as RGB, transparent parts on white.
+
+    Raises:
+        ImageError: if its pixels are floating-point numbers, or integers outside 16 bits.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode == "F":
+        raise ImageError("floating-point pixels, whose range the file does not say")
     if image.mode.startswith("I"):  # 16 bits; Pillow would clip at 255 instead of scaling
-        levels = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ImageError(f"pixels from {levels.min()} to {levels.max()}; expected at most 16 bits")
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

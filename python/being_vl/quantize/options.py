@@ -8,10 +8,11 @@ from being_vl.errors import ConfigError
 
 @dataclass
 class QuantizeOptions:
-    """Turn a folder of images into a folder of grids.
+    """Turn images into a folder of grids.
 
     Args:
-        images: Folder that is searched, with its subfolders, for images.
+        images: A folder that is searched, with its subfolders, for images or else for tar, Parquet and Arrow files; or
+            one such file, a list of image files (.txt), or LLaVA JSON (.json).
         out: Folder that the grids are written to. An interrupted job goes on from its last whole shard.
         quantizer: `builtin`, a folder or file of weights, or a hub name such as `zawnpn/being-vq-8k`; `NAME@SIZE` makes
             images SIZE×SIZE pixels instead of the quantizer's own size, `NAME@SIZE:aspect` about as many pixels in
@@ -20,6 +21,7 @@ class QuantizeOptions:
         shard_size: Images per Arrow file.
         max_failed: Share of images, 0 to 1, that may be unreadable before the job stops.
         device: Where the quantizer runs: `cpu`, `cuda`, `cuda:1`, …
+        root: Folder that names in a list or in LLaVA JSON are relative to; the file's own by default.
     """
 
     images: Path
@@ -29,6 +31,7 @@ class QuantizeOptions:
     shard_size: int = 4096
     max_failed: float = 0.01
     device: str = "cpu"
+    root: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
