@@ -14,7 +14,13 @@ from being_vl.demo.options import DemoOptions
 from being_vl.errors import BeingVLError
 from being_vl.flags import add_flags
 from being_vl.model.options import ExpandOptions, GenerateOptions
-from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+from being_vl.quantize.options import (
+    GridsDecodeOptions,
+    GridsInfoOptions,
+    GridsVerifyOptions,
+    QuantizeOptions,
+    QuantizerTrainOptions,
+)
 from being_vl.run import recipe_parser
 from being_vl.train.options import TrainOptions
 from being_vl.vocabulary.options import (
@@ -30,6 +36,24 @@ def _quantize(options: QuantizeOptions) -> None:
     from being_vl.quantize.job import quantize
 
     quantize(options)
+
+
+def _grids_info(options: GridsInfoOptions) -> None:
+    from being_vl.quantize.inspection import info
+
+    print(info(options))
+
+
+def _grids_verify(options: GridsVerifyOptions) -> None:
+    from being_vl.quantize.inspection import verify
+
+    print(verify(options))
+
+
+def _grids_decode(options: GridsDecodeOptions) -> None:
+    from being_vl.quantize.inspection import decode
+
+    print(decode(options))
 
 
 def _train_quantizer(options: QuantizerTrainOptions) -> None:
@@ -125,6 +149,13 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quantize": Command(_quantize, QuantizeOptions, "Turn images into grids of ids.", "images"),
+    "grids info": Command(_grids_info, GridsInfoOptions, "Count grids, ids and neighbours.", "grids"),
+    "grids verify": Command(
+        _grids_verify, GridsVerifyOptions, "Compare grids with the checksums of their manifest.", "grids"
+    ),
+    "grids decode": Command(
+        _grids_decode, GridsDecodeOptions, "Draw grids as a sheet of reconstructions.", "grids"
+    ),
     "quantizer train": Command(
         _train_quantizer, QuantizerTrainOptions, "Train a VQ-GAN on a folder of images."
     ),
@@ -148,7 +179,11 @@ COMMANDS = {
     "generate": Command(_generate, GenerateOptions, "Ask a trained model about images."),
     "demo": Command(_demo, DemoOptions, "Run the whole chain on built-in data, on a CPU."),
 }
-GROUPS = {"quantizer": "Work on quantizers.", "vocab": "Work on visual BPE vocabularies."}
+GROUPS = {
+    "grids": "Look at grids.",
+    "quantizer": "Work on quantizers.",
+    "vocab": "Work on visual BPE vocabularies.",
+}
 
 
 @cache

@@ -1,7 +1,8 @@
-"""Options of `being-vl quantize` and `being-vl quantizer train`; importable without torch."""
+"""Options of `being-vl quantize`, `quantizer train` and `grids`; importable without torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from being_vl.errors import ConfigError
 
@@ -39,6 +40,64 @@ class QuantizeOptions:
         _at_least("shard_size", self.shard_size, 1)
         if not 0 <= self.max_failed <= 1:
             raise ConfigError(f"max_failed: expected a share from 0 to 1, got {self.max_failed}")
+
+
+@dataclass
+class GridsInfoOptions:
+    """Options of `being-vl grids info`.
+
+    Args:
+        grids: Folder that `being-vl quantize` wrote.
+        top: How many of the most frequent ids are shown.
+        format: `text`, or `json`, which has the counts of all ids as well.
+    """
+
+    grids: Path
+    top: int = 5
+    format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _at_least("top", self.top, 0)
+
+
+@dataclass
+class GridsVerifyOptions:
+    """Options of `being-vl grids verify`.
+
+    Args:
+        grids: Folder that `being-vl quantize` wrote.
+    """
+
+    grids: Path
+
+
+@dataclass
+class GridsDecodeOptions:
+    """Options of `being-vl grids decode`.
+
+    Args:
+        grids: Folder that `being-vl quantize` wrote.
+        out: The PNG.
+        quantizer: The quantizer that made the grids, named as it was then.
+        key: Which grids to decode.
+        count: How many to take, evenly, where no key is given.
+        side: Longer side of a picture, in pixels; larger ones are reduced.
+        device: Where the quantizer runs.
+    """
+
+    grids: Path
+    out: Path
+    quantizer: str = "builtin"
+    key: list[str] = field(default_factory=list)
+    count: int = 16
+    side: int = 256
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _at_least("count", self.count, 1)
+        _at_least("side", self.side, 1)
 
 
 @dataclass
