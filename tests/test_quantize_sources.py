@@ -3,12 +3,14 @@
 import io
 import json
 import multiprocessing.process
+import os
 import re
 import resource
 import sys
 import tarfile
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -234,14 +236,19 @@ def quantize_black(quantizer: str, tmp_path: Path) -> np.ndarray:
 
 
 def start(
-    folder: Path, out: Path, quantizer: str, largest_file: int | None = None
+    folder: Path,
+    out: Path,
+    quantizer: str,
+    largest_file: int | None = None,
+    environment: Mapping[str, str] = {},
 ) -> multiprocessing.process.BaseProcess:
     """The command in a process of its own; forked, since importing torch anew takes seconds."""
 
     def run() -> None:
+        os.environ.update(environment)
         if largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2)
-        options = ["--out", str(out), "--quantizer", quantizer, "--shard_size", "5"]
+        options = ["--out", str(out), "--quantizer", quantizer, "--shard_size", "5", "--max_failed", "0.5"]
         sys.exit(main(["quantize", str(folder), *options]))
 
     process = multiprocessing.get_context("fork").Process(target=run)
@@ -282,6 +289,32 @@ def test_killed_at_random_moments_and_run_again_it_gives_the_same_files(
     assert finish(start(folder, out, quantizer)) == 0
     assert all((out / name).stat().st_ino == inode for name, inode in inodes.items())
     assert shards(out) == shards(undisturbed)
+
+
+def test_the_processes_of_torchrun_share_the_work_and_give_the_same_files(
+    files: dict[str, bytes], quantizer: str, tmp_path: Path
+) -> None:
+    many = {f"{n:04d}.png": data for n, data in enumerate(list(files.values()) * 5)} | {"0003.png": b""}
+    folder = write_folder(tmp_path / "images", many)
+    assert finish(start(folder, tmp_path / "alone", quantizer)) == 0
+    jobs = []
+    for rank in (0, 2, 1):
+        environment = {"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank)}
+        jobs.append(start(folder, tmp_path / "shared", quantizer, environment=environment))
+    assert [finish(job) for job in jobs] == [0, 0, 0]
+    assert shards(tmp_path / "shared") == shards(tmp_path / "alone")
+
+
+def test_a_bad_image_in_the_last_shard_does_not_stop_a_job_that_goes_on(
+    files: dict[str, bytes], quantizer: str, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "images", files | {"z.png": b""})
+    job = QuantizeOptions(folder, tmp_path / "grids", quantizer, shard_size=1, max_failed=0.2)
+    quantize(job)
+    (tmp_path / "grids" / "grids-00007.arrow").unlink()
+    store = quantize(job)
+    assert store is not None
+    assert set(store.failed) == {"z.png"}
 
 
 def test_a_full_disk_stops_it_cleanly_and_finished_files_are_kept(

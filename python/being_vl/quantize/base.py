@@ -16,6 +16,7 @@ from being_vl.quantize import adapters
 
 if TYPE_CHECKING:
     from being_vl.quantize.checkpoint import Checkpoint
+    from being_vl.quantize.preprocessing import Preprocessing
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -40,11 +41,18 @@ class Quantizer(Protocol):
     def downsample(self) -> int:
         """Side, in pixels, of the part of the image that one id stands for."""
 
+    @property
+    def preprocessing(self) -> "Preprocessing":
+        """How images are brought to their size; picklable, so that other processes can do it."""
+
     def encode(self, images: Sequence[Image.Image]) -> list[NDArray[np.int64]]:
         """Grids (height, width), int64, one per image, whatever the images' modes and sizes.
 
         The ids of an image do not depend on the other images of the call.
         """
+
+    def encode_prepared(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
+        """As `encode`, of what `preprocessing.prepare` made of images: uint8 (height, width, 3)."""
 
     def decode(self, grids: Sequence[NDArray[np.integer]]) -> list[Image.Image]:
         """RGB pictures, `downsample` times as large as the grids (height, width), of any size.

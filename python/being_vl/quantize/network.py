@@ -82,19 +82,22 @@ class NetworkQuantizer(ABC):
                 digests[name] = hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
         return digest(digests)
 
-    @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> list[NDArray[np.int64]]:
         """Grids (height, width), int64, one per image, whatever the images' modes and sizes."""
-        return [self._encode(image) for image in images]
+        return self.encode_prepared([np.array(self.preprocessing.prepare(image)) for image in images])
 
-    def _encode(self, image: Image.Image) -> NDArray[np.int64]:
-        pixels = torch.from_numpy(self.preprocessing.pixel_values(image))
+    @torch.inference_mode()
+    def encode_prepared(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
+        """Grids of prepared images, uint8 (height, width, 3)."""
+        ids = [self._encode(torch.from_numpy(picture)) for picture in pictures]
+        return [grid.cpu().numpy() for grid in ids]  # a GPU is waited for only now
+
+    def _encode(self, picture: Tensor) -> Tensor:
+        pixels = self.preprocessing.normalise(picture.to(self.codebook.device))
         with torch.backends.cudnn.flags(allow_tf32=False):
-            latents = self._latents(pixels[None].to(self.codebook.device))
+            latents = self._latents(pixels[None])
         _, height, width = latents.shape
-        ids = nearest(latents.flatten(1).T, self.codebook).reshape(height, width)
-        grid: NDArray[np.int64] = ids.cpu().numpy()
-        return grid
+        return nearest(latents.flatten(1).T, self.codebook).reshape(height, width)
 
     @torch.inference_mode()
     def decode(self, grids: Sequence[NDArray[np.integer]]) -> list[Image.Image]:

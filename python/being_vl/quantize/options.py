@@ -23,6 +23,7 @@ class QuantizeOptions:
         max_failed: Share of images, 0 to 1, that may be unreadable before the job stops.
         device: Where the quantizer runs: `cpu`, `cuda`, `cuda:1`, …
         root: Folder that names in a list or in LLaVA JSON are relative to; the file's own by default.
+        workers: Processes that read and decode images ahead of the quantizer; with 0 it waits for each batch.
     """
 
     images: Path
@@ -33,11 +34,13 @@ class QuantizeOptions:
     max_failed: float = 0.01
     device: str = "cpu"
     root: Path | None = None
+    workers: int = 2
 
     def __post_init__(self) -> None:
         """Check the values."""
         _at_least("batch_size", self.batch_size, 1)
         _at_least("shard_size", self.shard_size, 1)
+        _at_least("workers", self.workers, 0)
         if not 0 <= self.max_failed <= 1:
             raise ConfigError(f"max_failed: expected a share from 0 to 1, got {self.max_failed}")
 

@@ -4,9 +4,9 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 from PIL import Image
+from torch import Tensor
 
 from being_vl.quantize.images import fit_square, to_rgb
 
@@ -136,11 +136,11 @@ class Preprocessing:
         """The part of an image of any mode that the network sees, at its size, as RGB."""
         return self.fit(to_rgb(image))
 
-    def pixel_values(self, image: Image.Image) -> NDArray[np.float32]:
-        """What the network gets of an image of any mode: (3, height, width)."""
-        pixels = (np.asarray(self.prepare(image), np.float64) * self.rescale_factor).astype(np.float32)
-        normalised = (pixels - np.array(self.image_mean, np.float32)) / np.array(self.image_std, np.float32)
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """What the network gets of a prepared image: uint8 (height, width, 3) → float32 (3, height, width)."""
+        mean, std = (pixels.new_tensor(v, dtype=torch.float32) for v in (self.image_mean, self.image_std))
+        # In this order, and in float64 first, as transformers does.
+        return (((pixels.double() * self.rescale_factor).float() - mean) / std).permute(2, 0, 1).contiguous()
 
     def resized(self, size: int | None, aspect: bool, factor: int) -> Self:
         """For another size, or (`aspect`) for the same area in the image's own proportions."""

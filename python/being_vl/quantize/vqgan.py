@@ -23,9 +23,8 @@ from torch.nn import functional as F
 from being_vl.errors import QuantizerError
 from being_vl.files import digest, write_manifest
 from being_vl.quantize.checkpoint import Checkpoint
-from being_vl.quantize.images import fit_square, to_rgb
 from being_vl.quantize.network import checked_ids
-from being_vl.quantize.preprocessing import Area
+from being_vl.quantize.preprocessing import Area, Pad, Preprocessing
 
 FIT = "whole image, bicubic, longer side to size, centred on white; pixels / 127.5 - 1"
 FIT_ASPECT = "whole image, bicubic, in its proportions to an area of size²; pixels / 127.5 - 1"
@@ -89,33 +88,41 @@ class VQGAN:
         exact.load_state_dict(self.model.state_dict())
         return exact.double().to(self.model.device).eval().requires_grad_(False)
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are brought to their size."""
+        area = self.size**2
+        return Preprocessing(Area(self.downsample, area, area) if self.aspect else Pad(self.size))
+
     def prepare(self, image: Image.Image) -> Image.Image:
         """What the quantizer sees of `image`: RGB, `size` by `size` pixels or, with `aspect`, about as many."""
-        if self.aspect:
-            return Area(self.downsample, self.size**2, self.size**2)(to_rgb(image))
-        return fit_square(image, self.size)
+        return self.preprocessing.prepare(image)
 
     def resized(self, size: int | None, aspect: bool = False) -> Self:
         """The same network for images of another size; see `load_quantizer`."""
         device = str(self.model.device)
         return type(self)(self.model, self.name, self.size if size is None else size, device, aspect)
 
-    @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> list[NDArray[np.int64]]:
-        """Grids (height, width), int64, one per image; (size / downsample)² unless the proportions are kept.
+        """Grids (height, width), int64, one per image; (size / downsample)² unless the proportions are kept."""
+        return self.encode_prepared([np.array(self.prepare(image)) for image in images])
+
+    @torch.inference_mode()
+    def encode_prepared(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
+        """Grids of prepared images, uint8 (height, width, 3).
 
         Equal tiles get equal ids whatever the batch, the number of threads and the device: where float32
         can't tell two codes apart for sure, float64 decides.
         """
         grids = []
         per_call = max(1, TILES_AT_A_TIME * self.downsample**2 // self.size**2)
-        for start in range(0, len(images), per_call):
-            pictures = [np.array(self.prepare(image)) for image in images[start : start + per_call]]
-            shapes = [(p.shape[0] // self.downsample, p.shape[1] // self.downsample) for p in pictures]
-            cut = [cut_tiles(self.model, to_tensor(p[None]).to(self.model.device)) for p in pictures]
+        for start in range(0, len(pictures), per_call):
+            part = pictures[start : start + per_call]
+            shapes = [(p.shape[0] // self.downsample, p.shape[1] // self.downsample) for p in part]
+            cut = [cut_tiles(self.model, to_tensor(p[None]).to(self.model.device)) for p in part]
             tiles, places = torch.cat(cut).unique(dim=0, return_inverse=True)  # plain areas repeat a lot
             ids = self._ids(tiles)[places].cpu().split([height * width for height, width in shapes])
-            grids += [part.reshape(shape).numpy() for part, shape in zip(ids, shapes, strict=True)]
+            grids += [each.reshape(shape).numpy() for each, shape in zip(ids, shapes, strict=True)]
         return grids
 
     def _ids(self, tiles: Tensor) -> Tensor:
