@@ -263,6 +263,14 @@ def over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
+def test_checkpoints_from_before_torch_1_6(taming: JanusVQVAE, tmp_path: Path) -> None:
+    state = reversed_levels(taming.state_dict())
+    for name, new in (("old", False), ("new", True)):
+        torch.save({"state_dict": state}, tmp_path / f"{name}.ckpt", _use_new_zipfile_serialization=new)
+    old, new = (load_quantizer(tmp_path / f"{name}.ckpt") for name in ("old", "new"))
+    assert (old.name, old.fingerprint) == ("old", new.fingerprint)
+
+
 def test_a_folder_of_logs_as_taming_published_them(taming: JanusVQVAE, tmp_path: Path) -> None:
     folder = tmp_path / "vqgan_imagenet_f16_16384"
     save_taming(folder / "checkpoints", taming.state_dict(), resolution=64, name="last.ckpt")
@@ -347,6 +355,7 @@ def test_llamagens_files_and_the_original_janus(
         {f"gen_vision_model.{name}": tensor for name, tensor in state.items()},
         original / "pytorch_model.bin",
     )
+    torch.save(Callback(), original / "training_args.bin")
     (original / "config.json").write_text(json.dumps({"model_type": "multi_modality"}))
     options = {"image_size": SIZE, "background_color": [127, 127, 127], "min_size": 14}
     half = [0.5, 0.5, 0.5]

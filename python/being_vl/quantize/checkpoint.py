@@ -173,14 +173,14 @@ class _Inert:
 def _pickle(path: Path) -> Source:
     """A checkpoint of torch; nested under `state_dict` (Lightning), `ema` or `model` (LlamaGen), or plain."""
     try:
-        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        others, mmap = torch.serialization.get_unsafe_globals_in_checkpoint(path), True
     except ValueError:  # written before torch 1.6
-        others = []
+        others, mmap = [], False
     with torch.serialization.safe_globals([(_Inert, name) for name in others]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("ema", "model", "state_dict"):
-        content = content.get(key, content) if isinstance(content.get(key, {}), dict) else content
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    content = content if isinstance(content, dict) else {}  # training_args.bin and the like
+    nested = next((content[key] for key in ("ema", "model", "state_dict") if key in content), content)
+    tensors = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
     return list(tensors), tensors.__getitem__
 
 
