@@ -24,6 +24,7 @@ from being_vl.quantize.options import (
 from being_vl.run import recipe_parser
 from being_vl.train.options import TrainOptions
 from being_vl.vocabulary.options import (
+    EncodeOptions,
     ImportOptions,
     MergeStatsOptions,
     ShowOptions,
@@ -66,6 +67,12 @@ def _train_vocabulary(options: VocabOptions) -> None:
     from being_vl.vocabulary import train_vocabulary
 
     train_vocabulary(options)
+
+
+def _encode(options: EncodeOptions) -> None:
+    from being_vl.vocabulary.encoding import encode
+
+    encode(options)
 
 
 def _import_vocabulary(options: ImportOptions) -> None:
@@ -159,6 +166,7 @@ COMMANDS = {
     "quantizer train": Command(
         _train_quantizer, QuantizerTrainOptions, "Train a VQ-GAN on a folder of images."
     ),
+    "encode": Command(_encode, EncodeOptions, "Turn grids into visual BPE tokens.", "grids"),
     "vocab train": Command(
         _train_vocabulary, VocabOptions, "Learn a visual BPE vocabulary from grids.", "grids"
     ),

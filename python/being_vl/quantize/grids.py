@@ -1,6 +1,7 @@
 """Grids on disk: Arrow IPC files and a manifest. Reading needs numpy and pyarrow alone."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,9 +60,29 @@ def write_shard(path: Path, rows: Sequence[GridRow], codebook_size: int, metadat
         "source_height": pa.array([row.source_size[1] for row in rows], pa.int32()),
         "sha256": pa.array([row.sha256 for row in rows], pa.string()),
     }
+    write_table(path, columns, metadata)
+
+
+def write_table(path: Path, columns: dict[str, pa.Array], metadata: dict[str, Any]) -> None:
+    """Write columns as one Arrow IPC file with one record batch; it appears only when complete."""
     batch = pa.record_batch(columns).replace_schema_metadata({METADATA: json.dumps(metadata).encode()})
     with write_aside(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:
         writer.write_batch(batch)
+
+
+def finished_shard(path: Path, job: str) -> dict[str, Any] | None:
+    """Metadata of a file that an earlier run of the same job finished."""
+    try:
+        schema = pa.ipc.open_file(pa.memory_map(str(path))).schema
+        metadata: dict[str, Any] = json.loads(schema.metadata[METADATA])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+    return metadata if metadata.get("job") == job else None
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Which of how many processes this is, as torchrun says in RANK and WORLD_SIZE; the only one without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def read_shard(path: Path) -> tuple[pa.RecordBatch, dict[str, Any]]:

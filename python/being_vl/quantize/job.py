@@ -12,10 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from being_vl.errors import ImageError, ManifestError
+from being_vl.errors import ImageError
 from being_vl.files import MANIFEST, digest, sha256, write_manifest
 from being_vl.quantize.base import Quantizer, load_quantizer
-from being_vl.quantize.grids import GridRow, GridStore, read_shard, shard_path, write_shard
+from being_vl.quantize.grids import (
+    GridRow,
+    GridStore,
+    finished_shard,
+    rank_and_count,
+    shard_path,
+    write_shard,
+)
 from being_vl.quantize.loading import Loaded, load_images
 from being_vl.quantize.options import QuantizeOptions
 from being_vl.quantize.sources import Source, find_sources
@@ -37,7 +44,7 @@ def quantize(options: QuantizeOptions) -> GridStore | None:
         ImageError: if there is no image, or more than `max_failed` of them can't be read.
         QuantizerError: if the quantizer can't be loaded.
     """
-    rank, ranks = (int(os.environ.get(name, value)) for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    rank, ranks = rank_and_count()
     sources = find_sources(options.images, options.root)
     quantizer = load_quantizer(options.quantizer, _device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -91,11 +98,7 @@ class Shard:
     def finished(self) -> dict[str, Any] | None:
         """Metadata of the file, if it is there and of this job."""
         if self._metadata is None:
-            try:
-                _, metadata = read_shard(self.path)
-            except ManifestError:
-                return None
-            self._metadata = metadata if metadata.get("job") == self.job else None
+            self._metadata = finished_shard(self.path, self.job)
         return self._metadata
 
     def entry(self) -> dict[str, Any]:
