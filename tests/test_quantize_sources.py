@@ -305,6 +305,22 @@ def test_the_processes_of_torchrun_share_the_work_and_give_the_same_files(
     assert shards(tmp_path / "shared") == shards(tmp_path / "alone")
 
 
+@pytest.mark.slow
+def test_ray_gives_the_same_files(files: dict[str, bytes], quantizer: str, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    folder = write_folder(tmp_path / "images", files | {"z.png": b""})
+    options = {"shard_size": 3, "max_failed": 0.5, "workers": 0}
+    quantize(QuantizeOptions(folder, tmp_path / "local", quantizer, **options))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        store = quantize(QuantizeOptions(folder, tmp_path / "ray", quantizer, engine="ray", **options))
+        assert store is not None
+        assert set(store.failed) == {"z.png"}
+    finally:
+        ray.shutdown()
+    assert shards(tmp_path / "ray") == shards(tmp_path / "local")
+
+
 def test_a_bad_image_in_the_last_shard_does_not_stop_a_job_that_goes_on(
     files: dict[str, bytes], quantizer: str, tmp_path: Path
 ) -> None:

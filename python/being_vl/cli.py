@@ -240,7 +240,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("being_vl"):
             raise
-        print(f"being-vl: needs {error.name}: pip install 'being-vl[train]'", file=sys.stderr)
+        extra = "ray" if error.name == "ray" else "train"
+        print(f"being-vl: needs {error.name}: pip install 'being-vl[{extra}]'", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of what we print, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -56,7 +56,12 @@ def quantize(options: QuantizeOptions) -> GridStore | None:
     if rank == 0:
         (options.out / MANIFEST).unlink(missing_ok=True)
     todo = [shard for shard in shards[rank::ranks] if shard.finished is None]
-    failed = _encode(options, todo, quantizer, len(sources))
+    if options.engine == "ray":
+        from being_vl.quantize.ray_engine import encode_with_ray
+
+        failed = encode_with_ray(options, todo, len(sources))
+    else:
+        failed = encode_shards(options, todo, quantizer, len(sources))
     if rank > 0:
         return None
     for shard in shards:
@@ -108,7 +113,7 @@ class Shard:
         return {"file": self.path.name, "grids": grids, "sha256": sha256(self.path)}
 
 
-def _encode(
+def encode_shards(
     options: QuantizeOptions, shards: list[Shard], quantizer: Quantizer, total: int
 ) -> dict[str, str]:
     """Make files; returns key → reason of the images that can't be read. `total` is the number of the whole job."""

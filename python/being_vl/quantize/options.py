@@ -24,6 +24,7 @@ class QuantizeOptions:
         device: Where the quantizer runs: `cpu`, `cuda`, `cuda:1`, …
         root: Folder that names in a list or in LLaVA JSON are relative to; the file's own by default.
         workers: Processes that read and decode images ahead of the quantizer; with 0 it waits for each batch.
+        engine: `local`, in this process or those of torchrun; `ray`, by actors on a Ray cluster (extra `ray`).
     """
 
     images: Path
@@ -35,6 +36,7 @@ class QuantizeOptions:
     device: str = "cpu"
     root: Path | None = None
     workers: int = 2
+    engine: Literal["local", "ray"] = "local"
 
     def __post_init__(self) -> None:
         """Check the values."""
