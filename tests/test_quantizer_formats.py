@@ -646,3 +646,30 @@ def test_fingerprints_travel_and_two_quantizers_are_never_mixed(
     load_quantizer(one).save_pretrained(tmp_path / "other" / "model" / "quantizer")
     with pytest.raises(QuantizerError, match=names):
         Assistant.load(tmp_path / "other" / "model", "cpu").answer(["What?"], [images[:1]])
+
+
+def test_of_a_large_model_on_the_hub_only_the_files_of_its_vq_model_are_downloaded(
+    chameleon: JanusVQVAE, taming: JanusVQVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path / repository)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    save_chameleon(tmp_path / "facebook" / "chameleon-7b", chameleon)
+    places = {f"model.vqmodel.{name}": "model-3.safetensors" for name in chameleon.state_dict()}
+    places |= {"model.layers.0.weight": "model-1.safetensors", "model.vqmodel.other": "model-2.safetensors"}
+    index = tmp_path / "facebook" / "chameleon-7b" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    index.with_name("model.safetensors").rename(index.with_name("model-3.safetensors"))
+    assert load_quantizer("facebook/chameleon-7b").name == "chameleon-7b"
+    assert asked == [["*.json", "*.yaml"], ["model-3.safetensors"]]
+
+    asked.clear()
+    (tmp_path / "FoundationVision" / "LlamaGen").mkdir(parents=True)
+    file = tmp_path / "FoundationVision" / "LlamaGen" / "vq_ds16_c2i.pt"
+    torch.save({"model": llamagen_names(taming.state_dict())}, file)
+    assert load_quantizer("FoundationVision/LlamaGen/vq_ds16_c2i.pt").name == "vq_ds16_c2i"
+    assert asked == [["*.json", "*.yaml"], ["vq_ds16_c2i.pt"]]
