@@ -70,3 +70,8 @@ def test_statistics_of_grids(tmp_path):
     table = python("-m", "benchmarks.bpe.grids", "--describe", tmp_path / "photos.npy")
     equal = (PHOTOS[:, :, 1:] == PHOTOS[:, :, :-1]).mean()
     assert f"| {equal:.4g} |" in table.splitlines()[-1]
+
+
+def test_the_speed_of_quantizing():
+    table = python("-m", "benchmarks.quantize", "--count", 6, "--batch-size", 4, "--workers", 0, 1)
+    assert [line.split()[1] for line in table.splitlines()[2:]] == ["0", "1"]

@@ -52,10 +52,15 @@ def options(images: Path, out: Path, quantizer: Path, **changes: object) -> Quan
 
 
 def test_grids_are_those_of_the_quantizer_under_the_images_relative_paths(
-    quantizer: Path, tmp_path: Path
+    quantizer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = folder_of(tmp_path / "images", 7)
-    store = quantize(options(images, tmp_path / "grids", quantizer, batch_size=3, shard_size=4))
+    with caplog.at_level("INFO", "being_vl"):
+        store = quantize(options(images, tmp_path / "grids", quantizer, batch_size=3, shard_size=4))
+    assert [message.partition(" images, 0 failed; ")[0] for message in caplog.messages] == [
+        "quantized 4 of 7",
+        "quantized 7 of 7",
+    ]
     loaded = load_quantizer(quantizer)
     assert list(store) == sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))
     for key, grid in store.items():

@@ -182,7 +182,7 @@ def test_bad_grids_are_refused(builtin: VQGAN) -> None:
 
 def test_bad_folders_are_refused(tmp_path: Path) -> None:
     tiny.quantizer(tmp_path / "q")
-    with pytest.raises(QuantizerError, match=r"nowhere: no manifest\.json.*expected 'builtin'"):
+    with pytest.raises(QuantizerError, match=r"nowhere: there is no such folder.*expected 'builtin'"):
         load_quantizer(tmp_path / "nowhere")
 
     def broken(name: str, content: bytes | None) -> Path:
@@ -192,7 +192,7 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
 
     weights = "diffusion_pytorch_model.safetensors"
     for name, content in ((weights, None), (weights, b"junk"), ("config.json", b"{"), ("config.json", b"{}")):
-        with pytest.raises(QuantizerError, match="copy: the quantizer cannot be loaded"):
+        with pytest.raises(QuantizerError, match=r"copy: (the quantizer cannot be loaded|holds no weights)"):
             load_quantizer(broken(name, content))
     manifest = json.loads((tmp_path / "q" / MANIFEST).read_text()) | {"fingerprint": "ab" * 32}
     with pytest.raises(QuantizerError, match="manifest says abababababab"):

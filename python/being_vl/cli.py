@@ -14,10 +14,17 @@ from being_vl.demo.options import DemoOptions
 from being_vl.errors import BeingVLError
 from being_vl.flags import add_flags
 from being_vl.model.options import ExpandOptions, GenerateOptions
-from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+from being_vl.quantize.options import (
+    GridsDecodeOptions,
+    GridsInfoOptions,
+    GridsVerifyOptions,
+    QuantizeOptions,
+    QuantizerTrainOptions,
+)
 from being_vl.run import recipe_parser
 from being_vl.train.options import TrainOptions
 from being_vl.vocabulary.options import (
+    EncodeOptions,
     ImportOptions,
     MergeStatsOptions,
     ShowOptions,
@@ -32,6 +39,24 @@ def _quantize(options: QuantizeOptions) -> None:
     quantize(options)
 
 
+def _grids_info(options: GridsInfoOptions) -> None:
+    from being_vl.quantize.inspection import info
+
+    print(info(options))
+
+
+def _grids_verify(options: GridsVerifyOptions) -> None:
+    from being_vl.quantize.inspection import verify
+
+    print(verify(options))
+
+
+def _grids_decode(options: GridsDecodeOptions) -> None:
+    from being_vl.quantize.inspection import decode
+
+    print(decode(options))
+
+
 def _train_quantizer(options: QuantizerTrainOptions) -> None:
     from being_vl.quantize.training import train_quantizer
 
@@ -42,6 +67,12 @@ def _train_vocabulary(options: VocabOptions) -> None:
     from being_vl.vocabulary import train_vocabulary
 
     train_vocabulary(options)
+
+
+def _encode(options: EncodeOptions) -> None:
+    from being_vl.vocabulary.encoding import encode
+
+    encode(options)
 
 
 def _import_vocabulary(options: ImportOptions) -> None:
@@ -124,10 +155,18 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "quantize": Command(_quantize, QuantizeOptions, "Turn a folder of images into grids of ids.", "images"),
+    "quantize": Command(_quantize, QuantizeOptions, "Turn images into grids of ids.", "images"),
+    "grids info": Command(_grids_info, GridsInfoOptions, "Count grids, ids and neighbours.", "grids"),
+    "grids verify": Command(
+        _grids_verify, GridsVerifyOptions, "Compare grids with the checksums of their manifest.", "grids"
+    ),
+    "grids decode": Command(
+        _grids_decode, GridsDecodeOptions, "Draw grids as a sheet of reconstructions.", "grids"
+    ),
     "quantizer train": Command(
         _train_quantizer, QuantizerTrainOptions, "Train a VQ-GAN on a folder of images."
     ),
+    "encode": Command(_encode, EncodeOptions, "Turn grids into visual BPE tokens.", "grids"),
     "vocab train": Command(
         _train_vocabulary, VocabOptions, "Learn a visual BPE vocabulary from grids.", "grids"
     ),
@@ -148,7 +187,11 @@ COMMANDS = {
     "generate": Command(_generate, GenerateOptions, "Ask a trained model about images."),
     "demo": Command(_demo, DemoOptions, "Run the whole chain on built-in data, on a CPU."),
 }
-GROUPS = {"quantizer": "Work on quantizers.", "vocab": "Work on visual BPE vocabularies."}
+GROUPS = {
+    "grids": "Look at grids.",
+    "quantizer": "Work on quantizers.",
+    "vocab": "Work on visual BPE vocabularies.",
+}
 
 
 @cache
@@ -197,7 +240,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("being_vl"):
             raise
-        print(f"being-vl: needs {error.name}: pip install 'being-vl[train]'", file=sys.stderr)
+        extra = "ray" if error.name == "ray" else "train"
+        print(f"being-vl: needs {error.name}: pip install 'being-vl[{extra}]'", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of what we print, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

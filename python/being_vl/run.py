@@ -32,7 +32,7 @@ class RunOptions:
         llm: Folder or hub name of the causal LM to expand.
         out: Folder for everything that the run makes.
         train_quantizer: Train a VQ-GAN on the images first, instead of taking `quantizer`.
-        quantizer: `builtin`, or the folder of a quantizer.
+        quantizer: Named as for `being-vl quantize`: `builtin`, a folder, a file or a hub name.
         ranks: Processes that train together; one per GPU by default, one on a CPU.
     """
 

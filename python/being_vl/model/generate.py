@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from being_vl.data.records import PLACEHOLDER, Turn
 from being_vl.data.sequences import SequenceBuilder
-from being_vl.errors import ConfigError, ModelError
+from being_vl.errors import ConfigError, ModelError, QuantizerError
 from being_vl.model.expand import QUANTIZER_FOLDER, VOCABULARY_FILE
 from being_vl.model.layout import VocabularyLayout
 from being_vl.model.options import GenerateOptions
@@ -82,8 +82,21 @@ class Assistant:
 
     @cached_property
     def quantizer(self) -> Quantizer:
-        """The quantizer of the folder, loaded when the first image comes."""
-        return load_quantizer(self.folder / QUANTIZER_FOLDER, device=str(self.model.device))
+        """The quantizer of the folder, loaded when the first image comes.
+
+        Raises:
+            QuantizerError: if it is damaged, or another one than the model was made for.
+        """
+        folder = self.folder / QUANTIZER_FOLDER
+        quantizer = load_quantizer(folder, device=str(self.model.device))
+        layout = self.builder.layout
+        assert layout is not None
+        if quantizer.fingerprint != layout.quantizer_fingerprint:
+            raise QuantizerError(
+                f"{folder}: is quantizer {quantizer.name!r} ({quantizer.fingerprint[:12]}), the model was "
+                f"made for {layout.quantizer_name!r} ({layout.quantizer_fingerprint[:12]})"
+            )
+        return quantizer
 
     def answer(
         self,

@@ -12,7 +12,7 @@ class ExpandOptions:
         llm: Folder of a Hugging Face causal LM, or its name on the hub.
         vocabulary: File of the visual BPE.
         out: Folder for the expanded model.
-        quantizer: `builtin`, or a quantizer's folder; the one that the vocabulary was made for.
+        quantizer: The one that the vocabulary was made for; named as for `being-vl quantize`.
         seed: Seed of the new rows.
     """
 

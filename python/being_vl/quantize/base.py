@@ -1,12 +1,22 @@
 """What a quantizer is, and how one is loaded."""
 
+import importlib
+import pkgutil
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from being_vl.errors import BeingVLError, QuantizerError
+from being_vl.quantize import adapters
+
+if TYPE_CHECKING:
+    from being_vl.quantize.checkpoint import Checkpoint
+    from being_vl.quantize.preprocessing import Preprocessing
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -31,40 +41,86 @@ class Quantizer(Protocol):
     def downsample(self) -> int:
         """Side, in pixels, of the part of the image that one id stands for."""
 
+    @property
+    def preprocessing(self) -> "Preprocessing":
+        """How images are brought to their size; picklable, so that other processes can do it."""
+
     def encode(self, images: Sequence[Image.Image]) -> list[NDArray[np.int64]]:
         """Grids (height, width), int64, one per image, whatever the images' modes and sizes.
 
         The ids of an image do not depend on the other images of the call.
         """
 
+    def encode_prepared(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
+        """As `encode`, of what `preprocessing.prepare` made of images: uint8 (height, width, 3)."""
+
     def decode(self, grids: Sequence[NDArray[np.integer]]) -> list[Image.Image]:
         """RGB pictures, `downsample` times as large as the grids (height, width), of any size.
 
         Raises:
-            QuantizerError: if an id is outside the codebook or a grid is not two-dimensional.
+            QuantizerError: if an id is outside the codebook, a grid is not two-dimensional, or there is no decoder.
+        """
+
+    def resized(self, size: int | None, aspect: bool = False) -> Self:
+        """The same network for images of another size; see `load_quantizer`.
+
+        Raises:
+            QuantizerError: if the size does not suit it.
         """
 
     def save_pretrained(self, folder: Path) -> None:
         """Write all that `load_quantizer` needs."""
 
 
-def load_quantizer(name_or_folder: str | Path, device: str = "cpu", size: int | None = None) -> Quantizer:
-    """Load a quantizer.
+def load_quantizer(
+    name_or_path: str | Path, device: str = "cpu", size: int | None = None, aspect: bool = False
+) -> Quantizer:
+    """Load a quantizer, whatever the format of its weights; `docs/quantize.md` lists the formats.
 
     Args:
-        name_or_folder: `builtin`, or a folder written by `save_pretrained`. In options that are text only,
-            `NAME@SIZE` does what `size` does.
+        name_or_path: `builtin`, a folder or a file of weights, or a name on the Hugging Face hub: `owner/repository` or
+            `owner/repository/file`. In options that are text only, `NAME@SIZE` and `NAME@SIZE:aspect` do what `size`
+            and `aspect` do.
         device: Where it runs.
-        size: Side of the square that images are fitted into, in pixels; None for the quantizer's own. Another
-            size is another preprocessing, and so another fingerprint.
+        size: Side of the square that images are brought to, in pixels; None for the quantizer's own. Another size is
+            another preprocessing, and so another fingerprint.
+        aspect: Keep the proportions of each image: its area becomes about `size`² pixels, and its sides multiples of
+            `downsample`, so that grids need not be square.
 
     Raises:
         QuantizerError: if there is no such quantizer, it is damaged, or the size does not suit it.
     """
-    from being_vl.quantize.vqgan import VQGAN  # torch and diffusers take seconds to import
+    # torch takes a second to import
+    from being_vl.quantize.checkpoint import Checkpoint
 
-    name, at, suffix = str(name_or_folder).rpartition("@")
-    if size is None and at and suffix.isdecimal():
-        name_or_folder, size = name, int(suffix)
-    folder = BUILTIN if str(name_or_folder) == "builtin" else Path(name_or_folder)
-    return VQGAN.load(folder, device=device, size=size)
+    if found := re.fullmatch(r"(.+)@(\d+)(:aspect)?", str(name_or_path)):
+        name_or_path, size, aspect = found[1], int(found[2]), bool(found[3])
+    checkpoint = Checkpoint(BUILTIN if str(name_or_path) == "builtin" else name_or_path)
+    try:
+        quantizer: Quantizer = _adapter(checkpoint).load(checkpoint, device)
+    except BeingVLError:
+        raise
+    except Exception as error:  # damaged files make the libraries raise all kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise QuantizerError(f"{checkpoint.path}: the quantizer cannot be loaded ({reason})") from error
+    saved = checkpoint.manifest.get("fingerprint", quantizer.fingerprint)
+    if saved != quantizer.fingerprint:
+        raise QuantizerError(
+            f"{checkpoint.path}: its weights and preprocessing give fingerprint {quantizer.fingerprint[:12]}, its "
+            f"manifest says {saved[:12]}; copy or make the quantizer again"
+        )
+    return quantizer.resized(size, aspect) if size is not None or aspect else quantizer
+
+
+def _adapter(checkpoint: "Checkpoint") -> Any:
+    """The module that reads this format; see `being_vl.quantize.adapters`."""
+    names = sorted(module.name for module in pkgutil.iter_modules(adapters.__path__))
+    for name in names:
+        module = importlib.import_module(f"{adapters.__name__}.{name}")
+        if module.recognizes(checkpoint):
+            return module
+    some = ", ".join(sorted(checkpoint.tensors)[:3])
+    raise QuantizerError(
+        f"{checkpoint.path}: none of the formats {', '.join(names)}; model_type is {checkpoint.model_type!r}, its "
+        f"first tensors are {some}"
+    )

@@ -1,6 +1,7 @@
 """Grids on disk: Arrow IPC files and a manifest. Reading needs numpy and pyarrow alone."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ class GridRow:
     """One image's grid and where it came from.
 
     Args:
-        key: The image's path relative to the folder of images, posix.
+        key: The image's name: its path relative to the folder of images, posix; see `find_sources` for others.
         grid: Ids (height, width).
         source_size: The image's own width and height, in pixels.
         sha256: Of the image file.
@@ -45,11 +46,11 @@ def shard_path(folder: Path, n: int) -> Path:
 def write_shard(path: Path, rows: Sequence[GridRow], codebook_size: int, metadata: dict[str, Any]) -> None:
     """Write `rows` as one Arrow IPC file with one record batch; it appears only when complete.
 
-    The ids are uint16 where the codebook allows it, else uint32. `metadata` is kept in the schema.
+    The ids are of the smallest unsigned type that the codebook fits into. `metadata` is kept in the schema.
     """
     flat = np.concatenate([row.grid.ravel() for row in rows]) if rows else np.empty(0, np.int64)
     offsets = np.cumsum([0] + [row.grid.size for row in rows], dtype=np.int32)
-    ids = pa.array(flat.astype(np.uint16 if codebook_size <= 1 << 16 else np.uint32))
+    ids = pa.array(flat.astype(np.min_scalar_type(codebook_size - 1)))
     columns = {
         "key": pa.array([row.key for row in rows], pa.string()),
         "height": pa.array([row.grid.shape[0] for row in rows], pa.int32()),
@@ -59,9 +60,29 @@ def write_shard(path: Path, rows: Sequence[GridRow], codebook_size: int, metadat
         "source_height": pa.array([row.source_size[1] for row in rows], pa.int32()),
         "sha256": pa.array([row.sha256 for row in rows], pa.string()),
     }
+    write_table(path, columns, metadata)
+
+
+def write_table(path: Path, columns: dict[str, pa.Array], metadata: dict[str, Any]) -> None:
+    """Write columns as one Arrow IPC file with one record batch; it appears only when complete."""
     batch = pa.record_batch(columns).replace_schema_metadata({METADATA: json.dumps(metadata).encode()})
     with write_aside(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:
         writer.write_batch(batch)
+
+
+def finished_shard(path: Path, job: str) -> dict[str, Any] | None:
+    """Metadata of a file that an earlier run of the same job finished."""
+    try:
+        schema = pa.ipc.open_file(pa.memory_map(str(path))).schema
+        metadata: dict[str, Any] = json.loads(schema.metadata[METADATA])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+    return metadata if metadata.get("job") == job else None
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Which of how many processes this is, as torchrun says in RANK and WORLD_SIZE; the only one without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def read_shard(path: Path) -> tuple[pa.RecordBatch, dict[str, Any]]:
@@ -168,7 +189,7 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
         return ids.reshape(shape).astype(np.int64)
 
     def blocks(self) -> Blocks:
-        """The grids of each Arrow file, without a copy: ids uint16 or uint32, heights and widths int32.
+        """The grids of each Arrow file, without a copy: ids uint8, uint16 or uint32, heights and widths int32.
 
         This is how `VisualBPE.train` reads a store. The grids are in the order of the keys.
         """

@@ -65,11 +65,19 @@ def read_image(path: Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` of any mode as RGB, transparent parts on white."""
+    """`image` of any mode as RGB, transparent parts on white.
+
+    Raises:
+        ImageError: if its pixels are floating-point numbers, or integers outside 16 bits.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode == "F":
+        raise ImageError("floating-point pixels, whose range the file does not say")
     if image.mode.startswith("I"):  # 16 bits; Pillow would clip at 255 instead of scaling
-        levels = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ImageError(f"pixels from {levels.min()} to {levels.max()}; expected at most 16 bits")
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -78,17 +86,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """The whole image, scaled (bicubic) so that its longer side is `size`, in the middle of a white square.
+def fit_square(
+    image: Image.Image, size: int, background: tuple[int, int, int] = (255, 255, 255), least: int = 1
+) -> Image.Image:
+    """The whole image, scaled (bicubic) so that its longer side is `size`, in the middle of a plain square.
 
-    Nothing is cropped and the proportions stay; an image of `size` by `size` pixels is returned as it is.
+    Nothing is cropped and the proportions stay, but for a shorter side of less than `least`; an image of `size` by
+    `size` pixels is returned as it is. The square is white unless `background`, RGB of 0 to 255, says otherwise.
     """
     image = to_rgb(image)
     if image.size == (size, size):
         return image
     scale = size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    square = Image.new("RGB", (size, size), "white")
+    width, height = (max(least, round(side * scale)) for side in image.size)
+    square = Image.new("RGB", (size, size), background)
     square.paste(
         image.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2)
     )

@@ -1,59 +1,75 @@
-"""`being-vl quantize`: a folder of images → a folder of grids."""
+"""`being-vl quantize`: images → a folder of grids."""
 
-import hashlib
 import logging
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from being_vl.errors import ImageError, ManifestError
+from being_vl.errors import ImageError
 from being_vl.files import MANIFEST, digest, sha256, write_manifest
 from being_vl.quantize.base import Quantizer, load_quantizer
-from being_vl.quantize.grids import GridRow, GridStore, read_shard, shard_path, write_shard
-from being_vl.quantize.images import decode_image, find_images
+from being_vl.quantize.grids import (
+    GridRow,
+    GridStore,
+    finished_shard,
+    rank_and_count,
+    shard_path,
+    write_shard,
+)
+from being_vl.quantize.loading import Loaded, load_images
 from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantize.sources import Source, find_sources
 
 log = logging.getLogger(__name__)
 
 
-def quantize(options: QuantizeOptions) -> GridStore:
-    """Encode all images of a folder and its subfolders.
+def quantize(options: QuantizeOptions) -> GridStore | None:
+    """Encode all images that `options.images` names.
 
     Each Arrow file appears when it is whole and the manifest last; the same job run again takes over the
-    files whose images have not changed.
+    files whose images have not changed. Under torchrun (RANK and WORLD_SIZE in the environment) each process makes
+    every n-th file, and the first one the manifest.
+
+    Returns:
+        The grids; None in the other processes of torchrun.
 
     Raises:
         ImageError: if there is no image, or more than `max_failed` of them can't be read.
         QuantizerError: if the quantizer can't be loaded.
     """
-    keys = find_images(options.images)
-    quantizer = load_quantizer(options.quantizer, options.device)
+    rank, ranks = rank_and_count()
+    sources = find_sources(options.images, options.root)
+    quantizer = load_quantizer(options.quantizer, _device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / MANIFEST).unlink(missing_ok=True)
-    failed: dict[str, str] = {}
-    shards: list[dict[str, Any]] = []
-    with tqdm(total=len(keys), unit="image", desc="quantize", disable=None) as bar:
-        for n, start in enumerate(range(0, len(keys), options.shard_size)):
-            part = keys[start : start + options.shard_size]
-            path = shard_path(options.out, n)
-            metadata = _finished(path, job := _job(options.images, part, quantizer))
-            if metadata is None:
-                metadata = {"job": job, "failed": {}}
-                rows = list(_rows(options, part, quantizer, metadata["failed"], bar))
-                write_shard(path, rows, quantizer.codebook_size, metadata)
-            else:
-                bar.update(len(part))
-            failed |= metadata["failed"]
-            _check(options, failed, len(keys))
-            shards.append(
-                {"file": path.name, "grids": len(part) - len(metadata["failed"]), "sha256": sha256(path)}
-            )
-            log.info("quantized %d of %d images, %d failed", start + len(part), len(keys), len(failed))
-    for stale in set(options.out.glob("grids-*.arrow")) - {options.out / shard["file"] for shard in shards}:
+    starts = range(0, len(sources), options.shard_size)
+    shards = [
+        Shard(shard_path(options.out, n), sources[start : start + options.shard_size], quantizer)
+        for n, start in enumerate(starts)
+    ]
+    if rank == 0:
+        (options.out / MANIFEST).unlink(missing_ok=True)
+    todo = [shard for shard in shards[rank::ranks] if shard.finished is None]
+    if options.engine == "ray":
+        from being_vl.quantize.ray_engine import encode_with_ray
+
+        failed = encode_with_ray(options, todo, len(sources))
+    else:
+        failed = encode_shards(options, todo, quantizer, len(sources))
+    if rank > 0:
+        return None
+    for shard in shards:
+        while shard.finished is None:  # another process is at it; if it fails, torchrun ends this one
+            time.sleep(0.2)
+        failed |= shard.finished["failed"]
+    _check(options, failed, len(sources))
+    for stale in set(options.out.glob("grids-*.arrow")) - {shard.path for shard in shards}:
         stale.unlink()
     made_by = {
         "name": quantizer.name,
@@ -61,56 +77,89 @@ def quantize(options: QuantizeOptions) -> GridStore:
         "codebook_size": quantizer.codebook_size,
         "downsample": quantizer.downsample,
     }
-    counts = {"images": str(options.images), "grids": len(keys) - len(failed)}
-    write_manifest(options.out, "grids", counts | {"quantizer": made_by, "failed": failed, "shards": shards})
+    counts = {"images": str(options.images), "grids": len(sources) - len(failed)}
+    files = [shard.entry() for shard in shards]
+    write_manifest(options.out, "grids", counts | {"quantizer": made_by, "failed": failed, "shards": files})
     return GridStore.open(options.out)
 
 
-def _job(folder: Path, keys: list[str], quantizer: Quantizer) -> str:
-    """What a shard's content follows from: the quantizer and the images' names, sizes and times of change."""
-    stats = [(folder / key).stat() for key in keys]
-    return digest(
-        [
-            quantizer.name,
-            quantizer.fingerprint,
-            [(k, s.st_size, s.st_mtime_ns) for k, s in zip(keys, stats, strict=True)],
-        ]
-    )
+class Shard:
+    """One Arrow file and the images in it.
+
+    Args:
+        path: The file.
+        sources: The images.
+        quantizer: What encodes them.
+    """
+
+    def __init__(self, path: Path, sources: Sequence[Source], quantizer: Quantizer) -> None:
+        self.path = path
+        self.sources = sources
+        # What its content follows from: the quantizer and the images' names, sizes and times of change.
+        self.job = digest([quantizer.name, quantizer.fingerprint, [source.stamp for source in sources]])
+        self._metadata: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """Metadata of the file, if it is there and of this job."""
+        if self._metadata is None:
+            self._metadata = finished_shard(self.path, self.job)
+        return self._metadata
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        assert self.finished is not None
+        grids = len(self.sources) - len(self.finished["failed"])
+        return {"file": self.path.name, "grids": grids, "sha256": sha256(self.path)}
 
 
-def _finished(path: Path, job: str) -> dict[str, Any] | None:
-    """Metadata of a shard that an earlier run of the same job finished."""
-    try:
-        _, metadata = read_shard(path)
-    except ManifestError:
-        return None
-    return metadata if metadata.get("job") == job else None
+def encode_shards(
+    options: QuantizeOptions, shards: list[Shard], quantizer: Quantizer, total: int
+) -> dict[str, str]:
+    """Make files; returns key → reason of the images that can't be read. `total` is the number of the whole job."""
+    sources = [source for shard in shards for source in shard.sources]
+    batches = load_images(sources, quantizer.preprocessing, options.batch_size, options.workers)
+    encoding: list[float] = []
+    rows = _rows(batches, quantizer, encoding)
+    failed: dict[str, str] = {}
+    done, started = 0, time.perf_counter()
+    with tqdm(total=len(sources), unit="image", desc="quantize", disable=None) as bar:
+        for shard in shards:
+            good: list[GridRow] = []
+            bad: dict[str, str] = {}
+            for image, grid in islice(rows, len(shard.sources)):
+                if grid is None:
+                    bad[image.key] = image.reason
+                else:
+                    good.append(GridRow(image.key, grid, image.source_size, image.sha256))
+                bar.update()
+            write_shard(shard.path, good, quantizer.codebook_size, {"job": shard.job, "failed": bad})
+            failed |= bad
+            _check(options, failed, total)
+            done += len(shard.sources)
+            seconds = time.perf_counter() - started
+            log.info(
+                "quantized %d of %d images, %d failed; %.1f images a second, encoding %.0f %% of the time",
+                *(done, len(sources), len(failed), done / seconds, 100 * sum(encoding) / seconds),
+            )
+    return failed
 
 
 def _rows(
-    options: QuantizeOptions, keys: list[str], quantizer: Quantizer, failed: dict[str, str], bar: "tqdm[Any]"
-) -> Iterator[GridRow]:
-    """Encode the images `keys`; those that can't be read go to `failed` with the reason."""
+    batches: Iterable[list[Loaded]], quantizer: Quantizer, encoding: list[float]
+) -> Iterator[tuple[Loaded, NDArray[np.int64] | None]]:
+    """Images with their grids, None for those that can't be read; the seconds of encoding are added to `encoding`."""
+    for batch in batches:
+        began = time.perf_counter()
+        grids = iter(quantizer.encode_prepared([image.pixels for image in batch if image.pixels is not None]))
+        encoding.append(time.perf_counter() - began)
+        yield from ((image, None if image.pixels is None else next(grids)) for image in batch)
 
-    def read(key: str) -> tuple[str, Image.Image | None, str]:
-        """The image, with its file's checksum, or with the reason why there is none."""
-        try:
-            data = (options.images / key).read_bytes()
-            return key, decode_image(data, key), hashlib.sha256(data).hexdigest()
-        except OSError as error:
-            return key, None, f"{key}: cannot be read ({error.strerror})"
-        except ImageError as error:
-            return key, None, str(error)
 
-    with ThreadPoolExecutor(2) as pool:
-        for start in range(0, len(keys), options.batch_size):
-            done = list(pool.map(read, keys[start : start + options.batch_size]))
-            good = [(key, image, checksum) for key, image, checksum in done if image is not None]
-            failed |= {key: reason for key, image, reason in done if image is None}
-            grids = quantizer.encode([image for _, image, _ in good])
-            for (key, image, checksum), grid in zip(good, grids, strict=True):
-                yield GridRow(key, grid, image.size, checksum)
-            bar.update(len(done))
+def _device(device: str) -> str:
+    """Of this process: under torchrun each has a GPU of its own."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local else device
 
 
 def _check(options: QuantizeOptions, failed: dict[str, str], total: int) -> None:

@@ -1,24 +1,30 @@
-"""Options of `being-vl quantize` and `being-vl quantizer train`; importable without torch."""
+"""Options of `being-vl quantize`, `quantizer train` and `grids`; importable without torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from being_vl.errors import ConfigError
 
 
 @dataclass
 class QuantizeOptions:
-    """Turn a folder of images into a folder of grids.
+    """Turn images into a folder of grids.
 
     Args:
-        images: Folder that is searched, with its subfolders, for images.
+        images: A folder that is searched, with its subfolders, for images or else for tar, Parquet and Arrow files; or
+            one such file, a list of image files (.txt), or LLaVA JSON (.json).
         out: Folder that the grids are written to. An interrupted job goes on from its last whole shard.
-        quantizer: `builtin` or a folder written by `Quantizer.save_pretrained`; `NAME@SIZE` makes images
-            SIZE×SIZE pixels instead of the quantizer's own size.
+        quantizer: `builtin`, a folder or file of weights, or a hub name such as `zawnpn/being-vq-8k`; `NAME@SIZE` makes
+            images SIZE×SIZE pixels instead of the quantizer's own size, `NAME@SIZE:aspect` about as many pixels in
+            each image's own proportions.
         batch_size: Images that are decoded and encoded at a time; no influence on the grids.
         shard_size: Images per Arrow file.
         max_failed: Share of images, 0 to 1, that may be unreadable before the job stops.
         device: Where the quantizer runs: `cpu`, `cuda`, `cuda:1`, …
+        root: Folder that names in a list or in LLaVA JSON are relative to; the file's own by default.
+        workers: Processes that read and decode images ahead of the quantizer; with 0 it waits for each batch.
+        engine: `local`, in this process or those of torchrun; `ray`, by actors on a Ray cluster (extra `ray`).
     """
 
     images: Path
@@ -28,13 +34,75 @@ class QuantizeOptions:
     shard_size: int = 4096
     max_failed: float = 0.01
     device: str = "cpu"
+    root: Path | None = None
+    workers: int = 2
+    engine: Literal["local", "ray"] = "local"
 
     def __post_init__(self) -> None:
         """Check the values."""
         _at_least("batch_size", self.batch_size, 1)
         _at_least("shard_size", self.shard_size, 1)
+        _at_least("workers", self.workers, 0)
         if not 0 <= self.max_failed <= 1:
             raise ConfigError(f"max_failed: expected a share from 0 to 1, got {self.max_failed}")
+
+
+@dataclass
+class GridsInfoOptions:
+    """Options of `being-vl grids info`.
+
+    Args:
+        grids: Folder that `being-vl quantize` wrote.
+        top: How many of the most frequent ids are shown.
+        format: `text`, or `json`, which has the counts of all ids as well.
+    """
+
+    grids: Path
+    top: int = 5
+    format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _at_least("top", self.top, 0)
+
+
+@dataclass
+class GridsVerifyOptions:
+    """Options of `being-vl grids verify`.
+
+    Args:
+        grids: Folder that `being-vl quantize` wrote.
+    """
+
+    grids: Path
+
+
+@dataclass
+class GridsDecodeOptions:
+    """Options of `being-vl grids decode`.
+
+    Args:
+        grids: Folder that `being-vl quantize` wrote.
+        out: The PNG.
+        quantizer: The quantizer that made the grids, named as it was then.
+        key: Which grids to decode.
+        count: How many to take, evenly, where no key is given.
+        side: Longer side of a picture, in pixels; larger ones are reduced.
+        device: Where the quantizer runs.
+    """
+
+    grids: Path
+    out: Path
+    quantizer: str = "builtin"
+    key: list[str] = field(default_factory=list)
+    count: int = 16
+    side: int = 256
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        _at_least("count", self.count, 1)
+        _at_least("side", self.side, 1)
 
 
 @dataclass

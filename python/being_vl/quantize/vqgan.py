@@ -6,7 +6,6 @@ easily. The decoder sees the whole grid and can smooth over the tiles' borders.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -18,17 +17,17 @@ import torch
 from diffusers import VQModel
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from being_vl.errors import ManifestError, QuantizerError
-from being_vl.files import digest, read_manifest, write_manifest
-from being_vl.quantize.images import fit_square
+from being_vl.errors import QuantizerError
+from being_vl.files import digest, write_manifest
+from being_vl.quantize.checkpoint import Checkpoint
+from being_vl.quantize.network import checked_ids
+from being_vl.quantize.preprocessing import Area, Pad, Preprocessing
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 FIT = "whole image, bicubic, longer side to size, centred on white; pixels / 127.5 - 1"
+FIT_ASPECT = "whole image, bicubic, in its proportions to an area of size²; pixels / 127.5 - 1"
 
 TILES_AT_A_TIME = 4096
 # Squared distances in float32 are wrong by up to 2e-6 of the squares they are made of; where the second code is
@@ -44,16 +43,20 @@ class VQGAN:
         name: Its name.
         size: Side of the square that images are fitted into, in pixels: a multiple of the tile's side.
         device: Where it runs.
+        aspect: Keep the images' proportions, at an area of about `size`² pixels, in place of the square.
 
     Raises:
         QuantizerError: if `size` is no positive multiple of the tile's side.
     """
 
-    def __init__(self, model: VQModel, name: str, size: int, device: str = "cpu") -> None:
+    def __init__(
+        self, model: VQModel, name: str, size: int, device: str = "cpu", aspect: bool = False
+    ) -> None:
         self.name = name
         self.size = size
+        self.aspect = aspect
         self.downsample = tile_side(model)
-        if size < 1 or size % self.downsample:
+        if size < 1 or (size % self.downsample and not aspect):
             raise QuantizerError(
                 f"quantizer {name!r}: size is {size}; expected a positive multiple of {self.downsample}"
             )
@@ -64,10 +67,15 @@ class VQGAN:
         """Ids are 0 to `codebook_size` - 1."""
         return int(self.model.quantize.n_e)
 
+    @property
+    def fit(self) -> str:
+        """How images are brought to their size, in words."""
+        return FIT_ASPECT if self.aspect else FIT
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex SHA-256 of all that decides an id: encoder, codebook and preprocessing."""
-        digests = {"fit": FIT, "size": self.size, "downsample": self.downsample}
+        digests = {"fit": self.fit, "size": self.size, "downsample": self.downsample}
         for name, tensor in self.model.state_dict().items():
             if not name.startswith(("decoder.", "post_quant_conv.")):
                 digests[name] = hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
@@ -80,25 +88,41 @@ class VQGAN:
         exact.load_state_dict(self.model.state_dict())
         return exact.double().to(self.model.device).eval().requires_grad_(False)
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are brought to their size."""
+        area = self.size**2
+        return Preprocessing(Area(self.downsample, area, area) if self.aspect else Pad(self.size))
+
     def prepare(self, image: Image.Image) -> Image.Image:
-        """What the quantizer sees of `image`: RGB, `size` by `size` pixels."""
-        return fit_square(image, self.size)
+        """What the quantizer sees of `image`: RGB, `size` by `size` pixels or, with `aspect`, about as many."""
+        return self.preprocessing.prepare(image)
+
+    def resized(self, size: int | None, aspect: bool = False) -> Self:
+        """The same network for images of another size; see `load_quantizer`."""
+        device = str(self.model.device)
+        return type(self)(self.model, self.name, self.size if size is None else size, device, aspect)
+
+    def encode(self, images: Sequence[Image.Image]) -> list[NDArray[np.int64]]:
+        """Grids (height, width), int64, one per image; (size / downsample)² unless the proportions are kept."""
+        return self.encode_prepared([np.array(self.prepare(image)) for image in images])
 
     @torch.inference_mode()
-    def encode(self, images: Sequence[Image.Image]) -> list[NDArray[np.int64]]:
-        """Grids (size / downsample)², int64, one per image.
+    def encode_prepared(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
+        """Grids of prepared images, uint8 (height, width, 3).
 
         Equal tiles get equal ids whatever the batch, the number of threads and the device: where float32
         can't tell two codes apart for sure, float64 decides.
         """
         grids = []
-        side = self.size // self.downsample
-        per_call = max(1, TILES_AT_A_TIME // side**2)
-        for start in range(0, len(images), per_call):
-            batch = np.stack([np.asarray(self.prepare(image)) for image in images[start : start + per_call]])
-            tiles = cut_tiles(self.model, to_tensor(batch).to(self.model.device))
-            tiles, places = tiles.unique(dim=0, return_inverse=True)  # plain areas repeat a lot
-            grids += list(self._ids(tiles)[places].reshape(-1, side, side).cpu().numpy())
+        per_call = max(1, TILES_AT_A_TIME * self.downsample**2 // self.size**2)
+        for start in range(0, len(pictures), per_call):
+            part = pictures[start : start + per_call]
+            shapes = [(p.shape[0] // self.downsample, p.shape[1] // self.downsample) for p in part]
+            cut = [cut_tiles(self.model, to_tensor(p[None]).to(self.model.device)) for p in part]
+            tiles, places = torch.cat(cut).unique(dim=0, return_inverse=True)  # plain areas repeat a lot
+            ids = self._ids(tiles)[places].cpu().split([height * width for height, width in shapes])
+            grids += [each.reshape(shape).numpy() for each, shape in zip(ids, shapes, strict=True)]
         return grids
 
     def _ids(self, tiles: Tensor) -> Tensor:
@@ -122,15 +146,7 @@ class VQGAN:
             QuantizerError: if an id is outside the codebook or a grid is not two-dimensional.
         """
         pictures = []
-        for n, grid in enumerate(grids):
-            ids = torch.from_numpy(np.asarray(grid).astype(np.int64))
-            if ids.ndim != 2 or ids.numel() == 0:
-                raise QuantizerError(f"grid {n}: expected shape (height, width), got {tuple(ids.shape)}")
-            if ids.min() < 0 or ids.max() >= self.codebook_size:
-                raise QuantizerError(
-                    f"grid {n}: ids from {ids.min()} to {ids.max()}; quantizer {self.name!r} has ids 0 to "
-                    f"{self.codebook_size - 1}"
-                )
+        for ids in checked_ids(grids, self.codebook_size, self.name):
             codes = self.model.quantize.embedding(ids.to(self.model.device))
             pixels = decode_codes(self.model, codes[None])[0]
             array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -142,33 +158,16 @@ class VQGAN:
         half = VQModel.from_config(self.model.config)
         half.load_state_dict(self.model.state_dict())
         half.half().save_pretrained(folder)
-        fields = {"name": self.name, "size": self.size, "fingerprint": self.fingerprint, "fit": FIT}
+        fields = {"name": self.name, "size": self.size, "fingerprint": self.fingerprint, "fit": self.fit}
         write_manifest(Path(folder), "quantizer", fields)
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu", size: int | None = None) -> Self:
-        """Load what `save_pretrained` wrote; `size` is explained at `load_quantizer`.
-
-        Raises:
-            QuantizerError: if the folder holds no whole quantizer, or not the one that was saved.
-        """
-        try:
-            manifest = read_manifest(folder, "quantizer")
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            model = VQModel.from_config(config)
-            model.load_state_dict(load_file(folder / WEIGHTS))
-            quantizer = cls(model, manifest["name"], manifest["size"], device)
-        except ManifestError as error:
-            raise QuantizerError(f"{error}; expected 'builtin' or a folder of a quantizer") from None
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise QuantizerError(f"{folder}: the quantizer cannot be loaded ({reason})") from error
-        if quantizer.fingerprint != manifest["fingerprint"]:
-            raise QuantizerError(
-                f"{folder}: its weights and preprocessing give fingerprint {quantizer.fingerprint[:12]}, its "
-                f"manifest says {manifest['fingerprint'][:12]}; copy or make the quantizer again"
-            )
-        return quantizer if size is None else cls(model, quantizer.name, size, device)
+    def load(cls, checkpoint: Checkpoint, device: str = "cpu") -> Self:
+        """Load what `save_pretrained` wrote."""
+        model = VQModel.from_config(checkpoint.config)
+        model.load_state_dict(checkpoint.tensors)
+        fields = checkpoint.manifest
+        return cls(model, fields["name"], fields["size"], device, aspect=fields["fit"] == FIT_ASPECT)
 
 
 def new_model(codebook_size: int, code_dim: int, tile: int, width: int) -> VQModel:

@@ -1,4 +1,4 @@
-"""Options of `being-vl vocab ...`."""
+"""Options of `being-vl vocab ...` and `being-vl encode`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,28 @@ class VocabOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
+
+
+@dataclass
+class EncodeOptions:
+    """Options of `being-vl encode`.
+
+    Args:
+        grids: Folder that `being-vl quantize` wrote.
+        vocabulary: The vocabulary file.
+        out: Folder that the tokens are written to. An interrupted job goes on from its last whole file.
+        num_threads: Threads; all cores by default. The result does not depend on it.
+    """
+
+    grids: Path
+    vocabulary: Path
+    out: Path
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ConfigError(f"num_threads: expected at least 1, got {self.num_threads}")
 
 
 @dataclass

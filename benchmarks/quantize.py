@@ -1,0 +1,74 @@
+"""How fast `being-vl quantize` is, and whether the network waits for images.
+
+    python -m benchmarks.quantize [--images FOLDER] [--quantizer NAME] [--device cuda] [--workers 0 1 2 4] [--count 256]
+
+Without --images, JPEGs of 640×480 pixels are made of the photographs of the demo. Per number of workers it prints
+images per second and the share of the time in which the network encodes; for the rest of it, it waits for images.
+Starting the workers counts as well, so take enough images.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from being_vl.demo import shapesworld
+from being_vl.quantize.base import load_quantizer
+from being_vl.quantize.loading import load_images
+from being_vl.quantize.sources import find_sources
+
+
+def make_images(folder, count):
+    """Crops of photographs, of half their sides to all of them, as JPEGs of 640×480."""
+    paths = sorted((Path(shapesworld.__file__).parent / "photographs").glob("*.jpg"))
+    photographs = [Image.open(path).convert("RGB") for path in paths]
+    rng = np.random.default_rng(0)
+    for n in range(count):
+        photograph = photographs[n % len(photographs)]
+        width, height = (int(side * rng.uniform(0.5, 1)) for side in photograph.size)
+        left = int(rng.integers(photograph.width - width + 1))
+        top = int(rng.integers(photograph.height - height + 1))
+        crop = photograph.crop((left, top, left + width, top + height))
+        crop.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{n:06d}.jpg", quality=90)
+
+
+def measure(sources, quantizer, batch_size, workers):
+    """Images per second, and the share of the time spent encoding."""
+    encoding, started = 0.0, time.perf_counter()
+    for batch in load_images(sources, quantizer.preprocessing, batch_size, workers):
+        began = time.perf_counter()
+        quantizer.encode_prepared([image.pixels for image in batch if image.pixels is not None])
+        encoding += time.perf_counter() - began
+    seconds = time.perf_counter() - started
+    return len(sources) / seconds, encoding / seconds
+
+
+def main():
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--quantizer", default="builtin@256")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=64)
+    options = parser.parse_args()
+    quantizer = load_quantizer(options.quantizer, options.device)
+    with tempfile.TemporaryDirectory() as made:
+        if options.images is None:
+            make_images(Path(made), options.count)
+        sources = find_sources(options.images or Path(made))[: options.count]
+        measure(sources[: options.batch_size], quantizer, options.batch_size, 0)  # first calls are slow
+        print("| workers | images/s | encoding |\n|---|---|---|")
+        for workers in options.workers:
+            speed, share = measure(sources, quantizer, options.batch_size, workers)
+            print(f"| {workers} | {speed:.1f} | {share:.0%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

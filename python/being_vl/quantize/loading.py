@@ -1,0 +1,76 @@
+"""Reading, decoding and fitting images in worker processes, ahead of the network."""
+
+import ctypes
+import hashlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from being_vl.errors import ImageError
+from being_vl.quantize.images import decode_image
+from being_vl.quantize.preprocessing import Preprocessing
+from being_vl.quantize.sources import Source
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An image as the network will see it, or why there is none.
+
+    Args:
+        key: Its name.
+        pixels: (height, width, 3), uint8; None if it cannot be read.
+        reason: Why it cannot; empty if it can.
+        source_size: The image's own width and height, in pixels.
+        sha256: Of the image file.
+    """
+
+    key: str
+    pixels: NDArray[np.uint8] | None
+    reason: str = ""
+    source_size: tuple[int, int] = (0, 0)
+    sha256: str = ""
+
+
+class _Images(Dataset[Loaded]):
+    def __init__(self, sources: Sequence[Source], preprocessing: Preprocessing) -> None:
+        self.sources = sources
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> Loaded:
+        source = self.sources[index]
+        try:
+            data = source.read()
+            image = decode_image(data, source.key)
+        except OSError as error:
+            return Loaded(source.key, None, f"{source.key}: cannot be read ({error.strerror})")
+        except ImageError as error:
+            return Loaded(source.key, None, str(error))
+        pixels = np.array(self.preprocessing.prepare(image))
+        return Loaded(source.key, pixels, "", image.size, hashlib.sha256(data).hexdigest())
+
+
+def load_images(
+    sources: Sequence[Source], preprocessing: Preprocessing, batch_size: int, workers: int
+) -> Iterator[list[Loaded]]:
+    """Batches of images in the order of `sources`.
+
+    `workers` processes work at it, each up to two batches ahead; with 0 of them it is done when a batch is asked for.
+    """
+    images = _Images(sources, preprocessing)
+    init = _end_with_parent if sys.platform == "linux" else None
+    yield from DataLoader(images, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=init)
+
+
+def _end_with_parent(worker: int) -> None:
+    """Let Linux end this process when its parent is killed: torch's workers would wait forever for a reader."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
