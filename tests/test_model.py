@@ -3,17 +3,20 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 import tiny
 from being_vl import VisualBPE
 from being_vl.data.chat import DEFAULT_TEMPLATE
 from being_vl.errors import ConfigError, ModelError, QuantizerError, VocabularyError
+from being_vl.model import weights
 from being_vl.model.expand import copy_companions, expand
 from being_vl.model.layout import VocabularyLayout
 from being_vl.model.options import ExpandOptions
@@ -47,14 +50,19 @@ def options(parts: Path, llm: Path | str, out: Path, **changes: object) -> Expan
     return ExpandOptions(**{"llm": str(llm), "out": out} | asked | changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_the_expanded_model_loads_strictly_and_treats_text_as_before(
-    parts: Path, tmp_path: Path, family: tiny.Family, tied: bool, dtype: torch.dtype
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: tiny.Family, tied: bool
 ) -> None:
-    llm = tiny.llm(tmp_path / "llm", family, tied, dtype=dtype)
+    """Untied ones in bfloat16, and from several files to several files."""
+    dtype, shard_size = (torch.float32, "5GB") if tied else (torch.bfloat16, "20KB")
+    monkeypatch.setattr(weights, "SHARD_SIZE", shard_size)
+    monkeypatch.setattr(weights, "_loaded", None)  # all are read tensor by tensor
+    llm = tiny.llm(tmp_path / "llm", family, tied, dtype=dtype, shard_size=shard_size)
     layout = expand(options(parts, llm, tmp_path / "out"))
+    for folder in (llm, tmp_path / "out"):
+        assert (len(list(folder.glob("*.safetensors"))) > 3) == (not tied)
     before = AutoModelForCausalLM.from_pretrained(llm, dtype="auto").eval()
     after, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype="auto", output_loading_info=True
@@ -77,6 +85,62 @@ def test_the_expanded_model_loads_strictly_and_treats_text_as_before(
     ids = torch.arange(60).reshape(3, 20)
     with torch.inference_mode():
         assert torch.equal(after(ids).logits[..., :rows], before(ids).logits)
+    seen = torch.cat([ids[:, :10], torch.arange(layout.boi, layout.boi + 30).reshape(3, 10)], dim=1)
+    written = after.generate(seen, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert written.shape == (3, 25)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def in_pytorchs_format(llm: Path, held: dict[str, torch.Tensor]) -> None:
+    torch.save(held, llm / "pytorch_model.bin")
+    (llm / "model.safetensors").unlink()
+
+
+def with_the_tied_head_written_too(llm: Path, held: dict[str, torch.Tensor]) -> None:
+    held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
+    save_file(held, llm / "model.safetensors", {"format": "pt"})
+
+
+def with_buffers_of_old(llm: Path, held: dict[str, torch.Tensor]) -> None:
+    held["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(held, llm / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("write", [in_pytorchs_format, with_the_tied_head_written_too, with_buffers_of_old])
+def test_checkpoints_of_other_forms_become_the_same_plain_one(
+    parts: Path, tmp_path: Path, write: Callable[[Path, dict[str, torch.Tensor]], None]
+) -> None:
+    llm = tiny.llm(tmp_path / "llm")
+    expand(options(parts, llm, tmp_path / "expected"))
+    write(llm, tensors(llm))
+    expand(options(parts, llm, tmp_path / "out"))
+    expected, found = tensors(tmp_path / "expected"), tensors(tmp_path / "out")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_head_that_differs_though_the_config_ties_it_is_refused(parts: Path, tmp_path: Path) -> None:
+    llm = tiny.llm(tmp_path / "llm", tied=False)
+    config = json.loads((llm / "config.json").read_text())
+    (llm / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(ModelError, match=r"llm: tie_word_embeddings is True .* differ; set it to false"):
+        expand(options(parts, llm, tmp_path / "out"))
+
+
+def test_a_name_on_the_hub_is_found_in_the_cache_without_a_network(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "cache" / "models--people--tiny"
+    tiny.llm(repository / "snapshots" / "0123", shard_size="20KB")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    expand(options(parts, "people/tiny", tmp_path / "out"))
+    layout = VocabularyLayout.load(tmp_path / "out")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == layout.size
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -209,6 +273,11 @@ def a_bert(folder: Path) -> None:
     BertForMaskedLM(config).save_pretrained(folder)
 
 
+def quantized(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+
+
 def gone(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -221,6 +290,7 @@ BAD = {
     other_shape: "cannot be loaded as a causal LM",
     more_layers: "weights are missing: model.layers.4.",
     no_tokenizer: "its tokenizer cannot be loaded",
+    quantized: "its weights are quantized; expected the model before it was",
     a_bert: "is a BertForMaskedLM; expected a causal LM",
 }
 

@@ -5,17 +5,15 @@ import logging
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from being_vl.data.chat import DEFAULT_TEMPLATE, ChatFormat
 from being_vl.errors import ConfigError, ModelError, QuantizerError
 from being_vl.files import MANIFEST, read_manifest, sha256, write_aside, write_manifest
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.options import ExpandOptions
+from being_vl.model.weights import CausalLM, find_file, load_config, open_llm, save_weights
 from being_vl.quantize.base import Quantizer, load_quantizer
 from being_vl.tokenizer import VisualBPE
 
@@ -23,6 +21,7 @@ log = logging.getLogger(__name__)
 
 VOCABULARY_FILE = "visual_vocabulary.json"
 QUANTIZER_FOLDER = "quantizer"
+GENERATION = "generation_config.json"
 COMPANIONS = (
     *(
         "tokenizer*",
@@ -32,7 +31,7 @@ COMPANIONS = (
         "vocab.*",
         "merges.txt",
     ),
-    *("*.model", "generation_config.json", LAYOUT_FILE, VOCABULARY_FILE, QUANTIZER_FOLDER),
+    *("*.model", GENERATION, LAYOUT_FILE, VOCABULARY_FILE, QUANTIZER_FOLDER),
 )
 """What belongs to a model's folder beside config and weights, as patterns of names."""
 
@@ -66,19 +65,19 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     bpe = VisualBPE.load(options.vocabulary)
     quantizer = load_quantizer(options.quantizer)
     _check_quantizer(bpe, quantizer, options)
-    model, tokenizer = _load(options.llm)
-    text_size = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > text_size:
+    llm = open_llm(options.llm)
+    text_size = len(llm.tensor(llm.embedding))
+    if len(llm.tokenizer) > text_size:
         raise ModelError(
-            f"{options.llm}: the tokenizer has {len(tokenizer)} ids, the embedding {text_size} rows"
+            f"{options.llm}: the tokenizer has {len(llm.tokenizer)} ids, the embedding {text_size} rows"
         )
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = DEFAULT_TEMPLATE
-    ChatFormat(tokenizer)
+    if not llm.tokenizer.chat_template:
+        llm.tokenizer.chat_template = DEFAULT_TEMPLATE
+    ChatFormat(llm.tokenizer)
     layout = VocabularyLayout(
         text_size, bpe.base_vocab_size, bpe.num_merges, quantizer.name, quantizer.fingerprint
     )
-    scales = _enlarge(model, layout, options.seed)
+    more, scales = _new_rows(llm, layout, options.seed)
     log.info(
         "%s: %d text rows + %d visual rows = %d; standard deviation of text rows and new rows: %s",
         options.llm,
@@ -87,10 +86,15 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
         layout.size,
         ", ".join(f"{name} {text:.4f} and {new:.4f}" for name, (text, new) in scales.items()),
     )
+    llm.config.get_text_config().vocab_size = layout.size
+    generation = find_file(options.llm, GENERATION)
     with write_aside(options.out) as folder:
         folder.mkdir()
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_weights(folder, llm, more)
+        llm.config.save_pretrained(folder)
+        llm.tokenizer.save_pretrained(folder)
+        if generation:
+            shutil.copyfile(generation, folder / GENERATION)
         layout.save(folder)
         shutil.copyfile(options.vocabulary, folder / VOCABULARY_FILE)
         quantizer.save_pretrained(folder / QUANTIZER_FOLDER)
@@ -153,59 +157,23 @@ def check_llm(llm: str) -> None:
         raise ModelError(f"{llm}: is already expanded (has {LAYOUT_FILE}); expected a plain causal LM")
     if not Path(llm).is_dir() and (llm.startswith((".", "/", "~")) or llm.count("/") > 1):
         raise ModelError(f"{llm}: no such folder; expected a causal LM of Hugging Face")
-    try:
-        config = AutoConfig.from_pretrained(llm)
-    except (OSError, ValueError, KeyError) as error:
-        raise _no_llm(llm, error) from error
-    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if kind is None or kind.__name__ not in (config.architectures or [kind.__name__]):
-        found = ", ".join(config.architectures or [type(config).__name__])
-        raise ModelError(f"{llm}: is a {found}; expected a causal LM")
+    load_config(llm)
 
 
-def _load(llm: str) -> tuple[Any, Any]:
-    """The LLM in the dtype of its checkpoint, and its tokenizer."""
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(llm, dtype="auto", output_loading_info=True)
-        if loading["missing_keys"]:
-            some = ", ".join(sorted(loading["missing_keys"])[:3])
-            raise ModelError(f"{llm}: {len(loading['missing_keys'])} weights are missing: {some}")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise _no_llm(llm, error) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(llm)
-    except Exception as error:  # tokenizers raise plain Exception on damaged files
-        raise ModelError(f"{llm}: its tokenizer cannot be loaded: {_first_line(error)}") from error
-    if model.get_output_embeddings() is None:
-        raise ModelError(f"{llm}: {type(model).__name__} has no output head that can be enlarged")
-    return model, tokenizer
-
-
-def _enlarge(model: Any, layout: VocabularyLayout, seed: int) -> dict[str, tuple[float, float]]:
-    """Add the new rows; the standard deviations of text rows and new rows, per matrix."""
-    model.resize_token_embeddings(layout.size, mean_resizing=False)
-    matrices = {"embedding": model.get_input_embeddings().weight}
-    head = model.get_output_embeddings()
-    if head.weight is not matrices["embedding"]:
-        matrices["head"] = head.weight
+def _new_rows(
+    llm: CausalLM, layout: VocabularyLayout, seed: int
+) -> tuple[dict[str, torch.Tensor], dict[str, tuple[float, float]]]:
+    """The rows to append, by the tensor's name; the standard deviations of text rows and new rows, per matrix."""
+    matrices = {"embedding": llm.embedding}
+    if llm.head != llm.embedding:
+        matrices["head"] = llm.head
     generator = torch.Generator().manual_seed(seed)
-    scales = {}
-    with torch.no_grad():
-        for name, weight in matrices.items():
-            std = math.sqrt(2 / weight.shape[1])
-            rows = torch.randn((layout.num_new, weight.shape[1]), generator=generator)
-            weight[layout.text_size :] = rows.mul_(std).to(weight.dtype)
-            scales[name] = float(weight[: layout.text_size].float().std()), std
-        if getattr(head, "bias", None) is not None:
-            head.bias[layout.text_size :] = 0
-    return scales
-
-
-def _no_llm(llm: str, error: Exception) -> ModelError:
-    return ModelError(f"{llm}: cannot be loaded as a causal LM of Hugging Face: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    more, scales = {}, {}
+    for kind, name in matrices.items():
+        text = llm.tensor(name)
+        std = math.sqrt(2 / text.shape[1])
+        more[name] = torch.randn((layout.num_new, text.shape[1]), generator=generator).mul_(std)
+        scales[kind] = float(text.float().std()), std
+    if llm.bias:
+        more[llm.bias] = torch.zeros(layout.num_new)
+    return more, scales
