@@ -2,18 +2,21 @@
 
 import dataclasses
 import logging
-import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.nn import functional as F
+from transformers import AddedToken
 
 from being_vl.data.chat import DEFAULT_TEMPLATE, ChatFormat
 from being_vl.errors import ConfigError, ModelError, QuantizerError
 from being_vl.files import MANIFEST, read_manifest, sha256, write_aside, write_manifest
-from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
+from being_vl.model.layout import LAYOUT_FILE, TOKEN_PREFIX, VocabularyLayout, num_text_tokens
 from being_vl.model.options import ExpandOptions
-from being_vl.model.weights import CausalLM, find_file, load_config, open_llm, save_weights
+from being_vl.model.rows import codebook_of, describe, new_rows
+from being_vl.model.weights import find_file, load_config, open_llm, save_weights
 from being_vl.quantize.base import Quantizer, load_quantizer
 from being_vl.tokenizer import VisualBPE
 
@@ -43,13 +46,15 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     `AutoModelForCausalLM.from_pretrained`. The folder is complete: tokenizer (with a default chat template if it has
     none), `being_vl.json` (layout), `visual_vocabulary.json`, `quantizer/`, and last `manifest.json`.
 
-    New rows are drawn from a normal distribution with standard deviation sqrt(2 / hidden size): He's for fan-in, the
-    hidden size being what a row of the output head sums over. So each is about sqrt(2) long, whatever the size. Where
-    the embeddings are untied, the head's rows are drawn on their own; where they are tied, one draw serves both. A bias
-    of the head is 0. Until training has taught the model that answers hold no image ids, these take a part of the
-    probability of the next token: their logits have a standard deviation of sqrt(2) times the root mean square of the
-    final hidden state. (SmolLM2-135M, tied, with 2,050 new rows: 0.06 % of the probability. With rows as long as its
-    text rows, 2.3 times longer, it is 22 %.) The log shows the standard deviations of text rows and new rows.
+    New rows are as `options.init` says (`being_vl.model.rows`). Where the embeddings are untied, the head's rows are
+    drawn on their own; where they are tied, one draw serves both. A bias of the head is 0. Log and manifest tell the
+    lengths and the spread of text rows and new rows.
+
+    Weights are read tensor by tensor and written file by file, so that memory holds one file of the result, and not
+    the model (`being_vl.model.weights`).
+
+    Each id of the shared vocabulary is a special token of the tokenizer, `<|visual_start|>`, `<|visual_0|>` and so on,
+    and rows of the LLM that its tokenizer had no token for are `<|visual_unused_…|>`.
 
     Returns:
         The layout of the shared vocabulary.
@@ -58,18 +63,22 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
         ModelError: if `llm` is missing, no complete causal LM with tokenizer, or already expanded.
         VocabularyError: if the vocabulary's file is damaged.
         QuantizerError: if the vocabulary was made for another quantizer, naming both.
-        ConfigError: if `out` holds something else than an expanded model.
+            Or it does not show the vectors that init `codebook` needs.
+        ConfigError: if `out` holds something else than an expanded model, or `pad_to` is not positive.
     """
+    if options.pad_to < 1:
+        raise ConfigError(f"pad_to is {options.pad_to}; expected a positive number of rows")
     _check_out(options.out)
     check_llm(options.llm)
     bpe = VisualBPE.load(options.vocabulary)
     quantizer = load_quantizer(options.quantizer)
     _check_quantizer(bpe, quantizer, options)
+    codebook = codebook_of(quantizer) if options.init == "codebook" else None
     llm = open_llm(options.llm)
-    text_size = len(llm.tensor(llm.embedding))
-    if len(llm.tokenizer) > text_size:
+    text_size, text_tokens = len(llm.tensor(llm.embedding)), num_text_tokens(llm.tokenizer)
+    if text_tokens > text_size:
         raise ModelError(
-            f"{options.llm}: the tokenizer has {len(llm.tokenizer)} ids, the embedding {text_size} rows"
+            f"{options.llm}: the tokenizer has {text_tokens} ids, the embedding {text_size} rows"
         )
     if not llm.tokenizer.chat_template:
         llm.tokenizer.chat_template = DEFAULT_TEMPLATE
@@ -77,16 +86,27 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     layout = VocabularyLayout(
         text_size, bpe.base_vocab_size, bpe.num_merges, quantizer.name, quantizer.fingerprint
     )
-    more, scales = _new_rows(llm, layout, options.seed)
+    layout = dataclasses.replace(layout, padding=-layout.size % options.pad_to)
+    _add_tokens(llm.tokenizer, layout, options.llm)
+    generator = torch.Generator().manual_seed(options.seed)
+    more, report = {}, {}
+    for name, kind in {llm.head: "head", llm.embedding: "embedding"}.items():  # one if they are tied
+        text = llm.tensor(name)[:text_tokens]
+        new = new_rows(options.init, text, bpe, codebook, generator)
+        more[name] = F.pad(new, (0, 0, 0, layout.padding))
+        report[kind] = {"text": describe(text), "new": describe(new)}
+    if llm.bias:
+        more[llm.bias] = torch.zeros(layout.rows - text_size)
     log.info(
-        "%s: %d text rows + %d visual rows = %d; standard deviation of text rows and new rows: %s",
-        options.llm,
-        text_size,
-        layout.num_new,
-        layout.size,
-        ", ".join(f"{name} {text:.4f} and {new:.4f}" for name, (text, new) in scales.items()),
+        "%s: %d text rows + %d visual rows + %d of padding = %d; init %s",
+        *(options.llm, text_size, layout.num_new, layout.padding, layout.rows, options.init),
     )
-    llm.config.get_text_config().vocab_size = layout.size
+    for kind, rows in report.items():
+        log.info(
+            "%s: mean length of text rows %.4f, of new rows %.4f; spread %.4f and %.4f",
+            *(kind, *(rows[which][what] for what in ("norm", "spread") for which in ("text", "new"))),
+        )
+    llm.config.get_text_config().vocab_size = layout.rows
     generation = find_file(options.llm, GENERATION)
     with write_aside(options.out) as folder:
         folder.mkdir()
@@ -107,7 +127,7 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
                 "options": made_of,
                 "vocabulary_sha256": sha256(options.vocabulary),
                 "layout": dataclasses.asdict(layout),
-                "row_std": {name: {"text": text, "new": new} for name, (text, new) in scales.items()},
+                "rows": report,
             },
         )
     return layout
@@ -160,20 +180,10 @@ def check_llm(llm: str) -> None:
     load_config(llm)
 
 
-def _new_rows(
-    llm: CausalLM, layout: VocabularyLayout, seed: int
-) -> tuple[dict[str, torch.Tensor], dict[str, tuple[float, float]]]:
-    """The rows to append, by the tensor's name; the standard deviations of text rows and new rows, per matrix."""
-    matrices = {"embedding": llm.embedding}
-    if llm.head != llm.embedding:
-        matrices["head"] = llm.head
-    generator = torch.Generator().manual_seed(seed)
-    more, scales = {}, {}
-    for kind, name in matrices.items():
-        text = llm.tensor(name)
-        std = math.sqrt(2 / text.shape[1])
-        more[name] = torch.randn((layout.num_new, text.shape[1]), generator=generator).mul_(std)
-        scales[kind] = float(text.float().std()), std
-    if llm.bias:
-        more[llm.bias] = torch.zeros(layout.num_new)
-    return more, scales
+def _add_tokens(tokenizer: Any, layout: VocabularyLayout, llm: str) -> None:
+    """Give each id of the shared vocabulary a string; also the text rows that had none, since ids have no gaps."""
+    unnamed = range(num_text_tokens(tokenizer), layout.text_size)
+    names = [f"{TOKEN_PREFIX}unused_{row}|>" for row in unnamed] + layout.token_strings()
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    if tokenizer.convert_tokens_to_ids(names) != list(range(layout.size - len(names), layout.size)):
+        raise ModelError(f"{llm}: its tokenizer does not take {names[0]} to {names[-1]} as its next ids")

@@ -18,7 +18,7 @@ from being_vl.data.records import PLACEHOLDER, Turn
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.errors import ConfigError, ModelError
 from being_vl.model.expand import QUANTIZER_FOLDER, VOCABULARY_FILE
-from being_vl.model.layout import VocabularyLayout
+from being_vl.model.layout import VocabularyLayout, num_text_tokens
 from being_vl.model.options import GenerateOptions
 from being_vl.quantize.base import Quantizer, load_quantizer
 from being_vl.quantize.images import read_image
@@ -49,7 +49,7 @@ class Assistant:
         # What the folder says about sampling is for generate() as it comes; here the caller decides.
         model.generation_config = GenerationConfig()
         # Ids from here on are images, or rows without a token.
-        self._text_size = 1 + max(tokenizer.get_vocab().values())
+        self._text_size = num_text_tokens(tokenizer)
 
     @classmethod
     def load(cls, folder: Path | str, device: str | None = None) -> Self:
@@ -76,8 +76,8 @@ class Assistant:
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
         rows = model.get_input_embeddings().weight.shape[0]
-        if rows != layout.size:
-            raise ModelError(f"{folder}: the model has {rows} rows, its layout {layout.size}")
+        if rows != layout.rows:
+            raise ModelError(f"{folder}: the model has {rows} rows, its layout {layout.rows}")
         return cls(model.to(device).eval(), SequenceBuilder(tokenizer, layout, bpe), folder)
 
     @cached_property
