@@ -15,6 +15,7 @@ from being_vl.errors import ConfigError, ModelError, QuantizerError
 from being_vl.files import MANIFEST, read_manifest, sha256, write_aside, write_manifest
 from being_vl.model.layout import LAYOUT_FILE, TOKEN_PREFIX, VocabularyLayout, num_text_tokens
 from being_vl.model.options import ExpandOptions
+from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, VOCABULARY_FILE, BeingVLProcessor
 from being_vl.model.rows import codebook_of, describe, new_rows
 from being_vl.model.weights import find_file, load_config, open_llm, save_weights
 from being_vl.quantize.base import Quantizer, load_quantizer
@@ -22,8 +23,6 @@ from being_vl.tokenizer import VisualBPE
 
 log = logging.getLogger(__name__)
 
-VOCABULARY_FILE = "visual_vocabulary.json"
-QUANTIZER_FOLDER = "quantizer"
 GENERATION = "generation_config.json"
 COMPANIONS = (
     *(
@@ -34,7 +33,7 @@ COMPANIONS = (
         "vocab.*",
         "merges.txt",
     ),
-    *("*.model", GENERATION, LAYOUT_FILE, VOCABULARY_FILE, QUANTIZER_FOLDER),
+    *("*.model", GENERATION, LAYOUT_FILE, VOCABULARY_FILE, QUANTIZER_FOLDER, PROCESSOR_FILE),
 )
 """What belongs to a model's folder beside config and weights, as patterns of names."""
 
@@ -112,12 +111,9 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
         folder.mkdir()
         save_weights(folder, llm, more)
         llm.config.save_pretrained(folder)
-        llm.tokenizer.save_pretrained(folder)
+        BeingVLProcessor(llm.tokenizer, layout, bpe, quantizer).save_pretrained(folder)
         if generation:
             shutil.copyfile(generation, folder / GENERATION)
-        layout.save(folder)
-        shutil.copyfile(options.vocabulary, folder / VOCABULARY_FILE)
-        quantizer.save_pretrained(folder / QUANTIZER_FOLDER)
         made_of = dataclasses.asdict(options) | {"out": None, "vocabulary": str(options.vocabulary)}
         del made_of["out"]
         write_manifest(
