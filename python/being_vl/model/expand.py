@@ -17,7 +17,7 @@ from being_vl.model.layout import LAYOUT_FILE, TOKEN_PREFIX, VocabularyLayout, n
 from being_vl.model.options import ExpandOptions
 from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, VOCABULARY_FILE, BeingVLProcessor
 from being_vl.model.rows import codebook_of, describe, new_rows
-from being_vl.model.weights import find_file, load_config, open_llm, save_weights
+from being_vl.model.weights import GGUF, find_file, load_config, open_llm, save_weights
 from being_vl.quantize.base import Quantizer, load_quantizer
 from being_vl.tokenizer import VisualBPE
 
@@ -90,10 +90,9 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     generator = torch.Generator().manual_seed(options.seed)
     more, report = {}, {}
     for name, kind in {llm.head: "head", llm.embedding: "embedding"}.items():  # one if they are tied
-        text = llm.tensor(name)[:text_tokens]
-        new = new_rows(options.init, text, bpe, codebook, generator)
+        new = new_rows(options.init, llm.tensor(name)[:text_tokens], bpe, codebook, generator)
+        report[kind] = {"text": describe(llm.tensor(name)[:text_tokens]), "new": describe(new)}
         more[name] = F.pad(new, (0, 0, 0, layout.padding))
-        report[kind] = {"text": describe(text), "new": describe(new)}
     if llm.bias:
         more[llm.bias] = torch.zeros(layout.rows - text_size)
     log.info(
@@ -171,8 +170,10 @@ def check_llm(llm: str) -> None:
     """
     if (Path(llm) / LAYOUT_FILE).is_file():
         raise ModelError(f"{llm}: is already expanded (has {LAYOUT_FILE}); expected a plain causal LM")
-    if not Path(llm).is_dir() and (llm.startswith((".", "/", "~")) or llm.count("/") > 1):
-        raise ModelError(f"{llm}: no such folder; expected a causal LM of Hugging Face")
+    is_path = llm.endswith(GGUF) or llm.startswith((".", "/", "~")) or llm.count("/") > 1
+    if is_path and not (Path(llm).is_file() if llm.endswith(GGUF) else Path(llm).is_dir()):
+        kind = "file" if llm.endswith(GGUF) else "folder"
+        raise ModelError(f"{llm}: no such {kind}; expected a causal LM of Hugging Face")
     load_config(llm)
 
 

@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from being_vl.errors import ModelError
 from being_vl.files import write_json
 
+GGUF = ".gguf"
 SHARD_SIZE = 2 * 10**9
 """Largest file written, in bytes; with the embedding, it is what expanding keeps in memory."""
 
@@ -108,6 +109,8 @@ def open_llm(llm: str) -> CausalLM:
 
 def find_file(llm: str, name: str) -> str | None:
     """Where a file of a folder or hub name lies on this disk; None if it has none."""
+    if llm.endswith(GGUF):
+        return None
     path: str | None = cached_file(llm, name, _raise_exceptions_for_missing_entries=False)
     return path
 
@@ -140,7 +143,7 @@ def save_weights(folder: Path, llm: CausalLM, more: dict[str, Tensor]) -> None:
 
 def _place(llm: str) -> tuple[str, dict[str, str]]:
     """Folder or hub name, and what transformers is to be told besides."""
-    if llm.endswith(".gguf"):
+    if llm.endswith(GGUF):
         import accelerate  # noqa: F401  transformers needs both to read GGUF
         import gguf  # noqa: F401
 
