@@ -3,20 +3,25 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 import tiny
 from being_vl import VisualBPE
 from being_vl.data.chat import DEFAULT_TEMPLATE
+from being_vl.data.records import Turn
 from being_vl.errors import ConfigError, ModelError, QuantizerError, VocabularyError
+from being_vl.model import weights
 from being_vl.model.expand import copy_companions, expand
+from being_vl.model.generate import Assistant
 from being_vl.model.layout import VocabularyLayout
-from being_vl.model.options import ExpandOptions
+from being_vl.model.options import ExpandOptions, Initialisation
 from being_vl.quantize.base import load_quantizer
 
 MERGES = 6
@@ -47,14 +52,19 @@ def options(parts: Path, llm: Path | str, out: Path, **changes: object) -> Expan
     return ExpandOptions(**{"llm": str(llm), "out": out} | asked | changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_the_expanded_model_loads_strictly_and_treats_text_as_before(
-    parts: Path, tmp_path: Path, family: tiny.Family, tied: bool, dtype: torch.dtype
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: tiny.Family, tied: bool
 ) -> None:
-    llm = tiny.llm(tmp_path / "llm", family, tied, dtype=dtype)
+    """Untied ones in bfloat16, and from several files to several files."""
+    dtype, shard_size = (torch.float32, "5GB") if tied else (torch.bfloat16, "20KB")
+    monkeypatch.setattr(weights, "SHARD_SIZE", shard_size)
+    monkeypatch.setattr(weights, "_loaded", None)  # all are read tensor by tensor
+    llm = tiny.llm(tmp_path / "llm", family, tied, dtype=dtype, shard_size=shard_size)
     layout = expand(options(parts, llm, tmp_path / "out"))
+    for folder in (llm, tmp_path / "out"):
+        assert (len(list(folder.glob("*.safetensors"))) > 3) == (not tied)
     before = AutoModelForCausalLM.from_pretrained(llm, dtype="auto").eval()
     after, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype="auto", output_loading_info=True
@@ -77,6 +87,62 @@ def test_the_expanded_model_loads_strictly_and_treats_text_as_before(
     ids = torch.arange(60).reshape(3, 20)
     with torch.inference_mode():
         assert torch.equal(after(ids).logits[..., :rows], before(ids).logits)
+    seen = torch.cat([ids[:, :10], torch.arange(layout.boi, layout.boi + 30).reshape(3, 10)], dim=1)
+    written = after.generate(seen, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert written.shape == (3, 25)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def in_pytorchs_format(llm: Path, held: dict[str, torch.Tensor]) -> None:
+    torch.save(held, llm / "pytorch_model.bin")
+    (llm / "model.safetensors").unlink()
+
+
+def with_the_tied_head_written_too(llm: Path, held: dict[str, torch.Tensor]) -> None:
+    held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
+    save_file(held, llm / "model.safetensors", {"format": "pt"})
+
+
+def with_buffers_of_old(llm: Path, held: dict[str, torch.Tensor]) -> None:
+    held["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(held, llm / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("write", [in_pytorchs_format, with_the_tied_head_written_too, with_buffers_of_old])
+def test_checkpoints_of_other_forms_become_the_same_plain_one(
+    parts: Path, tmp_path: Path, write: Callable[[Path, dict[str, torch.Tensor]], None]
+) -> None:
+    llm = tiny.llm(tmp_path / "llm")
+    expand(options(parts, llm, tmp_path / "expected"))
+    write(llm, tensors(llm))
+    expand(options(parts, llm, tmp_path / "out"))
+    expected, found = tensors(tmp_path / "expected"), tensors(tmp_path / "out")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_head_that_differs_though_the_config_ties_it_is_refused(parts: Path, tmp_path: Path) -> None:
+    llm = tiny.llm(tmp_path / "llm", tied=False)
+    config = json.loads((llm / "config.json").read_text())
+    (llm / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(ModelError, match=r"llm: tie_word_embeddings is True .* differ; set it to false"):
+        expand(options(parts, llm, tmp_path / "out"))
+
+
+def test_a_name_on_the_hub_is_found_in_the_cache_without_a_network(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "cache" / "models--people--tiny"
+    tiny.llm(repository / "snapshots" / "0123", shard_size="20KB")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    expand(options(parts, "people/tiny", tmp_path / "out"))
+    layout = VocabularyLayout.load(tmp_path / "out")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == layout.size
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -99,6 +165,102 @@ def test_new_rows_are_drawn_by_he_seeded_and_all_different(parts: Path, tmp_path
     assert not torch.equal(rows[0], new_rows("other", seed=1)[0])
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("init", ["text", "codebook"])
+def test_new_rows_that_are_matched_to_the_text_rows(
+    parts: Path, tmp_path: Path, init: Initialisation, tied: bool
+) -> None:
+    """Each matrix to its own: mean, spread, and the directions in which its text rows differ; none collapse."""
+    llm = tiny.llm(tmp_path / "llm", tied=tied)
+    held = tensors(llm)
+    stretch = torch.linspace(0.1, 3, 32)
+    for number, name in enumerate(name for name in held if len(held[name]) == 405):
+        held[name] = held[name] * (stretch if number else stretch.flip(0)) + 0.05 * (number + 1)
+        held[name][400:] = 99  # rows without a token tell nothing
+    save_file(held, llm / "model.safetensors", {"format": "pt"})
+    layout = expand(options(parts, llm, tmp_path / "out", init=init))
+    report = json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"]
+    assert set(report) == ({"embedding"} if tied else {"embedding", "head"})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    codes = load_quantizer(parts / "quantizer").model.quantize.embedding.weight
+    for kind, end in {
+        "embedding": model.get_input_embeddings(),
+        "head": model.get_output_embeddings(),
+    }.items():
+        text, new = end.weight[:400].detach(), end.weight[layout.text_size :].detach()
+        told = report.get(kind, report["embedding"])
+        for rows, said in ((text, told["text"]), (new, told["new"])):
+            assert said["norm"] == pytest.approx(rows.norm(dim=1).mean().item(), rel=1e-4)
+            assert said["spread"] == pytest.approx(
+                (rows - rows.mean(0)).square().sum(1).mean().sqrt().item(), rel=1e-4
+            )
+        assert told["new"]["spread"] == pytest.approx(told["text"]["spread"], rel=0.1)
+        assert (new.mean(0) - text.mean(0)).norm() < 0.1 * told["text"]["spread"]
+        assert torch.pdist(new).min() > 0.01 * told["text"]["spread"]
+        if init == "text":
+            error = (torch.cov(new.T) - torch.cov(text.T)).norm() / torch.cov(text.T).norm()
+            assert error < 0.25  # of 1008 draws
+        else:
+            visual = new[2:]
+            assert torch.corrcoef(torch.stack([torch.pdist(codes), torch.pdist(visual[:1000])]))[0, 1] > 0.5
+            for row, (a, b, *_) in enumerate(VisualBPE.load(parts / "vocabulary.json").merges, 1000):
+                own = (visual[row] - (visual[a] + visual[b]) / 2).norm() / told["text"]["spread"]
+                assert 0 < own < 0.3
+
+
+def test_rows_of_zeros_fill_up_to_a_multiple(parts: Path, tmp_path: Path) -> None:
+    for tied in (True, False):
+        llm, out = tiny.llm(tmp_path / f"llm-{tied}", tied=tied), tmp_path / f"out-{tied}"
+        layout = expand(options(parts, llm, out, pad_to=64))
+        assert (layout.size, layout.rows, layout.padding) == (1413, 1472, 59)
+        assert VocabularyLayout.load(out) == layout
+        model, loading = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+        assert not any(loading.values())
+        assert model.config.vocab_size == 1472
+        for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+            assert end.weight.shape == (1472, 32)
+            assert not end.weight[1413:].any()
+            assert end.weight[:1413].any(dim=1).all()
+        assert Assistant.load(out, "cpu").answer(["Hello."], [[]], max_new_tokens=4)
+    with pytest.raises(ConfigError, match="pad_to is 0; expected a positive number"):
+        expand(options(parts, llm, tmp_path / "out", pad_to=0))
+    # A model of before there was padding.
+    stored = json.loads((out / "being_vl.json").read_text())
+    del stored["padding"]
+    (out / "being_vl.json").write_text(json.dumps(stored))
+    assert VocabularyLayout.load(out).rows == 1413
+
+
+def test_visual_tokens_are_entries_of_the_tokenizer(parts: Path, tmp_path: Path) -> None:
+    for family in ("llama", "qwen2"):
+        llm, out = tiny.llm(tmp_path / family, family), tmp_path / f"{family}-out"
+        layout = expand(options(parts, llm, out))
+        tokenizer = AutoTokenizer.from_pretrained(out)
+        assert len(tokenizer) == layout.size
+        ids = [layout.boi, *layout.to_model([0, 17, 999, 1000, 1005]), layout.eoi]
+        text = "<|visual_start|><|visual_0|><|visual_17|><|visual_999|><|visual_1000|><|visual_1005|><|visual_end|>"
+        assert tokenizer.decode(ids) == text
+        assert tokenizer(text, add_special_tokens=False).input_ids == ids
+        assert tokenizer.convert_ids_to_tokens(range(layout.boi, layout.size)) == layout.token_strings()
+        assert tokenizer.decode([*ids, 300], skip_special_tokens=True) == tokenizer.decode([300])
+        around = tokenizer(f"Is it {text} red?", add_special_tokens=False).input_ids
+        assert [i for i in around if i >= layout.text_size] == ids
+        # An id that the LLM has a row for, but its tokenizer had no token.
+        assert (
+            tokenizer.convert_ids_to_tokens(layout.text_size - 1)
+            == f"<|visual_unused_{layout.text_size - 1}|>"
+        )
+
+
+def test_strings_of_visual_tokens_in_a_text_are_text(parts: Path, tmp_path: Path) -> None:
+    layout = expand(options(parts, tiny.llm(tmp_path / "llm"), tmp_path / "out"))
+    assistant = Assistant.load(tmp_path / "out", "cpu")
+    question = "What is <|visual_start|><|visual_17|><|visual_end|> and <|visual_unused_401|>?"
+    ids = assistant.builder.prompt([Turn("user", question)])
+    assert ids.max() < layout.text_size - 5
+    assert question in assistant.builder.tokenizer.decode(ids)
+
+
 def test_the_folder_holds_all_that_belongs_to_the_model(parts: Path, tmp_path: Path) -> None:
     llm = tiny.llm(tmp_path / "llm", template=tiny.LLAMA3)
     out = tmp_path / "out"
@@ -108,7 +270,7 @@ def test_the_folder_holds_all_that_belongs_to_the_model(parts: Path, tmp_path: P
     quantizer = load_quantizer(out / "quantizer")
     assert (quantizer.name, quantizer.fingerprint) == (layout.quantizer_name, layout.quantizer_fingerprint)
     before, after = AutoTokenizer.from_pretrained(llm), AutoTokenizer.from_pretrained(out)
-    assert after.get_vocab() == before.get_vocab()
+    assert after.get_vocab().items() >= before.get_vocab().items()
     assert after.chat_template == before.chat_template == tiny.LLAMA3
     text = "<|begin_of_text|>Größe: 12 circles\n\n  are <|eot_id|> here"
     assert after(text).input_ids == before(text).input_ids
@@ -209,6 +371,11 @@ def a_bert(folder: Path) -> None:
     BertForMaskedLM(config).save_pretrained(folder)
 
 
+def quantized(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+
+
 def gone(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -221,6 +388,7 @@ BAD = {
     other_shape: "cannot be loaded as a causal LM",
     more_layers: "weights are missing: model.layers.4.",
     no_tokenizer: "its tokenizer cannot be loaded",
+    quantized: "its weights are quantized; expected the model before it was",
     a_bert: "is a BertForMaskedLM; expected a causal LM",
 }
 

@@ -8,13 +8,20 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     LlamaConfig,
-    LlamaForCausalLM,
+    MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    OlmoConfig,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
     Qwen3Config,
-    Qwen3ForCausalLM,
+    SmolLM3Config,
 )
 
 from being_vl import VisualBPE
@@ -27,7 +34,24 @@ from being_vl.quantize.vqgan import VQGAN, cut_tiles, new_model
 
 torch.set_num_threads(1)  # at these sizes more threads only wait for each other
 
-Family = Literal["llama", "qwen2", "qwen3"]
+Family = Literal[
+    *("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3"),
+    *("smollm3", "olmo", "olmo2", "olmo3", "phi"),
+]
+CONFIGS: dict[Family, Any] = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "mistral": MistralConfig,
+    "gemma": GemmaConfig,
+    "gemma2": Gemma2Config,
+    "gemma3": Gemma3TextConfig,
+    "smollm3": SmolLM3Config,
+    "olmo": OlmoConfig,
+    "olmo2": Olmo2Config,
+    "olmo3": Olmo3Config,
+    "phi": PhiConfig,  # its output head has a bias
+}
 
 TEXT = [
     "USER: What colour is the circle?\nASSISTANT: The circle is red.",
@@ -99,6 +123,7 @@ def llm(
     layers: int = 4,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    shard_size: str = "5GB",
     **config: Any,
 ) -> Path:
     """Save a tiny causal LM with its tokenizer, as a pretrained one would lie on disk.
@@ -106,12 +131,6 @@ def llm(
     Its embedding has a few rows more than the tokenizer has ids, as many published models.
     """
     words = tokenizer(bos=family == "llama", template=template)
-    kinds = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    }
-    make_config, make_model = kinds[family]
     options = {
         "vocab_size": len(words) + 5,
         "hidden_size": hidden,
@@ -127,8 +146,8 @@ def llm(
         "pad_token_id": None,
     }
     torch.manual_seed(seed)
-    model = make_model(make_config(**options | config)).to(dtype)
-    model.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family](**options | config)).to(dtype)
+    model.save_pretrained(folder, max_shard_size=shard_size)
     words.save_pretrained(folder)
     return folder
 

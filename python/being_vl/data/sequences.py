@@ -1,5 +1,6 @@
 """Records as sequences of ids with labels: `[BOS][BOI] visual tokens [EOI] text ...`."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from tokenizers import Tokenizer
 
 from being_vl.data.chat import ChatFormat
 from being_vl.data.records import PLACEHOLDER, Record, Turn
 from being_vl.errors import GridError, ImageError, ModelError, QuantizerError, RecordError
-from being_vl.model.layout import VocabularyLayout
+from being_vl.model.layout import TOKEN_PREFIX, VocabularyLayout, num_text_tokens
 from being_vl.tokenizer import VisualBPE
 
 if TYPE_CHECKING:
@@ -89,9 +91,10 @@ class SequenceBuilder:
             raise ModelError("a layout needs the visual BPE that it was made for, and the other way round")
         if layout is not None and bpe is not None:
             check_vocabulary(layout, bpe)
-            if len(tokenizer) > layout.text_size:
+            text_tokens = num_text_tokens(tokenizer)
+            if text_tokens > layout.text_size:
                 raise ModelError(
-                    f"the tokenizer has {len(tokenizer)} ids, the model {layout.text_size} rows for text"
+                    f"the tokenizer has {text_tokens} ids, the model {layout.text_size} rows for text"
                 )
             if grids is not None and grids.quantizer_fingerprint != layout.quantizer_fingerprint:
                 raise QuantizerError(
@@ -105,6 +108,7 @@ class SequenceBuilder:
         self.max_length = max_length
         self.drop_too_long = drop_too_long
         self.chat = ChatFormat(tokenizer)
+        self._text = _without_visual_tokens(tokenizer)
         self.dropped: list[tuple[Record, int]] = []
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id: int = next(pad for pad in pads if pad is not None)
@@ -190,10 +194,8 @@ class SequenceBuilder:
         ordered = list(texts)
         if not ordered:
             return {}
-        ids = self.tokenizer(
-            ordered, add_special_tokens=False, return_attention_mask=False, verbose=False
-        ).input_ids
-        return {text: np.asarray(row, np.int32) for text, row in zip(ordered, ids, strict=True)}
+        encoded = self._text.encode_batch(ordered, add_special_tokens=False)
+        return {text: np.asarray(row.ids, np.int32) for text, row in zip(ordered, encoded, strict=True)}
 
     def _encode_images(self, records: Sequence[Record]) -> dict[str, NDArray[np.int32]]:
         """Each image of the records, encoded and framed by BOI and EOI."""
@@ -265,6 +267,13 @@ def check_vocabulary(layout: VocabularyLayout, bpe: VisualBPE) -> None:
             f"the vocabulary was made for quantizer {bpe.quantizer_name!r} ({bpe.quantizer_fingerprint[:12]}), the "
             f"model for {layout.quantizer_name!r} ({layout.quantizer_fingerprint[:12]})"
         )
+
+
+def _without_visual_tokens(tokenizer: Any) -> Tokenizer:
+    """What turns text into ids: the strings of visual tokens are text like any other in it, and no image."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if not t["content"].startswith(TOKEN_PREFIX)]
+    return Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
 
 
 def _take_leading(text: str, num_images: int) -> tuple[int, str]:

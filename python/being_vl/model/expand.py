@@ -2,27 +2,28 @@
 
 import dataclasses
 import logging
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch.nn import functional as F
+from transformers import AddedToken
 
 from being_vl.data.chat import DEFAULT_TEMPLATE, ChatFormat
 from being_vl.errors import ConfigError, ModelError, QuantizerError
 from being_vl.files import MANIFEST, read_manifest, sha256, write_aside, write_manifest
-from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
+from being_vl.model.layout import LAYOUT_FILE, TOKEN_PREFIX, VocabularyLayout, num_text_tokens
 from being_vl.model.options import ExpandOptions
+from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, VOCABULARY_FILE, BeingVLProcessor
+from being_vl.model.rows import codebook_of, describe, new_rows
+from being_vl.model.weights import GGUF, find_file, load_config, open_llm, save_weights
 from being_vl.quantize.base import Quantizer, load_quantizer
 from being_vl.tokenizer import VisualBPE
 
 log = logging.getLogger(__name__)
 
-VOCABULARY_FILE = "visual_vocabulary.json"
-QUANTIZER_FOLDER = "quantizer"
+GENERATION = "generation_config.json"
 COMPANIONS = (
     *(
         "tokenizer*",
@@ -32,7 +33,7 @@ COMPANIONS = (
         "vocab.*",
         "merges.txt",
     ),
-    *("*.model", "generation_config.json", LAYOUT_FILE, VOCABULARY_FILE, QUANTIZER_FOLDER),
+    *("*.model", GENERATION, LAYOUT_FILE, VOCABULARY_FILE, QUANTIZER_FOLDER, PROCESSOR_FILE),
 )
 """What belongs to a model's folder beside config and weights, as patterns of names."""
 
@@ -44,13 +45,15 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     `AutoModelForCausalLM.from_pretrained`. The folder is complete: tokenizer (with a default chat template if it has
     none), `being_vl.json` (layout), `visual_vocabulary.json`, `quantizer/`, and last `manifest.json`.
 
-    New rows are drawn from a normal distribution with standard deviation sqrt(2 / hidden size): He's for fan-in, the
-    hidden size being what a row of the output head sums over. So each is about sqrt(2) long, whatever the size. Where
-    the embeddings are untied, the head's rows are drawn on their own; where they are tied, one draw serves both. A bias
-    of the head is 0. Until training has taught the model that answers hold no image ids, these take a part of the
-    probability of the next token: their logits have a standard deviation of sqrt(2) times the root mean square of the
-    final hidden state. (SmolLM2-135M, tied, with 2,050 new rows: 0.06 % of the probability. With rows as long as its
-    text rows, 2.3 times longer, it is 22 %.) The log shows the standard deviations of text rows and new rows.
+    New rows are as `options.init` says (`being_vl.model.rows`). Where the embeddings are untied, the head's rows are
+    drawn on their own; where they are tied, one draw serves both. A bias of the head is 0. Log and manifest tell the
+    lengths and the spread of text rows and new rows.
+
+    Weights are read tensor by tensor and written file by file, so that memory holds one file of the result, and not
+    the model (`being_vl.model.weights`).
+
+    Each id of the shared vocabulary is a special token of the tokenizer, `<|visual_start|>`, `<|visual_0|>` and so on,
+    and rows of the LLM that its tokenizer had no token for are `<|visual_unused_…|>`.
 
     Returns:
         The layout of the shared vocabulary.
@@ -59,41 +62,57 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
         ModelError: if `llm` is missing, no complete causal LM with tokenizer, or already expanded.
         VocabularyError: if the vocabulary's file is damaged.
         QuantizerError: if the vocabulary was made for another quantizer, naming both.
-        ConfigError: if `out` holds something else than an expanded model.
+            Or it does not show the vectors that init `codebook` needs.
+        ConfigError: if `out` holds something else than an expanded model, or `pad_to` is not positive.
     """
+    if options.pad_to < 1:
+        raise ConfigError(f"pad_to is {options.pad_to}; expected a positive number of rows")
     _check_out(options.out)
     check_llm(options.llm)
     bpe = VisualBPE.load(options.vocabulary)
     quantizer = load_quantizer(options.quantizer)
     _check_quantizer(bpe, quantizer, options)
-    model, tokenizer = _load(options.llm)
-    text_size = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > text_size:
+    codebook = codebook_of(quantizer) if options.init == "codebook" else None
+    llm = open_llm(options.llm)
+    text_size, text_tokens = len(llm.tensor(llm.embedding)), num_text_tokens(llm.tokenizer)
+    if text_tokens > text_size:
         raise ModelError(
-            f"{options.llm}: the tokenizer has {len(tokenizer)} ids, the embedding {text_size} rows"
+            f"{options.llm}: the tokenizer has {text_tokens} ids, the embedding {text_size} rows"
         )
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = DEFAULT_TEMPLATE
-    ChatFormat(tokenizer)
+    if not llm.tokenizer.chat_template:
+        llm.tokenizer.chat_template = DEFAULT_TEMPLATE
+    ChatFormat(llm.tokenizer)
     layout = VocabularyLayout(
         text_size, bpe.base_vocab_size, bpe.num_merges, quantizer.name, quantizer.fingerprint
     )
-    scales = _enlarge(model, layout, options.seed)
+    layout = dataclasses.replace(layout, padding=-layout.size % options.pad_to)
+    _add_tokens(llm.tokenizer, layout, options.llm)
+    generator = torch.Generator().manual_seed(options.seed)
+    more, report = {}, {}
+    for name, kind in {llm.head: "head", llm.embedding: "embedding"}.items():  # one if they are tied
+        new = new_rows(options.init, llm.tensor(name)[:text_tokens], bpe, codebook, generator)
+        report[kind] = {"text": describe(llm.tensor(name)[:text_tokens]), "new": describe(new)}
+        more[name] = F.pad(new, (0, 0, 0, layout.padding))
+    if llm.bias:
+        more[llm.bias] = torch.zeros(layout.rows - text_size)
     log.info(
-        "%s: %d text rows + %d visual rows = %d; standard deviation of text rows and new rows: %s",
-        options.llm,
-        text_size,
-        layout.num_new,
-        layout.size,
-        ", ".join(f"{name} {text:.4f} and {new:.4f}" for name, (text, new) in scales.items()),
+        "%s: %d text rows + %d visual rows + %d of padding = %d; init %s",
+        *(options.llm, text_size, layout.num_new, layout.padding, layout.rows, options.init),
     )
+    for kind, rows in report.items():
+        log.info(
+            "%s: mean length of text rows %.4f, of new rows %.4f; spread %.4f and %.4f",
+            *(kind, *(rows[which][what] for what in ("norm", "spread") for which in ("text", "new"))),
+        )
+    llm.config.get_text_config().vocab_size = layout.rows
+    generation = find_file(options.llm, GENERATION)
     with write_aside(options.out) as folder:
         folder.mkdir()
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        layout.save(folder)
-        shutil.copyfile(options.vocabulary, folder / VOCABULARY_FILE)
-        quantizer.save_pretrained(folder / QUANTIZER_FOLDER)
+        save_weights(folder, llm, more)
+        llm.config.save_pretrained(folder)
+        BeingVLProcessor(llm.tokenizer, layout, bpe, quantizer).save_pretrained(folder)
+        if generation:
+            shutil.copyfile(generation, folder / GENERATION)
         made_of = dataclasses.asdict(options) | {"out": None, "vocabulary": str(options.vocabulary)}
         del made_of["out"]
         write_manifest(
@@ -103,7 +122,7 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
                 "options": made_of,
                 "vocabulary_sha256": sha256(options.vocabulary),
                 "layout": dataclasses.asdict(layout),
-                "row_std": {name: {"text": text, "new": new} for name, (text, new) in scales.items()},
+                "rows": report,
             },
         )
     return layout
@@ -151,61 +170,17 @@ def check_llm(llm: str) -> None:
     """
     if (Path(llm) / LAYOUT_FILE).is_file():
         raise ModelError(f"{llm}: is already expanded (has {LAYOUT_FILE}); expected a plain causal LM")
-    if not Path(llm).is_dir() and (llm.startswith((".", "/", "~")) or llm.count("/") > 1):
-        raise ModelError(f"{llm}: no such folder; expected a causal LM of Hugging Face")
-    try:
-        config = AutoConfig.from_pretrained(llm)
-    except (OSError, ValueError, KeyError) as error:
-        raise _no_llm(llm, error) from error
-    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if kind is None or kind.__name__ not in (config.architectures or [kind.__name__]):
-        found = ", ".join(config.architectures or [type(config).__name__])
-        raise ModelError(f"{llm}: is a {found}; expected a causal LM")
+    is_path = llm.endswith(GGUF) or llm.startswith((".", "/", "~")) or llm.count("/") > 1
+    if is_path and not (Path(llm).is_file() if llm.endswith(GGUF) else Path(llm).is_dir()):
+        kind = "file" if llm.endswith(GGUF) else "folder"
+        raise ModelError(f"{llm}: no such {kind}; expected a causal LM of Hugging Face")
+    load_config(llm)
 
 
-def _load(llm: str) -> tuple[Any, Any]:
-    """The LLM in the dtype of its checkpoint, and its tokenizer."""
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(llm, dtype="auto", output_loading_info=True)
-        if loading["missing_keys"]:
-            some = ", ".join(sorted(loading["missing_keys"])[:3])
-            raise ModelError(f"{llm}: {len(loading['missing_keys'])} weights are missing: {some}")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise _no_llm(llm, error) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(llm)
-    except Exception as error:  # tokenizers raise plain Exception on damaged files
-        raise ModelError(f"{llm}: its tokenizer cannot be loaded: {_first_line(error)}") from error
-    if model.get_output_embeddings() is None:
-        raise ModelError(f"{llm}: {type(model).__name__} has no output head that can be enlarged")
-    return model, tokenizer
-
-
-def _enlarge(model: Any, layout: VocabularyLayout, seed: int) -> dict[str, tuple[float, float]]:
-    """Add the new rows; the standard deviations of text rows and new rows, per matrix."""
-    model.resize_token_embeddings(layout.size, mean_resizing=False)
-    matrices = {"embedding": model.get_input_embeddings().weight}
-    head = model.get_output_embeddings()
-    if head.weight is not matrices["embedding"]:
-        matrices["head"] = head.weight
-    generator = torch.Generator().manual_seed(seed)
-    scales = {}
-    with torch.no_grad():
-        for name, weight in matrices.items():
-            std = math.sqrt(2 / weight.shape[1])
-            rows = torch.randn((layout.num_new, weight.shape[1]), generator=generator)
-            weight[layout.text_size :] = rows.mul_(std).to(weight.dtype)
-            scales[name] = float(weight[: layout.text_size].float().std()), std
-        if getattr(head, "bias", None) is not None:
-            head.bias[layout.text_size :] = 0
-    return scales
-
-
-def _no_llm(llm: str, error: Exception) -> ModelError:
-    return ModelError(f"{llm}: cannot be loaded as a causal LM of Hugging Face: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _add_tokens(tokenizer: Any, layout: VocabularyLayout, llm: str) -> None:
+    """Give each id of the shared vocabulary a string; also the text rows that had none, since ids have no gaps."""
+    unnamed = range(num_text_tokens(tokenizer), layout.text_size)
+    names = [f"{TOKEN_PREFIX}unused_{row}|>" for row in unnamed] + layout.token_strings()
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    if tokenizer.convert_tokens_to_ids(names) != list(range(layout.size - len(names), layout.size)):
+        raise ModelError(f"{llm}: its tokenizer does not take {names[0]} to {names[-1]} as its next ids")

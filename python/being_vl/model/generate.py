@@ -3,29 +3,22 @@
 import json
 import secrets
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
 
 from being_vl.data.records import PLACEHOLDER, Turn
-from being_vl.data.sequences import SequenceBuilder
-from being_vl.errors import ConfigError, ModelError, QuantizerError
-from being_vl.model.expand import QUANTIZER_FOLDER, VOCABULARY_FILE
-from being_vl.model.layout import VocabularyLayout
+from being_vl.errors import ConfigError, ModelError
+from being_vl.model.layout import VocabularyLayout, num_text_tokens
 from being_vl.model.options import GenerateOptions
-from being_vl.quantize.base import Quantizer, load_quantizer
+from being_vl.model.processor import BeingVLProcessor, Picture
+from being_vl.quantize.base import Quantizer
 from being_vl.quantize.images import read_image
-from being_vl.tokenizer import VisualBPE
-
-Picture = Image.Image | NDArray[np.integer[Any]]
-"""An image, or its grid of ids (height, width)."""
 
 
 class Assistant:
@@ -33,13 +26,14 @@ class Assistant:
 
     Args:
         model: The expanded causal LM, in evaluation mode on its device.
-        builder: Writes the prompts, as the training data was written.
-        folder: The model's folder, for messages and the quantizer.
+        processor: Writes the prompts, as the training data was written.
+        folder: The model's folder, for messages.
     """
 
-    def __init__(self, model: Any, builder: SequenceBuilder, folder: Path) -> None:
+    def __init__(self, model: Any, processor: BeingVLProcessor, folder: Path) -> None:
         self.model = model
-        self.builder = builder
+        self.processor = processor
+        self.builder = builder = processor.builder
         self.folder = folder
         tokenizer = builder.tokenizer
         stored = model.generation_config.eos_token_id
@@ -49,7 +43,7 @@ class Assistant:
         # What the folder says about sampling is for generate() as it comes; here the caller decides.
         model.generation_config = GenerationConfig()
         # Ids from here on are images, or rows without a token.
-        self._text_size = 1 + max(tokenizer.get_vocab().values())
+        self._text_size = num_text_tokens(tokenizer)
 
     @classmethod
     def load(cls, folder: Path | str, device: str | None = None) -> Self:
@@ -66,37 +60,22 @@ class Assistant:
         """
         folder = Path(folder)
         layout = VocabularyLayout.load(folder)
-        bpe = VisualBPE.load(folder / VOCABULARY_FILE)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="float32" if device == "cpu" else "auto"
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
         rows = model.get_input_embeddings().weight.shape[0]
-        if rows != layout.size:
-            raise ModelError(f"{folder}: the model has {rows} rows, its layout {layout.size}")
-        return cls(model.to(device).eval(), SequenceBuilder(tokenizer, layout, bpe), folder)
+        if rows != layout.rows:
+            raise ModelError(f"{folder}: the model has {rows} rows, its layout {layout.rows}")
+        return cls(model.to(device).eval(), BeingVLProcessor.from_pretrained(folder, device), folder)
 
-    @cached_property
+    @property
     def quantizer(self) -> Quantizer:
-        """The quantizer of the folder, loaded when the first image comes.
-
-        Raises:
-            QuantizerError: if it is damaged, or another one than the model was made for.
-        """
-        folder = self.folder / QUANTIZER_FOLDER
-        quantizer = load_quantizer(folder, device=str(self.model.device))
-        layout = self.builder.layout
-        assert layout is not None
-        if quantizer.fingerprint != layout.quantizer_fingerprint:
-            raise QuantizerError(
-                f"{folder}: is quantizer {quantizer.name!r} ({quantizer.fingerprint[:12]}), the model was "
-                f"made for {layout.quantizer_name!r} ({layout.quantizer_fingerprint[:12]})"
-            )
-        return quantizer
+        """The model's quantizer."""
+        return self.processor.quantizer
 
     def answer(
         self,
@@ -136,7 +115,7 @@ class Assistant:
                 f"temperature {temperature}, top_p {top_p}, max_new_tokens {max_new_tokens}, batch_size {batch_size}: "
                 "expected at least 0, in (0, 1], at least 1, at least 1"
             )
-        ids = self._prompt_ids(prompts, images)
+        ids = self.processor.prompts(prompts, images)
         longest = max(map(len, ids), default=0) + max_new_tokens
         positions = getattr(self.model.config, "max_position_embeddings", longest)
         if longest > positions:
@@ -162,39 +141,13 @@ class Assistant:
                 answers[index] = text
         return answers
 
-    def _prompt_ids(
-        self, prompts: Sequence[str | Sequence[Turn]], images: Sequence[Sequence[Picture]]
-    ) -> list[NDArray[np.int64]]:
-        flat = [picture for several in images for picture in several]
-        grids = [picture for picture in flat if isinstance(picture, np.ndarray)]
-        pictures = [picture for picture in flat if not isinstance(picture, np.ndarray)]
-        grids_of_pictures = iter(self.quantizer.encode(pictures) if pictures else [])
-        given = iter(grids)
-        ordered = [next(given if isinstance(picture, np.ndarray) else grids_of_pictures) for picture in flat]
-        bpe = self.builder.bpe
-        assert bpe is not None
-        tokens = iter(bpe.encode_batch(ordered)) if ordered else iter(())
-        return [
-            self.builder.prompt(
-                (Turn("user", prompt),) if isinstance(prompt, str) else prompt,
-                [next(tokens) for _ in several],
-            )
-            for prompt, several in zip(prompts, images, strict=True)
-        ]
-
     @torch.inference_mode()
     def _generate(
         self, ids: list[NDArray[np.int64]], max_new_tokens: int, processor: LogitsProcessor
     ) -> list[str]:
-        width = max(map(len, ids))
-        batch = torch.full((len(ids), width), self.builder.pad_id)
-        mask = torch.zeros_like(batch)
-        for row, prompt in enumerate(ids):
-            batch[row, width - len(prompt) :] = torch.from_numpy(prompt)
-            mask[row, width - len(prompt) :] = 1
+        batch = self.processor.pad(ids).to(self.model.device)
         output = self.model.generate(
-            input_ids=batch.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
+            **batch,
             generation_config=GenerationConfig(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
@@ -203,7 +156,9 @@ class Assistant:
             ),
             logits_processor=[processor],
         )
-        texts = self.builder.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        texts = self.builder.tokenizer.batch_decode(
+            output[:, batch.input_ids.shape[1] :], skip_special_tokens=True
+        )
         return [text.strip() for text in texts]
 
 

@@ -13,6 +13,8 @@ from being_vl.errors import ModelError
 from being_vl.files import write_json
 
 LAYOUT_FILE = "being_vl.json"
+TOKEN_PREFIX = "<|visual_"
+"""What the strings of all tokens that expanding adds begin with."""
 _FORMAT = {"format": "being-vl/layout", "format_version": 1}
 
 
@@ -26,6 +28,7 @@ class VocabularyLayout:
         num_merges: Tokens that the visual BPE adds to them.
         quantizer_name: Name of the quantizer.
         quantizer_fingerprint: Hex digest of its codebook and preprocessing.
+        padding: Rows without meaning behind them.
     """
 
     text_size: int
@@ -33,6 +36,7 @@ class VocabularyLayout:
     num_merges: int
     quantizer_name: str
     quantizer_fingerprint: str
+    padding: int = 0
 
     @property
     def boi(self) -> int:
@@ -51,13 +55,18 @@ class VocabularyLayout:
 
     @property
     def num_new(self) -> int:
-        """Rows that expanding adds."""
+        """Tokens that expanding adds."""
         return 2 + self.codebook_size + self.num_merges
 
     @property
     def size(self) -> int:
-        """Rows of the expanded model."""
+        """Ids of the shared vocabulary."""
         return self.text_size + self.num_new
+
+    @property
+    def rows(self) -> int:
+        """Rows of the expanded model."""
+        return self.size + self.padding
 
     def to_model(self, tokens: ArrayLike) -> NDArray[np.int64]:
         """Ids of the visual BPE, of any shape, as ids of the model.
@@ -74,6 +83,11 @@ class VocabularyLayout:
             ModelError: if an id is not a visual one, naming the first.
         """
         return _shifted(ids, self.first_visual, self.size, -self.first_visual, "model id")
+
+    def token_strings(self) -> list[str]:
+        """The strings of the ids from `boi` on: `<|visual_start|>`, `<|visual_end|>`, `<|visual_0|>` and so on."""
+        names = ["start", "end", *map(str, range(self.size - self.first_visual))]
+        return [f"{TOKEN_PREFIX}{name}|>" for name in names]
 
     def save(self, folder: Path) -> None:
         """Write `being_vl.json` into `folder`."""
@@ -100,11 +114,18 @@ class VocabularyLayout:
             raise ModelError(
                 f"{path}: not a layout of a shared vocabulary, version {_FORMAT['format_version']}"
             )
+        stored.setdefault("padding", 0)  # models of before have none
         for name, kind in types.items():
             value = stored.get(name)
             if type(value) is not kind or (isinstance(value, int) and value < 0):
                 raise ModelError(f"{path}: {name!r} is {value!r}; expected {kind.__name__}")  # type: ignore[union-attr]
         return cls(**{name: stored[name] for name in types})
+
+
+def num_text_tokens(tokenizer: Any) -> int:
+    """Ids of a Hugging Face tokenizer, up to the last, without those that expanding has added."""
+    ids: dict[str, int] = tokenizer.get_vocab()
+    return 1 + max(ids[token] for token in ids if not token.startswith(TOKEN_PREFIX))
 
 
 def _shifted(ids: ArrayLike, start: int, stop: int, by: int, what: str) -> NDArray[np.int64]:

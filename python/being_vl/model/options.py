@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+Initialisation = Literal["he", "text", "codebook"]
+"""What new rows hold before training; see `being_vl.model.rows`."""
 
 
 @dataclass
@@ -9,10 +13,14 @@ class ExpandOptions:
     """Options of `being-vl expand`.
 
     Args:
-        llm: Folder of a Hugging Face causal LM, or its name on the hub.
+        llm: Folder of a Hugging Face causal LM, its name on the hub, or a GGUF file.
         vocabulary: File of the visual BPE.
         out: Folder for the expanded model.
         quantizer: The one that the vocabulary was made for; named as for `being-vl quantize`.
+        init: What the new rows hold: `he` (normal, as the paper), `text` (normal with the text rows' mean and
+            covariance), or `codebook` (the quantizer's vectors in the directions of the text rows, merges the mean of
+            their parts).
+        pad_to: The number of rows becomes a multiple of this, with rows of 0 that no token has.
         seed: Seed of the new rows.
     """
 
@@ -20,6 +28,8 @@ class ExpandOptions:
     vocabulary: Path
     out: Path
     quantizer: str = "builtin"
+    init: Initialisation = "he"
+    pad_to: int = 1
     seed: int = 0
 
 
