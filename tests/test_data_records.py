@@ -79,7 +79,7 @@ def good(**changes: Any) -> dict[str, Any]:
 
 
 BAD = {
-    "field missing": (good(conversations=...), "no field 'conversations'"),
+    "field missing": (good(conversations=...), "no field 'conversations' or 'messages'"),
     "not an object": ("text", "a JSON string; expected an object"),
     "null": (None, "a JSON null; expected an object"),
     "category": (good(category="perceptoin"), "'category' is 'perceptoin'; expected one of foundation"),

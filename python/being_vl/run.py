@@ -28,7 +28,7 @@ class RunOptions:
 
     Args:
         images: Folder of images; records name them by their path in it.
-        records: Files of LLaVA JSON to train on.
+        records: Files of records to train on.
         llm: Folder or hub name of the causal LM to expand.
         out: Folder for everything that the run makes.
         train_quantizer: Train a VQ-GAN on the images first, instead of taking `quantizer`.

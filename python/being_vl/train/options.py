@@ -69,7 +69,7 @@ class TrainOptions:
 
     Args:
         model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone.
-        records: Files of LLaVA JSON.
+        records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow.
         out: Folder for one plain Hugging Face checkpoint per stage, logs, and checkpoints to resume from.
         grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
         stages: The stages in order; the paper's three by default.
