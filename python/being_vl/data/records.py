@@ -94,9 +94,19 @@ class Records:
         return _read_record(self._readers[file][index], self.paths[file], index, self._default_category)
 
     def __iter__(self) -> Iterator[Record]:
+        for record in self.checked():
+            if isinstance(record, RecordError):
+                raise record
+            yield record
+
+    def checked(self) -> Iterator[Record | RecordError]:
+        """All records in turn; in place of a bad one, the error that says what is wrong with it."""
         for path, reader in zip(self.paths, self._readers, strict=True):
             for index, item in enumerate(reader):
-                yield _read_record(item, path, index, self._default_category)
+                try:
+                    yield _read_record(item, path, index, self._default_category)
+                except RecordError as error:
+                    yield error
 
     def by_category(self) -> dict[str, NDArray[np.int64]]:
         """The numbers of the records of each category, ascending; reads and checks all records, one at a time."""
@@ -105,10 +115,32 @@ class Records:
 
 
 def read_records(
-    paths: Path | str | Iterable[Path | str], default_category: str = "foundation"
+    paths: Path | str | Iterable[Path | str],
+    default_category: str = "foundation",
+    bad: list[str] | None = None,
 ) -> list[Record]:
-    """All records of files, in memory; arguments and errors as for `Records`."""
-    return list(Records(paths, default_category))
+    """All records of files, in memory.
+
+    Args:
+        paths: As for `Records`.
+        default_category: As for `Records`.
+        bad: Takes a message for each bad record, and these are left out; without it they are an error.
+
+    Raises:
+        RecordError: as for `Records`, for the first bad record, with the number of the others.
+    """
+    found, errors = [], []
+    for record in Records(paths, default_category).checked():
+        if isinstance(record, RecordError):
+            errors.append(str(record))
+        else:
+            found.append(record)
+    if errors and bad is None:
+        others = f"; and {len(errors) - 1} more bad records" if len(errors) > 1 else ""
+        raise RecordError(errors[0] + others)
+    if bad is not None:
+        bad += errors
+    return found
 
 
 def _read_record(item: Any, path: Path, index: int, default_category: str) -> Record:
@@ -169,6 +201,13 @@ def _read_turns(items: Any, field: str, where: str) -> tuple[Turn, ...]:
                 found = f"has a {key!r} that is a JSON {kind_of(value)}" if key in item else f"has no {key!r}"
                 raise RecordError(f"{where}: {place} {found}; expected a string")
         name, text = turn[role_key], turn[text_key].strip()
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RecordError(
+                f"{where}: {place} holds {text[error.start]!a}, half of a character, at {error.start}; expected "
+                "Unicode text"
+            ) from None
         if name not in roles:
             raise RecordError(f"{where}: {place} is from {name!r}; expected {user!r} or {assistant!r}")
         if roles[name] != ("assistant" if number % 2 else "user"):

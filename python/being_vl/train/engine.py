@@ -228,11 +228,13 @@ def _say(message: str) -> None:
 
 def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
     """Build every sequence once, so that what is wrong with the data shows before a stage starts."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     if not (options.model / "config.json").is_file():
         raise ModelError(f"{options.model}: no config.json; expected the folder of a causal LM")
-    records = read_records(options.records, default_category=options.default_category)
+    bad: list[str] = []
+    leave_out = bad if options.lenient else None
+    records = read_records(options.records, options.default_category, leave_out)
     expanded = (options.model / LAYOUT_FILE).is_file()
     pictured = next((record for record in records if record.images), None)
     if pictured and not expanded:
@@ -243,20 +245,28 @@ def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
     if pictured and options.grids is None:
         raise ConfigError(f"record {pictured.id!r} of {pictured.source} has an image: give --grids")
     tokenizer = AutoTokenizer.from_pretrained(options.model)
+    config = AutoConfig.from_pretrained(options.model).get_text_config()
+    max_length = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
+    if max_length < options.max_length:
+        _say(f"max_length {options.max_length} is beyond the model's context, so it is {max_length}")
     builder = SequenceBuilder(
         tokenizer,
         layout=VocabularyLayout.load(options.model) if expanded else None,
         bpe=VisualBPE.load(options.model / "visual_vocabulary.json") if expanded else None,
         grids=GridStore.open(options.grids) if options.grids else None,
-        max_length=options.max_length,
+        max_length=max_length,
         drop_too_long=options.drop_too_long,
     )
     examples: Examples = {}
-    for example in builder.build(records):
+    for example in builder.build(records, leave_out):
         examples.setdefault(example.category, []).append(example)
+    if bad:
+        _say(f"{len(bad)} faults in records, which are left out:")
+        for fault in bad:
+            _say(f"  {fault}")
     if builder.dropped:
         _say(
-            f"{len(builder.dropped)} of {len(records)} records are longer than {options.max_length} tokens, left out:"
+            f"{len(builder.dropped)} of {len(records)} records are longer than {max_length} tokens, left out:"
         )
         for record, length in builder.dropped:
             _say(f"  {record.where}: {length} tokens")

@@ -76,8 +76,10 @@ class TrainOptions:
         zero: ZeRO stage of DeepSpeed.
         dtype: `auto` is bf16 on a GPU and fp32 on a CPU.
         micro_batch_size: Records per rank and forward pass.
-        max_length: Longest sequence in tokens; a longer record is an error unless `drop_too_long`.
+        max_length: Longest sequence in tokens, at most the model's context; a longer record is an error unless
+            `drop_too_long`.
         drop_too_long: Leave out and count records that are longer than `max_length`.
+        lenient: Leave out and list bad records, rather than stop.
         default_category: Category of the records that name none.
         weight_decay: AdamW's decoupled weight decay, on every trained parameter.
         betas: AdamW's moment decay rates.
@@ -98,6 +100,7 @@ class TrainOptions:
     micro_batch_size: int = 4
     max_length: int = 2048
     drop_too_long: bool = False
+    lenient: bool = False
     default_category: str = "foundation"
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
