@@ -307,16 +307,22 @@ def _holds_names(kind: Any) -> bool:
 
 def _layout(path: Path) -> tuple[Any, list[int]]:
     """Schema, and the rows of each part of the table."""
-    import pyarrow.parquet as pq
-
     if path.suffix == ".parquet":
-        file = pq.ParquetFile(path)
+        file = _parquet(path)
         metadata = file.metadata
         return file.schema_arrow, [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
     schema, batches = _batches(path)
     return schema, [batch.num_rows for batch in batches]
 
 
+@lru_cache(4)
+def _parquet(path: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path)
+
+
+@lru_cache(4)
 def _batches(path: Path) -> tuple[Any, list[Any]]:
     """Schema and record batches of an Arrow file, in place: of the streaming format or the other one."""
     import pyarrow as pa
@@ -334,10 +340,9 @@ def _batches(path: Path) -> tuple[Any, list[Any]]:
 def _group(path: Path, columns: tuple[str, ...], group: int) -> Any:
     """One part of a table."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if path.suffix == ".parquet":
-        return pq.ParquetFile(path).read_row_group(group, columns=list(columns))
+        return _parquet(path).read_row_group(group, columns=list(columns))
     return pa.table(_batches(path)[1][group].select(list(columns)))
 
 
