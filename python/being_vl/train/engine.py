@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ def train(options: TrainOptions) -> Path:
     """
     _start_ranks()
     examples, pad_id = _load_examples(options)
-    plans = _plan(options, examples)
+    counts = {category: len(found) for category, found in examples.items()}
+    plans = plan(options, counts, dist.get_world_size())
     recipe = _recipe(options)
     check_recipe(options.out / "recipe.json", recipe)
     with _alone(options.out):
@@ -222,19 +223,31 @@ def _world_of_one() -> dict[str, str]:
 
 
 def _say(message: str) -> None:
-    if dist.get_rank() == 0:
+    if not dist.is_initialized() or dist.get_rank() == 0:
         log.info(message)
 
 
 def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
     """Build every sequence once, so that what is wrong with the data shows before a stage starts."""
+    bad: list[str] = []
+    found, builder = load_examples(options, bad if options.lenient else None)
+    if bad:
+        _say(f"{len(bad)} faults in records, which are left out:")
+        for fault in bad:
+            _say(f"  {fault}")
+    examples: Examples = {}
+    for example in found:
+        examples.setdefault(example.category, []).append(example)
+    return examples, builder.pad_id
+
+
+def load_examples(options: TrainOptions, bad: list[str] | None) -> tuple[list[Example], SequenceBuilder]:
+    """All sequences that a training will see, and what made them; `bad` as for `SequenceBuilder.build`."""
     from transformers import AutoConfig, AutoTokenizer
 
     if not (options.model / "config.json").is_file():
         raise ModelError(f"{options.model}: no config.json; expected the folder of a causal LM")
-    bad: list[str] = []
-    leave_out = bad if options.lenient else None
-    records = read_records(options.records, options.default_category, leave_out)
+    records = read_records(options.records, options.default_category, bad)
     expanded = (options.model / LAYOUT_FILE).is_file()
     pictured = next((record for record in records if record.images), None)
     if pictured and not expanded:
@@ -257,13 +270,7 @@ def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
         max_length=max_length,
         drop_too_long=options.drop_too_long,
     )
-    examples: Examples = {}
-    for example in builder.build(records, leave_out):
-        examples.setdefault(example.category, []).append(example)
-    if bad:
-        _say(f"{len(bad)} faults in records, which are left out:")
-        for fault in bad:
-            _say(f"  {fault}")
+    examples = builder.build(records, bad)
     if builder.dropped:
         _say(
             f"{len(builder.dropped)} of {len(records)} records are longer than {max_length} tokens, left out:"
@@ -271,13 +278,15 @@ def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
         for record, length in builder.dropped:
             _say(f"  {record.where}: {length} tokens")
     if not examples:
-        raise RecordError(f"{', '.join(map(str, options.records))}: no records to train on")
-    return examples, builder.pad_id
+        first = f"; {len(bad)} faults, the first: {bad[0]}" if bad else ""
+        raise RecordError(f"{', '.join(map(str, options.records))}: no records to train on{first}")
+    return examples, builder
 
 
-def _plan(options: TrainOptions, examples: Examples) -> list[tuple[StageOptions, Curriculum, int]]:
-    """The curriculum and the number of optimizer steps of each stage."""
-    counts = {category: len(found) for category, found in examples.items()}
+def plan(
+    options: TrainOptions, counts: Mapping[str, int], ranks: int
+) -> list[tuple[StageOptions, Curriculum, int]]:
+    """The curriculum and the number of optimizer steps of each stage, by the records of each category."""
     plans = []
     for index, stage in enumerate(options.stages):
         curriculum = Curriculum(counts, stage.mixture, seed=options.seed + index)
@@ -285,7 +294,7 @@ def _plan(options: TrainOptions, examples: Examples) -> list[tuple[StageOptions,
         if dropped:
             shares = ", ".join(f"{name} {share:.0%}" for name, share in curriculum.weights.items())
             _say(f"{stage.name}: no records of {', '.join(dropped)}; the mixture becomes {shares}")
-        batch = options.micro_batch_size * dist.get_world_size() * stage.accumulation
+        batch = options.micro_batch_size * ranks * stage.accumulation
         records = sum(counts[category] for category in curriculum.weights)
         plans.append((stage, curriculum, stage.max_steps or math.ceil(stage.epochs * records / batch)))
     return plans

@@ -117,3 +117,26 @@ class TrainOptions:
         for name in ("micro_batch_size", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass
+class CheckOptions(TrainOptions):
+    """Options of `being-vl check`: those of the training, and
+
+    Args:
+        ranks: Number of processes that the training will have.
+        show: Records of each category to show.
+        tolerated: Share of bad records, those without labels or images among them, above which the check fails.
+    """
+
+    ranks: int = 1
+    show: int = 2
+    tolerated: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ranks < 1 or self.show < 0 or not 0 <= self.tolerated <= 1:
+            raise ConfigError(
+                f"ranks {self.ranks}, show {self.show}, tolerated {self.tolerated}; expected at least 1, at "
+                "least 0, and a share in [0, 1]"
+            )
