@@ -212,13 +212,25 @@ def test_images_of_a_tar_have_the_keys_that_quantize_gives_them(tmp_path: Path, 
     assert Records(path)[31].images == (keys[31],)
 
 
-def test_images_of_a_table_have_the_keys_that_quantize_gives_them(tmp_path: Path) -> None:
-    path = tmp_path / "table.parquet"
-    rows = [{**record, "image": {"bytes": b"pixels", "path": None}} for record in ITEMS]
-    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
-    keys = [source.key for source in find_sources(path)]
-    assert [record.images for record in read_records(path)] == [(key,) for key in keys]
-    assert Records(path)[31].images == (keys[31],)
+@pytest.mark.parametrize("name", ["table.parquet", "table.arrow"])
+@pytest.mark.parametrize(
+    "image", [{"bytes": b"pixels", "path": None}, {"bytes": b"pixels"}, b"pixels"], ids=str
+)
+def test_images_of_a_table_have_the_keys_that_quantize_gives_them(
+    tmp_path: Path, name: str, image: Any
+) -> None:
+    path = tmp_path / name
+    rows = [{**record, "image": None if n == 3 else image} for n, record in enumerate(ITEMS)]
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=7)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+    keys = [(source.key,) for source in find_sources(path)]
+    keys[3] = ()
+    assert [record.images for record in read_records(path)] == keys
+    assert Records(path)[31].images == keys[31]
 
 
 @pytest.mark.parametrize("name", ["lines.jsonl", "web.tar", "table.parquet", "table.arrow"])

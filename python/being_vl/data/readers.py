@@ -272,30 +272,30 @@ class TableReader:
         except pa.ArrowException as error:
             raise RecordError(f"{path}: not a whole table ({error})") from None
         self._ends = np.cumsum(sizes, dtype=np.int64)
-        embedded = [f.name for f in schema if f.name == "image" and not _holds_names(f.type)]
-        self._columns = tuple(name for name in schema.names if name in _FIELDS and name not in embedded)
-        self._digits = len(str(len(self))) if embedded else None
+        self._columns = tuple(name for name in schema.names if name in _FIELDS)
+        self._embedded = "image" in schema.names and not _holds_names(schema.field("image").type)
+        self._digits = len(str(len(self)))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> Any:
         group = int(np.searchsorted(self._ends, index, side="right"))
-        table = _group(self.path, self._columns, group)
+        table = _group(self.path, self._columns, self._embedded, group)
         first = int(self._ends[group]) - table.num_rows
         return self._item(table.slice(index - first, 1).to_pylist()[0], index)
 
     def __iter__(self) -> Iterator[Any]:
         index = 0
         for group in range(len(self._ends)):
-            for batch in _group(self.path, self._columns, group).to_batches(1024):
+            for batch in _group(self.path, self._columns, self._embedded, group).to_batches(1024):
                 for item in batch.to_pylist():
                     yield self._item(item, index)
                     index += 1
 
     def _item(self, item: dict[str, Any], index: int) -> dict[str, Any]:
-        if self._digits is not None:
-            item["image"] = f"{self.path.name}/{index:0{self._digits}d}"
+        if self._embedded:
+            item["image"] = f"{self.path.name}/{index:0{self._digits}d}" if item["image"] else None
         return item
 
 
@@ -337,13 +337,21 @@ def _batches(path: Path) -> tuple[Any, list[Any]]:
 
 
 @lru_cache(4)
-def _group(path: Path, columns: tuple[str, ...], group: int) -> Any:
-    """One part of a table."""
+def _group(path: Path, columns: tuple[str, ...], embedded: bool, group: int) -> Any:
+    """Columns of one part of a table; of embedded images, whether there is one."""
     import pyarrow as pa
 
     if path.suffix == ".parquet":
-        return _parquet(path).read_row_group(group, columns=list(columns))
-    return pa.table(_batches(path)[1][group].select(list(columns)))
+        file, names = _parquet(path), list(columns)
+        kind = file.schema_arrow.field("image").type if embedded else None
+        if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+            names[names.index("image")] = "image.path"  # enough to see whether there is an image
+        table = file.read_row_group(group, columns=names)
+    else:
+        table = pa.table(_batches(path)[1][group].select(list(columns)))
+    if embedded:
+        table = table.set_column(table.schema.names.index("image"), "image", table["image"].is_valid())
+    return table
 
 
 def kind_of(value: Any) -> str:
