@@ -184,6 +184,14 @@ def test_a_damaged_line_is_named_and_the_others_are_read(tmp_path: Path) -> None
         read_records(path)
 
 
+@pytest.mark.parametrize("name", ["list.json", "lines.jsonl"])
+def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("[" * 100_000)
+    with pytest.raises(RecordError, match=rf"{name}: .*nested too deeply"):
+        read_records(path)
+
+
 def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     content = [{"type": "image"}, {"type": "text", "text": "What?"}]

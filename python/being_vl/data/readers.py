@@ -58,6 +58,8 @@ def open_records(path: Path) -> Reader:
         reader = _READERS.get(path.suffix, JsonReader)(path)
     except FileNotFoundError:
         raise RecordError(f"{path}: no such file; expected records") from None
+    except RecursionError:
+        raise RecordError(f"{path}: holds JSON that is nested too deeply; expected records") from None
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror or error}); expected records") from None
     if not len(reader):
@@ -96,6 +98,10 @@ class JsonReader:
         except UnicodeDecodeError as error:
             raise RecordError(
                 f"{self.path}: record {index}: byte {start + error.start} of the file: not UTF-8; expected a record"
+            ) from None
+        except RecursionError:
+            raise RecordError(
+                f"{self.path}: record {index}: JSON nested too deeply; expected a record"
             ) from None
         except json.JSONDecodeError as error:
             raise RecordError(
