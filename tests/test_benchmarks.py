@@ -75,3 +75,8 @@ def test_statistics_of_grids(tmp_path):
 def test_the_speed_of_quantizing():
     table = python("-m", "benchmarks.quantize", "--count", 6, "--batch-size", 4, "--workers", 0, 1)
     assert [line.split()[1] for line in table.splitlines()[2:]] == ["0", "1"]
+
+
+def test_the_speed_of_reading_records():
+    table = python("-m", "benchmarks.records", "--count", 50).splitlines()
+    assert [line.split()[1] for line in table[2:]] == ["json", "jsonl", "parquet", "tar"]

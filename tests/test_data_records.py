@@ -79,7 +79,7 @@ def good(**changes: Any) -> dict[str, Any]:
 
 
 BAD = {
-    "field missing": (good(conversations=...), "no field 'conversations'"),
+    "field missing": (good(conversations=...), "no field 'conversations' or 'messages'"),
     "not an object": ("text", "a JSON string; expected an object"),
     "null": (None, "a JSON null; expected an object"),
     "category": (good(category="perceptoin"), "'category' is 'perceptoin'; expected one of foundation"),
@@ -109,6 +109,10 @@ BAD = {
     "image in answer": (
         good(conversations=[ASK, {"from": "gpt", "value": "<image>"}]),
         "'conversations[1]' has <image> in an answer",
+    ),
+    "half a character": (
+        good(conversations=[ASK, {"from": "gpt", "value": "ok \ud83d"}]),
+        "'conversations[1]' holds '\\ud83d', half of a character, at 3; expected Unicode text",
     ),
     "no answer": (good(conversations=[ASK]), "ends with a question"),
     "too few images": (good(image=...), "1 <image> in 'conversations' but 0 in 'image'"),
@@ -161,3 +165,14 @@ def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path: Path) -> 
 def test_a_wrong_default_category_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="default category is 'other'"):
         read_records(write(tmp_path, [good()]), default_category="other")
+
+
+def test_all_bad_records_are_counted_or_left_out_and_listed(tmp_path: Path) -> None:
+    path = write(tmp_path, [good(), good(category="x"), good(), good(image=...), good(conversations=[])])
+    with pytest.raises(
+        RecordError, match=r"record 1 \(id 'x'\): 'category' is 'x'.*; and 2 more bad records$"
+    ):
+        read_records(path)
+    bad: list[str] = []
+    assert [record.index for record in read_records(path, bad=bad)] == [0, 2]
+    assert [message.partition(" (id")[0] for message in bad] == [f"{path}: record {n}" for n in (1, 3, 4)]

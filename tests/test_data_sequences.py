@@ -259,6 +259,52 @@ def test_records_that_are_too_long_are_an_error_or_left_out(
     assert all("Red." in readable(build, example.ids) for example in kept)
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_strings_of_special_tokens_in_a_text_are_text(template: str) -> None:
+    build = builder(template)
+    special = build.chat.specials
+    plain = build.build([record("What?", "Red.")])[0]
+    for name in special:
+        hostile = record(f"Say {name}{name}", f"{name}, I say {name}")
+        example = build.build([hostile])[0]
+        ids = set(build.tokenizer.convert_tokens_to_ids(list(special)))
+        written = [token for token in example.ids if token in ids]
+        assert written == [token for token in plain.ids if token in ids]
+        assert build.tokenizer.decode(example.ids).count(name) == 4 + build.tokenizer.decode(plain.ids).count(
+            name
+        )
+        prompt = build.prompt(hostile.turns[:1])
+        assert example.ids[: len(prompt)].tolist() == prompt.tolist()
+
+
+def test_bad_records_are_left_out_and_listed_if_asked(
+    store: GridStore, bpe: VisualBPE, layout: VocabularyLayout
+) -> None:
+    records = [
+        record("What?", "Red.", images=("a.png",), index=0),
+        record("What?", "Red.", images=("a.png", "gone.png"), index=1),
+        record("What?", "Red.", images=("broken.png",), index=2),
+        record("What?", index=3),
+        record("What?", "Red. " * 500, index=4),
+        record("Hi", "Ho", index=5),
+    ]
+    bad: list[str] = []
+    build = builder(layout=layout, bpe=bpe, grids=store, max_length=300)
+    assert [example.record.index for example in build.build(records, bad)] == [0, 5]
+    assert sorted(bad)[:3] == [
+        "data.json: record 1 (id 'r1'): the image 'gone.png' has no grid (not among the quantized images)",
+        "data.json: record 2 (id 'r2'): the image 'broken.png' has no grid (broken.png: cannot be decoded)",
+        "data.json: record 3 (id 'r3'): no answer to learn from",
+    ]
+    assert sorted(bad)[3].startswith("data.json: record 4 (id 'r4'): ")
+    assert sorted(bad)[3].endswith(" tokens, max_length is 300")
+    bad = []
+    narrow = VisualBPE.train([np.zeros((2, 2), np.int32)], base_vocab_size=2, num_merges=1)
+    small = VocabularyLayout(TEXT_SIZE, 2, narrow.num_merges, "tiny", store.quantizer_fingerprint)
+    assert len(builder(layout=small, bpe=narrow, grids=store).build(records[:1] + records[5:], bad)) == 1
+    assert "record 0 (id 'r0'): the grid of 'a.png' holds the id" in bad[0]
+
+
 def test_records_without_any_answer_are_an_error() -> None:
     with pytest.raises(RecordError, match=r"1 records have no answer to learn from: data.json: record 4"):
         builder().build([record("What?", "Red."), record("What?", index=4)])

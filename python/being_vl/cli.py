@@ -22,7 +22,7 @@ from being_vl.quantize.options import (
     QuantizerTrainOptions,
 )
 from being_vl.run import recipe_parser
-from being_vl.train.options import TrainOptions
+from being_vl.train.options import CheckOptions, TrainOptions
 from being_vl.vocabulary.options import (
     EncodeOptions,
     ImportOptions,
@@ -105,6 +105,12 @@ def _expand(options: ExpandOptions) -> None:
     expand(options)
 
 
+def _check(options: CheckOptions) -> None:
+    from being_vl.train.check import check
+
+    check(options, print)
+
+
 def _train(options: TrainOptions) -> None:
     from being_vl.train.engine import train
 
@@ -183,6 +189,7 @@ COMMANDS = {
         _truncate, TruncateOptions, "Keep the first merges of a vocabulary.", "vocabulary"
     ),
     "expand": Command(_expand, ExpandOptions, "Add the visual tokens to a causal LM."),
+    "check": Command(_check, CheckOptions, "Show what a training will see, before it starts."),
     "train": Command(_train, TrainOptions, "Train an expanded model in stages, or a plain one on text."),
     "generate": Command(_generate, GenerateOptions, "Ask a trained model about images."),
     "demo": Command(_demo, DemoOptions, "Run the whole chain on built-in data, on a CPU."),

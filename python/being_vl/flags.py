@@ -19,7 +19,8 @@ def add_flags(parser: ArgumentParser, options: Any, positional: str | None = Non
         options: The dataclass.
         positional: A field that is given by its place.
     """
-    help_of = {parameter.arg_name: parameter.description for parameter in parse(options.__doc__).params}
+    docs = [parse(kind.__doc__ or "") for kind in options.__mro__]
+    help_of = {parameter.arg_name: parameter.description for doc in docs for parameter in doc.params}
     by_hand = set()
     for field in dataclasses.fields(options):
         name, text = field.name, help_of[field.name]

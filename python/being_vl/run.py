@@ -28,7 +28,7 @@ class RunOptions:
 
     Args:
         images: Folder of images; records name them by their path in it.
-        records: Files of LLaVA JSON to train on.
+        records: Files of records to train on.
         llm: Folder or hub name of the causal LM to expand.
         out: Folder for everything that the run makes.
         train_quantizer: Train a VQ-GAN on the images first, instead of taking `quantizer`.
@@ -128,9 +128,10 @@ def _check(options: Namespace) -> None:
     folder = Path(options.images)
     if not folder.is_dir():
         raise ConfigError(f"images: there is no folder {folder}")
-    for record in read_records(options.records, options.train.default_category):
+    lenient = options.train.lenient
+    for record in read_records(options.records, options.train.default_category, [] if lenient else None):
         for image in record.images:
-            if not (folder / image).is_file():
+            if not lenient and not (folder / image).is_file():
                 raise ImageError(f"{record.where}: names the image {image!r}, which is not in {folder}")
     check_llm(options.llm)
     if not options.train_quantizer:

@@ -1,1 +1,1 @@
-"""From LLaVA JSON and grids to token sequences with labels, and the curriculum that orders them."""
+"""From records and grids to token sequences with labels, and the curriculum that orders them."""

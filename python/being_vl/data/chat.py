@@ -40,6 +40,7 @@ class ChatFormat:
     Attributes:
         bos: Ids that open every sequence: `[bos_token_id]` if the template or the tokenizer puts it, else `[]`.
         end_of_turn: Id of the token that closes an answer.
+        specials: The tokenizer's special tokens, as strings.
 
     Raises:
         ModelError: if the template cannot write plain turns, or does not close an answer with a special token.
@@ -49,7 +50,7 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._name = tokenizer.name_or_path or "tokenizer"
         added = tokenizer.added_tokens_decoder.values()
-        self._specials = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+        self.specials = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
         self._exchanges = cache(self._take_apart)
         self._bos_text = ""
         bos = tokenizer.bos_token
@@ -120,7 +121,7 @@ class ChatFormat:
 
     def _end_of_turn(self, text: str) -> int:
         """Where in the text behind an answer its end-of-turn token ends."""
-        found = [(text.index(token), -len(token)) for token in self._specials if token in text]
+        found = [(text.index(token), -len(token)) for token in self.specials if token in text]
         if not found:
             raise ModelError(
                 f"{self._name}: its chat template puts no special token behind an answer, so the model could not learn "

@@ -1,11 +1,14 @@
-"""LLaVA JSON: conversations about images, read and checked."""
+"""Records: conversations about images, read and checked."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from being_vl.data.readers import kind_of, open_records
 from being_vl.errors import RecordError
 
 CATEGORIES = ("foundation", "perception", "reasoning", "instruction")
@@ -14,7 +17,12 @@ CATEGORIES = ("foundation", "perception", "reasoning", "instruction")
 PLACEHOLDER = "<image>"
 """Where in a question an image stands."""
 
-_ROLES: dict[str, Literal["user", "assistant"]] = {"human": "user", "gpt": "assistant"}
+_Role = Literal["user", "assistant"]
+_DIALECTS: dict[str, tuple[str, str, dict[str, _Role]]] = {
+    "conversations": ("from", "value", {"human": "user", "gpt": "assistant"}),
+    "messages": ("role", "content", {"user": "user", "assistant": "assistant"}),
+}
+"""Field of the turns: in each the field of its role and of its text, and the names of the roles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,53 +59,100 @@ class Record:
         return f"{self.source}: record {self.index} (id {self.id!r})"
 
 
-def read_records(
-    paths: Path | str | Iterable[Path | str], default_category: str = "foundation"
-) -> list[Record]:
-    """Read files of LLaVA JSON: a list of objects with `conversations`, and optionally `id`, `image`, `category`.
-
-    `image` is a name or a list of names. A conversation without any `<image>` has its images in front; otherwise
-    there are as many placeholders as images.
+class Records:
+    """The records of files, read and checked when they are asked for; in memory is only where each of them is.
 
     Args:
-        paths: One file or several.
+        paths: One file or several, as `being_vl.data.readers.open_records` takes them. Records are numbered through
+            all of them.
         default_category: Category of the records that name none.
 
     Raises:
-        RecordError: naming file, record (counted from 0) and field, for the first thing that is wrong.
+        RecordError: naming file, record (counted from 0 in its file) and field, for what is wrong.
     """
-    if default_category not in CATEGORIES:
-        raise RecordError(
-            f"default category is {default_category!r}; expected one of {', '.join(CATEGORIES)}"
-        )
-    files = [paths] if isinstance(paths, Path | str) else paths
-    return [record for file in files for record in _read_file(Path(file), default_category)]
+
+    def __init__(
+        self, paths: Path | str | Iterable[Path | str], default_category: str = "foundation"
+    ) -> None:
+        if default_category not in CATEGORIES:
+            raise RecordError(
+                f"default category is {default_category!r}; expected one of {', '.join(CATEGORIES)}"
+            )
+        self.paths = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
+        self._default_category = default_category
+        self._readers = [open_records(path) for path in self.paths]
+        self._ends = np.cumsum([len(reader) for reader in self._readers])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, number: int) -> Record:
+        if not 0 <= number < len(self):
+            raise IndexError(f"there are {len(self)} records, numbered from 0; asked for number {number}")
+        file = int(np.searchsorted(self._ends, number, side="right"))
+        index = number - int(self._ends[file]) + len(self._readers[file])
+        return _read_record(self._readers[file][index], self.paths[file], index, self._default_category)
+
+    def __iter__(self) -> Iterator[Record]:
+        for record in self.checked():
+            if isinstance(record, RecordError):
+                raise record
+            yield record
+
+    def checked(self) -> Iterator[Record | RecordError]:
+        """All records in turn; in place of a bad one, the error that says what is wrong with it."""
+        for path, reader in zip(self.paths, self._readers, strict=True):
+            for index, item in enumerate(reader):
+                try:
+                    yield _read_record(item, path, index, self._default_category)
+                except RecordError as error:
+                    yield error
+
+    def by_category(self) -> dict[str, NDArray[np.int64]]:
+        """The numbers of the records of each category, ascending; reads and checks all records, one at a time."""
+        categories = np.fromiter((CATEGORIES.index(record.category) for record in self), np.uint8, len(self))
+        return {CATEGORIES[n]: np.flatnonzero(categories == n) for n in np.unique(categories)}
 
 
-def _read_file(path: Path, default_category: str) -> list[Record]:
-    try:
-        items = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise RecordError(f"{path}: no such file; expected LLaVA JSON") from None
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror}); expected LLaVA JSON") from None
-    except json.JSONDecodeError as error:
-        raise RecordError(
-            f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg}); expected a list of records"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: byte {error.start}: not UTF-8; expected a JSON list of records") from None
-    if not isinstance(items, list) or not items:
-        found = "an empty list" if items == [] else f"a JSON {_kind(items)}"
-        raise RecordError(f"{path}: {found}; expected a JSON list of records")
-    return [_read_record(item, path, index, default_category) for index, item in enumerate(items)]
+def read_records(
+    paths: Path | str | Iterable[Path | str],
+    default_category: str = "foundation",
+    bad: list[str] | None = None,
+) -> list[Record]:
+    """All records of files, in memory.
+
+    Args:
+        paths: As for `Records`.
+        default_category: As for `Records`.
+        bad: Takes a message for each bad record, and these are left out; without it they are an error.
+
+    Raises:
+        RecordError: as for `Records`, for the first bad record, with the number of the others.
+    """
+    found, errors = [], []
+    for record in Records(paths, default_category).checked():
+        if isinstance(record, RecordError):
+            errors.append(str(record))
+        else:
+            found.append(record)
+    if errors and bad is None:
+        others = f"; and {len(errors) - 1} more bad records" if len(errors) > 1 else ""
+        raise RecordError(errors[0] + others)
+    if bad is not None:
+        bad += errors
+    return found
 
 
 def _read_record(item: Any, path: Path, index: int, default_category: str) -> Record:
+    if isinstance(item, RecordError):
+        raise item
     if not isinstance(item, dict):
         raise RecordError(
-            f"{path}: record {index}: a JSON {_kind(item)}; expected an object with 'conversations'"
+            f"{path}: record {index}: a JSON {kind_of(item)}; expected an object with 'conversations' or 'messages'"
         )
+    item = {
+        name: value for name, value in item.items() if value is not None
+    }  # a table's rows have every field
     name = item.get("id")
     identity = str(index) if name is None else str(name)
     where = f"{path}: record {index} (id {identity!r})"
@@ -106,62 +161,75 @@ def _read_record(item: Any, path: Path, index: int, default_category: str) -> Re
     if category not in CATEGORIES:
         raise RecordError(f"{where}: 'category' is {category!r}; expected one of {', '.join(CATEGORIES)}")
 
-    images = item.get("image")
-    images = [] if images is None else images if isinstance(images, list) else [images]
+    images = item.get("image", item.get("images", []))
+    images = images if isinstance(images, list) else [images]
     for image in images:
         if not isinstance(image, str) or not image:
             raise RecordError(
-                f"{where}: 'image' holds {image!r}; expected a file name or a list of file names"
+                f"{where}: 'image' holds {image!r:.80}; expected a file name or a list of file names"
             )
 
-    if "conversations" not in item:
-        raise RecordError(f"{where}: no field 'conversations'; expected a list of turns")
-    turns = _read_turns(item["conversations"], where)
+    field = next((field for field in _DIALECTS if field in item), None)
+    if field is None:
+        raise RecordError(f"{where}: no field 'conversations' or 'messages'; expected a list of turns")
+    turns = _read_turns(item[field], field, where)
     placeholders = sum(turn.text.count(PLACEHOLDER) for turn in turns)
     if placeholders not in (0, len(images)):
         raise RecordError(
-            f"{where}: {placeholders} {PLACEHOLDER} in 'conversations' but {len(images)} in 'image'; expected as many, "
+            f"{where}: {placeholders} {PLACEHOLDER} in {field!r} but {len(images)} in 'image'; expected as many, "
             "or no placeholder at all"
         )
     return Record(identity, tuple(images), turns, category, path, index)
 
 
-def _read_turns(conversations: Any, where: str) -> tuple[Turn, ...]:
-    if not isinstance(conversations, list) or not conversations:
-        found = "empty" if conversations == [] else f"a JSON {_kind(conversations)}"
-        raise RecordError(f"{where}: 'conversations' is {found}; expected a list of turns")
+def _read_turns(items: Any, field: str, where: str) -> tuple[Turn, ...]:
+    if not isinstance(items, list) or not items:
+        found = "empty" if items == [] else f"a JSON {kind_of(items)}"
+        raise RecordError(f"{where}: {field!r} is {found}; expected a list of turns")
+    role_key, text_key, roles = _DIALECTS[field]
+    user, assistant = roles
     turns: list[Turn] = []
-    for number, item in enumerate(conversations):
-        field = f"'conversations[{number}]'"
+    for number, item in enumerate(items):
+        place = f"'{field}[{number}]'"
         if not isinstance(item, dict):
             raise RecordError(
-                f"{where}: {field} is a JSON {_kind(item)}; expected an object with 'from' and 'value'"
+                f"{where}: {place} is a JSON {kind_of(item)}; expected an object with {role_key!r} and {text_key!r}"
             )
-        for key in ("from", "value"):
-            if not isinstance(item.get(key), str):
-                found = (
-                    f"has a {key!r} that is a JSON {_kind(item[key])}" if key in item else f"has no {key!r}"
-                )
-                raise RecordError(f"{where}: {field} {found}; expected a string")
-        if item["from"] not in _ROLES:
-            raise RecordError(f"{where}: {field} is from {item['from']!r}; expected 'human' or 'gpt'")
-        turn = Turn(_ROLES[item["from"]], item["value"].strip())
-        if turn.role != ("assistant" if number % 2 else "user"):
+        turn = {role_key: item.get(role_key), text_key: _joined(item.get(text_key))}
+        for key, value in turn.items():
+            if not isinstance(value, str):
+                found = f"has a {key!r} that is a JSON {kind_of(value)}" if key in item else f"has no {key!r}"
+                raise RecordError(f"{where}: {place} {found}; expected a string")
+        name, text = turn[role_key], turn[text_key].strip()
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
             raise RecordError(
-                f"{where}: {field} is from {item['from']!r}; expected 'human' first, then 'gpt' and 'human' in turn"
-            )
-        if turn.role == "assistant" and not turn.text:
-            raise RecordError(f"{where}: {field} is an empty answer; there is nothing to learn from it")
-        if turn.role == "assistant" and PLACEHOLDER in turn.text:
+                f"{where}: {place} holds {text[error.start]!a}, half of a character, at {error.start}; expected "
+                "Unicode text"
+            ) from None
+        if name not in roles:
+            raise RecordError(f"{where}: {place} is from {name!r}; expected {user!r} or {assistant!r}")
+        if roles[name] != ("assistant" if number % 2 else "user"):
             raise RecordError(
-                f"{where}: {field} has {PLACEHOLDER} in an answer; expected it in questions only"
+                f"{where}: {place} is from {name!r}; expected {user!r} first, then {assistant!r} and {user!r} in turn"
             )
-        turns.append(turn)
-    if turns[-1].role == "user":
-        raise RecordError(f"{where}: 'conversations' ends with a question; expected an answer from 'gpt'")
+        if number % 2 and not text:
+            raise RecordError(f"{where}: {place} is an empty answer; there is nothing to learn from it")
+        if number % 2 and PLACEHOLDER in text:
+            raise RecordError(
+                f"{where}: {place} has {PLACEHOLDER} in an answer; expected it in questions only"
+            )
+        turns.append(Turn(roles[name], text))
+    if len(turns) % 2:
+        raise RecordError(f"{where}: {field!r} ends with a question; expected an answer from {assistant!r}")
     return tuple(turns)
 
 
-def _kind(value: Any) -> str:
-    kinds = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return kinds.get(type(value), "number")
+def _joined(content: Any) -> Any:
+    """The text of a message whose content is a list of parts, `text` and `image`; other contents as they are."""
+    if not isinstance(content, list):
+        return content
+    parts = [part if isinstance(part, dict) else {} for part in content]
+    texts = [PLACEHOLDER if part.get("type") == "image" else part.get("text") for part in parts]
+    return content if None in texts else "\n".join(map(str, texts))

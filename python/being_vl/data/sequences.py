@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 NO_LOSS = -100
 """Label of a position that carries no loss, as in PyTorch's cross entropy."""
 
+_CUT = "\udc00"
+"""Where a text is cut before it is tokenised; half of a character, so no text holds it."""
+
 _IN_FRONT = re.compile(rf"\s*({PLACEHOLDER}\s*)+")
 _BEHIND = re.compile(rf"(\s*\n\s*{PLACEHOLDER})+\s*\Z")
 
@@ -59,7 +62,7 @@ class SequenceBuilder:
     Images without placeholder, and images whose placeholders open the first question or close it on lines of their
     own, come directly behind BOS. Any other placeholder stays where it is. Text is written by the tokenizer's chat
     template, or `being_vl.data.chat.DEFAULT_TEMPLATE`; the labels are exactly the answers with their end-of-turn
-    tokens.
+    tokens. Strings of special tokens in questions and answers are text like any other and never become special.
 
     Args:
         tokenizer: The model's Hugging Face tokenizer.
@@ -109,14 +112,21 @@ class SequenceBuilder:
         self.drop_too_long = drop_too_long
         self.chat = ChatFormat(tokenizer)
         self._text = _without_visual_tokens(tokenizer)
+        names = [name for name in self.chat.specials - {PLACEHOLDER} if not name.startswith(TOKEN_PREFIX)]
+        self._specials = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
         self.dropped: list[tuple[Record, int]] = []
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id: int = next(pad for pad in pads if pad is not None)
 
-    def build(self, records: Sequence[Record]) -> list[Example]:
+    def build(self, records: Sequence[Record], bad: list[str] | None = None) -> list[Example]:
         """Build the examples of all records, in their order; everything is checked before this returns.
 
         Each image is encoded once and each distinct text tokenised once, however many records share it.
+
+        Args:
+            records: The records.
+            bad: Takes a message for each record that one of the errors below is about, and these are left out; without
+                it they are errors.
 
         Raises:
             ImageError: if images of records have no grid, with the first few and the reason.
@@ -124,7 +134,8 @@ class SequenceBuilder:
             RecordError: if records are longer than `max_length` (unless dropped), or have no label, or name images
                 where there is no layout.
         """
-        images = self._encode_images(records)
+        images = self._encode_images(records, bad)
+        records = [record for record in records if images.keys() >= set(record.images)]
         written = [self._write(record.turns, len(record.images)) for record in records]
         tokens = self._tokenise({text for pieces in written for text, _ in pieces if isinstance(text, str)})
         examples = []
@@ -140,7 +151,7 @@ class SequenceBuilder:
                     labels[position : position + len(part)] = part
                 position += len(part)
             examples.append(Example(ids, labels, record.category, record))
-        return self._checked(examples)
+        return self._checked(examples, bad)
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[ArrayLike] = ()) -> NDArray[np.int64]:
         """The ids up to where the answer to the last question begins: what `build` puts in front of that answer.
@@ -173,7 +184,7 @@ class SequenceBuilder:
 
     def _write(self, turns: Sequence[Turn], num_images: int) -> list[_Piece]:
         """The conversation as pieces of text and images, each with whether it is learned."""
-        first, *others = (turn.text.strip() for turn in turns)
+        first, *others = (self._specials.sub(_cut, turn.text.strip()) for turn in turns)
         in_front, first = _take_leading(first, num_images)
         if not in_front and not any(PLACEHOLDER in text for text in (first, *others)):
             in_front = num_images
@@ -191,43 +202,52 @@ class SequenceBuilder:
         return [piece for piece in pieces if piece[0] != ""]
 
     def _tokenise(self, texts: Iterable[str]) -> dict[str, NDArray[np.int32]]:
-        ordered = list(texts)
-        if not ordered:
+        parts = {text: text.split(_CUT) for text in texts}
+        if not parts:
             return {}
+        ordered = list({part for cut in parts.values() for part in cut})
         encoded = self._text.encode_batch(ordered, add_special_tokens=False)
-        return {text: np.asarray(row.ids, np.int32) for text, row in zip(ordered, encoded, strict=True)}
+        rows = {part: np.asarray(row.ids, np.int32) for part, row in zip(ordered, encoded, strict=True)}
+        return {text: np.concatenate([rows[part] for part in cut]) for text, cut in parts.items()}
 
-    def _encode_images(self, records: Sequence[Record]) -> dict[str, NDArray[np.int32]]:
-        """Each image of the records, encoded and framed by BOI and EOI."""
-        users: dict[str, Record] = {}
+    def _encode_images(
+        self, records: Sequence[Record], bad: list[str] | None
+    ) -> dict[str, NDArray[np.int32]]:
+        """Each image of the records, encoded and framed by BOI and EOI; with `bad`, only those that can be."""
+        users: dict[str, list[Record]] = {}
         for record in records:
-            for key in record.images:
-                users.setdefault(key, record)
+            for key in dict.fromkeys(record.images):
+                users.setdefault(key, []).append(record)
         if not users:
             return {}
         if self.bpe is None or self.grids is None:
-            record = next(iter(users.values()))
+            record = next(iter(users.values()))[0]
             lacking = "the model is not expanded" if self.bpe is None else "no grids were given"
             raise RecordError(f"{record.where}: has the image {record.images[0]!r}, but {lacking}")
-        missing = [(key, record) for key, record in users.items() if key not in self.grids]
-        if missing:
-            shown = "; ".join(
-                f"{key!r} ({self.grids.failed.get(key, 'not among the quantized images')}) of {record.where}"
-                for key, record in missing[:3]
-            )
+        missing = [key for key in users if key not in self.grids]
+        reasons = {key: self.grids.failed.get(key, "not among the quantized images") for key in missing}
+        if missing and bad is None:
+            shown = "; ".join(f"{key!r} ({reasons[key]}) of {users[key][0].where}" for key in missing[:3])
             raise ImageError(f"{len(missing)} of {len(users)} images have no grid: {shown}{_more(missing)}")
-        grids = []
-        for key, record in users.items():
+        if bad is not None:
+            bad += [
+                f"{r.where}: the image {key!r} has no grid ({reasons[key]})"
+                for key in missing
+                for r in users[key]
+            ]
+        grids = {}
+        for key in (key for key in users if key not in reasons):
             grid = self.grids[key]
             if grid.min() < 0 or grid.max() >= self.bpe.base_vocab_size:
                 wrong = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)][0]
-                raise GridError(
-                    f"the grid of {key!r} ({record.where}) holds the id {wrong}, outside the codebook of "
-                    f"{self.bpe.base_vocab_size}"
-                )
-            grids.append(grid)
-        batch = self.bpe.encode_batch(grids)
-        return {key: self._framed(batch[index]) for index, key in enumerate(users)}
+                outside = f"holds the id {wrong}, outside the codebook of {self.bpe.base_vocab_size}"
+                if bad is None:
+                    raise GridError(f"the grid of {key!r} ({users[key][0].where}) {outside}")
+                bad += [f"{record.where}: the grid of {key!r} {outside}" for record in users[key]]
+                continue
+            grids[key] = grid
+        batch = self.bpe.encode_batch(list(grids.values()))
+        return {key: self._framed(batch[index]) for index, key in enumerate(grids)}
 
     def _framed(self, tokens: NDArray[Any]) -> NDArray[np.int32]:
         if self.layout is None:
@@ -236,19 +256,30 @@ class SequenceBuilder:
             np.int32
         )
 
-    def _checked(self, examples: list[Example]) -> list[Example]:
+    def _checked(self, examples: list[Example], bad: list[str] | None) -> list[Example]:
         masked = [example.record for example in examples if (example.labels[1:] == NO_LOSS).all()]
-        if masked:
+        if masked and bad is None:
             shown = "; ".join(record.where for record in masked[:3])
             raise RecordError(f"{len(masked)} records have no answer to learn from: {shown}{_more(masked)}")
-        self.dropped = [(e.record, len(e.ids)) for e in examples if len(e.ids) > self.max_length]
-        if self.dropped and not self.drop_too_long:
-            shown = "; ".join(f"{record.where} with {length}" for record, length in self.dropped[:3])
+        long = [(e.record, len(e.ids)) for e in examples if len(e.ids) > self.max_length]
+        self.dropped = long if self.drop_too_long else []
+        if long and not self.drop_too_long and bad is None:
+            shown = "; ".join(f"{record.where} with {length}" for record, length in long[:3])
             raise RecordError(
-                f"{len(self.dropped)} of {len(examples)} records are longer than max_length {self.max_length}: "
-                f"{shown}{_more(self.dropped)}; raise max_length or set drop_too_long"
+                f"{len(long)} of {len(examples)} records are longer than max_length {self.max_length}: "
+                f"{shown}{_more(long)}; raise max_length or set drop_too_long"
             )
-        return [example for example in examples if len(example.ids) <= self.max_length]
+        if bad is not None:
+            bad += [f"{record.where}: no answer to learn from" for record in masked]
+            if not self.drop_too_long:
+                bad += [f"{r.where}: {length} tokens, max_length is {self.max_length}" for r, length in long]
+        left_out = {id(record) for record in masked} | {id(record) for record, _ in long}
+        return [example for example in examples if id(example.record) not in left_out]
+
+
+def _cut(special: re.Match[str]) -> str:
+    """A special token's string, cut behind its first character, so that it is not found as one."""
+    return special[0][0] + _CUT + special[0][1:]
 
 
 def check_vocabulary(layout: VocabularyLayout, bpe: VisualBPE) -> None:

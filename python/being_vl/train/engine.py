@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ def train(options: TrainOptions) -> Path:
     """
     _start_ranks()
     examples, pad_id = _load_examples(options)
-    plans = _plan(options, examples)
+    counts = {category: len(found) for category, found in examples.items()}
+    plans = plan(options, counts, dist.get_world_size())
     recipe = _recipe(options)
     check_recipe(options.out / "recipe.json", recipe)
     with _alone(options.out):
@@ -222,17 +223,31 @@ def _world_of_one() -> dict[str, str]:
 
 
 def _say(message: str) -> None:
-    if dist.get_rank() == 0:
+    if not dist.is_initialized() or dist.get_rank() == 0:
         log.info(message)
 
 
 def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
     """Build every sequence once, so that what is wrong with the data shows before a stage starts."""
-    from transformers import AutoTokenizer
+    bad: list[str] = []
+    found, builder = load_examples(options, bad if options.lenient else None)
+    if bad:
+        _say(f"{len(bad)} faults in records, which are left out:")
+        for fault in bad:
+            _say(f"  {fault}")
+    examples: Examples = {}
+    for example in found:
+        examples.setdefault(example.category, []).append(example)
+    return examples, builder.pad_id
+
+
+def load_examples(options: TrainOptions, bad: list[str] | None) -> tuple[list[Example], SequenceBuilder]:
+    """All sequences that a training will see, and what made them; `bad` as for `SequenceBuilder.build`."""
+    from transformers import AutoConfig, AutoTokenizer
 
     if not (options.model / "config.json").is_file():
         raise ModelError(f"{options.model}: no config.json; expected the folder of a causal LM")
-    records = read_records(options.records, default_category=options.default_category)
+    records = read_records(options.records, options.default_category, bad)
     expanded = (options.model / LAYOUT_FILE).is_file()
     pictured = next((record for record in records if record.images), None)
     if pictured and not expanded:
@@ -243,31 +258,35 @@ def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
     if pictured and options.grids is None:
         raise ConfigError(f"record {pictured.id!r} of {pictured.source} has an image: give --grids")
     tokenizer = AutoTokenizer.from_pretrained(options.model)
+    config = AutoConfig.from_pretrained(options.model).get_text_config()
+    max_length = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
+    if max_length < options.max_length:
+        _say(f"max_length {options.max_length} is beyond the model's context, so it is {max_length}")
     builder = SequenceBuilder(
         tokenizer,
         layout=VocabularyLayout.load(options.model) if expanded else None,
         bpe=VisualBPE.load(options.model / "visual_vocabulary.json") if expanded else None,
         grids=GridStore.open(options.grids) if options.grids else None,
-        max_length=options.max_length,
+        max_length=max_length,
         drop_too_long=options.drop_too_long,
     )
-    examples: Examples = {}
-    for example in builder.build(records):
-        examples.setdefault(example.category, []).append(example)
+    examples = builder.build(records, bad)
     if builder.dropped:
         _say(
-            f"{len(builder.dropped)} of {len(records)} records are longer than {options.max_length} tokens, left out:"
+            f"{len(builder.dropped)} of {len(records)} records are longer than {max_length} tokens, left out:"
         )
         for record, length in builder.dropped:
             _say(f"  {record.where}: {length} tokens")
     if not examples:
-        raise RecordError(f"{', '.join(map(str, options.records))}: no records to train on")
-    return examples, builder.pad_id
+        first = f"; {len(bad)} faults, the first: {bad[0]}" if bad else ""
+        raise RecordError(f"{', '.join(map(str, options.records))}: no records to train on{first}")
+    return examples, builder
 
 
-def _plan(options: TrainOptions, examples: Examples) -> list[tuple[StageOptions, Curriculum, int]]:
-    """The curriculum and the number of optimizer steps of each stage."""
-    counts = {category: len(found) for category, found in examples.items()}
+def plan(
+    options: TrainOptions, counts: Mapping[str, int], ranks: int
+) -> list[tuple[StageOptions, Curriculum, int]]:
+    """The curriculum and the number of optimizer steps of each stage, by the records of each category."""
     plans = []
     for index, stage in enumerate(options.stages):
         curriculum = Curriculum(counts, stage.mixture, seed=options.seed + index)
@@ -275,7 +294,7 @@ def _plan(options: TrainOptions, examples: Examples) -> list[tuple[StageOptions,
         if dropped:
             shares = ", ".join(f"{name} {share:.0%}" for name, share in curriculum.weights.items())
             _say(f"{stage.name}: no records of {', '.join(dropped)}; the mixture becomes {shares}")
-        batch = options.micro_batch_size * dist.get_world_size() * stage.accumulation
+        batch = options.micro_batch_size * ranks * stage.accumulation
         records = sum(counts[category] for category in curriculum.weights)
         plans.append((stage, curriculum, stage.max_steps or math.ceil(stage.epochs * records / batch)))
     return plans

@@ -69,15 +69,17 @@ class TrainOptions:
 
     Args:
         model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone.
-        records: Files of LLaVA JSON.
+        records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow.
         out: Folder for one plain Hugging Face checkpoint per stage, logs, and checkpoints to resume from.
         grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
         stages: The stages in order; the paper's three by default.
         zero: ZeRO stage of DeepSpeed.
         dtype: `auto` is bf16 on a GPU and fp32 on a CPU.
         micro_batch_size: Records per rank and forward pass.
-        max_length: Longest sequence in tokens; a longer record is an error unless `drop_too_long`.
+        max_length: Longest sequence in tokens, at most the model's context; a longer record is an error unless
+            `drop_too_long`.
         drop_too_long: Leave out and count records that are longer than `max_length`.
+        lenient: Leave out and list bad records, rather than stop.
         default_category: Category of the records that name none.
         weight_decay: AdamW's decoupled weight decay, on every trained parameter.
         betas: AdamW's moment decay rates.
@@ -98,6 +100,7 @@ class TrainOptions:
     micro_batch_size: int = 4
     max_length: int = 2048
     drop_too_long: bool = False
+    lenient: bool = False
     default_category: str = "foundation"
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
@@ -114,3 +117,26 @@ class TrainOptions:
         for name in ("micro_batch_size", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass
+class CheckOptions(TrainOptions):
+    """Options of `being-vl check`: those of the training, and
+
+    Args:
+        ranks: Number of processes that the training will have.
+        show: Records of each category to show.
+        tolerated: Share of bad records, those without labels or images among them, above which the check fails.
+    """
+
+    ranks: int = 1
+    show: int = 2
+    tolerated: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ranks < 1 or self.show < 0 or not 0 <= self.tolerated <= 1:
+            raise ConfigError(
+                f"ranks {self.ranks}, show {self.show}, tolerated {self.tolerated}; expected at least 1, at "
+                "least 0, and a share in [0, 1]"
+            )

@@ -1,0 +1,120 @@
+"""How fast files of records are read, and in how much memory.
+
+    python -m benchmarks.records [--count 1000000 10000000] [--kinds json jsonl parquet tar]
+
+Generates records of one short question and answer. Each file is then read by a process of its own that opens it, checks
+all records in turn and sorts them by category, and reads 10,000 in a random order. Reported: the file's size, the
+seconds to open it, records per second of each way, and the process's peak of resident memory, imports included.
+"""
+
+import argparse
+import io
+import json
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from being_vl.data.records import CATEGORIES, Records
+
+RANDOM_READS = 10_000
+ROWS = 1000
+
+
+def records(count):
+    """Generated LLaVA JSON."""
+    for n in range(count):
+        yield {
+            "id": str(n),
+            "image": f"{n}.png",
+            "category": CATEGORIES[n % len(CATEGORIES)],
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is it?"},
+                {"from": "gpt", "value": f"Number {n}."},
+            ],
+        }
+
+
+def write(path, count):
+    """Write generated records to `path`, in the format of its suffix."""
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        first = pa.Table.from_pylist(list(records(1)))
+        with pq.ParquetWriter(path, first.schema) as writer:
+            batch = []
+            for n, record in enumerate(records(count), 1):
+                batch.append(record)
+                if n % ROWS == 0 or n == count:
+                    writer.write_table(pa.Table.from_pylist(batch))
+                    batch = []
+    elif path.suffix == ".tar":
+        with tarfile.open(path, "w") as tar:
+            for n, record in enumerate(records(count)):
+                data = json.dumps(record).encode()
+                info = tarfile.TarInfo(f"{n:09d}.json")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+                tar.members = []
+    else:
+        start, between, end = ("[", ",\n", "]") if path.suffix == ".json" else ("", "\n", "")
+        with path.open("w") as file:
+            file.write(start)
+            for n, record in enumerate(records(count)):
+                file.write((between if n else "") + json.dumps(record))
+            file.write(end)
+
+
+def measure(path):
+    """Seconds to open, records per second in turn and in random order, and peak memory in GB; printed as JSON."""
+    began = time.perf_counter()
+    found = Records(path)
+    opened = time.perf_counter()
+    found.by_category()
+    read = time.perf_counter()
+    reads = min(RANDOM_READS, len(found))
+    for number in np.random.default_rng(0).integers(len(found), size=reads).tolist():
+        found[number]
+    ended = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(json.dumps([opened - began, len(found) / (read - opened), reads / (ended - read), peak]))
+
+
+def main():
+    """Generate, measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, nargs="+", default=[1_000_000])
+    parser.add_argument("--kinds", nargs="+", default=["json", "jsonl", "parquet", "tar"])
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure)
+        return
+    print(
+        "| file | records | GB | open s | in turn /s | random /s | peak GB |\n|---|---|---|---|---|---|---|"
+    )
+    for count in options.count:
+        for kind in options.kinds:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / f"records.{kind}"
+                write(path, count)
+                command = [sys.executable, "-m", "benchmarks.records", "--measure", str(path)]
+                result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+                opened, in_turn, random, peak = json.loads(result.stdout)
+                size = path.stat().st_size / 1e9
+                print(
+                    f"| {kind} | {count:,} | {size:.2f} | {opened:.1f} | {in_turn:,.0f} | {random:,.0f} | {peak:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

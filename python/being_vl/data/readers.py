@@ -1,0 +1,374 @@
+"""Files of records: JSON, JSON lines, WebDataset, Parquet and Arrow, each read record by record.
+
+A reader knows its number of records and gives any of them by number, or all in turn. It keeps 16 bytes of memory per
+record at most, namely where the record is.
+"""
+
+import codecs
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from being_vl.errors import RecordError
+from being_vl.quantize.images import SUFFIXES
+
+WINDOW = 1 << 20
+"""Bytes of a JSON list that are read at a time."""
+LARGEST = 1 << 26
+"""Bytes in which an element of a JSON list must end."""
+
+_FIELDS = ("id", "category", "image", "images", "conversations", "messages")
+_PLACE = np.dtype((np.int64, 2))
+_SPACE = re.compile(r"[ \t\r\n]*")
+_decode = json.JSONDecoder().raw_decode
+
+
+class Reader(Protocol):
+    """Records of one file, as decoded JSON; picklable."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+
+    def __getitem__(self, index: int) -> Any:
+        """Record `index`, from 0.
+
+        Raises:
+            RecordError: naming file and record, if it cannot be decoded.
+        """
+
+    def __iter__(self) -> Iterator[Any]:
+        """All records in turn; a record that cannot be decoded comes as the `RecordError` that says so."""
+
+
+def open_records(path: Path) -> Reader:
+    """A reader of `path`, by its suffix: `.jsonl`, `.tar`, `.parquet`, `.arrow`; any other is a JSON list.
+
+    Raises:
+        RecordError: if there is no such file, it is no file of its kind, or it holds no record.
+    """
+    try:
+        reader = _READERS.get(path.suffix, JsonReader)(path)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such file; expected records") from None
+    except RecursionError:
+        raise RecordError(f"{path}: holds JSON that is nested too deeply; expected records") from None
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror or error}); expected records") from None
+    if not len(reader):
+        raise RecordError(f"{path}: an empty list; expected a JSON list of records or another file of them")
+    return reader
+
+
+class JsonReader:
+    """A JSON list, or for `.jsonl` a JSON value on each line that is not blank."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        find = _lines if path.suffix == ".jsonl" else _elements
+        self._places: NDArray[np.int64] = np.fromiter(find(path), _PLACE)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Any:
+        with self.path.open("rb") as file:
+            return self._read(file, index)
+
+    def __iter__(self) -> Iterator[Any]:
+        with self.path.open("rb") as file:
+            for index in range(len(self)):
+                try:
+                    yield self._read(file, index)
+                except RecordError as error:
+                    yield error
+
+    def _read(self, file: BinaryIO, index: int) -> Any:
+        start, end = self._places[index].tolist()
+        file.seek(start)
+        try:
+            return json.loads(file.read(end - start).decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise RecordError(
+                f"{self.path}: record {index}: byte {start + error.start} of the file: not UTF-8; expected a record"
+            ) from None
+        except RecursionError:
+            raise RecordError(
+                f"{self.path}: record {index}: JSON nested too deeply; expected a record"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise RecordError(
+                f"{self.path}: record {index}: column {error.colno}: not JSON ({error.msg}); expected a record"
+            ) from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int]]:
+    """Where each line that is not blank begins and ends, in bytes."""
+    with path.open("rb") as file:
+        start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+        file.seek(start)
+        for line in file:
+            if not line.isspace():
+                yield start, start + len(line)
+            start += len(line)
+
+
+def _elements(path: Path) -> Iterator[tuple[int, int]]:
+    """Where each element of a JSON list begins and ends, in bytes; one window of the file is in memory at a time."""
+    # As Latin-1 each byte is a character, so places in the text are places in the file, and JSON's own signs are ASCII.
+    with path.open(encoding="latin-1", newline="") as file:
+        head = file.read(3)
+        window, base = ("", 3) if head == "ï»¿" else (head, 0)  # UTF-8's BOM
+        while window.strip() in ("", "[") and (more := file.read(WINDOW)):
+            window += more
+        at = _skip(window, 0)
+        if window[at : at + 1] != "[":
+            raise _no_list(path, window + file.read(LARGEST), base)
+        at = _skip(window, at + 1)
+        if window[at : at + 1] == "]":
+            return
+        while True:
+            try:
+                start = _skip(window, at)
+                _, end = _decode(window, start)
+                behind = _skip(window, end)
+                separator = window[behind]
+                if separator not in ",]":  # also where the window ends within a number
+                    raise json.JSONDecodeError("Expecting ',' delimiter", window, behind)
+            except (json.JSONDecodeError, IndexError) as error:
+                more = file.read(max(WINDOW, len(window))) if len(window) - at < LARGEST else ""
+                if not more:
+                    raise _not_json(path, window, base, error) from None
+                window, base, at = window[at:] + more, base + at, 0
+                continue
+            yield base + start, base + end
+            at = behind + 1
+            if separator == "]":
+                break
+        rest = window[at:] + file.read(LARGEST)
+        if rest.strip():
+            extra = json.JSONDecodeError("Extra data", rest, _skip(rest, 0))
+            raise _not_json(path, rest, base + at, extra)
+
+
+def _skip(text: str, at: int) -> int:
+    """Where in `text`, from `at` on, white space ends."""
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _no_list(path: Path, text: str, base: int) -> RecordError:
+    """What a file that does not begin with `[` holds; `text` begins at its byte `base`."""
+    try:
+        value, end = _decode(text, _skip(text, 0))
+        if text[end:].strip():
+            raise json.JSONDecodeError("Extra data", text, _skip(text, end))
+    except json.JSONDecodeError as error:
+        return _not_json(path, text, base, error)
+    return RecordError(f"{path}: a JSON {kind_of(value)}; expected a JSON list of records")
+
+
+def _not_json(path: Path, text: str, base: int, error: Exception) -> RecordError:
+    """Say where a file is not JSON, or not UTF-8; `text` begins at its byte `base`."""
+    try:
+        codecs.utf_8_decode(text.encode("latin-1"), "strict", False)
+    except UnicodeDecodeError as wrong:
+        return RecordError(f"{path}: byte {base + wrong.start}: not UTF-8; expected a JSON list of records")
+    place, reason = base + len(text), "Expecting ',' delimiter"
+    if isinstance(error, json.JSONDecodeError):
+        place, reason = base + error.pos, error.msg
+    line, column = 1, 1
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+    with path.open("rb") as file:
+        while chunk := file.read(min(WINDOW, place - file.tell())):
+            *before, last = decoder.decode(chunk).split("\n")
+            line += len(before)
+            column = len(last) + (1 if before else column)
+    return RecordError(
+        f"{path}: line {line}, column {column}: not JSON ({reason}); expected a list of records"
+    )
+
+
+class TarReader:
+    """WebDataset: members that share their name up to its first dot are a sample; its `.json` is the record.
+
+    Where the record names no image, the sample's image files are its images, by the key that `being-vl quantize` gives
+    them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self._starts = np.fromiter((sample[0].offset for sample in _samples(file)), np.int64)
+        except tarfile.TarError as error:
+            raise RecordError(f"{path}: not a whole uncompressed tar file ({error})") from None
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Any:
+        with self.path.open("rb") as file:
+            file.seek(int(self._starts[index]))
+            return self._read(file, next(_samples(file)), index)
+
+    def __iter__(self) -> Iterator[Any]:
+        with self.path.open("rb") as file:
+            for index, sample in enumerate(_samples(file)):
+                try:
+                    yield self._read(file, sample, index)
+                except RecordError as error:
+                    yield error
+
+    def _read(self, file: BinaryIO, sample: list[tarfile.TarInfo], index: int) -> Any:
+        where = f"{self.path}: record {index} ({sample[0].name})"
+        member = next((member for member in sample if member.name.endswith(".json")), None)
+        if member is None:
+            raise RecordError(f"{where}: no .json beside it; expected one with 'conversations' or 'messages'")
+        file.seek(member.offset_data)
+        try:
+            item = json.loads(file.read(member.size).decode("utf-8"))
+        except ValueError as error:
+            raise RecordError(f"{where}: its .json is not JSON in UTF-8 ({error})") from None
+        if isinstance(item, dict) and not (item.get("image") or item.get("images")):
+            images = (m.name.removeprefix("./") for m in sample if Path(m.name).suffix.lower() in SUFFIXES)
+            item["image"] = [f"{self.path.name}/{name}" for name in images]
+        return item
+
+
+def _samples(file: BinaryIO) -> Iterator[list[tarfile.TarInfo]]:
+    """The samples of a tar file from the member on at which it stands."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for _, members in groupby(_files(tar), lambda member: _stem(member.name)):
+            yield list(members)
+
+
+def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # else it keeps every member that it has seen
+        if member.isfile():
+            yield member
+
+
+def _stem(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
+
+
+class TableReader:
+    """Parquet, or Arrow as `datasets` writes it: a row is a record, with the columns that LLaVA JSON has as fields.
+
+    A column `image` that holds images, not names, stands for the key that `being-vl quantize` gives to the row's image.
+    Any row costs the decoding of its part of the file (row group, record batch), the last of which are kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self.path = path
+        try:
+            schema, sizes = _layout(path)
+        except pa.ArrowException as error:
+            raise RecordError(f"{path}: not a whole table ({error})") from None
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._columns = tuple(name for name in schema.names if name in _FIELDS)
+        self._embedded = "image" in schema.names and not _holds_names(schema.field("image").type)
+        self._digits = len(str(len(self)))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Any:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        table = _group(self.path, self._columns, self._embedded, group)
+        first = int(self._ends[group]) - table.num_rows
+        return self._item(table.slice(index - first, 1).to_pylist()[0], index)
+
+    def __iter__(self) -> Iterator[Any]:
+        index = 0
+        for group in range(len(self._ends)):
+            for batch in _group(self.path, self._columns, self._embedded, group).to_batches(1024):
+                for item in batch.to_pylist():
+                    yield self._item(item, index)
+                    index += 1
+
+    def _item(self, item: dict[str, Any], index: int) -> dict[str, Any]:
+        if self._embedded:
+            item["image"] = f"{self.path.name}/{index:0{self._digits}d}" if item["image"] else None
+        return item
+
+
+def _holds_names(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_list))
+
+
+def _layout(path: Path) -> tuple[Any, list[int]]:
+    """Schema, and the rows of each part of the table."""
+    if path.suffix == ".parquet":
+        file = _parquet(path)
+        metadata = file.metadata
+        return file.schema_arrow, [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+    schema, batches = _batches(path)
+    return schema, [batch.num_rows for batch in batches]
+
+
+@lru_cache(4)
+def _parquet(path: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path)
+
+
+@lru_cache(4)
+def _batches(path: Path) -> tuple[Any, list[Any]]:
+    """Schema and record batches of an Arrow file, in place: of the streaming format or the other one."""
+    import pyarrow as pa
+
+    mapped = pa.memory_map(str(path))
+    if mapped.read(6) == b"ARROW1":
+        file = pa.ipc.open_file(mapped)
+        return file.schema, [file.get_batch(n) for n in range(file.num_record_batches)]
+    mapped.seek(0)
+    stream = pa.ipc.open_stream(mapped)
+    return stream.schema, list(stream)
+
+
+@lru_cache(4)
+def _group(path: Path, columns: tuple[str, ...], embedded: bool, group: int) -> Any:
+    """Columns of one part of a table; of embedded images, whether there is one."""
+    import pyarrow as pa
+
+    if path.suffix == ".parquet":
+        file, names = _parquet(path), list(columns)
+        kind = file.schema_arrow.field("image").type if embedded else None
+        if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+            names[names.index("image")] = "image.path"  # enough to see whether there is an image
+        table = file.read_row_group(group, columns=names)
+    else:
+        table = pa.table(_batches(path)[1][group].select(list(columns)))
+    if embedded:
+        table = table.set_column(table.schema.names.index("image"), "image", table["image"].is_valid())
+    return table
+
+
+def kind_of(value: Any) -> str:
+    """JSON's name for the type of a decoded value."""
+    kinds = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return kinds.get(type(value), "number")
+
+
+_READERS: dict[str, Callable[[Path], Reader]] = {
+    ".jsonl": JsonReader,
+    ".tar": TarReader,
+    ".parquet": TableReader,
+    ".arrow": TableReader,
+}

@@ -1,0 +1,98 @@
+"""`being-vl check` on the chain of the other tests."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from being_vl.cli import main
+from being_vl.train.engine import _load_examples
+from being_vl.train.options import TrainOptions
+
+
+@pytest.fixture
+def recipe(chain: Path, tmp_path: Path) -> Path:
+    stage = {
+        "name": "one",
+        "unfreeze": 0.0,
+        "learning_rate": 1e-3,
+        "mixture": {"foundation": 1, "perception": 3},
+    }
+    options = {
+        "model": str(chain / "tied"),
+        "grids": str(chain / "grids"),
+        "records": [str(chain / "data" / "train.json")],
+        "out": str(tmp_path / "run"),
+        "micro_batch_size": 2,
+        "stages": [{**stage, "max_steps": 10, "accumulation": 2}],
+    }
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
+def test_check_shows_records_counts_and_stages(
+    chain: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--recipe", str(recipe), "--show", "1", "--ranks", "3"]) == 0
+    said = capsys.readouterr().out
+    records = json.loads((chain / "data" / "train.json").read_text())
+    first = records[0]
+    assert said.startswith(f"{first['category']}: {chain / 'data' / 'train.json'}: record 0 ")
+    assert f"[image {first['image']}]" in said.splitlines()[1]
+    for turn in first["conversations"][1::2]:
+        assert f"⟦ {turn['value']}" in said or f"⟦{turn['value']}" in said
+    start = said.index(f"[image {first['image']}]: ")
+    title, *rows = said[start:].partition("\n\n")[0].splitlines()
+    assert title.split()[2] == str(sum(map(len, rows)))
+    assert len({len(row) for row in rows}) == 1
+    table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line[:1].isalpha()}
+    for category in {record["category"] for record in records}:
+        count = sum(record["category"] == category for record in records)
+        assert table[category][:2] == [f"{count:,}", f"{count / len(records):.1%}"]
+        assert float(table[category][4].replace(",", "")) >= float(table[category][5].replace(",", ""))
+    assert table["one"][:2] == ["10", "120"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_lists_faults_and_fails_above_the_tolerated_share(
+    chain: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = json.loads((chain / "data" / "train.json").read_text())
+    records[3]["image"] = "nowhere.png"
+    records[5]["category"] = "other"
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(records))
+    command = ["check", "--recipe", str(recipe), "--records", str(path), "--show", "0"]
+    assert main(command) == 2
+    said, error = capsys.readouterr()
+    assert "2 faults:" in said
+    assert "bad.json: record 5 " in said
+    assert "bad.json: record 3 " in said
+    assert f"2 faults, {2 / len(records):.2%} of the records" in error
+    assert main([*command, "--tolerated", "0.5"]) == 0
+
+
+def test_a_wrong_option_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--recipe", str(recipe), "--tolerated", "2"]) == 2
+    assert "tolerated 2.0; expected" in capsys.readouterr().err
+
+
+def test_lenient_training_leaves_out_bad_records_and_lists_them(
+    chain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = json.loads((chain / "data" / "train.json").read_text())
+    records[3]["image"] = "nowhere.png"
+    records[5]["category"] = "other"
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(records))
+    options = TrainOptions(
+        chain / "tied", [path], tmp_path / "run", chain / "grids", max_length=10**9, lenient=True
+    )
+    caplog.set_level("INFO", "being_vl")
+    examples, _ = _load_examples(options)
+    assert sum(map(len, examples.values())) == len(records) - 2
+    assert "2 faults in records, which are left out:" in caplog.messages
+    assert sum("bad.json: record" in message for message in caplog.messages) == 2
+    assert any("is beyond the model's context, so it is" in message for message in caplog.messages)
