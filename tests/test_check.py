@@ -56,21 +56,27 @@ def test_check_shows_records_counts_and_stages(
     assert not (tmp_path / "run").exists()
 
 
-def test_check_lists_faults_and_fails_above_the_tolerated_share(
-    chain: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def bad_records(chain: Path, folder: Path) -> tuple[Path, int]:
+    """A file of records of which record 3 has an image without a grid and record 5 a wrong category; their number."""
     records = json.loads((chain / "data" / "train.json").read_text())
     records[3]["image"] = "nowhere.png"
     records[5]["category"] = "other"
-    path = tmp_path / "bad.json"
+    path = folder / "bad.json"
     path.write_text(json.dumps(records))
+    return path, len(records)
+
+
+def test_check_lists_faults_and_fails_above_the_tolerated_share(
+    chain: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, count = bad_records(chain, tmp_path)
     command = ["check", "--recipe", str(recipe), "--records", str(path), "--show", "0"]
     assert main(command) == 2
     said, error = capsys.readouterr()
     assert "2 faults:" in said
     assert "bad.json: record 5 " in said
     assert "bad.json: record 3 " in said
-    assert f"2 faults, {2 / len(records):.2%} of the records" in error
+    assert f"2 faults, {2 / count:.2%} of the records" in error
     assert main([*command, "--tolerated", "0.5"]) == 0
 
 
@@ -82,17 +88,13 @@ def test_a_wrong_option_is_refused(recipe: Path, capsys: pytest.CaptureFixture[s
 def test_lenient_training_leaves_out_bad_records_and_lists_them(
     chain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    records = json.loads((chain / "data" / "train.json").read_text())
-    records[3]["image"] = "nowhere.png"
-    records[5]["category"] = "other"
-    path = tmp_path / "bad.json"
-    path.write_text(json.dumps(records))
+    path, count = bad_records(chain, tmp_path)
     options = TrainOptions(
         chain / "tied", [path], tmp_path / "run", chain / "grids", max_length=10**9, lenient=True
     )
     caplog.set_level("INFO", "being_vl")
     examples, _ = _load_examples(options)
-    assert sum(map(len, examples.values())) == len(records) - 2
+    assert sum(map(len, examples.values())) == count - 2
     assert "2 faults in records, which are left out:" in caplog.messages
     assert sum("bad.json: record" in message for message in caplog.messages) == 2
     assert any("is beyond the model's context, so it is" in message for message in caplog.messages)

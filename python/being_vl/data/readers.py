@@ -330,16 +330,9 @@ def _parquet(path: Path) -> Any:
 
 @lru_cache(4)
 def _batches(path: Path) -> tuple[Any, list[Any]]:
-    """Schema and record batches of an Arrow file, in place: of the streaming format or the other one."""
-    import pyarrow as pa
+    from being_vl.quantize.sources import arrow_batches
 
-    mapped = pa.memory_map(str(path))
-    if mapped.read(6) == b"ARROW1":
-        file = pa.ipc.open_file(mapped)
-        return file.schema, [file.get_batch(n) for n in range(file.num_record_batches)]
-    mapped.seek(0)
-    stream = pa.ipc.open_stream(mapped)
-    return stream.schema, list(stream)
+    return arrow_batches(path)
 
 
 @lru_cache(4)

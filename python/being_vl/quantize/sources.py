@@ -202,8 +202,8 @@ def _layout(path: Path) -> tuple[str, list[int]]:
         file = pq.ParquetFile(path)
         sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
         return _image_column(path, file.schema_arrow), sizes
-    batches = _batches(path)
-    return _image_column(path, batches[0].schema) if batches else "", [batch.num_rows for batch in batches]
+    schema, batches = arrow_batches(path)
+    return _image_column(path, schema), [batch.num_rows for batch in batches]
 
 
 def _image_column(path: Path, schema: pa.Schema) -> str:
@@ -219,14 +219,19 @@ def _image_column(path: Path, schema: pa.Schema) -> str:
     return str(columns[0])
 
 
-def _batches(path: Path) -> list[pa.RecordBatch]:
-    """Record batches of an Arrow file, in place: of the streaming format, as `datasets` has it, or the other one."""
+def arrow_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """Schema and record batches of an Arrow file, in place: of `datasets` streaming format or of the other one.
+
+    Raises:
+        OSError, pyarrow.ArrowException: if it cannot be read, or is not whole.
+    """
     mapped = pa.memory_map(str(path))
     if mapped.read(6) == b"ARROW1":
         file = pa.ipc.open_file(mapped)
-        return [file.get_batch(n) for n in range(file.num_record_batches)]
+        return file.schema, [file.get_batch(n) for n in range(file.num_record_batches)]
     mapped.seek(0)
-    return list(pa.ipc.open_stream(mapped))
+    stream = pa.ipc.open_stream(mapped)
+    return stream.schema, list(stream)
 
 
 @lru_cache(ROW_GROUPS_IN_MEMORY)
@@ -234,7 +239,7 @@ def _row_group(path: Path, column: str, group: int) -> Any:
     """One column of one part of a table."""
     if path.suffix == ".parquet":
         return pq.ParquetFile(path).read_row_group(group, columns=[column])[column]
-    return _batches(path)[group][column]
+    return arrow_batches(path)[1][group][column]
 
 
 def _stat(path: Path) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ pub(super) struct Canvas<W> {
     cells: Vec<W>,
     stacks: Vec<Stack>,
     /// Tokens below this are of the codebook: their regions are single cells.
-    base_vocab_size: u32,
+    pub base_vocab_size: u32,
     /// Token of border cells, larger than any other.
     border: u32,
     /// Whether every cell is a region of its own.

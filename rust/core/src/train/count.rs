@@ -286,13 +286,12 @@ impl<'a> Table<'a> {
 /// Counts exactly those pairs for which `reaching` has a bit. The sketch is of this canvas alone.
 pub(super) fn count<W: Word>(
     canvas: &mut Canvas<W>,
-    base_vocab_size: u32,
     sketch: &Sketch,
     reaching: &[u64],
     interrupt: &Interrupt,
 ) -> Vec<Counted> {
     let hashes = reaching.iter().map(|word| word.count_ones()).sum();
-    let mut table = Table::new(sketch, base_vocab_size, hashes);
+    let mut table = Table::new(sketch, canvas.base_vocab_size, hashes);
     let mut parts = Parts::new(canvas.len());
     for (from, to) in pieces(canvas.len(), interrupt) {
         canvas.for_each_pair(from, to, &mut |x, y, a, b| {

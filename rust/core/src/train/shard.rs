@@ -121,8 +121,6 @@ impl Notes<'_> {
 #[derive(Debug)]
 pub(super) struct Shard<W> {
     canvas: Canvas<W>,
-    /// Tokens below this are of the codebook: their regions are single cells.
-    base_vocab_size: u32,
     /// Per indexed pair, where it occurs, and some places where it no longer does. A place is out of date when an anchor
     /// has another token: a region's token never comes back.
     places: Vec<Places>,
@@ -141,7 +139,6 @@ impl<W: Word> Shard<W> {
     pub fn new(base_vocab_size: u32, tokens: u32) -> Self {
         Self {
             canvas: Canvas::new(base_vocab_size, tokens),
-            base_vocab_size,
             places: Vec::new(),
             sketch: Sketch::default(),
             counted: Vec::new(),
@@ -206,7 +203,7 @@ impl<W: Word> Shard<W> {
     pub fn count(&mut self, reaching: &[u64], interrupt: &Interrupt) -> Vec<(u64, Count)> {
         self.places = Vec::new();
         let sketch = std::mem::take(&mut self.sketch);
-        self.counted = count(&mut self.canvas, self.base_vocab_size, &sketch, reaching, interrupt);
+        self.counted = count(&mut self.canvas, &sketch, reaching, interrupt);
         self.counted.iter().map(|pair| (pair.key, pair.count)).collect()
     }
 
