@@ -1,6 +1,7 @@
 """Asking: a tiny model that has learned a few pictures by heart, and says what it learned."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -242,6 +243,11 @@ def test_folders_that_are_no_assistant_are_refused(learned: Learned, tmp_path: P
     )
     with pytest.raises(QuantizerError, match="a codebook of 9 and 0 merges, the model 16 and"):
         Assistant.load(mixed)
+    cut = tmp_path / "cut"
+    shutil.copytree(learned.folder, cut)
+    os.truncate(cut / "model.safetensors", 1000)
+    with pytest.raises(ModelError, match=r"cut: cannot be loaded: "):
+        Assistant.load(cut)
 
 
 def test_the_command_line_answers(learned: Learned, capsys: pytest.CaptureFixture[str]) -> None:

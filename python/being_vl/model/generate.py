@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
 from being_vl.data.records import PLACEHOLDER, Turn
 from being_vl.errors import ConfigError, ModelError
 from being_vl.model.layout import VocabularyLayout, num_text_tokens
 from being_vl.model.options import GenerateOptions
 from being_vl.model.processor import BeingVLProcessor, Picture
+from being_vl.model.weights import load_causal_lm
 from being_vl.quantize.base import Quantizer
 from being_vl.quantize.images import read_image
 
@@ -61,12 +62,7 @@ class Assistant:
         folder = Path(folder)
         layout = VocabularyLayout.load(folder)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="float32" if device == "cpu" else "auto"
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        model = load_causal_lm(folder, "float32" if device == "cpu" else "auto")
         rows = model.get_input_embeddings().weight.shape[0]
         if rows != layout.rows:
             raise ModelError(f"{folder}: the model has {rows} rows, its layout {layout.rows}")

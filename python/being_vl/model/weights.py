@@ -64,6 +64,22 @@ def load_config(llm: str) -> Any:
     return config
 
 
+def load_causal_lm(folder: Path, dtype: torch.dtype | str) -> Any:
+    """A causal LM of a folder, whole, as transformers loads it.
+
+    Args:
+        folder: A folder of a causal LM.
+        dtype: Of its weights; `"auto"` for that of the checkpoint.
+
+    Raises:
+        ModelError: if it is no causal LM or is damaged.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
+
+
 def open_llm(llm: str) -> CausalLM:
     """Open a causal LM without reading its weights, where they are safetensors named as the model's class names them.
 

@@ -313,9 +313,9 @@ def _recipe(options: TrainOptions) -> dict[str, Any]:
 
 
 def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
-    from transformers import AutoModelForCausalLM
+    from being_vl.model.weights import load_causal_lm
 
-    lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    lm = load_causal_lm(source, torch.float32)
     if options.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
