@@ -1,9 +1,9 @@
 """Options of staged training; importable without torch."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
+from being_vl.data.options import PrepareOptions
 from being_vl.errors import ConfigError
 
 
@@ -64,23 +64,17 @@ def paper_stages() -> list[StageOptions]:
 
 
 @dataclass
-class TrainOptions:
-    """Options of `being-vl train`.
+class TrainOptions(PrepareOptions):
+    """Options of `being-vl train`: those of `being-vl prepare`, and
 
     Args:
-        model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone.
-        records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow.
+        records: Files of records as for `being-vl prepare`, which are prepared in `out` first; or a folder that it
+            wrote, as its own options have made it.
         out: Folder for one plain Hugging Face checkpoint per stage, logs, and checkpoints to resume from.
-        grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
         stages: The stages in order; the paper's three by default.
         zero: ZeRO stage of DeepSpeed.
         dtype: `auto` is bf16 on a GPU and fp32 on a CPU.
         micro_batch_size: Records per rank and forward pass.
-        max_length: Longest sequence in tokens, at most the model's context; a longer record is an error unless
-            `drop_too_long`.
-        drop_too_long: Leave out and count records that are longer than `max_length`.
-        lenient: Leave out and list bad records, rather than stop.
-        default_category: Category of the records that name none.
         weight_decay: AdamW's decoupled weight decay, on every trained parameter.
         betas: AdamW's moment decay rates.
         gradient_clipping: Largest global gradient norm.
@@ -90,18 +84,10 @@ class TrainOptions:
         keep: Number of such checkpoints kept.
     """
 
-    model: Path
-    records: list[Path]
-    out: Path
-    grids: Path | None = None
     stages: list[StageOptions] = field(default_factory=paper_stages)
     zero: Literal[0, 1, 2, 3] = 0
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     micro_batch_size: int = 4
-    max_length: int = 2048
-    drop_too_long: bool = False
-    lenient: bool = False
-    default_category: str = "foundation"
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clipping: float = 1.0
@@ -111,6 +97,7 @@ class TrainOptions:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
