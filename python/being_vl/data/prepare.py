@@ -66,7 +66,7 @@ def tokenise(options: PrepareOptions) -> None:
     rank, ranks = rank_and_count()
     builder = load_builder(options)
     records = Records(options.records, options.default_category, options.categories)
-    recipe = recipe_of(builder) | {"shard_size": options.shard_size}
+    recipe = builder.recipe() | {"shard_size": options.shard_size}
     recipe |= {"default_category": options.default_category, "categories": options.categories}
     check_recipe(options.out / "recipe.json", recipe)
     made_from = [recipe, sha256(options.grids / MANIFEST) if options.grids else None]
@@ -116,20 +116,6 @@ def load_builder(options: PrepareOptions) -> SequenceBuilder:
         too_long=options.too_long,
         loss=options.loss,
     )
-
-
-def recipe_of(builder: SequenceBuilder) -> dict[str, Any]:
-    """What ids and weights follow from, besides records and grids."""
-    tokenizer, layout, bpe = builder.tokenizer, builder.layout, builder.bpe
-    words = tokenizer.get_vocab(), json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    return {
-        "tokenizer": digest([words, tokenizer.chat_template, builder.chat.bos, builder.pad_id]),
-        "text_size": layout.text_size if layout else None,
-        "vocabulary": digest(bpe.to_json()) if bpe else None,
-        "max_length": builder.max_length,
-        "too_long": builder.too_long,
-        "loss": plain(builder.loss),
-    }
 
 
 class Shard:

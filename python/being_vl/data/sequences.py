@@ -15,6 +15,7 @@ from being_vl.data.chat import ChatFormat
 from being_vl.data.options import LossOptions, TooLong
 from being_vl.data.records import PLACEHOLDER, Record, Turn
 from being_vl.errors import ModelError, QuantizerError, RecordError
+from being_vl.files import digest, plain
 from being_vl.model.layout import TOKEN_PREFIX, VocabularyLayout, num_text_tokens
 from being_vl.tokenizer import VisualBPE
 
@@ -232,6 +233,18 @@ class SequenceBuilder:
                 f"{len(left_out)} faults in records: {'; '.join(left_out[:3])}{_more(left_out)}"
             )
         return examples
+
+    def recipe(self) -> dict[str, Any]:
+        """What ids and weights follow from, besides records and grids; as JSON has it."""
+        words = [self._text.to_str(), self.tokenizer.chat_template, self.chat.bos, self.pad_id]
+        return {
+            "tokenizer": digest(words)[:16],
+            "text_size": self.layout.text_size if self.layout else None,
+            "vocabulary": digest(self.bpe.to_json())[:16] if self.bpe else None,
+            "max_length": self.max_length,
+            "too_long": self.too_long,
+            "loss": plain(self.loss),
+        }
 
     def reencode(self, example: Example, dropout: float, seed: int) -> Example:
         """The example with its images encoded by BPE-dropout; unchanged if that makes it longer than `max_length`.

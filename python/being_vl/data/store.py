@@ -139,12 +139,12 @@ class _Shard:
             *(column[row].tolist() for column in (self.starts, self.stops, self.cells)),
             strict=True,
         )
-        return Example(
-            self.ids[row],
-            np.repeat(self.weights[row], np.diff(self.weight_ends[row], prepend=0)),
-            *(self.batch.column(name)[row].as_py() for name in ("category", "source", "where")),
-            tuple(ImageSpan(*span) for span in spans),
+        category, source, where = (
+            self.batch.column(name)[row].as_py() for name in ("category", "source", "where")
         )
+        weights = np.repeat(self.weights[row], np.diff(self.weight_ends[row], prepend=0))
+        images = tuple(ImageSpan(*span) for span in spans)
+        return Example(self.ids[row], weights, category, source, where, images)
 
 
 class PreparedSequences:
@@ -167,6 +167,12 @@ class PreparedSequences:
 
     def __init__(self, folder: Path, builder: SequenceBuilder, dropout: float = 0.0, seed: int = 0) -> None:
         self.manifest = read_manifest(folder, "sequences")
+        made, now = self.manifest["recipe"], builder.recipe()
+        differing = [key for key in ("tokenizer", "text_size", "vocabulary") if made[key] != now[key]]
+        if differing:
+            raise ManifestError(
+                f"{folder}: made for another model ({', '.join(differing)} differ); prepare the records for this one"
+            )
         self.pad_id = builder.pad_id
         self.dropout = dropout
         self._builder = builder
