@@ -14,9 +14,9 @@ import pytest
 
 import tiny
 from being_vl.cli import main
-from being_vl.data.options import PrepareOptions
+from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.prepare import FAULTS, load_builder, prepare
-from being_vl.data.records import read_records
+from being_vl.data.records import Record, Records
 from being_vl.data.sequences import Example, Group
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ManifestError, QuantizerError, RecordError
@@ -27,20 +27,28 @@ from ranks import ENVIRONMENT, FORKS
 
 @pytest.fixture(scope="module")
 def records(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The chain's records with images, and of a second source those without, in the category `text`."""
+    """The chain's records with images, and of a second source those without, in the category `chat`."""
     text = tmp_path_factory.mktemp("records") / "words.jsonl"
     items = json.loads((chain / "data" / "text.json").read_text())
-    text.write_text("\n".join(json.dumps(item | {"category": "text"}) for item in items))
+    text.write_text("\n".join(json.dumps(item | {"category": "chat"}) for item in items))
     return [chain / "data" / "train.json", text]
 
 
+CHOICES: dict[str, Any] = {"shard_size": 7, "categories": [*CATEGORIES, "chat"]}
+
+
 def options(chain: Path, records: list[Path], out: Path, **others: Any) -> PrepareOptions:
-    return PrepareOptions(chain / "tied", records, out, chain / "grids", **{"shard_size": 7} | others)
+    return PrepareOptions(chain / "tied", records, out, chain / "grids", **CHOICES | others)
+
+
+def read(paths: list[Path]) -> list[Record]:
+    return list(Records(paths, categories=CHOICES["categories"]))
 
 
 def flags(chain: Path, records: list[Path], out: Path) -> list[str]:
     paths = ["--model", chain / "tied", "--grids", chain / "grids", "--out", out]
-    return [*map(str, paths), "--shard_size", "7", "--records", *map(str, records)]
+    choices = ["--shard_size", "7", "--categories", *CHOICES["categories"]]
+    return [*map(str, paths), *choices, "--records", *map(str, records)]
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -72,11 +80,11 @@ def prepared(chain: Path, records: list[Path], tmp_path_factory: pytest.TempPath
 def test_sequences_are_those_that_the_builder_makes(chain: Path, records: list[Path], prepared: Path) -> None:
     builder = load_builder(options(chain, records, prepared))
     expected: dict[Group, list[Example]] = {}
-    for example in builder.build(read_records(records)):
+    for example in builder.build(read(records)):
         expected.setdefault(example.group, []).append(example)
     found = PreparedSequences(prepared, builder)
     assert found.lengths.keys() == expected.keys()
-    assert Group("text", "words", True) in expected
+    assert Group("chat", "words", True) in expected
     assert Group("perception", "train", False) in expected
     for group, examples in expected.items():
         assert found.lengths[group].dtype == np.int32
@@ -153,11 +161,11 @@ def test_only_files_whose_records_changed_are_made_anew(
     lines = text.read_text().splitlines()[:-10]
     text.write_text("\n".join(lines))
     prepare(job)
-    first = len(read_records(records[0])) // 7
+    first = len(read(records[:1])) // 7
     now = {path.name: path.stat().st_mtime_ns for path in job.out.glob("*.arrow")}
     assert len(now) < len(made)
     assert [made[name] == now[name] for name in sorted(now)] == [n < first for n in range(len(now))]
-    assert read_manifest(job.out, "sequences")["records"] == len(read_records([records[0], text]))
+    assert read_manifest(job.out, "sequences")["records"] == len(read([records[0], text]))
 
 
 def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
@@ -248,7 +256,7 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
     chain: Path, records: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     builder = load_builder(options(chain, records, tmp_path))
-    lengths = sorted(len(example.ids) for example in builder.build(read_records(records)))
+    lengths = sorted(len(example.ids) for example in builder.build(read(records)))
     limit = lengths[len(lengths) // 2]
     counts = {}
     for too_long in ("drop", "truncate"):
@@ -289,7 +297,7 @@ def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[P
                 longer += len(example.ids) > len(equal_text.ids)
     assert longer > 0
     assert len({json.dumps(reading) for reading in readings.values()}) == len(readings)
-    words = Group("text", "words", True)
+    words = Group("chat", "words", True)
     sequences = PreparedSequences(prepared, builder, dropout=0.5)
     equal(sequences.get(words, 3, 7), plain.get(words, 3, 7))
     builder.grids = None

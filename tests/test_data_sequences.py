@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import tiny
 from being_vl import VisualBPE
 from being_vl.data.batches import collate
-from being_vl.data.options import LossOptions
+from being_vl.data.options import CATEGORIES, LossOptions
 from being_vl.data.records import Record, Turn
 from being_vl.data.sequences import DROPPED, TRUNCATED, Example, Fault, SequenceBuilder
 from being_vl.errors import ModelError, QuantizerError, RecordError
@@ -362,10 +362,12 @@ def test_the_date_in_a_template_does_not_change_with_the_day() -> None:
 def test_a_batch_is_padded_on_the_right(store: GridStore, bpe: VisualBPE, layout: VocabularyLayout) -> None:
     build = builder(layout=layout, bpe=bpe, grids=store)
     examples = build.build([record("What?", "Red.", images=("a.png",)), record("Hi", "Ho")])
-    batch = collate(examples, pad_id=build.pad_id)
+    batch = collate(examples, build.pad_id, CATEGORIES)
     long, short = (len(example.ids) for example in examples)
     assert long > short
     weights = batch.pop("weights")
+    categories = batch.pop("categories")
+    assert (categories == CATEGORIES.index("perception")).all()
     assert list(batch) == ["input_ids", "attention_mask", "labels"]
     assert weights.dtype == torch.float32
     assert ((weights > 0) == (batch["labels"] != -100)).all()

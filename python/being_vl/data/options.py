@@ -9,8 +9,8 @@ from being_vl.errors import ConfigError
 CATEGORIES = ("foundation", "perception", "reasoning", "instruction")
 """The paper's kinds of data (section 3.4): captions; attributes and objects; relations; dialogues and tasks."""
 
-TEXT_ONLY = "text"
-"""Category of conversations without images, by which a model keeps its language."""
+RESERVED = ("text", "visual", "text_only")
+"""What logs and mixtures call other things than a category."""
 
 TooLong = Literal["error", "drop", "truncate"]
 
@@ -66,7 +66,7 @@ class PrepareOptions:
     too_long: TooLong = "error"
     lenient: bool = False
     default_category: str = "foundation"
-    categories: list[str] = field(default_factory=lambda: [*CATEGORIES, TEXT_ONLY])
+    categories: list[str] = field(default_factory=lambda: [*CATEGORIES])
     loss: LossOptions = field(default_factory=LossOptions)
     shard_size: int = 10_000
     workers: int = 0
@@ -76,5 +76,7 @@ class PrepareOptions:
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
         for name in self.categories:
-            if not name or "/" in name:
-                raise ConfigError(f"categories: {name!r}; expected names without '/'")
+            if not name or "/" in name or name in RESERVED:
+                raise ConfigError(
+                    f"categories: {name!r}; expected names without '/', other than {', '.join(RESERVED)}"
+                )

@@ -46,13 +46,13 @@ def prepare(options: PrepareOptions) -> None:
         RecordError: if records are bad, unless `lenient`, after all have been read; or none is left.
         ManifestError, ConfigError, ModelError, QuantizerError: as `tokenise`.
     """
-    tokenise(options)
+    tokenise(options, load_builder(options))
     if rank_and_count()[0] == 0:
         check_faults(options.out, options.lenient)
 
 
-def tokenise(options: PrepareOptions) -> None:
-    """Tokenise all records that can be, and list the others in the folder.
+def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
+    """Tokenise all records that can be, and list the others in the folder; `builder` is what `load_builder` made.
 
     Each Arrow file appears when it is whole and the manifest last; the same job run again takes over the files whose
     records have not changed. Under torchrun (RANK and WORLD_SIZE in the environment) each process makes every n-th
@@ -64,7 +64,6 @@ def tokenise(options: PrepareOptions) -> None:
         ConfigError, ModelError, QuantizerError: if the inputs do not fit together.
     """
     rank, ranks = rank_and_count()
-    builder = load_builder(options)
     records = Records(options.records, options.default_category, options.categories)
     recipe = builder.recipe() | {"shard_size": options.shard_size}
     recipe |= {"default_category": options.default_category, "categories": options.categories}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from being_vl.data.options import CATEGORIES, TEXT_ONLY
+from being_vl.data.options import CATEGORIES
 from being_vl.data.readers import kind_of, open_records
 from being_vl.errors import RecordError
 
@@ -75,7 +75,7 @@ class Records:
         self,
         paths: Path | str | Iterable[Path | str],
         default_category: str = "foundation",
-        categories: Sequence[str] = (*CATEGORIES, TEXT_ONLY),
+        categories: Sequence[str] = CATEGORIES,
     ) -> None:
         if default_category not in categories:
             raise RecordError(

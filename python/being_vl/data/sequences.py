@@ -409,7 +409,9 @@ class SequenceBuilder:
         for key in users:
             kind, reason = "missing image", None
             if self.bpe is None or self.grids is None:
-                lacking = "the model is not expanded" if self.bpe is None else "no grids were given"
+                lacking = "no grids were given (--grids)"
+                if self.bpe is None:
+                    lacking = "the model is not expanded by visual tokens (being-vl expand)"
                 reason = f"has the image {key!r}, but {lacking}"
             elif key not in self.grids:
                 why = self.grids.failed.get(key, "not among the quantized images")

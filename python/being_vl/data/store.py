@@ -21,10 +21,12 @@ class Sequences(Protocol):
     Attributes:
         dropout: Probability with which BPE-dropout skips a merge.
         pad_id: An id to fill up batches with.
+        categories: Those that records may have.
     """
 
     dropout: float
     pad_id: int
+    categories: Sequence[str]
 
     @property
     def lengths(self) -> Mapping[Group, NDArray[np.int32]]:
@@ -118,6 +120,11 @@ class _Shard:
         """Tokens of each row."""
         return np.diff(self.ids.offsets)
 
+    def saved(self) -> NDArray[np.int64]:
+        """Ids of each row's grids that merges have saved as tokens."""
+        sums = np.cumsum(self.cells.values - (self.stops.values - self.starts.values), dtype=np.int64)
+        return np.diff(np.append(0, sums)[self.cells.offsets])
+
     def groups(self, known: dict[Group, int]) -> NDArray[np.uint16]:
         """The number in `known` of each row's group; `known` takes those that are new."""
         category, source = self.batch.column("category"), self.batch.column("source")
@@ -158,7 +165,8 @@ class PreparedSequences:
 
     Attributes:
         manifest: The folder's manifest.
-        pad_id: See `Sequences`.
+        shards: Its files.
+        pad_id, categories: See `Sequences`.
 
     Raises:
         ManifestError: if the folder is missing, unfinished or damaged, or of another model.
@@ -166,6 +174,7 @@ class PreparedSequences:
     """
 
     def __init__(self, folder: Path, builder: SequenceBuilder, dropout: float = 0.0, seed: int = 0) -> None:
+        self.folder = folder
         self.manifest = read_manifest(folder, "sequences")
         made, now = self.manifest["recipe"], builder.recipe()
         differing = [key for key in ("tokenizer", "text_size", "vocabulary") if made[key] != now[key]]
@@ -174,21 +183,22 @@ class PreparedSequences:
                 f"{folder}: made for another model ({', '.join(differing)} differ); prepare the records for this one"
             )
         self.pad_id = builder.pad_id
+        self.categories: Sequence[str] = self.manifest["recipe"]["categories"]
         self.dropout = dropout
-        self._builder = builder
+        self.builder = builder
         self._seed = seed
         if dropout and (builder.grids is None or builder.bpe is None):
             raise ConfigError(
                 "dropout needs an expanded model, and the grids that the sequences were made from"
             )
-        self._shards = [_Shard(folder / s["file"], s["examples"]) for s in self.manifest["shards"]]
-        self._ends = np.cumsum([shard.batch.num_rows for shard in self._shards])
+        self.shards = [_Shard(folder / s["file"], s["examples"]) for s in self.manifest["shards"]]
+        self._ends = np.cumsum([shard.batch.num_rows for shard in self.shards])
         known: dict[Group, int] = {}
-        numbers = np.concatenate([shard.groups(known) for shard in self._shards])
+        numbers = np.concatenate([shard.groups(known) for shard in self.shards])
         names = sorted(known)
         order = np.array([names.index(name) for name in known], np.uint16)[numbers]
         rows = np.argsort(order, kind="stable").astype(np.int32)
-        lengths = np.concatenate([shard.lengths() for shard in self._shards])[rows]
+        lengths = np.concatenate([shard.lengths() for shard in self.shards])[rows]
         ends = np.cumsum(np.bincount(order, minlength=len(names))).tolist()
         slices = dict(zip(names, map(slice, [0, *ends], ends), strict=False))
         self.lengths = {group: lengths[part] for group, part in slices.items()}
@@ -200,9 +210,9 @@ class PreparedSequences:
         if not self.dropout:
             return example
         seed = int(np.random.PCG64([self._seed, position]).random_raw()) >> 1
-        return self._builder.reencode(example, self.dropout, seed)
+        return self.builder.reencode(example, self.dropout, seed)
 
     def read(self, row: int) -> Example:
         """A record by its place among all that were prepared."""
         shard = int(np.searchsorted(self._ends, row, side="right"))
-        return self._shards[shard].example(row - int(self._ends[shard]) + self._shards[shard].batch.num_rows)
+        return self.shards[shard].example(row - int(self._ends[shard]) + self.shards[shard].batch.num_rows)
