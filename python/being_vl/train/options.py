@@ -123,6 +123,8 @@ class TrainOptions(PrepareOptions):
         attention: Kernel of the attention; `auto` is FlashAttention 2 on a GPU in bf16 where flash-attn is installed,
             and PyTorch's SDPA elsewhere.
         loss_chunk: Labelled positions whose logits exist at once; more take memory, fewer a little time.
+        bpe_dropout: Probability with which a merge is skipped each time a record is read (BPE-dropout), so that an
+            image comes as other tokens; a function of the seed and the record's place in the training.
         micro_batch_size: Records per rank and forward pass.
         liger: Use Liger's kernels for the layers, on a GPU; needs the extra `liger`.
         weight_decay: AdamW's decoupled weight decay.
@@ -151,6 +153,7 @@ class TrainOptions(PrepareOptions):
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     loss_chunk: int = 1024
+    bpe_dropout: float = 0.0
     micro_batch_size: int = 4
     liger: bool = False
     weight_decay: float = 0.01
@@ -170,6 +173,8 @@ class TrainOptions(PrepareOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.bpe_dropout <= 1:
+            raise ConfigError(f"bpe_dropout is {self.bpe_dropout}; expected a probability, 0 to 1")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
