@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from being_vl.files import (
     MANIFEST,
     plain,
     read_manifest,
-    remove,
     sha256,
     write_aside,
     write_json,
@@ -37,9 +36,10 @@ from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.quantize.grids import GridStore
 from being_vl.tokenizer import VisualBPE
-from being_vl.train.checkpoint import aside_tag, check_recipe, newest, publish
+from being_vl.train.checkpoint import Checkpoints, any_rank, check_recipe, newest
 from being_vl.train.log import TrainingLog
 from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.signals import StopRequest, stop_on_signals
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import freeze
 
@@ -64,7 +64,7 @@ def train(options: TrainOptions) -> Path:
     plans = plan(options, counts, dist.get_world_size())
     recipe = _recipe(options)
     check_recipe(options.out / "recipe.json", recipe)
-    with _alone(options.out):
+    with _alone(options.out), stop_on_signals() as stop:
         if dist.get_rank() == 0:
             write_json(options.out / "recipe.json", recipe)
         source, before = options.model, 0
@@ -74,7 +74,9 @@ def train(options: TrainOptions) -> Path:
                 read_manifest(folder, "stage")
                 _say(f"{stage.name}: finished before, kept ({folder})")
             else:
-                _train_stage(options, stage, curriculum, steps, sequences, source, before)
+                if any_rank(stop.asked is not None)[0]:
+                    _stopped(stop, f"before {stage.name}, nothing to save")
+                _train_stage(options, stage, curriculum, steps, sequences, source, before, stop)
             source, before = folder, before + steps
     return source
 
@@ -109,6 +111,7 @@ def _train_stage(
     sequences: Sequences,
     source: Path,
     before: int,
+    stop: StopRequest,
 ) -> None:
     """Train one stage from the checkpoint at `source`; `before` counts the steps of the stages before it."""
     import deepspeed
@@ -123,12 +126,12 @@ def _train_stage(
         weight_decay=options.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, stage.warmup))
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(options, stage)
-    )
-
-    checkpoints = options.out / "checkpoints"
-    done = _resume(engine, checkpoints, stage.name)
+    found = newest(options.out / "checkpoints", stage.name)
+    config = _deepspeed_config(options, stage)
+    config["checkpoint"] = {"load_universal": found is not None and found.partitioned}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
+    checkpoints = Checkpoints(engine, options.out / "checkpoints", stage.name, options.keep)
+    done = checkpoints.resume(found)
     batch_size = options.micro_batch_size * world * stage.accumulation
     batches = _batches(curriculum, sequences, batch_size, done, steps)
     logger = TrainingLog(options.out, stage.name, steps, done, before) if rank == 0 else None
@@ -172,16 +175,20 @@ def _train_stage(
                 "mixture": {name: count / (step * batch_size) for name, count in sorted(seen.items())},
             }
             logger.step({key: float(v) if torch.is_tensor(v) else v for key, v in entry.items()})
-        if step % options.save_every == 0 and step < steps:
-            _save(engine, checkpoints, stage.name, step, options.keep)
+        stopping = checkpoints.agree(stop.asked is not None)
+        if step < steps and (stopping or step % options.save_every == 0):
+            checkpoints.save(step)
+        if step < steps and stopping:
+            checkpoints.finish()
+            _stopped(stop, f"after step {step} of {stage.name}, saved")
 
+    checkpoints.finish()
     _save_plain(engine, model, options, stage, source, steps)
     if logger:
         logger.close()
-        for checkpoint in checkpoints.glob(f"{stage.name}-*"):
-            remove(checkpoint)
+    checkpoints.close()
     engine.destroy()
-    del engine, optimizer, schedule, model
+    del engine, optimizer, schedule, model, checkpoints
     gc.collect()
     dist.barrier()
 
@@ -300,9 +307,11 @@ def plan(
 def _recipe(options: TrainOptions) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    for free in ("out", "save_every", "keep"):
+    for free in ("out", "save_every", "keep", "gradient_checkpointing"):
         del recipe[free]
-    recipe["ranks"] = dist.get_world_size()
+    # Their content counts, not where they lie.
+    for file in ("model", "records", "grids"):
+        del recipe[file]
     recipe["records_sha256"] = [sha256(path) for path in options.records]
     recipe["model_sha256"] = [sha256(f) for f in sorted(options.model.glob("*.safetensors"))]
     recipe["grids_sha256"] = sha256(options.grids / MANIFEST) if options.grids else None
@@ -364,32 +373,12 @@ def _gradient_norm(engine: Any) -> float | None:
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def _save(engine: Any, checkpoints: Path, stage: str, step: int, keep: int) -> None:
-    """Save what resuming needs; it counts once all ranks have written it."""
-    tag = aside_tag(stage, step)
-    if dist.get_rank() == 0:
-        remove(checkpoints / tag)
-    dist.barrier()
-    engine.save_checkpoint(str(checkpoints), tag=tag, save_latest=False, client_state={"step": step})
-    dist.barrier()
-    if dist.get_rank() == 0:
-        publish(checkpoints, stage, step, keep)
-    dist.barrier()
-
-
-def _resume(engine: Any, checkpoints: Path, stage: str) -> int:
-    """Load the newest complete checkpoint of the stage, if there is one; returns the steps that it holds."""
-    choice = [newest(checkpoints, stage) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(choice)
-    if choice[0] is None:
-        return 0
-    path, state = engine.load_checkpoint(str(checkpoints), tag=choice[0].folder.name)
-    if path is None:
-        raise CheckpointError(
-            f"{choice[0].folder}: DeepSpeed could not load it (saved on another number of ranks?)"
-        )
-    _say(f"{stage}: resumed after step {state['step']} from {choice[0].folder}")
-    return int(state["step"])
+def _stopped(stop: StopRequest, where: str) -> NoReturn:
+    """End this rank with status 0, and with it the training: all ranks call it after the same step."""
+    _say(
+        f"stopped by {stop.asked or 'a signal to another rank'} {where}; the same command goes on from there"
+    )
+    raise SystemExit(0)
 
 
 def _save_plain(

@@ -1,0 +1,84 @@
+"""SIGTERM and SIGUSR1, Slurm's warning: noted, so that training saves and ends after its step."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+log = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+ONE_EVENT = 2.0
+"""Seconds in which further signals count as the first: Slurm signals ranks, and the launcher, which passes it on."""
+
+
+class StopRequest:
+    """Whether this process has been asked to stop, and by which signal."""
+
+    asked: str | None = None
+
+    def _listen(self, wakeups: socket.socket) -> None:
+        first = 0.0
+        while data := wakeups.recv(1):
+            if data[0] not in SIGNALS:
+                continue
+            if self.asked is None:
+                first, self.asked = time.monotonic(), signal.Signals(data[0]).name
+                log.warning("%s: stopping after this step; a second signal stops at once", self.asked)
+            elif time.monotonic() - first > ONE_EVENT:
+                log.warning("second signal: stopping at once")
+                os._exit(128 + data[0])
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """While this lasts, a first signal is noted in what it yields, and a second ends the process; main thread only.
+
+    A thread reads them, so that a second one counts even while the main thread waits for other ranks. Children that
+    are forked meanwhile are ended by them as ever.
+    """
+    request = StopRequest()
+    wakeups, written = socket.socketpair()
+    written.setblocking(False)
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    descriptor = signal.set_wakeup_fd(written.fileno())
+    active = True
+
+    def restore() -> None:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    os.register_at_fork(after_in_child=lambda: restore() if active else None)
+    threading.Thread(target=request._listen, args=(wakeups,), daemon=True).start()
+    try:
+        yield request
+    finally:
+        active = False
+        restore()
+        written.close()
+
+
+@contextlib.contextmanager
+def pass_on_signals() -> Iterator[None]:
+    """While this lasts, SIGTERM and SIGUSR1 go to the processes that this one has started and is waiting for."""
+    import psutil
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        children = psutil.Process().children()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+        if not children:
+            raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
