@@ -57,7 +57,7 @@ class Checkpoints:
         }
         self._copies: dict[tuple[Any, ...], torch.Tensor] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._jobs: list[Future[tuple[str, dict[str, Any]] | None]] = []
+        self._jobs: list[Future[dict[str, Any] | None]] = []
         self._written: int | None = None
         engine.checkpoint_engine.save = self._write  # DeepSpeed decides which state belongs in which file
 
@@ -98,14 +98,11 @@ class Checkpoints:
             raise CheckpointError(
                 f"could not save a checkpoint, the earlier ones stay: {failed or 'another rank says why'}"
             )
-        if self._written is not None and not any_working:
-            files: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(files, dict(job.result() for job in self._jobs))
-            self._jobs = []
-            if dist.get_rank() == 0:
-                listed = {name: entry for of_rank in files for name, entry in of_rank.items()}
-                self._jobs.append(self._thread.submit(self._publish, self._written, listed))
-            self._written = None
+        if not any_working:
+            finished, self._jobs = [job.result() for job in self._jobs], []
+            if self._written is not None:
+                self._publish(self._written, finished)
+                self._written = None
         return any_stop
 
     def finish(self) -> None:
@@ -151,16 +148,24 @@ class Checkpoints:
             seen[same] = held.copy_(item.detach(), non_blocking=True)
         return seen[same]
 
-    def _publish(self, step: int, files: dict[str, dict[str, Any]]) -> None:
-        final = self._folder(step)
-        aside = _aside(final)
-        entries = {"stage": self._stage, "step": step, "ranks": dist.get_world_size(), "files": files}
-        write_json(aside / COMPLETE, entries)
-        remove(final)
-        aside.rename(final)
-        fsync(self._root)
-        for old in _found(self._root, self._stage)[: -self._keep]:
-            remove(old)
+    def _publish(self, step: int, files: list[dict[str, Any] | None]) -> None:
+        """Make a folder that all ranks have finished writing the newest checkpoint, on the thread of rank 0."""
+        gathered: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
+        dist.all_gather_object(gathered, files)
+        if dist.get_rank() != 0:
+            return
+        final, ranks = self._folder(step), len(gathered)
+        listed = [file for of_rank in gathered for file in of_rank]
+
+        def rename() -> None:
+            write_json(_aside(final) / COMPLETE, {"step": step, "ranks": ranks, "files": listed})
+            remove(final)
+            _aside(final).rename(final)
+            fsync(self._root)
+            for old in _found(self._root, self._stage)[: -self._keep]:
+                remove(old)
+
+        self._jobs.append(self._thread.submit(rename))
 
 
 def any_rank(*flags: bool) -> list[bool]:
@@ -175,14 +180,14 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(folder.name + ".tmp")
 
 
-def _write_file(state: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+def _write_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         torch.save(state, path)
         fsync(path)
     except Exception as error:  # torch gives a full disk no type or name
         free = shutil.disk_usage(path.parent).free
         raise CheckpointError(f"{path}: {error}; {free / 1e6:,.0f} MB are free there") from error
-    return path.name, {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def newest(root: Path, stage: str) -> Checkpoint | None:
@@ -217,9 +222,9 @@ def _problem(folder: Path, rank: int, world: int) -> str | None:
     """What is wrong with the files of a checkpoint, of which this rank reads its share."""
     try:
         head = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        files = sorted((name, entry["bytes"], entry["sha256"]) for name, entry in head["files"].items())
+        files = [(file["name"], file["bytes"], file["sha256"]) for file in head["files"]]
         int(head["step"]), int(head["ranks"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{COMPLETE}: {error}"
     for name, size, checksum in files[rank::world]:
         file = folder / name

@@ -3,12 +3,14 @@
 import contextlib
 import fcntl
 import gc
+import json
 import logging
 import math
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,12 +63,15 @@ def train(options: TrainOptions) -> Path:
     _start_ranks()
     sequences = _load_sequences(options)
     counts = {group: len(lengths) for group, lengths in sequences.lengths.items()}
-    plans = plan(options, counts, dist.get_world_size())
-    recipe = _recipe(options)
-    check_recipe(options.out / "recipe.json", recipe)
+    path = options.out / "recipe.json"
+    # The number of ranks of the first start: batches are as large as it made them, on whatever ranks the run goes on.
+    ranks = json.loads(path.read_text())["ranks"] if path.is_file() else dist.get_world_size()
+    plans = plan(options, counts, ranks)
+    recipe = _recipe(options, ranks)
+    check_recipe(path, recipe)
     with _alone(options.out), stop_on_signals() as stop:
         if dist.get_rank() == 0:
-            write_json(options.out / "recipe.json", recipe)
+            write_json(path, recipe)
         source, before = options.model, 0
         for stage, curriculum, steps in plans:
             folder = options.out / stage.name
@@ -76,6 +81,7 @@ def train(options: TrainOptions) -> Path:
             else:
                 if any_rank(stop.asked is not None)[0]:
                     _stopped(stop, f"before {stage.name}, nothing to save")
+                stage = replace(stage, accumulation=stage.accumulation * ranks // dist.get_world_size())
                 _train_stage(options, stage, curriculum, steps, sequences, source, before, stop)
             source, before = folder, before + steps
     return source
@@ -138,14 +144,14 @@ def _train_stage(
     seen = curriculum.counts(done * batch_size)
     for step, batch in enumerate(batches, start=done + 1):
         started = time.perf_counter()
-        # What dropout draws depends on the position alone, so a resumed run draws the same.
-        torch.manual_seed(options.seed + (before + step) * world + rank)
         seen.update(example.category for example in batch)
         labelled = sum(int(np.count_nonzero(example.weights[1:])) for example in batch)
         weight = math.fsum(float(example.weights[1:].sum(dtype=np.float64)) for example in batch)
         loss_sum = torch.zeros((), device=engine.device)
         cells = 0
         for index in range(stage.accumulation):
+            # What dropout draws depends on the position alone, so a resumed run draws the same, on any number of ranks.
+            torch.manual_seed(options.seed + ((before + step) * stage.accumulation + index) * world + rank)
             first = (index * world + rank) * options.micro_batch_size
             micro = collate(batch[first : first + options.micro_batch_size], sequences.pad_id)
             cells += micro["input_ids"].numel()
@@ -304,7 +310,7 @@ def plan(
     return plans
 
 
-def _recipe(options: TrainOptions) -> dict[str, Any]:
+def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
     for free in ("out", "save_every", "keep", "gradient_checkpointing"):
@@ -312,6 +318,7 @@ def _recipe(options: TrainOptions) -> dict[str, Any]:
     # Their content counts, not where they lie.
     for file in ("model", "records", "grids"):
         del recipe[file]
+    recipe["ranks"] = ranks
     recipe["records_sha256"] = [sha256(path) for path in options.records]
     recipe["model_sha256"] = [sha256(f) for f in sorted(options.model.glob("*.safetensors"))]
     recipe["grids_sha256"] = sha256(options.grids / MANIFEST) if options.grids else None
