@@ -8,6 +8,7 @@ import re
 import shutil
 from argparse import Namespace
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,22 @@ class Checkpoints:
         """Load what `newest` found into the engine; returns the steps that it holds, 0 without one."""
         if found is None:
             return 0
+        settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self._engine.basic_optimizer.param_groups
+        ]
         with _universal(found) if found.partitioned else contextlib.nullcontext(found.folder) as folder:
             path, state = self._engine.load_checkpoint(
                 str(folder.parent), tag=folder.name, load_module_strict=False
             )
         if path is None:
             raise CheckpointError(f"{folder}: DeepSpeed could not load it")
+        # A universal checkpoint gives all groups the settings of the first, and under ZeRO-3 one count of steps to share.
+        optimizer = self._engine.basic_optimizer
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        for moments in optimizer.state.values():
+            moments["step"] = deepcopy(moments["step"])
         step = int(state["step"])
         if dist.get_rank() == 0:
             log.info("%s: resumed after step %d from %s", self._stage, step, found.folder)

@@ -40,8 +40,11 @@ from being_vl.quantize.grids import GridStore
 from being_vl.tokenizer import VisualBPE
 from being_vl.train.checkpoint import Checkpoints, any_rank, check_recipe, newest
 from being_vl.train.log import TrainingLog
+from being_vl.train.metrics import Cost, Tally, memory, peak_flops
+from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.signals import StopRequest, stop_on_signals
+from being_vl.train.spikes import Watch
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import freeze
 
@@ -79,7 +82,7 @@ def train(options: TrainOptions) -> Path:
                 read_manifest(folder, "stage")
                 _say(f"{stage.name}: finished before, kept ({folder})")
             else:
-                if any_rank(stop.asked is not None)[0]:
+                if any_rank(stop.asked())[0]:
                     _stopped(stop, f"before {stage.name}, nothing to save")
                 stage = replace(stage, accumulation=stage.accumulation * ranks // dist.get_world_size())
                 _train_stage(options, stage, curriculum, steps, sequences, source, before, stop)
@@ -125,63 +128,61 @@ def _train_stage(
     rank, world = dist.get_rank(), dist.get_world_size()
     model, table = _load_model(options, stage, source)
     _say(table)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=stage.learning_rate,
-        betas=options.betas,
-        weight_decay=options.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, stage.warmup))
+    cost, peak = Cost.of(model), peak_flops(options.peak_flops)
+    optimizer = make_optimizer(model, options, stage)
     found = newest(options.out / "checkpoints", stage.name)
-    config = _deepspeed_config(options, stage)
+    config = deepspeed_config(options, stage)
     config["checkpoint"] = {"load_universal": found is not None and found.partitioned}
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     checkpoints = Checkpoints(engine, options.out / "checkpoints", stage.name, options.keep)
     done = checkpoints.resume(found)
     batch_size = options.micro_batch_size * world * stage.accumulation
     batches = _batches(curriculum, sequences, batch_size, done, steps)
-    logger = TrainingLog(options.out, stage.name, steps, done, before) if rank == 0 else None
+    logger = TrainingLog(options.out, stage.name, steps, done, before)
+    watch = Watch(engine, optimizer, options.on_spike, options.spike_deviations, logger.entries)
     seen = curriculum.counts(done * batch_size)
     for step, batch in enumerate(batches, start=done + 1):
         started = time.perf_counter()
+        rates = set_rates(optimizer, factor(stage, step - 1, steps))
         seen.update(example.category for example in batch)
-        labelled = sum(int(np.count_nonzero(example.weights[1:])) for example in batch)
         weight = math.fsum(float(example.weights[1:].sum(dtype=np.float64)) for example in batch)
-        loss_sum = torch.zeros((), device=engine.device)
-        cells = 0
+        tally = Tally(model.embedding.text_size, engine.device)
+        cells = torch.zeros((), device=engine.device)
         for index in range(stage.accumulation):
             # What dropout draws depends on the position alone, so a resumed run draws the same, on any number of ranks.
             torch.manual_seed(options.seed + ((before + step) * stage.accumulation + index) * world + rank)
             first = (index * world + rank) * options.micro_batch_size
             micro = collate(batch[first : first + options.micro_batch_size], sequences.pad_id)
             cells += micro["input_ids"].numel()
-            loss = engine(**{name: tensor.to(engine.device) for name, tensor in micro.items()})
-            loss_sum += loss.detach()
+            inputs = {name: tensor.to(engine.device) for name, tensor in micro.items()}
+            of_loss = {name: inputs.pop(name) for name in ("weights", "categories")}
+            loss = tally.add(engine(**inputs), inputs["labels"], **of_loss)
             # DeepSpeed divides by accumulation and averages over ranks; undone here, so that the gradient is that of
             # the weighted mean over all labelled tokens of the global batch, however that is cut up.
             engine.backward(loss * (stage.accumulation * world / weight))
-            if index == stage.accumulation - 1:
-                norm = _gradient_norm(engine)
-            engine.step()
-        totals = torch.stack([loss_sum.double(), torch.tensor(float(cells), device=engine.device).double()])
-        dist.all_reduce(totals)
-        if logger:
-            seconds = time.perf_counter() - started
-            tokens = sum(len(example.ids) for example in batch)
-            entry = {
-                "step": step,
-                "loss": totals[0].item() / weight,
-                "learning_rate": stage.learning_rate * _cosine(step - 1, steps, stage.warmup),
-                "gradient_norm": norm if norm is not None else engine.get_global_grad_norm(),
-                "tokens": tokens,
-                "labelled_tokens": labelled,
-                "tokens_per_second": tokens / seconds,
-                "padding": 1 - tokens / totals[1].item(),
-                "seconds": seconds,
-                "mixture": {name: count / (step * batch_size) for name, count in sorted(seen.items())},
-            }
-            logger.step({key: float(v) if torch.is_tensor(v) else v for key, v in entry.items()})
-        stopping = checkpoints.agree(stop.asked is not None)
+            if index < stage.accumulation - 1:
+                engine.step()
+        dist.all_reduce(cells)
+        entry = {"step": step, **tally.means()}
+        entry |= watch.step(entry["loss"])
+        seconds = time.perf_counter() - started
+        lengths = [len(example.ids) for example in batch]
+        flops = cost.flops(lengths, entry["labelled_tokens"]) if cost else None
+        entry |= {
+            **rates,
+            "tokens": sum(lengths),
+            "tokens_per_second": sum(lengths) / seconds,
+            "mfu": flops / (seconds * world * peak) if flops and peak else None,
+            "padding": 1 - sum(lengths) / cells.item(),
+            "memory": memory(),
+            "seconds": seconds,
+            "mixture": {name: count / (step * batch_size) for name, count in sorted(seen.items())},
+        }
+        if "trouble" in entry:
+            entry["records"] = [example.where for example in batch]
+        logger.step(entry)
+        watch.report(stage.name, entry)
+        stopping = checkpoints.agree(stop.asked())
         if step < steps and (stopping or step % options.save_every == 0):
             checkpoints.save(step)
         if step < steps and stopping:
@@ -190,11 +191,10 @@ def _train_stage(
 
     checkpoints.finish()
     _save_plain(engine, model, options, stage, source, steps)
-    if logger:
-        logger.close()
+    logger.close()
     checkpoints.close()
     engine.destroy()
-    del engine, optimizer, schedule, model, checkpoints
+    del engine, optimizer, watch, model, checkpoints
     gc.collect()
     dist.barrier()
 
@@ -313,7 +313,7 @@ def plan(
 def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    for free in ("out", "save_every", "keep", "gradient_checkpointing"):
+    for free in ("out", "save_every", "keep", "gradient_checkpointing", "peak_flops"):
         del recipe[free]
     # Their content counts, not where they lie.
     for file in ("model", "records", "grids"):
@@ -328,38 +328,14 @@ def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
 def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
     from being_vl.model.weights import load_causal_lm
 
-    lm = load_causal_lm(source, torch.float32)
+    lm = load_causal_lm(source, torch.float32, attention_kernel(options))
     if options.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
-    model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size)
+    model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size, options.loss_chunk)
     table = freeze(model, stage)
     model.train()
     return model, table
-
-
-def _cosine(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate at a step counted from 0: linear to 1 in the warm-up, then a cosine to 0."""
-    rising = math.ceil(steps * warmup)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
-def _deepspeed_config(options: TrainOptions, stage: StageOptions) -> dict[str, Any]:
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "bf16" if torch.cuda.is_available() else "fp32"
-    return {
-        "train_micro_batch_size_per_gpu": options.micro_batch_size,
-        "gradient_accumulation_steps": stage.accumulation,
-        "gradient_clipping": options.gradient_clipping,
-        "bf16": {"enabled": dtype == "bf16"},
-        "zero_optimization": {"stage": options.zero},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": None,
-    }
 
 
 def _batches(
@@ -372,18 +348,10 @@ def _batches(
         yield sorted(batch, key=lambda example: len(example.ids))
 
 
-def _gradient_norm(engine: Any) -> float | None:
-    """Norm of the gradient where DeepSpeed has no optimizer of its own that computes it (ZeRO 0 in fp32)."""
-    if hasattr(engine.optimizer, "_global_grad_norm"):
-        return None
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
-
-
 def _stopped(stop: StopRequest, where: str) -> NoReturn:
     """End this rank with status 0, and with it the training: all ranks call it after the same step."""
     _say(
-        f"stopped by {stop.asked or 'a signal to another rank'} {where}; the same command goes on from there"
+        f"stopped by {stop.signal or 'a signal to another rank'} {where}; the same command goes on from there"
     )
     raise SystemExit(0)
 

@@ -16,22 +16,45 @@ ONE_EVENT = 2.0
 """Seconds in which further signals count as the first: Slurm signals ranks, and the launcher, which passes it on."""
 
 
+PATIENCE = 25.0
+"""Seconds after SIGTERM in which a step must end: torchrun and Slurm send it when a rank is lost, and kill after 30."""
+
+
 class StopRequest:
     """Whether this process has been asked to stop, and by which signal."""
 
-    asked: str | None = None
+    signal: str | None = None
+
+    def __init__(self) -> None:
+        self._seen = threading.Event()
+
+    def asked(self) -> bool:
+        """Whether a signal has come; the caller is about to act on it."""
+        if self.signal:
+            self._seen.set()
+        return self.signal is not None
 
     def _listen(self, wakeups: socket.socket) -> None:
         first = 0.0
         while data := wakeups.recv(1):
-            if data[0] not in SIGNALS:
+            number = data[0]
+            if number not in SIGNALS:
                 continue
-            if self.asked is None:
-                first, self.asked = time.monotonic(), signal.Signals(data[0]).name
-                log.warning("%s: stopping after this step; a second signal stops at once", self.asked)
+            if self.signal is None:
+                first, self.signal = time.monotonic(), signal.Signals(number).name
+                log.warning("%s: stopping after this step; a second signal stops at once", self.signal)
+                if number == signal.SIGTERM:
+                    threading.Thread(target=self._lose_patience, daemon=True).start()
             elif time.monotonic() - first > ONE_EVENT:
                 log.warning("second signal: stopping at once")
-                os._exit(128 + data[0])
+                os._exit(128 + number)
+
+    def _lose_patience(self) -> None:
+        if not self._seen.wait(PATIENCE):
+            log.error(
+                "no step ended within %.0f s of SIGTERM: another rank is lost or hangs; ending", PATIENCE
+            )
+            os._exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager
