@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from argparse import Namespace
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class Checkpoints:
             )
         if path is None:
             raise CheckpointError(f"{folder}: DeepSpeed could not load it")
-        # A universal checkpoint gives all groups the settings of the first, and under ZeRO-3 one count of steps to share.
+        # A universal checkpoint gives all groups the settings of the first, and ZeRO-3 one count of steps to share.
         optimizer = self._engine.basic_optimizer
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
@@ -161,7 +162,7 @@ class Checkpoints:
 
     def _publish(self, step: int, files: list[dict[str, Any] | None]) -> None:
         """Make a folder that all ranks have finished writing the newest checkpoint, on the thread of rank 0."""
-        gathered: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
+        gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, files)
         if dist.get_rank() != 0:
             return
@@ -250,7 +251,7 @@ def _problem(folder: Path, rank: int, world: int) -> str | None:
 
 
 @contextlib.contextmanager
-def _universal(checkpoint: Checkpoint):
+def _universal(checkpoint: Checkpoint) -> Iterator[Path]:
     """A copy of a checkpoint that any number of ranks can load, made by rank 0 and removed afterwards."""
     folder = _aside(checkpoint.folder)
     failed: list[str | None] = [None]
@@ -293,22 +294,4 @@ def _convert(folder: Path, universal: Path) -> None:
                 strict=True,
                 inject_missing_state=True,
             )
-        )
-
-
-def check_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """Compare the recipe of this run with the one that `path` holds from an earlier run, if there was one.
-
-    Raises:
-        CheckpointError: if they differ, naming every differing entry.
-    """
-    if not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    differing = [key for key in sorted(before.keys() | recipe.keys()) if before.get(key) != recipe.get(key)]
-    if differing:
-        changes = "; ".join(f"{key} was {before.get(key)!r}, is {recipe.get(key)!r}" for key in differing)
-        raise CheckpointError(
-            f"{path.parent}: holds a run of another recipe ({changes}). "
-            "Give the earlier options to resume it, or another output folder"
         )
