@@ -145,6 +145,25 @@ def test_damaged_checkpoint_is_passed_over(chain: Path, dropping: Path, whole: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("signals", [1, 2])
+def test_rank_that_waits_for_a_lost_one_ends(signals: int, chain: Path, tmp_path: Path) -> None:
+    """Rank 1 hangs. Rank 0 ends at the second signal at once, after one SIGTERM before torchrun would kill it."""
+    out = tmp_path / "run"
+    training = ForkedTraining(recipe(chain, out, ranks=2, **SAME), 2)
+    until(lambda: len(read_log(out / "log.jsonl")) >= 5, training)
+    training.signal(signal.SIGSTOP, slice(1, 2))
+    training.signal(signal.SIGTERM, slice(0, 1))
+    if signals == 2:
+        time.sleep(2.5)
+        training.signal(signal.SIGUSR1, slice(0, 1))
+    training.ranks[0].join(5 if signals == 2 else GRACE)
+    training.kill()
+    number = signal.SIGUSR1 if signals == 2 else signal.SIGTERM
+    assert training.ranks[0].exitcode == 128 + number
+    assert ("second signal" if signals == 2 else "another rank is lost") in training.said.read_text()
+
+
+@pytest.mark.slow
 def test_under_torchrun(chain: Path, dropping: Path, whole: Path, tmp_path: Path) -> None:
     """A killed rank: restarted once, then all end with the cause. SIGTERM to the launcher: saved, its status is 0."""
     out = tmp_path / "run"
