@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,10 +24,10 @@ from torch import distributed as dist
 from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import PrepareOptions
-from being_vl.data.prepare import check_faults, load_builder, tokenise
+from being_vl.data.prepare import check_faults, find_grids, load_builder, tokenise
 from being_vl.data.sequences import Example
 from being_vl.data.store import PreparedSequences, Sequences
-from being_vl.errors import CheckpointError
+from being_vl.errors import CheckpointError, ConfigError
 from being_vl.files import (
     MANIFEST,
     check_recipe,
@@ -39,17 +40,26 @@ from being_vl.files import (
 )
 from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
+from being_vl.model.weights import load_causal_lm
 from being_vl.train.checkpoint import Checkpoints, any_rank, newest
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
 from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.retention import TextProbe
 from being_vl.train.signals import StopRequest, stop_on_signals
 from being_vl.train.spikes import Watch
 from being_vl.train.split import TrainedLM
-from being_vl.train.stages import freeze
+from being_vl.train.stages import add_adapters, freeze
 
 log = logging.getLogger(__name__)
+
+FREE = (
+    *("out", "save_every", "keep", "workers", "shard_size", "gradient_checkpointing"),
+    *("on_spike", "spike_deviations", "peak_flops", "retention", "retention_tolerance", "wandb"),
+    *("model", "records", "grids"),  # their content counts, not where they lie
+)
+"""Options that may be others when a training is resumed."""
 
 
 def train(options: TrainOptions) -> Path:
@@ -99,20 +109,27 @@ def train(options: TrainOptions) -> Path:
 def _alone(out: Path) -> Iterator[None]:
     """Hold the lock of a run's folder: ranks that outlive a killed launcher still write there.
 
-    The operating system frees the lock when the rank that holds it ends, however it ends.
+    The operating system frees the lock when the rank that holds it ends, however it ends. What rank 0 writes into it
+    shows whether the other ranks see the same folder.
     """
     out.mkdir(parents=True, exist_ok=True)
-    taken = [True]
+    mine: list[str | None] = [str(time.time_ns())]
     with (out / "lock").open("a") as lock:
         if dist.get_rank() == 0:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.truncate(0)
+                print(mine[0], file=lock, flush=True)
             except BlockingIOError:
-                taken = [False]
-        dist.broadcast_object_list(taken)
-        if not taken[0]:
+                mine = [None]
+        dist.broadcast_object_list(mine)
+        if mine[0] is None:
             raise CheckpointError(
                 f"{out}: another training is running in this folder; wait for it, end its processes, or choose another"
+            )
+        if any_rank((out / "lock").read_text().strip() != mine[0])[0]:
+            raise CheckpointError(
+                f"{out}: not all ranks see what rank 0 writes there; choose a folder that all nodes share"
             )
         yield
 
@@ -143,8 +160,11 @@ def _train_stage(
     done = checkpoints.resume(found)
     batch_size = options.micro_batch_size * world * stage.accumulation
     batches = _batches(curriculum, sequences, batch_size, done, steps)
-    logger = TrainingLog(options.out, stage.name, steps, done, before)
+    logger = TrainingLog(options, stage.name, steps, done, before)
     watch = Watch(engine, optimizer, options.on_spike, options.spike_deviations, logger.entries)
+    probe = _text_probe(options, source)
+    if probe and done == 0:
+        logger.probe(0, probe.perplexity(engine))
     seen = curriculum.counts(done * batch_size)
     for step, batch in enumerate(batches, start=done + 1):
         started = time.perf_counter()
@@ -195,6 +215,15 @@ def _train_stage(
             checkpoints.finish()
             _stopped(stop, f"after step {step} of {stage.name}, saved")
 
+    if probe:
+        kept, now = logger.text_perplexity, probe.perplexity(engine)
+        logger.probe(steps, now)
+        if kept and now > kept * (1 + options.retention_tolerance):
+            _say(
+                f"{stage.name}: the perplexity of {options.retention} rose from {kept:.4g} to {now:.4g}, more than "
+                f"{options.retention_tolerance:.0%}: the model is losing its language",
+                logging.WARNING,
+            )
     checkpoints.finish()
     _save_plain(engine, model, options, stage, source, steps)
     logger.close()
@@ -241,15 +270,17 @@ def _world_of_one() -> dict[str, str]:
     }
 
 
-def _say(message: str) -> None:
+def _say(message: str, level: int = logging.INFO) -> None:
     if not dist.is_initialized() or dist.get_rank() == 0:
-        log.info(message)
+        log.log(level, message)
 
 
 def load_sequences(options: TrainOptions) -> PreparedSequences:
     """The sequences of a training, prepared on all ranks unless `records` is a folder where that was done."""
     prepared = len(options.records) == 1 and (options.records[0] / MANIFEST).is_file()
     folder = options.records[0] if prepared else options.out / "prepared"
+    if prepared:
+        options = dataclasses.replace(options, grids=find_grids(folder, options.grids))
     builder = load_builder(options)
     if not prepared:
         values = {field.name: getattr(options, field.name) for field in dataclasses.fields(PrepareOptions)}
@@ -257,7 +288,7 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
         if dist.is_initialized():
             dist.barrier()
     check_faults(folder, options.lenient)
-    return PreparedSequences(folder, builder)
+    return PreparedSequences(folder, builder, options.bpe_dropout, options.seed)
 
 
 def plan(
@@ -280,19 +311,8 @@ def plan(
 def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    for free in (
-        "out",
-        "save_every",
-        "keep",
-        "workers",
-        "shard_size",
-        "gradient_checkpointing",
-        "peak_flops",
-    ):
+    for free in FREE:
         del recipe[free]
-    # Their content counts, not where they lie.
-    for file in ("model", "records", "grids"):
-        del recipe[file]
     recipe["ranks"] = ranks
     recipe["records_sha256"] = [
         sha256(path / MANIFEST if path.is_dir() else path) for path in options.records
@@ -303,16 +323,53 @@ def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
 
 
 def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
-    from being_vl.model.weights import load_causal_lm
-
     lm = load_causal_lm(source, torch.float32, attention_kernel(options))
     if options.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
+    if options.liger:
+        _use_liger(lm)
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
     model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size, options.loss_chunk)
+    if stage.lora:
+        torch.manual_seed(options.seed)
+        add_adapters(model, stage)
     table = freeze(model, stage)
     model.train()
     return model, table
+
+
+def _use_liger(lm: Any) -> None:
+    """Exchange the norms and MLPs of this model for Liger's kernels; the loss is in chunks anyway."""
+    if not torch.cuda.is_available():
+        _say("liger: its kernels need a GPU, so PyTorch's are used", logging.WARNING)
+        return
+    try:
+        from liger_kernel.transformers.monkey_patch import (
+            MODEL_TYPE_TO_APPLY_LIGER_FN,
+            _apply_liger_kernel_to_instance,
+        )
+    except ImportError as error:
+        raise ConfigError("liger-kernel is not installed: pip install 'being-vl[liger]'") from error
+    if lm.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        _say(f"liger: has no kernels for {lm.config.model_type}, so PyTorch's are used", logging.WARNING)
+        return
+    # It also exchanges the classes of all models to come, among them those that a saved stage is checked with.
+    family = vars(sys.modules[type(lm).__module__])
+    classes = dict(family)
+    _apply_liger_kernel_to_instance(
+        model=lm, rope=False, cross_entropy=False, fused_linear_cross_entropy=False
+    )
+    family.update(classes)
+
+
+def _text_probe(options: TrainOptions, source: Path) -> TextProbe | None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    if options.retention is None:
+        return None
+    config = AutoConfig.from_pretrained(source)
+    window = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
+    return TextProbe(options.retention, AutoTokenizer.from_pretrained(source), window)
 
 
 def _batches(
@@ -344,14 +401,21 @@ def _stopped(stop: StopRequest, where: str) -> NoReturn:
 def _save_plain(
     engine: Any, model: TrainedLM, options: TrainOptions, stage: StageOptions, source: Path, steps: int
 ) -> None:
-    """Write the stage's result as a plain Hugging Face folder.
+    """Write the stage's result as a plain Hugging Face folder, and check it by loading it.
 
     Trained parameters are copied into the model that the stage started from, read anew from disk: what was frozen
     stays bit-identical and keeps its dtype, even if the stage computed in bf16.
+
+    Raises:
+        CheckpointError: if the model that was loaded gives other logits than the one that was trained.
     """
     import deepspeed
-    from transformers import AutoModelForCausalLM
 
+    engine.eval()
+    rows = model.lm.config.vocab_size
+    ids = torch.arange(32).mul(max(1, rows // 32)).clamp(max=rows - 1)[None]  # text and new rows alike
+    with torch.no_grad():
+        expected = engine(input_ids=ids.to(engine.device)).cpu()
     trained = {}
     for name, parameter in model.lm.named_parameters():
         if parameter.requires_grad:
@@ -359,15 +423,29 @@ def _save_plain(
                 if dist.get_rank() == 0:
                     trained[name] = parameter.detach().cpu().clone()
     if dist.get_rank() == 0:
-        result = AutoModelForCausalLM.from_pretrained(source)
+        result = load_causal_lm(source, "auto")
         model.merge_into(result, trained)
         with write_aside(options.out / stage.name) as folder:
             result.save_pretrained(folder)
+            del result
             copy_companions(source, folder)
             write_manifest(
                 folder,
                 "stage",
                 {"stage": plain(stage), "steps": steps, "trained": sorted(trained)},
             )
+            _check_plain(folder, ids, expected)
         _say(f"{stage.name}: saved to {options.out / stage.name}")
     dist.barrier()
+
+
+def _check_plain(folder: Path, ids: torch.Tensor, expected: torch.Tensor) -> None:
+    """Compare the logits (T, V) of ids (1, T) by the model in a folder with those expected, in their dtype."""
+    with torch.no_grad():
+        found = load_causal_lm(folder, expected.dtype).eval()(input_ids=ids).logits[0]
+    away = (torch.dist(found.float(), expected.float()) / expected.float().norm()).item()
+    if not away < (1e-3 if expected.dtype is torch.float32 else 0.1):
+        raise CheckpointError(
+            f"{folder.with_suffix('')}: the saved model gives logits that are {away:.1%} away from those of the "
+            "trained one; it is not kept. Please report this"
+        )
