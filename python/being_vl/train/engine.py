@@ -213,6 +213,7 @@ def _train_stage(
             checkpoints.save(step)
         if step < steps and stopping:
             checkpoints.finish()
+            logger.close()
             _stopped(stop, f"after step {step} of {stage.name}, saved")
 
     if probe:
