@@ -95,7 +95,7 @@ def train(options: TrainOptions) -> Path:
                 read_manifest(folder, "stage")
                 _say(f"{stage.name}: finished before, kept ({folder})")
             else:
-                if any_rank(stop.asked())[0]:
+                if any_rank(stop.signal is not None)[0]:
                     _stopped(stop, f"before {stage.name}, nothing to save")
                 stage = dataclasses.replace(
                     stage, accumulation=stage.accumulation * ranks // dist.get_world_size()
@@ -208,7 +208,9 @@ def _train_stage(
             entry["records"] = [example.where for example in batch]
         logger.step(entry)
         watch.report(stage.name, entry)
-        stopping = checkpoints.agree(stop.asked())
+        stopping = checkpoints.agree(stop.signal is not None)
+        if stopping:
+            stop.heard.set()
         if step < steps and (stopping or step % options.save_every == 0):
             checkpoints.save(step)
         if step < steps and stopping:
