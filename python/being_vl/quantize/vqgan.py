@@ -170,8 +170,10 @@ class VQGAN:
         return cls(model, fields["name"], fields["size"], device, aspect=fields["fit"] == FIT_ASPECT)
 
 
-def new_model(codebook_size: int, code_dim: int, tile: int, width: int) -> VQModel:
+def new_model(codebook_size: int, code_dim: int, tile: int, width: int, layers: int = 0) -> VQModel:
     """An untrained `VQModel` for tiles of `tile` pixels on a side, all folded into channels.
+
+    Encoder and decoder have `3 + layers` residual blocks each.
 
     The decoder's norms are conditioned on the codes (`norm_type="spatial"`, as in MoVQ): plain group norms over
     the whole picture lose its contrast, which costs such a small decoder 2 to 3 dB.
@@ -186,7 +188,7 @@ def new_model(codebook_size: int, code_dim: int, tile: int, width: int) -> VQMod
         norm_num_groups=8,
         norm_type="spatial",
         mid_block_add_attention=False,
-        layers_per_block=0,
+        layers_per_block=layers,
     )
 
 
@@ -225,5 +227,5 @@ def decode_codes(model: VQModel, codes: Tensor) -> Tensor:
 
 
 def trained_parameters(model: VQModel) -> Iterable[Tensor]:
-    """All parameters but the codebook, which is a moving average and has no gradient."""
+    """All parameters but the codebook."""
     return (p for name, p in model.named_parameters() if not name.startswith("quantize."))
