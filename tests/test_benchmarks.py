@@ -74,7 +74,11 @@ def test_statistics_of_grids(tmp_path):
 
 def test_the_speed_of_quantizing():
     table = python("-m", "benchmarks.quantize", "--count", 6, "--batch-size", 4, "--workers", 0, 1)
-    assert [line.split()[1] for line in table.splitlines()[2:]] == ["0", "1"]
+    rows = [line.split()[1::2] for line in table.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["0", "1"]
+    for _, _, times, encoding, waiting in rows:
+        assert float(times) > 0
+        assert int(encoding[:-1]) + int(waiting[:-1]) == pytest.approx(100, abs=1)
 
 
 def test_the_speed_of_reading_records():

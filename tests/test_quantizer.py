@@ -97,6 +97,19 @@ def test_ids_are_those_of_float64(builtin: VQGAN, pictures: list[Image.Image]) -
     assert ((rough - distances).abs() / scale[:, None]).max() < SURE / 10
 
 
+@pytest.mark.slow
+def test_a_compiled_encoder_gives_the_same_ids(builtin: VQGAN, pictures: list[Image.Image]) -> None:
+    compiled = load_quantizer("builtin")
+    compiled.compile()
+    np.testing.assert_array_equal(compiled.encode(pictures), builtin.encode(pictures))
+
+
+def test_it_computes_in_float32_alone(builtin: VQGAN) -> None:
+    assert builtin.in_precision("float32") is builtin
+    with pytest.raises(QuantizerError, match="'builtin': computes in float32 alone, got bfloat16"):
+        load_quantizer("builtin@128:bfloat16")
+
+
 def test_equal_tiles_get_equal_ids_wherever_they_are(builtin: VQGAN) -> None:
     rng = np.random.default_rng(0)
     thing = rng.integers(0, 256, (16, 16, 3), np.uint8)

@@ -528,6 +528,36 @@ def test_sizes_of_ones_own_and_in_the_images_proportions(
         assert height > 50 * width
 
 
+def test_bfloat16_has_a_fingerprint_of_its_own(
+    images: list[Image.Image], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    for folder in every_format(tmp_path, request):
+        exact = load_quantizer(folder)
+        rounded = load_quantizer(f"{folder}@64:aspect:bfloat16")
+        same = load_quantizer(folder, size=64, aspect=True, precision="bfloat16")
+        plain = load_quantizer(folder, size=64, aspect=True)
+        assert len({each.fingerprint for each in (exact, rounded, plain)}) == 3
+        assert rounded.fingerprint == same.fingerprint
+        whole, some, again = (
+            np.concatenate([grid.ravel() for grid in each.encode(images)]) for each in (plain, rounded, same)
+        )
+        np.testing.assert_array_equal(some, again)
+        assert 0 < (whole != some).mean() < 0.5
+        rounded.save_pretrained(tmp_path / "saved" / folder.name)
+        assert load_quantizer(tmp_path / "saved" / folder.name).fingerprint == plain.fingerprint
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_gives_the_same_ids(
+    images: list[Image.Image], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = next(every_format(tmp_path, request))
+    plain, compiled = load_quantizer(f"{folder}@32"), load_quantizer(f"{folder}@32")
+    compiled.compile()
+    for a, b in zip(plain.encode(images), compiled.encode(images), strict=True):
+        assert (a != b).mean() < 0.01
+
+
 def test_pixels_are_those_of_the_image_processors(images: list[Image.Image]) -> None:
     """At the models' own options, on images larger and smaller than the size."""
     one, half = (1.0, 1.0, 1.0), (0.5, 0.5, 0.5)

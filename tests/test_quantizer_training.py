@@ -22,6 +22,7 @@ from being_vl.demo import shapesworld
 from being_vl.errors import CheckpointError, ConfigError, ImageError
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.options import QuantizerTrainOptions
+from being_vl.quantize.codebook import Codebook
 from being_vl.quantize.crops import Crops
 from being_vl.quantize.losses import VGG16, Perceptual, edge_loss, psnr, ssim
 from being_vl.quantize.training import Trainer, start_linear, train_quantizer
@@ -132,17 +133,21 @@ def test_unused_codes_are_placed_anew(options: QuantizerTrainOptions) -> None:
     assert trainer.codebook.weight.abs().max() < 50
 
 
-def test_reserved_codes_are_the_first_folders(options: QuantizerTrainOptions) -> None:
-    trainer = Trainer(replace(options, reserved=0.25, settle=0.0, codebook_size=64))
-    trainer.step()
-    with torch.no_grad():
-        ids = [
-            trainer._pass(trainer.crops.draw(folder, np.random.default_rng(n))[None], settled=True).ids
-            for folder in (0, 1)
-            for n in range(20)
-        ]
-    assert (torch.cat(ids[:20]) < 16).float().mean() > 0.99
-    assert (torch.cat(ids[20:]) < 16).float().mean() < 0.5
+def test_reserved_codes_are_the_first_folders() -> None:
+    """Latents that the codes are placed on get a code of their own kind, where the kinds overlap as well."""
+    rng = torch.Generator().manual_seed(0)
+    first = torch.randn(400, 3, generator=rng)
+    others = torch.randn(2000, 3, generator=rng) * 2 + torch.tensor([1.0, 0, 0])
+    codebook = Codebook(torch.zeros(64, 3), decay=0.99, dead=0.03)
+    codebook.place([first, others], 16, rng)
+    assert codebook.nearest(first).max() < 16
+    counts = torch.bincount(codebook.nearest(others), minlength=64)
+    assert counts[:16].sum() < 0.5 * len(others)
+    assert (counts[16:] > 0).all()
+    errors = [(x - codebook.weight[codebook.nearest(x)]).square().sum(1).mean() for x in (first, others)]
+    assert max(errors) < 1
+    codebook.place([first, others], 0, rng)
+    assert codebook.nearest(first).max() >= 16
 
 
 def test_bfloat16_loses_about_the_same(options: QuantizerTrainOptions) -> None:

@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the built-in quantizer.")
     parser.add_argument("--packages", type=Path, required=True, help="folder with the unpacked packages")
     parser.add_argument("--out", type=Path, required=True, help="folder for images, checkpoint and quantizer")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=1600)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
@@ -42,7 +42,7 @@ def options(out: Path, steps: int) -> QuantizerTrainOptions:
     """What the built-in quantizer is trained with."""
     photographs = out / "photographs" / "training"
     return QuantizerTrainOptions(
-        images=[out / "shapes" / "images", *[photographs] * 6, out / "drawings"],
+        images=[*[out / "shapes" / "images"] * 3, *[photographs] * 4, out / "drawings"],
         held_out=[out / "photographs" / "held-out", out / "shapes-held-out" / "images"],
         out=out / "quantizer",
         name="builtin",

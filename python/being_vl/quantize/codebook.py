@@ -33,17 +33,18 @@ class Codebook:
         """Place all codes by k-means on the latents (N, D) of each folder, started as k-means++ does.
 
         The first `reserved` codes are placed on those of the first folder alone. Other codes then keep away from
-        them: one that is the nearest to any of that folder's latents is placed elsewhere.
+        them: one that is the nearest to any of that folder's latents is moved to a latent that is not.
         """
         first, latents = folders[0], torch.cat(folders[1:] if reserved else folders)
-        codes = _k_means(first, reserved, self.weight[:0], rng)
-        codes = _k_means(latents, len(self.weight), codes, rng)
-        for _ in range(8 if reserved else 0):
+        own = _k_means(first, reserved, self.weight[:0], rng)
+        codes = _k_means(latents, len(self.weight), own, rng)
+        if reserved:
+            near = _errors(first, own)
+            away = latents[~_is_nearer(latents, first, near)]
             taken = nearest(first, codes).unique()
             taken = taken[taken >= reserved]
-            if len(taken) == 0:
-                break
-            codes[taken] = latents[_draw(_errors(latents, codes), len(taken), rng)]
+            if len(away):
+                codes[taken] = away[_draw(_errors(away, codes), len(taken), rng)]
         counts = _gather(latents, nearest(latents, codes), len(codes))[0]
         self.counts.copy_(counts / len(latents) * 2048).clamp_(min=self.dead)
         self.weight.copy_(codes)
@@ -90,6 +91,12 @@ def _errors(latents: Tensor, codes: Tensor) -> Tensor:
     """Squared distances of latents to their nearest codes: (N,)."""
     parts = [squared_distances(part, codes).amin(1) for part in latents.split(AT_A_TIME)]
     return torch.cat(parts).clamp(min=1e-12)
+
+
+def _is_nearer(candidates: Tensor, latents: Tensor, distances: Tensor) -> Tensor:
+    """Whether candidates (M, D) are nearer to any of latents (N, D) than at its squared distance (N,): (M,)."""
+    parts = [(squared_distances(part, latents) < distances).any(1) for part in candidates.split(AT_A_TIME)]
+    return torch.cat(parts)
 
 
 def _k_means(latents: Tensor, size: int, fixed: Tensor, rng: torch.Generator) -> Tensor:
