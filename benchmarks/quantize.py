@@ -4,8 +4,8 @@
     python -m benchmarks.quantize --quantizer zawnpn/being-vq-8k:bfloat16 --compile --device cuda --count 4096
 
 Without --images, JPEGs of 640×480 pixels are made of the photographs of the demo. Per number of workers it prints
-images per second, how many times that of the first number it is, and the shares of the time in which the network encodes
-and waits for images. Starting the workers counts as well, so take enough images.
+images per second, how many times that of the first number it is, and the shares of the time in which the network
+encodes and waits for images. Starting the workers counts as well, so take enough images.
 """
 
 import argparse
@@ -73,7 +73,10 @@ def main():
         for workers in options.workers:
             speed, share = measure(sources, quantizer, options.batch_size, workers)
             first = first or speed
-            print(f"| {workers} | {speed:.1f} | {speed / first:.2f} | {share:.0%} | {1 - share:.0%} |", flush=True)
+            print(
+                f"| {workers} | {speed:.1f} | {speed / first:.2f} | {share:.0%} | {1 - share:.0%} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def generate(path, count, images=None, quantizer="builtin", seed=0):
     order = rng.permutation(count)  # or neighbours in the file would be of one image
     maps = min(MAPS, -(-count // GRIDS_PER_MAP))
     for n, part in enumerate(np.array_split(order, maps)):
-        pixels = scaled(photographs[n % len(photographs)], SIDE * quantizer.downsample, quantizer.downsample, rng)
+        pixels = scaled(
+            photographs[n % len(photographs)], SIDE * quantizer.downsample, quantizer.downsample, rng
+        )
         (found,) = quantizer.encode_prepared([pixels])
         for number in part:
             row, column = (int(rng.integers(side - SIDE + 1)) for side in found.shape)
@@ -53,7 +55,9 @@ def scaled(photograph, least, tile, rng):
     size = [math.ceil(side * scale) for side in photograph.size]
     pixels = np.asarray(photograph.resize(size, Image.Resampling.BICUBIC))[:, :: rng.choice((-1, 1))]
     top, left = rng.integers(0, tile, 2)
-    height, width = ((side - offset) // tile * tile for side, offset in zip(pixels.shape, (top, left), strict=False))
+    height, width = (
+        (side - offset) // tile * tile for side, offset in zip(pixels.shape, (top, left), strict=False)
+    )
     return np.ascontiguousarray(pixels[top : top + height, left : left + width])
 
 

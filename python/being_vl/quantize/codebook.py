@@ -33,18 +33,18 @@ class Codebook:
         """Place all codes by k-means on the latents (N, D) of each folder, started as k-means++ does.
 
         The first `reserved` codes are placed on those of the first folder alone. Other codes then keep away from
-        them: one that is the nearest to any of that folder's latents is moved to a latent that is not.
+        them: one that is nearer to any of that folder's latents than its own is moved to a latent that is not.
         """
         first, latents = folders[0], torch.cat(folders[1:] if reserved else folders)
         own = _k_means(first, reserved, self.weight[:0], rng)
         codes = _k_means(latents, len(self.weight), own, rng)
         if reserved:
-            near = _errors(first, own)
-            away = latents[~_is_nearer(latents, first, near)]
-            taken = nearest(first, codes).unique()
-            taken = taken[taken >= reserved]
+            distances = _errors(first, own)
+            away = latents[~_is_nearer(latents, first, distances)]
+            moved = _is_nearer(codes, first, distances)
+            moved[:reserved] = False
             if len(away):
-                codes[taken] = away[_draw(_errors(away, codes), len(taken), rng)]
+                codes[moved] = away[_draw(_errors(away, codes), int(moved.sum()), rng)]
         counts = _gather(latents, nearest(latents, codes), len(codes))[0]
         self.counts.copy_(counts / len(latents) * 2048).clamp_(min=self.dead)
         self.weight.copy_(codes)

@@ -25,9 +25,9 @@ DISTANCES_AT_A_TIME = 1 << 26
 class NetworkQuantizer(ABC):
     """A `Quantizer` whose network sees the whole image.
 
-    It computes in float32 or, on demand, bfloat16 (autocast; distances stay float32), one image at a time: so the ids of
-    an image don't depend on the others, and images may differ in size. Where the two nearest codes are equally near to
-    within rounding, another device may choose the other one.
+    It computes in float32 or, on demand, bfloat16 (autocast; distances stay float32), one image at a time: so the ids
+    of an image don't depend on the others, and images may differ in size. Where the two nearest codes are equally near
+    to within rounding, another device may choose the other one.
 
     Args:
         model: The network, in any floating dtype.

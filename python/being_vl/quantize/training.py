@@ -110,7 +110,9 @@ class Trainer:
         self, options: QuantizerTrainOptions, rank: int = 0, ranks: int = 1, device: str = "cpu"
     ) -> None:
         if options.batch_size % ranks:
-            raise ConfigError(f"batch_size: {options.batch_size} cannot be shared evenly by {ranks} processes")
+            raise ConfigError(
+                f"batch_size: {options.batch_size} cannot be shared evenly by {ranks} processes"
+            )
         self.options, self.rank, self.device = options, rank, device
         self.crops = Crops(
             options.images, options.held_out, options.crop or options.size, options.tile, options.seed
@@ -188,7 +190,9 @@ class Trainer:
         adversarial = options.adversarial > 0 and self.done >= options.adversarial_start * options.steps
         count = sum(len(group.pixels) for group in groups)
         zero = torch.zeros((), device=self.device)
-        terms = dict.fromkeys(("pixels", "perceptual", "commitment", "codebook", "opinion", "discriminator"), zero)
+        terms = dict.fromkeys(
+            ("pixels", "perceptual", "commitment", "codebook", "opinion", "discriminator"), zero
+        )
         images = [group.pixels.to(self.device, non_blocking=True) for group in groups]
         passed = [self._pass(pixels, settled) for pixels in images]
 
@@ -283,7 +287,8 @@ class Trainer:
         if self.perceptual is None:
             return edge_loss(passed.error)
         with self._precision():
-            return torch.as_tensor(self.perceptual(passed.made, images).mean())
+            distance: Tensor = self.perceptual(passed.made, images).mean()
+        return distance
 
     def _chances(self, group: Group, passed: Passed) -> Tensor:
         """A random number for each of the tiles that were encoded."""
@@ -302,7 +307,8 @@ class Trainer:
             averaged(torch.autograd.grad(loss, last, retain_graph=True)[0]).norm()
             for loss in (reconstruction, opinion)
         )
-        return (pull / (other + 1e-4)).clamp(max=1e4)
+        weight: Tensor = (pull / (other + 1e-4)).clamp(max=1e4)
+        return weight
 
     def _optimize(self, which: int, loss: Tensor) -> None:
         optimizer = self.optimizers[which]
