@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from being_vl import VisualBPE
 
@@ -70,6 +71,20 @@ def test_statistics_of_grids(tmp_path):
     table = python("-m", "benchmarks.bpe.grids", "--describe", tmp_path / "photos.npy")
     equal = (PHOTOS[:, :, 1:] == PHOTOS[:, :, :-1]).mean()
     assert f"| {equal:.4g} |" in table.splitlines()[-1]
+
+
+def test_grids_are_of_images(tmp_path):
+    """Those of a folder; what is plain stays plain, and the same seed gives the same."""
+    Image.new("RGB", (300, 400), (200, 30, 30)).save(tmp_path / "plain.png")
+    for name in ("one.npy", "two.npy"):
+        python("-m", "benchmarks.bpe.grids", tmp_path / name, "--count", 6, "--images", tmp_path)
+    plain = np.load(tmp_path / "one.npy")
+    assert (plain.shape, plain.dtype, len(np.unique(plain))) == ((6, 32, 32), np.uint16, 1)
+    np.testing.assert_array_equal(plain, np.load(tmp_path / "two.npy"))
+    python("-m", "benchmarks.bpe.grids", tmp_path / "demo.npy", "--count", 20)
+    grids = np.load(tmp_path / "demo.npy")
+    assert len(np.unique(grids, axis=0)) == 20
+    assert 300 < len(np.unique(grids)) <= grids.max() + 1 <= 4096
 
 
 def test_the_speed_of_quantizing():

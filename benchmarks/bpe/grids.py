@@ -17,7 +17,7 @@ from PIL import Image
 
 SIDE = 32
 MAPS = 4096  # at most
-GRIDS_PER_MAP = 8  # or more, if that needs fewer maps
+GRIDS_PER_MAP = 32  # or more, if that needs fewer maps
 
 
 def generate(path, count, images=None, quantizer="builtin", seed=0):

@@ -3,8 +3,8 @@
     python examples/builtin_quantizer/measure.py [NAME] [--photographs runs/builtin/photographs/held-out]
 
 On 1000 training and 400 held-out ShapesWorld pictures and on photographs that it was not trained on, the six of the
-demo and those of a folder: PSNR, SSIM, codes in use, how steadily a kind of tile gets one id, what a linear reader makes
-of an object's ids, and visual BPE's tokens.
+demo and those of a folder: PSNR, SSIM, codes in use, how steadily a kind of tile gets one id, what a linear reader
+makes of an object's ids, and visual BPE's tokens.
 """
 
 import argparse
