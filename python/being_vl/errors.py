@@ -16,6 +16,7 @@ __all__ = [
     "ModelError",
     "QuantizerError",
     "RecordError",
+    "TrainingError",
     "VocabularyError",
 ]
 
@@ -37,7 +38,16 @@ class QuantizerError(BeingVLError):
 
 
 class RecordError(BeingVLError):
-    """A record or a file of records that cannot be turned into a training sequence."""
+    """A record or a file of records that cannot be turned into a training sequence.
+
+    Args:
+        message: What is wrong, and where.
+        kind: The kind of fault, as reports count it.
+    """
+
+    def __init__(self, message: str, kind: str = "malformed record") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ModelError(BeingVLError):
@@ -46,3 +56,7 @@ class ModelError(BeingVLError):
 
 class CheckpointError(BeingVLError):
     """A training checkpoint that is damaged or belongs to another recipe."""
+
+
+class TrainingError(BeingVLError):
+    """Training that must not go on as it is: a loss or gradient that is not finite or far from what it was."""
