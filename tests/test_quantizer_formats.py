@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -547,10 +548,13 @@ def test_bfloat16_has_a_fingerprint_of_its_own(
         assert load_quantizer(tmp_path / "saved" / folder.name).fingerprint == plain.fingerprint
 
 
-@pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_ids(
-    images: list[Image.Image], tmp_path: Path, request: pytest.FixtureRequest
+    images: list[Image.Image],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     folder = next(every_format(tmp_path, request))
     plain, compiled = load_quantizer(f"{folder}@32"), load_quantizer(f"{folder}@32")
     compiled.compile()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,8 +160,11 @@ def test_bfloat16_loses_about_the_same(options: QuantizerTrainOptions) -> None:
     assert losses[0] != losses[1]
 
 
-@pytest.mark.slow
-def test_compiled_networks_lose_the_same(options: QuantizerTrainOptions) -> None:
+def test_compiled_networks_lose_the_same(
+    options: QuantizerTrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated as for the default backend, which would take minutes to make C++ of it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     losses = []
     for compiled in (False, True):
         trainer = Trainer(replace(options, adversarial_start=0.0, compile=compiled))
@@ -177,7 +181,7 @@ def test_two_processes_lose_as_one(options: QuantizerTrainOptions) -> None:
     arguments = ["--images", *map(str, options.images), "--out", str(out), "--dead", "0.5", "--decay", "0.9"]
     for name in ("codebook_size", "code_dim", "width", "steps", "batch_size", "adversarial_start"):
         arguments += [f"--{name}", str(getattr(options, name))]
-    arguments += ["--log_every", "1", "--checkpoint_every", "6"]
+    arguments += ["--log_every", "1", "--checkpoint_every", "6", "--workers", "1"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run(
         [*torchrun, "-m", "being_vl", "quantizer", "train", *arguments],
