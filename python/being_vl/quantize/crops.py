@@ -85,7 +85,10 @@ class Crops:
         return pixels.flip(2) if rng.random() < 0.5 else pixels
 
     def step(self, seeds: Sequence[int], numbers: range, count: int) -> list[Group]:
-        """Crops `numbers` of the `count` that the seeds give, by size; each follows from seeds and number alone."""
+        """Crops `numbers` of the `count` that the seeds give, by size; each follows from seeds and number alone.
+
+        The folders' crops come one folder after the other.
+        """
         by_side: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for number in numbers:
             rng = np.random.default_rng([self.seed, *seeds, number])
@@ -133,7 +136,7 @@ class Steps(Dataset[list[Group]]):
 
     def __init__(self, crops: Crops, count: int, rank: int = 0, ranks: int = 1) -> None:
         self.crops, self.count = crops, count
-        self.numbers = range(rank * count // ranks, (rank + 1) * count // ranks)
+        self.numbers = range(rank, count, ranks)
 
     def __getitem__(self, step: int) -> list[Group]:
         """This process's crops of a step."""
