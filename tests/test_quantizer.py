@@ -168,7 +168,7 @@ def test_saved_and_loaded_it_gives_the_same_ids_and_pictures(
     for a, b in zip(builtin.decode(grids), again.decode(grids), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     assert (
-        VQModel.from_pretrained(tmp_path / "q").config.vq_embed_dim == 16
+        VQModel.from_pretrained(tmp_path / "q").config.vq_embed_dim == 24
     )  # plain diffusers can read it too
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 SIDE = 32
-MAPS = 4096  # at most
-GRIDS_PER_MAP = 32  # or more, if that needs fewer maps
+MAPS = 256, 4096  # at least (or one for each grid), at most
+GRIDS_PER_MAP = 32
 
 
 def generate(path, count, images=None, quantizer="builtin", seed=0):
@@ -32,7 +32,7 @@ def generate(path, count, images=None, quantizer="builtin", seed=0):
     quantizer = load_quantizer(quantizer)
     grids = np.lib.format.open_memmap(path, "w+", np.uint16, (count, SIDE, SIDE))
     order = rng.permutation(count)  # or neighbours in the file would be of one image
-    maps = min(MAPS, -(-count // GRIDS_PER_MAP))
+    maps = min(count, max(MAPS[0], min(MAPS[1], count // GRIDS_PER_MAP)))
     for n, part in enumerate(np.array_split(order, maps)):
         pixels = scaled(
             photographs[n % len(photographs)], SIDE * quantizer.downsample, quantizer.downsample, rng
@@ -58,7 +58,7 @@ def scaled(photograph, least, tile, rng):
     height, width = (
         (side - offset) // tile * tile for side, offset in zip(pixels.shape, (top, left), strict=False)
     )
-    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    return np.array(pixels[top : top + height, left : left + width])
 
 
 def describe(grids):

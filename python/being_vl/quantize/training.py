@@ -348,7 +348,8 @@ class Trainer:
             rng = np.random.default_rng([self.options.seed, 2, folder, len(tiles)])
             pixels = self.crops.draw(folder, rng)[None].to(self.device)
             tiles.append(cut_tiles(self.model, pixels).flatten(1))
-        return torch.cat(tiles).unique(dim=0)
+        different: Tensor = torch.cat(tiles).unique(dim=0)
+        return different
 
     @property
     def _identity(self) -> str:
