@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import gc
+import json
 import logging
 import math
 import os
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -32,7 +33,6 @@ from being_vl.files import (
     check_recipe,
     plain,
     read_manifest,
-    remove,
     sha256,
     write_aside,
     write_json,
@@ -41,12 +41,13 @@ from being_vl.files import (
 from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.weights import load_causal_lm
-from being_vl.train.checkpoint import aside_tag, newest, publish
+from being_vl.train.checkpoint import Checkpoints, any_rank, newest
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
 from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.retention import TextProbe
+from being_vl.train.signals import StopRequest, stop_on_signals
 from being_vl.train.spikes import Watch
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import add_adapters, freeze
@@ -54,8 +55,9 @@ from being_vl.train.stages import add_adapters, freeze
 log = logging.getLogger(__name__)
 
 FREE = (
-    *("out", "save_every", "keep", "workers", "shard_size"),
+    *("out", "save_every", "keep", "workers", "shard_size", "gradient_checkpointing"),
     *("on_spike", "spike_deviations", "peak_flops", "retention", "retention_tolerance", "wandb"),
+    *("model", "records", "grids"),  # their content counts, not where they lie
 )
 """Options that may be others when a training is resumed."""
 
@@ -77,12 +79,15 @@ def train(options: TrainOptions) -> Path:
     counts: Counter[str] = Counter()
     for group, lengths in sequences.lengths.items():
         counts[group.category] += len(lengths)
-    plans = plan(options, counts, dist.get_world_size())
-    recipe = _recipe(options)
-    check_recipe(options.out / "recipe.json", recipe)
-    with _alone(options.out):
+    path = options.out / "recipe.json"
+    # The number of ranks of the first start: batches are as large as it made them, on whatever ranks the run goes on.
+    ranks = json.loads(path.read_text())["ranks"] if path.is_file() else dist.get_world_size()
+    plans = plan(options, counts, ranks)
+    recipe = _recipe(options, ranks)
+    check_recipe(path, recipe)
+    with _alone(options.out), stop_on_signals() as stop:
         if dist.get_rank() == 0:
-            write_json(options.out / "recipe.json", recipe)
+            write_json(path, recipe)
         source, before = options.model, 0
         for stage, curriculum, steps in plans:
             folder = options.out / stage.name
@@ -90,7 +95,12 @@ def train(options: TrainOptions) -> Path:
                 read_manifest(folder, "stage")
                 _say(f"{stage.name}: finished before, kept ({folder})")
             else:
-                _train_stage(options, stage, curriculum, steps, sequences, source, before)
+                if any_rank(stop.signal is not None)[0]:
+                    _stopped(stop, f"before {stage.name}, nothing to save")
+                stage = dataclasses.replace(
+                    stage, accumulation=stage.accumulation * ranks // dist.get_world_size()
+                )
+                _train_stage(options, stage, curriculum, steps, sequences, source, before, stop)
             source, before = folder, before + steps
     return source
 
@@ -99,20 +109,27 @@ def train(options: TrainOptions) -> Path:
 def _alone(out: Path) -> Iterator[None]:
     """Hold the lock of a run's folder: ranks that outlive a killed launcher still write there.
 
-    The operating system frees the lock when the rank that holds it ends, however it ends.
+    The operating system frees the lock when the rank that holds it ends, however it ends. What rank 0 writes into it
+    shows whether the other ranks see the same folder.
     """
     out.mkdir(parents=True, exist_ok=True)
-    taken = [True]
+    mine: list[str | None] = [str(time.time_ns())]
     with (out / "lock").open("a") as lock:
         if dist.get_rank() == 0:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.truncate(0)
+                print(mine[0], file=lock, flush=True)
             except BlockingIOError:
-                taken = [False]
-        dist.broadcast_object_list(taken)
-        if not taken[0]:
+                mine = [None]
+        dist.broadcast_object_list(mine)
+        if mine[0] is None:
             raise CheckpointError(
                 f"{out}: another training is running in this folder; wait for it, end its processes, or choose another"
+            )
+        if any_rank((out / "lock").read_text().strip() != mine[0])[0]:
+            raise CheckpointError(
+                f"{out}: not all ranks see what rank 0 writes there; choose a folder that all nodes share"
             )
         yield
 
@@ -125,6 +142,7 @@ def _train_stage(
     sequences: Sequences,
     source: Path,
     before: int,
+    stop: StopRequest,
 ) -> None:
     """Train one stage from the checkpoint at `source`; `before` counts the steps of the stages before it."""
     import deepspeed
@@ -134,12 +152,12 @@ def _train_stage(
     _say(table)
     cost, peak = Cost.of(model), peak_flops(options.peak_flops)
     optimizer = make_optimizer(model, options, stage)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(options, stage)
-    )
-
-    checkpoints = options.out / "checkpoints"
-    done = _resume(engine, checkpoints, stage.name)
+    found = newest(options.out / "checkpoints", stage.name)
+    config = deepspeed_config(options, stage)
+    config["checkpoint"] = {"load_universal": found is not None and found.partitioned}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    checkpoints = Checkpoints(engine, options.out / "checkpoints", stage.name, options.keep)
+    done = checkpoints.resume(found)
     batch_size = options.micro_batch_size * world * stage.accumulation
     batches = _batches(curriculum, sequences, batch_size, done, steps)
     logger = TrainingLog(options, stage.name, steps, done, before)
@@ -150,14 +168,14 @@ def _train_stage(
     seen = curriculum.counts(done * batch_size)
     for step, batch in enumerate(batches, start=done + 1):
         started = time.perf_counter()
-        # What dropout draws depends on the position alone, so a resumed run draws the same.
-        torch.manual_seed(options.seed + (before + step) * world + rank)
         rates = set_rates(optimizer, factor(stage, step - 1, steps))
         seen.update(example.category for example in batch)
         weight = math.fsum(float(example.weights[1:].sum(dtype=np.float64)) for example in batch)
         tally = Tally(model.embedding.text_size, sequences.categories, engine.device)
         cells = torch.zeros((), device=engine.device)
         for index in range(stage.accumulation):
+            # What dropout draws depends on the position alone, so a resumed run draws the same, on any number of ranks.
+            torch.manual_seed(options.seed + ((before + step) * stage.accumulation + index) * world + rank)
             first = (index * world + rank) * options.micro_batch_size
             records = batch[first : first + options.micro_batch_size]
             micro = collate(records, sequences.pad_id, sequences.categories)
@@ -190,8 +208,15 @@ def _train_stage(
             entry["records"] = [example.where for example in batch]
         logger.step(entry)
         watch.report(stage.name, entry)
-        if step % options.save_every == 0 and step < steps:
-            _save(engine, checkpoints, stage.name, step, options.keep)
+        stopping = checkpoints.agree(stop.signal is not None)
+        if stopping:
+            stop.heard.set()
+        if step < steps and (stopping or step % options.save_every == 0):
+            checkpoints.save(step)
+        if step < steps and stopping:
+            checkpoints.finish()
+            logger.close()
+            _stopped(stop, f"after step {step} of {stage.name}, saved")
 
     if probe:
         kept, now = logger.text_perplexity, probe.perplexity(engine)
@@ -202,13 +227,12 @@ def _train_stage(
                 f"{options.retention_tolerance:.0%}: the model is losing its language",
                 logging.WARNING,
             )
+    checkpoints.finish()
     _save_plain(engine, model, options, stage, source, steps)
     logger.close()
-    if rank == 0:
-        for checkpoint in checkpoints.glob(f"{stage.name}-*"):
-            remove(checkpoint)
+    checkpoints.close()
     engine.destroy()
-    del engine, optimizer, watch, model
+    del engine, optimizer, watch, model, checkpoints
     gc.collect()
     dist.barrier()
 
@@ -287,12 +311,12 @@ def plan(
     return plans
 
 
-def _recipe(options: TrainOptions) -> dict[str, Any]:
+def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
     for free in FREE:
         del recipe[free]
-    recipe["ranks"] = dist.get_world_size()
+    recipe["ranks"] = ranks
     recipe["records_sha256"] = [
         sha256(path / MANIFEST if path.is_dir() else path) for path in options.records
     ]
@@ -369,32 +393,12 @@ def _batches(
         yield sorted(batch, key=lambda example: len(example.ids))
 
 
-def _save(engine: Any, checkpoints: Path, stage: str, step: int, keep: int) -> None:
-    """Save what resuming needs; it counts once all ranks have written it."""
-    tag = aside_tag(stage, step)
-    if dist.get_rank() == 0:
-        remove(checkpoints / tag)
-    dist.barrier()
-    engine.save_checkpoint(str(checkpoints), tag=tag, save_latest=False, client_state={"step": step})
-    dist.barrier()
-    if dist.get_rank() == 0:
-        publish(checkpoints, stage, step, keep)
-    dist.barrier()
-
-
-def _resume(engine: Any, checkpoints: Path, stage: str) -> int:
-    """Load the newest complete checkpoint of the stage, if there is one; returns the steps that it holds."""
-    choice = [newest(checkpoints, stage) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(choice)
-    if choice[0] is None:
-        return 0
-    path, state = engine.load_checkpoint(str(checkpoints), tag=choice[0].folder.name)
-    if path is None:
-        raise CheckpointError(
-            f"{choice[0].folder}: DeepSpeed could not load it (saved on another number of ranks?)"
-        )
-    _say(f"{stage}: resumed after step {state['step']} from {choice[0].folder}")
-    return int(state["step"])
+def _stopped(stop: StopRequest, where: str) -> NoReturn:
+    """End this rank with status 0, and with it the training: all ranks call it after the same step."""
+    _say(
+        f"stopped by {stop.signal or 'a signal to another rank'} {where}; the same command goes on from there"
+    )
+    raise SystemExit(0)
 
 
 def _save_plain(
