@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from make import draw
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -27,7 +28,8 @@ from being_vl.quantize.vqgan import to_tensor
 
 Scenes = list[shapesworld.Scene]
 Grids = list[NDArray[np.int64]]
-CROPS = 400
+CROPS = 1200
+DRAWINGS = 400
 
 
 def main() -> None:
@@ -63,10 +65,13 @@ def main() -> None:
         sheet(rows, arguments.sheet)
     if arguments.photographs:
         large = measure_photographs(arguments.name, arguments.photographs, "held-out")
-        both = used(grids) | used(large.encode(crops(arguments.photographs, 256)))
+        ids = used(grids) | used(large.encode(crops(arguments.photographs, 256)))
+        drawings = [draw(np.random.default_rng([8, n])) for n in range(DRAWINGS)]
+        every = ids | used(quantizer.encode(drawings))
         print(
-            f"codes in use, {len(pictures)} held-out ShapesWorld pictures and {CROPS} crops of held-out photographs: "
-            f"{len(both) / quantizer.codebook_size:.1%}"
+            f"codes in use, {len(pictures)} held-out ShapesWorld pictures, {CROPS} crops of held-out photographs: "
+            f"{len(ids) / quantizer.codebook_size:.1%}; with {DRAWINGS} new drawings: "
+            f"{len(every) / quantizer.codebook_size:.1%}"
         )
 
 
