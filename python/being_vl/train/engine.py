@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,7 @@ from being_vl.data.options import PrepareOptions
 from being_vl.data.prepare import check_faults, find_grids, load_builder, tokenise
 from being_vl.data.sequences import Example
 from being_vl.data.store import PreparedSequences, Sequences
-from being_vl.errors import CheckpointError, ConfigError
+from being_vl.errors import CheckpointError
 from being_vl.files import (
     MANIFEST,
     check_recipe,
@@ -42,9 +41,10 @@ from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.weights import load_causal_lm
 from being_vl.train.checkpoint import aside_tag, newest, publish
+from being_vl.train.kernels import attention_kernel, use_liger
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
-from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
+from being_vl.train.optimizer import deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.retention import TextProbe
 from being_vl.train.spikes import Watch
@@ -144,9 +144,9 @@ def _train_stage(
     batches = _batches(curriculum, sequences, batch_size, done, steps)
     logger = TrainingLog(options, stage.name, steps, done, before)
     watch = Watch(engine, optimizer, options.on_spike, options.spike_deviations, logger.entries)
-    probe = _text_probe(options, source)
+    probe = TextProbe.of(options, source)
     if probe and done == 0:
-        logger.probe(0, probe.perplexity(engine))
+        probe.measure(engine, logger, 0)
     seen = curriculum.counts(done * batch_size)
     for step, batch in enumerate(batches, start=done + 1):
         started = time.perf_counter()
@@ -194,14 +194,7 @@ def _train_stage(
             _save(engine, checkpoints, stage.name, step, options.keep)
 
     if probe:
-        kept, now = logger.text_perplexity, probe.perplexity(engine)
-        logger.probe(steps, now)
-        if kept and now > kept * (1 + options.retention_tolerance):
-            _say(
-                f"{stage.name}: the perplexity of {options.retention} rose from {kept:.4g} to {now:.4g}, more than "
-                f"{options.retention_tolerance:.0%}: the model is losing its language",
-                logging.WARNING,
-            )
+        probe.measure(engine, logger, steps)
     _save_plain(engine, model, options, stage, source, steps)
     logger.close()
     if rank == 0:
@@ -249,9 +242,9 @@ def _world_of_one() -> dict[str, str]:
     }
 
 
-def _say(message: str, level: int = logging.INFO) -> None:
+def _say(message: str) -> None:
     if not dist.is_initialized() or dist.get_rank() == 0:
-        log.log(level, message)
+        log.info(message)
 
 
 def load_sequences(options: TrainOptions) -> PreparedSequences:
@@ -306,7 +299,7 @@ def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tup
     if options.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     if options.liger:
-        _use_liger(lm)
+        use_liger(lm)
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
     model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size, options.loss_chunk)
     if stage.lora:
@@ -315,40 +308,6 @@ def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tup
     table = freeze(model, stage)
     model.train()
     return model, table
-
-
-def _use_liger(lm: Any) -> None:
-    """Exchange the norms and MLPs of this model for Liger's kernels; the loss is in chunks anyway."""
-    if not torch.cuda.is_available():
-        _say("liger: its kernels need a GPU, so PyTorch's are used", logging.WARNING)
-        return
-    try:
-        from liger_kernel.transformers.monkey_patch import (
-            MODEL_TYPE_TO_APPLY_LIGER_FN,
-            _apply_liger_kernel_to_instance,
-        )
-    except ImportError as error:
-        raise ConfigError("liger-kernel is not installed: pip install 'being-vl[liger]'") from error
-    if lm.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        _say(f"liger: has no kernels for {lm.config.model_type}, so PyTorch's are used", logging.WARNING)
-        return
-    # It also exchanges the classes of all models to come, among them those that a saved stage is checked with.
-    family = vars(sys.modules[type(lm).__module__])
-    classes = dict(family)
-    _apply_liger_kernel_to_instance(
-        model=lm, rope=False, cross_entropy=False, fused_linear_cross_entropy=False
-    )
-    family.update(classes)
-
-
-def _text_probe(options: TrainOptions, source: Path) -> TextProbe | None:
-    from transformers import AutoConfig, AutoTokenizer
-
-    if options.retention is None:
-        return None
-    config = AutoConfig.from_pretrained(source)
-    window = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
-    return TextProbe(options.retention, AutoTokenizer.from_pretrained(source), window)
 
 
 def _batches(
