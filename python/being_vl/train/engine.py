@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed as dist
 
@@ -20,6 +21,7 @@ from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.records import read_records
 from being_vl.data.sequences import Example, SequenceBuilder
+from being_vl.data.store import ExampleList, Sequences
 from being_vl.errors import CheckpointError, ConfigError, ModelError, RecordError
 from being_vl.files import (
     MANIFEST,
@@ -43,8 +45,6 @@ from being_vl.train.stages import freeze
 
 log = logging.getLogger(__name__)
 
-Examples = dict[str, list[Example]]
-
 
 def train(options: TrainOptions) -> Path:
     """Train a model stage by stage; run again after an interruption it goes on where it was.
@@ -59,8 +59,8 @@ def train(options: TrainOptions) -> Path:
         CheckpointError: if `out` holds a run of another recipe.
     """
     _start_ranks()
-    examples, pad_id = _load_examples(options)
-    counts = {category: len(found) for category, found in examples.items()}
+    sequences = _load_sequences(options)
+    counts = {group: len(lengths) for group, lengths in sequences.lengths.items()}
     plans = plan(options, counts, dist.get_world_size())
     recipe = _recipe(options)
     check_recipe(options.out / "recipe.json", recipe)
@@ -74,7 +74,7 @@ def train(options: TrainOptions) -> Path:
                 read_manifest(folder, "stage")
                 _say(f"{stage.name}: finished before, kept ({folder})")
             else:
-                _train_stage(options, stage, curriculum, steps, examples, pad_id, source, before)
+                _train_stage(options, stage, curriculum, steps, sequences, source, before)
             source, before = folder, before + steps
     return source
 
@@ -106,8 +106,7 @@ def _train_stage(
     stage: StageOptions,
     curriculum: Curriculum,
     steps: int,
-    examples: Examples,
-    pad_id: int,
+    sequences: Sequences,
     source: Path,
     before: int,
 ) -> None:
@@ -131,7 +130,7 @@ def _train_stage(
     checkpoints = options.out / "checkpoints"
     done = _resume(engine, checkpoints, stage.name)
     batch_size = options.micro_batch_size * world * stage.accumulation
-    batches = _batches(curriculum, examples, batch_size, done, steps)
+    batches = _batches(curriculum, sequences, batch_size, done, steps)
     logger = TrainingLog(options.out, stage.name, steps, done, before) if rank == 0 else None
     seen = curriculum.counts(done * batch_size)
     for step, batch in enumerate(batches, start=done + 1):
@@ -139,18 +138,19 @@ def _train_stage(
         # What dropout draws depends on the position alone, so a resumed run draws the same.
         torch.manual_seed(options.seed + (before + step) * world + rank)
         seen.update(example.category for example in batch)
-        labelled = sum(int((example.labels[1:] != -100).sum()) for example in batch)
+        labelled = sum(int(np.count_nonzero(example.weights[1:])) for example in batch)
+        weight = math.fsum(float(example.weights[1:].sum(dtype=np.float64)) for example in batch)
         loss_sum = torch.zeros((), device=engine.device)
         cells = 0
         for index in range(stage.accumulation):
             first = (index * world + rank) * options.micro_batch_size
-            micro = collate(batch[first : first + options.micro_batch_size], pad_id)
+            micro = collate(batch[first : first + options.micro_batch_size], sequences.pad_id)
             cells += micro["input_ids"].numel()
             loss = engine(**{name: tensor.to(engine.device) for name, tensor in micro.items()})
             loss_sum += loss.detach()
             # DeepSpeed divides by accumulation and averages over ranks; undone here, so that the gradient is that of
-            # the mean over all labelled tokens of the global batch, however it is cut into micro-batches and ranks.
-            engine.backward(loss * (stage.accumulation * world / labelled))
+            # the weighted mean over all labelled tokens of the global batch, however that is cut up.
+            engine.backward(loss * (stage.accumulation * world / weight))
             if index == stage.accumulation - 1:
                 norm = _gradient_norm(engine)
             engine.step()
@@ -161,7 +161,7 @@ def _train_stage(
             tokens = sum(len(example.ids) for example in batch)
             entry = {
                 "step": step,
-                "loss": totals[0].item() / labelled,
+                "loss": totals[0].item() / weight,
                 "learning_rate": stage.learning_rate * _cosine(step - 1, steps, stage.warmup),
                 "gradient_norm": norm if norm is not None else engine.get_global_grad_norm(),
                 "tokens": tokens,
@@ -227,7 +227,7 @@ def _say(message: str) -> None:
         log.info(message)
 
 
-def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
+def _load_sequences(options: TrainOptions) -> Sequences:
     """Build every sequence once, so that what is wrong with the data shows before a stage starts."""
     bad: list[str] = []
     found, builder = load_examples(options, bad if options.lenient else None)
@@ -235,10 +235,7 @@ def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
         _say(f"{len(bad)} faults in records, which are left out:")
         for fault in bad:
             _say(f"  {fault}")
-    examples: Examples = {}
-    for example in found:
-        examples.setdefault(example.category, []).append(example)
-    return examples, builder.pad_id
+    return ExampleList(found, builder.pad_id)
 
 
 def load_examples(options: TrainOptions, bad: list[str] | None) -> tuple[list[Example], SequenceBuilder]:
@@ -275,8 +272,8 @@ def load_examples(options: TrainOptions, bad: list[str] | None) -> tuple[list[Ex
         _say(
             f"{len(builder.dropped)} of {len(records)} records are longer than {max_length} tokens, left out:"
         )
-        for record, length in builder.dropped:
-            _say(f"  {record.where}: {length} tokens")
+        for where, length in builder.dropped:
+            _say(f"  {where}: {length} tokens")
     if not examples:
         first = f"; {len(bad)} faults, the first: {bad[0]}" if bad else ""
         raise RecordError(f"{', '.join(map(str, options.records))}: no records to train on{first}")
@@ -350,12 +347,12 @@ def _deepspeed_config(options: TrainOptions, stage: StageOptions) -> dict[str, A
 
 
 def _batches(
-    curriculum: Curriculum, examples: Examples, batch_size: int, done: int, steps: int
+    curriculum: Curriculum, sequences: Sequences, batch_size: int, done: int, steps: int
 ) -> Iterator[list[Example]]:
     """Global batches from step `done` on, each ordered by length so that micro-batches have little padding."""
-    stream = curriculum.iterate(done * batch_size)
-    for _ in range(done, steps):
-        batch = [examples[category][index] for category, index in (next(stream) for _ in range(batch_size))]
+    for step in range(done, steps):
+        positions = range(step * batch_size, (step + 1) * batch_size)
+        batch = [sequences.get(*curriculum[position], position) for position in positions]
         yield sorted(batch, key=lambda example: len(example.ids))
 
 

@@ -59,7 +59,7 @@ class SplitHead(nn.Module):
 
 
 class TrainedLM(nn.Module):
-    """A Hugging Face causal LM with split rows, returning the summed cross-entropy of the labelled positions.
+    """A Hugging Face causal LM with split rows, returning the weighted cross-entropy of the labelled positions, summed.
 
     Args:
         lm: The model; changed in place.
@@ -92,18 +92,20 @@ class TrainedLM(nn.Module):
         self.lm = lm
         self.tied = tied
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the cross-entropy over labels other than -100.
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum of the cross-entropy over labels other than -100.
 
         Args:
             input_ids: (B, T) int64.
             attention_mask: (B, T), 0 on padding.
             labels: (B, T) int64, -100 where there is no loss.
+            weights: (B, T) float, the weight of each label's loss.
         """
         targets = labels[:, 1:]
-        self.head.selected = targets != -100
+        selected = self.head.selected = targets != -100
         logits = self.lm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        return F.cross_entropy(logits.float(), targets[self.head.selected], reduction="sum")
+        losses = F.cross_entropy(logits.float(), targets[selected], reduction="none")
+        return (losses * weights[:, 1:][selected]).sum()
 
     def layers(self) -> nn.ModuleList:
         """The decoder layers, first to last."""
