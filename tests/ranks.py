@@ -90,6 +90,7 @@ def forked(recipe: Path, ranks: int = 1) -> str:
 
 def _train(recipe: Path, said: Path, told: dict[str, str]) -> None:
     """Be one rank."""
+    multiprocessing.current_process()._config["daemon"] = False  # it may have workers, which a daemon may not
     gc.freeze()  # what was imported before need not be searched for garbage
     os.environ.update(ENVIRONMENT | told)
     with said.open("a") as file:

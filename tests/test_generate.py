@@ -65,7 +65,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
 
     old = assistant.builder
     builder = SequenceBuilder(old.tokenizer, old.layout, old.bpe, store)
-    batch = collate(builder.build(records), builder.pad_id)
+    batch = collate([[example] for example in builder.build(records)], builder.pad_id)
+    del batch["weights"]
     model = assistant.model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(150):

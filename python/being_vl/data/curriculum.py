@@ -11,18 +11,11 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from being_vl.data.sequences import Group
 from being_vl.errors import ConfigError
 
 TEXT_ONLY = "text_only"
 """Key of a mixture for the records without an image, whatever their category."""
-
-
-class Group(NamedTuple):
-    """Records that no mixture tells apart: of one category, out of files of one name, all with images or all without."""
-
-    category: str
-    source: str
-    text_only: bool
 
 
 class Entry(NamedTuple):
@@ -31,14 +24,14 @@ class Entry(NamedTuple):
     Args:
         key: The mixture's key that it was drawn for.
         group: Where it lies.
-        index: Its number in the group.
+        number: Its number in the group, from 0.
         length: Tokens.
         position: Its place in the stream, from 0.
     """
 
     key: str
     group: Group
-    index: int
+    number: int
     length: int
     position: int
 
@@ -78,6 +71,7 @@ class Curriculum:
 
     Attributes:
         keys: The keys in effect, each with the number of its records.
+        tokens: Tokens of all these records.
         weights: Shares in effect at the start, scaled to a sum of 1.
         end: Shares in effect at the end, likewise.
         drawn: Records of each key that were drawn.
@@ -119,6 +113,7 @@ class Curriculum:
         ]
         self._lengths = [np.concatenate([lengths[group] for group in found]) for found in self._groups]
         self.keys = {name: len(found) for name, found in zip(names, self._lengths, strict=True)}
+        self.tokens = sum(int(found.sum(dtype=np.int64)) for found in self._lengths)
         self._by_tokens = by == "tokens"
         self._drawn = [0] * len(names)
         self._owed = [0] * len(names)  # of each key, what it was due less what it got, in parts of `_scale`
@@ -152,8 +147,8 @@ class Curriculum:
         owed[chosen] -= scale * cost
         place, length = self._next[chosen]
         which = bisect_right(self._starts[chosen], place) - 1
-        group, index = self._groups[chosen][which], place - self._starts[chosen][which]
-        entry = Entry(self._names[chosen], group, index, length, self._position)
+        group, number = self._groups[chosen][which], place - self._starts[chosen][which]
+        entry = Entry(self._names[chosen], group, number, length, self._position)
         self._position += 1
         self._drawn[chosen] += 1
         self._next[chosen] = self._peek(chosen)

@@ -14,8 +14,8 @@ def pack(draw: Callable[[int], Entry], capacity: int, window: int = WINDOW) -> I
     """Rows without end, each of at most `capacity` tokens.
 
     A row takes the record that has waited longest, and then, as long as one fits, the longest that fits into what is
-    left, out of the `window` records that wait. So each record is in one row, none waits for more than `window` rows, and
-    the rows depend on nothing but the stream.
+    left, out of the `window` records that wait. So each record is in one row, none waits for more than `window` rows,
+    and the rows depend on nothing but the stream.
 
     Args:
         draw: Gives the next record when that many rows are complete.

@@ -37,6 +37,20 @@ class ImageSpan(NamedTuple):
     stop: int
 
 
+class Group(NamedTuple):
+    """Records that no mixture tells apart: of one category, out of files of one name, all with images or all without.
+
+    Args:
+        category: Their category.
+        source: Name of their files, without folder and suffix.
+        text_only: Whether they have no images.
+    """
+
+    category: str
+    source: str
+    text_only: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
     """A record, ready for the model.
@@ -57,6 +71,11 @@ class Example:
     source: str
     where: str
     images: tuple[ImageSpan, ...] = ()
+
+    @property
+    def group(self) -> Group:
+        """The group that it belongs to."""
+        return Group(self.category, self.source, not self.images)
 
     @property
     def labels(self) -> NDArray[np.int32]:

@@ -6,9 +6,11 @@ from itertools import groupby
 import numpy as np
 
 from being_vl.data.sequences import Example, SequenceBuilder
+from being_vl.data.store import ExampleList
 from being_vl.errors import RecordError
-from being_vl.train.engine import load_examples, plan
+from being_vl.train.engine import load_examples
 from being_vl.train.options import CheckOptions
+from being_vl.train.plan import plan
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -33,7 +35,7 @@ def check(options: CheckOptions, say: Callable[[str], None]) -> None:
         for example in found[: options.show]:
             say(f"{category}: {_shown(builder, example)}\n")
     say("\n".join(_counts(builder, categories)) + "\n")
-    say("\n".join(_stages(options, categories)))
+    say("\n".join(_stages(options, examples, builder.pad_id)))
     if faults:
         say("\n".join([f"\n{len(faults)} faults:", *(f"  {fault}" for fault in faults)]))
     share = len(faults) / (len(faults) + len(examples) + len(builder.dropped))
@@ -103,12 +105,12 @@ def _counts(builder: SequenceBuilder, categories: dict[str, list[Example]]) -> I
         )
 
 
-def _stages(options: CheckOptions, categories: dict[str, list[Example]]) -> Iterator[str]:
-    """A table of what each stage is expected to take."""
-    lengths = {name: float(np.mean([len(e.ids) for e in found])) for name, found in categories.items()}
-    counts = {name: len(found) for name, found in categories.items()}
-    yield f"{'':<12}{'steps':>10}{'records':>12}{'tokens':>16}"
-    for stage, curriculum, steps in plan(options, counts, options.ranks):
-        records = steps * options.micro_batch_size * options.ranks * stage.accumulation
-        tokens = sum(count * lengths[name] for name, count in curriculum.counts(records).items())
-        yield f"{stage.name:<12}{steps:>10,}{records:>12,}{tokens:>16,.0f}"
+def _stages(options: CheckOptions, examples: list[Example], pad_id: int) -> Iterator[str]:
+    """A table of what each stage is expected to take, and its mixture."""
+    plans = plan(options, ExampleList(examples, pad_id).lengths, options.ranks)
+    yield f"{'':<12}{'steps':>10}{'rows':>12}{'records':>12}{'tokens':>16}{'fill':>8}"
+    for stage in plans:
+        rows = stage.steps * stage.batch_size
+        fill = f"{stage.tokens / rows / stage.packing:>8.1%}" if stage.packing else f"{'':>8}"
+        yield f"{stage.stage.name:<12}{stage.steps:>10,}{rows:>12,}{stage.records:>12,.0f}{stage.tokens:>16,.0f}{fill}"
+    yield from (stage.describe() for stage in plans)

@@ -3,22 +3,21 @@
 import contextlib
 import fcntl
 import gc
+import json
 import logging
 import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import distributed as dist
 
-from being_vl.data.batches import collate
-from being_vl.data.curriculum import Curriculum
+from being_vl.data.batches import load
 from being_vl.data.records import read_records
 from being_vl.data.sequences import Example, SequenceBuilder
 from being_vl.data.store import ExampleList, Sequences
@@ -40,6 +39,7 @@ from being_vl.tokenizer import VisualBPE
 from being_vl.train.checkpoint import aside_tag, check_recipe, newest, publish
 from being_vl.train.log import TrainingLog
 from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.plan import Seen, StagePlan, check_packing, plan
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import freeze
 
@@ -60,22 +60,24 @@ def train(options: TrainOptions) -> Path:
     """
     _start_ranks()
     sequences = _load_sequences(options)
-    counts = {group: len(lengths) for group, lengths in sequences.lengths.items()}
-    plans = plan(options, counts, dist.get_world_size())
-    recipe = _recipe(options)
-    check_recipe(options.out / "recipe.json", recipe)
+    path = options.out / "recipe.json"
+    # The number of ranks of the first start: batches are as large as it made them, on whatever ranks the run goes on.
+    ranks = json.loads(path.read_text())["ranks"] if path.is_file() else dist.get_world_size()
+    plans = plan(options, sequences.lengths, ranks)
+    recipe = _recipe(options, ranks)
+    check_recipe(path, recipe)
     with _alone(options.out):
         if dist.get_rank() == 0:
-            write_json(options.out / "recipe.json", recipe)
+            write_json(path, recipe)
         source, before = options.model, 0
-        for stage, curriculum, steps in plans:
-            folder = options.out / stage.name
+        for stage_plan in plans:
+            folder = options.out / stage_plan.stage.name
             if (folder / MANIFEST).is_file():
                 read_manifest(folder, "stage")
-                _say(f"{stage.name}: finished before, kept ({folder})")
+                _say(f"{folder.name}: finished before, kept ({folder})")
             else:
-                _train_stage(options, stage, curriculum, steps, sequences, source, before)
-            source, before = folder, before + steps
+                _train_stage(options, stage_plan, sequences, source, before)
+            source, before = folder, before + stage_plan.steps
     return source
 
 
@@ -103,9 +105,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _train_stage(
     options: TrainOptions,
-    stage: StageOptions,
-    curriculum: Curriculum,
-    steps: int,
+    plan: StagePlan,
     sequences: Sequences,
     source: Path,
     before: int,
@@ -114,6 +114,13 @@ def _train_stage(
     import deepspeed
 
     rank, world = dist.get_rank(), dist.get_world_size()
+    stage, steps = plan.stage, plan.steps
+    if plan.batch_size < world:
+        raise ConfigError(
+            f"stage {stage.name!r}: a batch of {plan.batch_size} rows has none for some of {world} ranks"
+        )
+    accumulation = math.ceil(plan.batch_size / (options.micro_batch_size * world))
+    _say(plan.describe())
     model, table = _load_model(options, stage, source)
     _say(table)
     optimizer = torch.optim.AdamW(
@@ -124,52 +131,56 @@ def _train_stage(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, stage.warmup))
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(options, stage)
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        config=_deepspeed_config(options, accumulation),
     )
 
     checkpoints = options.out / "checkpoints"
     done = _resume(engine, checkpoints, stage.name)
-    batch_size = options.micro_batch_size * world * stage.accumulation
-    batches = _batches(curriculum, sequences, batch_size, done, steps)
+    flat = model.lm.config._attn_implementation.startswith("flash")
+    if options.packing:
+        check_packing(model.lm, flat)
     logger = TrainingLog(options.out, stage.name, steps, done, before) if rank == 0 else None
-    seen = curriculum.counts(done * batch_size)
-    for step, batch in enumerate(batches, start=done + 1):
+    seen = Seen(plan)
+    batches = load(seen.after(done), sequences, accumulation, rank, world, options.workers, flat)
+    for step, (rows, micro_batches) in enumerate(batches, start=done + 1):
         started = time.perf_counter()
         # What dropout draws depends on the position alone, so a resumed run draws the same.
         torch.manual_seed(options.seed + (before + step) * world + rank)
-        seen.update(example.category for example in batch)
-        labelled = sum(int(np.count_nonzero(example.weights[1:])) for example in batch)
-        weight = math.fsum(float(example.weights[1:].sum(dtype=np.float64)) for example in batch)
-        loss_sum = torch.zeros((), device=engine.device)
-        cells = 0
-        for index in range(stage.accumulation):
-            first = (index * world + rank) * options.micro_batch_size
-            micro = collate(batch[first : first + options.micro_batch_size], sequences.pad_id)
-            cells += micro["input_ids"].numel()
+        weights = torch.stack([micro["weights"].sum(dtype=torch.float64) for micro in micro_batches])
+        labelled = sum(int(micro["weights"].count_nonzero()) for micro in micro_batches)
+        cells = sum(micro["input_ids"].numel() for micro in micro_batches)
+        sizes = torch.tensor([weights.sum(), labelled, cells], dtype=torch.float64, device=engine.device)
+        dist.all_reduce(sizes)
+        weight, labelled, cells = sizes.tolist()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+        for index, micro in enumerate(micro_batches):
             loss = engine(**{name: tensor.to(engine.device) for name, tensor in micro.items()})
             loss_sum += loss.detach()
             # DeepSpeed divides by accumulation and averages over ranks; undone here, so that the gradient is that of
             # the weighted mean over all labelled tokens of the global batch, however that is cut up.
-            engine.backward(loss * (stage.accumulation * world / weight))
-            if index == stage.accumulation - 1:
+            engine.backward(loss * (accumulation * world / weight))
+            if index == accumulation - 1:
                 norm = _gradient_norm(engine)
             engine.step()
-        totals = torch.stack([loss_sum.double(), torch.tensor(float(cells), device=engine.device).double()])
-        dist.all_reduce(totals)
+        dist.all_reduce(loss_sum)
+        seen.add(rows)
         if logger:
             seconds = time.perf_counter() - started
-            tokens = sum(len(example.ids) for example in batch)
+            tokens = sum(entry.length for row in rows for entry in row)
             entry = {
                 "step": step,
-                "loss": totals[0].item() / weight,
+                "loss": loss_sum.item() / weight,
                 "learning_rate": stage.learning_rate * _cosine(step - 1, steps, stage.warmup),
                 "gradient_norm": norm if norm is not None else engine.get_global_grad_norm(),
                 "tokens": tokens,
-                "labelled_tokens": labelled,
+                "labelled_tokens": int(labelled),
                 "tokens_per_second": tokens / seconds,
-                "padding": 1 - tokens / totals[1].item(),
+                "padding": 1 - tokens / cells,
                 "seconds": seconds,
-                "mixture": {name: count / (step * batch_size) for name, count in sorted(seen.items())},
+                **seen.shares(),
             }
             logger.step({key: float(v) if torch.is_tensor(v) else v for key, v in entry.items()})
         if step % options.save_every == 0 and step < steps:
@@ -280,29 +291,12 @@ def load_examples(options: TrainOptions, bad: list[str] | None) -> tuple[list[Ex
     return examples, builder
 
 
-def plan(
-    options: TrainOptions, counts: Mapping[str, int], ranks: int
-) -> list[tuple[StageOptions, Curriculum, int]]:
-    """The curriculum and the number of optimizer steps of each stage, by the records of each category."""
-    plans = []
-    for index, stage in enumerate(options.stages):
-        curriculum = Curriculum(counts, stage.mixture, seed=options.seed + index)
-        dropped = sorted(name for name, share in stage.mixture.items() if share and name not in counts)
-        if dropped:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in curriculum.weights.items())
-            _say(f"{stage.name}: no records of {', '.join(dropped)}; the mixture becomes {shares}")
-        batch = options.micro_batch_size * ranks * stage.accumulation
-        records = sum(counts[category] for category in curriculum.weights)
-        plans.append((stage, curriculum, stage.max_steps or math.ceil(stage.epochs * records / batch)))
-    return plans
-
-
-def _recipe(options: TrainOptions) -> dict[str, Any]:
+def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    for free in ("out", "save_every", "keep"):
+    for free in ("out", "save_every", "keep", "workers"):
         del recipe[free]
-    recipe["ranks"] = dist.get_world_size()
+    recipe["ranks"] = ranks
     recipe["records_sha256"] = [sha256(path) for path in options.records]
     recipe["model_sha256"] = [sha256(f) for f in sorted(options.model.glob("*.safetensors"))]
     recipe["grids_sha256"] = sha256(options.grids / MANIFEST) if options.grids else None
@@ -330,13 +324,13 @@ def _cosine(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def _deepspeed_config(options: TrainOptions, stage: StageOptions) -> dict[str, Any]:
+def _deepspeed_config(options: TrainOptions, accumulation: int) -> dict[str, Any]:
     dtype = options.dtype
     if dtype == "auto":
         dtype = "bf16" if torch.cuda.is_available() else "fp32"
     return {
         "train_micro_batch_size_per_gpu": options.micro_batch_size,
-        "gradient_accumulation_steps": stage.accumulation,
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": options.gradient_clipping,
         "bf16": {"enabled": dtype == "bf16"},
         "zero_optimization": {"stage": options.zero},
@@ -344,16 +338,6 @@ def _deepspeed_config(options: TrainOptions, stage: StageOptions) -> dict[str, A
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
-
-
-def _batches(
-    curriculum: Curriculum, sequences: Sequences, batch_size: int, done: int, steps: int
-) -> Iterator[list[Example]]:
-    """Global batches from step `done` on, each ordered by length so that micro-batches have little padding."""
-    for step in range(done, steps):
-        positions = range(step * batch_size, (step + 1) * batch_size)
-        batch = [sequences.get(*curriculum[position], position) for position in positions]
-        yield sorted(batch, key=lambda example: len(example.ids))
 
 
 def _gradient_norm(engine: Any) -> float | None:

@@ -1,6 +1,6 @@
 """Options of staged training; importable without torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +16,14 @@ class StageOptions:
         unfreeze: What trains besides the new visual rows: `0` nothing, a share such as `0.25` the first quarter
             of the decoder layers (rounded up), `all` every parameter.
         learning_rate: Peak learning rate of AdamW.
-        epochs: Passes over the records of the categories in `mixture`, counted in records.
+        mixture: Share of each key among the records that the model sees, on any positive scale. A key is a category, a
+            source in it (`foundation/llava` for the records of a file `llava.json`), or `text_only`, all records
+            without an image. Without a mixture, each category has a share as large as it is.
+        mixture_end: Mixture at the end of the stage, if it changes; in between it changes linearly.
+        mixture_by: Whether the shares are of `records` or of `tokens`.
+        epochs: As many records, or tokens, as the keys of the mixture have, so many times.
         accumulation: Micro-batches per rank and optimizer step.
-        mixture: Share of each category among the records that the model sees; any positive scale.
+        batch_size: Rows per optimizer step over all ranks, in place of `micro_batch_size` × ranks × `accumulation`.
         warmup: Share of the steps in which the learning rate rises linearly; it then falls as a cosine to 0.
         max_steps: Optimizer steps instead of `epochs`.
     """
@@ -26,19 +31,22 @@ class StageOptions:
     name: str
     unfreeze: float | Literal["all"]
     learning_rate: float
-    mixture: dict[str, float]
+    mixture: dict[str, float] = field(default_factory=dict)
+    mixture_end: dict[str, float] | None = None
+    mixture_by: Literal["records", "tokens"] = "records"
     epochs: float = 1.0
     accumulation: int = 1
+    batch_size: int | None = None
     warmup: float = 0.03
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.unfreeze != "all" and not 0 <= self.unfreeze <= 1:
             raise ConfigError(f"stage {self.name!r}: unfreeze is {self.unfreeze}; expected 0 to 1, or all")
-        if self.accumulation < 1:
-            raise ConfigError(
-                f"stage {self.name!r}: accumulation is {self.accumulation}; expected at least 1"
-            )
+        for name in ("accumulation", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"stage {self.name!r}: {name} is {value}; expected at least 1")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"stage {self.name!r}: warmup is {self.warmup}; expected a share in [0, 1)")
         if self.epochs <= 0 or (self.max_steps is not None and self.max_steps < 1):
@@ -73,9 +81,14 @@ class TrainOptions:
         out: Folder for one plain Hugging Face checkpoint per stage, logs, and checkpoints to resume from.
         grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
         stages: The stages in order; the paper's three by default.
+        order: Order of the mixtures, as in the paper's ablation: `progressive` as the stages name them, `reverse` the
+            last stage's first, `random` all categories by their size in every stage.
         zero: ZeRO stage of DeepSpeed.
         dtype: `auto` is bf16 on a GPU and fp32 on a CPU.
-        micro_batch_size: Records per rank and forward pass.
+        micro_batch_size: Rows per rank and forward pass: records, or packed rows.
+        packing: Tokens of a row into which whole records are packed, without seeing each other; without it each record
+            is a row of its own, padded.
+        workers: Processes per rank that read ahead; 0 reads between the steps.
         max_length: Longest sequence in tokens, at most the model's context; a longer record is an error unless
             `drop_too_long`.
         drop_too_long: Leave out and count records that are longer than `max_length`.
@@ -95,9 +108,12 @@ class TrainOptions:
     out: Path
     grids: Path | None = None
     stages: list[StageOptions] = field(default_factory=paper_stages)
+    order: Literal["progressive", "reverse", "random"] = "progressive"
     zero: Literal[0, 1, 2, 3] = 0
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     micro_batch_size: int = 4
+    packing: int | None = None
+    workers: int = 0
     max_length: int = 2048
     drop_too_long: bool = False
     lenient: bool = False
@@ -114,9 +130,23 @@ class TrainOptions:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
-        for name in ("micro_batch_size", "save_every", "keep"):
-            if getattr(self, name) < 1:
+        for name in ("micro_batch_size", "save_every", "keep", "packing"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.workers < 0:
+            raise ConfigError(f"workers is {self.workers}; expected at least 0")
+
+    def in_order(self) -> list[StageOptions]:
+        """The stages with their mixtures in the order asked for."""
+        if self.order == "progressive":
+            return self.stages
+        if self.order == "random":
+            return [replace(stage, mixture={}, mixture_end=None) for stage in self.stages]
+        mixtures = [(stage.mixture, stage.mixture_end) for stage in reversed(self.stages)]
+        return [
+            replace(stage, mixture=start if end is None else end, mixture_end=None if end is None else start)
+            for stage, (start, end) in zip(self.stages, mixtures, strict=True)
+        ]
 
 
 @dataclass

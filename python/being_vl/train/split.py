@@ -92,18 +92,18 @@ class TrainedLM(nn.Module):
         self.lm = lm
         self.tied = tied
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum of the cross-entropy over labels other than -100.
 
         Args:
             input_ids: (B, T) int64.
-            attention_mask: (B, T), 0 on padding.
+            position_ids: (B, T) int64, from 0 on in each record.
             labels: (B, T) int64, -100 where there is no loss.
             weights: (B, T) float, the weight of each label's loss.
         """
         targets = labels[:, 1:]
         selected = self.head.selected = targets != -100
-        logits = self.lm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        logits = self.lm(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
         losses = F.cross_entropy(logits.float(), targets[selected], reduction="none")
         return (losses * weights[:, 1:][selected]).sum()
 
