@@ -92,7 +92,7 @@ def test_a_batch_is_padded_on_the_right_and_positions_restart() -> None:
     batch = collate([[a, b], [c]], pad_id=7)
     length = len(a.ids) + len(b.ids)
     assert all(tensor.shape == (2, length) for tensor in batch.values())
-    assert [tensor.dtype for tensor in batch.values()] == [*[torch.int64] * 3, torch.float32]
+    assert [tensor.dtype for tensor in batch.values()] == [*[torch.int64] * 3, torch.float32, torch.int64]
     assert batch["input_ids"].tolist() == [[*a.ids, *b.ids], [*c.ids, *[7] * (length - len(c.ids))]]
     assert batch["position_ids"].tolist() == [[*range(len(a.ids)), *range(len(b.ids))], [*range(length)]]
     assert batch["labels"][0].tolist() == [-100, *a.ids[1:], -100, *b.ids[1:]]

@@ -115,9 +115,9 @@ def oracle(chain: Path, model: str, stages: int, steps: int, packing: int | None
             trained = list(lm.parameters())
         optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.1)
         draw = Curriculum(sequences.lengths, MIXTURES[stage], seed=stage).draw
-        rows = pack(draw, packing) if packing else ([draw()] for _ in count())
+        stream = pack(draw, packing) if packing else ([draw()] for _ in count())
         for step in range(steps):
-            entries = [e for row in islice(rows, BATCH) for e in row]
+            entries = [e for row in islice(stream, BATCH) for e in row]
             batch = collate([[sequences.get(e.group, e.number, e.position)] for e in entries], pad_id=0)
             logits = lm(input_ids=batch["input_ids"]).logits
             loss = F.cross_entropy(
@@ -237,7 +237,7 @@ def test_each_stage_says_first_what_trains(chain: Path, reference: Path) -> None
             name: (size, end)
             for name, size, end in re.findall(
                 r"^  (\w[\w ,]*?) +([\d,]+)  (trains|frozen|of .*)$",
-                table[table.number(f"stage{number}: what trains") :],
+                table[table.index(f"stage{number}: what trains") :],
                 re.MULTILINE,
             )
         }

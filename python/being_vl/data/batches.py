@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from being_vl.data.curriculum import Entry
+from being_vl.data.records import CATEGORIES
 from being_vl.data.sequences import NO_LOSS, Example
 from being_vl.data.store import Sequences
 
@@ -27,8 +28,9 @@ def collate(rows: Sequence[Sequence[Example]], pad_id: int, flat: bool = False) 
         flat: All rows as one without padding, which FlashAttention reads by the positions alone.
 
     Returns:
-        `input_ids`, `position_ids`, `labels` (-100 where there is no loss), int64, and `weights` of the labels,
-        float32; each a tensor of shape (len(rows), tokens of the longest row).
+        `input_ids`, `position_ids`, `labels` (-100 where there is no loss) and `categories` (each token's place in
+        `CATEGORIES`), int64, and `weights` of the labels, float32; each a tensor of shape (len(rows), tokens of the
+        longest row).
     """
     if flat:
         rows = [[example for row in rows for example in row]]
@@ -37,6 +39,7 @@ def collate(rows: Sequence[Sequence[Example]], pad_id: int, flat: bool = False) 
     positions = np.zeros(shape, np.int64)
     labels = np.full(shape, NO_LOSS, np.int64)
     weights = np.zeros(shape, np.float32)
+    categories = np.zeros(shape, np.int64)
     for number, row in enumerate(rows):
         start = 0
         for example in row:
@@ -45,8 +48,10 @@ def collate(rows: Sequence[Sequence[Example]], pad_id: int, flat: bool = False) 
             labels[number, start + 1 : stop] = example.labels[1:]
             weights[number, start + 1 : stop] = example.weights[1:]
             positions[number, start:] = np.arange(shape[1] - start)
+            categories[number, start:] = CATEGORIES.index(example.category)
             start = stop
     batch = {"input_ids": ids, "position_ids": positions, "labels": labels, "weights": weights}
+    batch["categories"] = categories
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 

@@ -38,8 +38,11 @@ from being_vl.quantize.grids import GridStore
 from being_vl.tokenizer import VisualBPE
 from being_vl.train.checkpoint import aside_tag, check_recipe, newest, publish
 from being_vl.train.log import TrainingLog
+from being_vl.train.metrics import Cost, Tally, memory, peak_flops
+from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.plan import Seen, StagePlan, check_packing, plan
+from being_vl.train.spikes import Watch
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import freeze
 
@@ -123,18 +126,10 @@ def _train_stage(
     _say(plan.describe())
     model, table = _load_model(options, stage, source)
     _say(table)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=stage.learning_rate,
-        betas=options.betas,
-        weight_decay=options.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, stage.warmup))
+    cost, peak = Cost.of(model), peak_flops(options.peak_flops)
+    optimizer = make_optimizer(model, options, stage)
     engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        lr_scheduler=schedule,
-        config=_deepspeed_config(options, accumulation),
+        model=model, optimizer=optimizer, config=deepspeed_config(options, accumulation)
     )
 
     checkpoints = options.out / "checkpoints"
@@ -142,57 +137,61 @@ def _train_stage(
     flat = model.lm.config._attn_implementation.startswith("flash")
     if options.packing:
         check_packing(model.lm, flat)
-    logger = TrainingLog(options.out, stage.name, steps, done, before) if rank == 0 else None
+    logger = TrainingLog(options.out, stage.name, steps, done, before)
+    watch = Watch(engine, optimizer, options.on_spike, options.spike_deviations, logger.entries)
     seen = Seen(plan)
     batches = load(seen.after(done), sequences, accumulation, rank, world, options.workers, flat)
+    started = time.perf_counter()
     for step, (rows, micro_batches) in enumerate(batches, start=done + 1):
-        started = time.perf_counter()
         # What dropout draws depends on the position alone, so a resumed run draws the same.
         torch.manual_seed(options.seed + (before + step) * world + rank)
-        weights = torch.stack([micro["weights"].sum(dtype=torch.float64) for micro in micro_batches])
-        labelled = sum(int(micro["weights"].count_nonzero()) for micro in micro_batches)
-        cells = sum(micro["input_ids"].numel() for micro in micro_batches)
-        sizes = torch.tensor([weights.sum(), labelled, cells], dtype=torch.float64, device=engine.device)
+        rates = set_rates(optimizer, factor(stage, step - 1, steps))
+        own = [[float(micro["weights"].sum()), micro["weights"].numel()] for micro in micro_batches]
+        sizes = torch.tensor(own, dtype=torch.float64, device=engine.device).sum(0)
         dist.all_reduce(sizes)
-        weight, labelled, cells = sizes.tolist()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+        weight, cells = sizes.tolist()
+        tally = Tally(model.embedding.text_size, engine.device)
         for index, micro in enumerate(micro_batches):
-            loss = engine(**{name: tensor.to(engine.device) for name, tensor in micro.items()})
-            loss_sum += loss.detach()
+            inputs = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in micro.items()}
+            of_loss = {name: inputs.pop(name) for name in ("weights", "categories")}
+            loss = tally.add(engine(**inputs), inputs["labels"], **of_loss)
             # DeepSpeed divides by accumulation and averages over ranks; undone here, so that the gradient is that of
             # the weighted mean over all labelled tokens of the global batch, however that is cut up.
             engine.backward(loss * (accumulation * world / weight))
-            if index == accumulation - 1:
-                norm = _gradient_norm(engine)
-            engine.step()
-        dist.all_reduce(loss_sum)
+            if index < accumulation - 1:
+                engine.step()
+        entry = {"step": step, **tally.means()}
+        entry |= watch.step(entry["loss"])
+        seconds = time.perf_counter() - started
         seen.add(rows)
-        if logger:
-            seconds = time.perf_counter() - started
-            tokens = sum(entry.length for row in rows for entry in row)
-            entry = {
-                "step": step,
-                "loss": loss_sum.item() / weight,
-                "learning_rate": stage.learning_rate * _cosine(step - 1, steps, stage.warmup),
-                "gradient_norm": norm if norm is not None else engine.get_global_grad_norm(),
-                "tokens": tokens,
-                "labelled_tokens": int(labelled),
-                "tokens_per_second": tokens / seconds,
-                "padding": 1 - tokens / cells,
-                "seconds": seconds,
-                **seen.shares(),
-            }
-            logger.step({key: float(v) if torch.is_tensor(v) else v for key, v in entry.items()})
+        read = [record for row in rows for record in row]
+        lengths = [record.length for record in read]
+        flops = cost.flops(lengths, entry["labelled_tokens"]) if cost else None
+        entry |= {
+            **rates,
+            "tokens": sum(lengths),
+            "tokens_per_second": sum(lengths) / seconds,
+            "mfu": flops / (seconds * world * peak) if flops and peak else None,
+            "padding": 1 - sum(lengths) / cells,
+            "memory": memory(),
+            "seconds": seconds,
+            **seen.shares(),
+        }
+        if "trouble" in entry:
+            entry["records"] = [sequences.get(e.group, e.number, e.position).where for e in read]
+        logger.step(entry)
+        watch.report(stage.name, entry)
         if step % options.save_every == 0 and step < steps:
             _save(engine, checkpoints, stage.name, step, options.keep)
+        started = time.perf_counter()
 
     _save_plain(engine, model, options, stage, source, steps)
-    if logger:
-        logger.close()
+    logger.close()
+    if rank == 0:
         for checkpoint in checkpoints.glob(f"{stage.name}-*"):
             remove(checkpoint)
     engine.destroy()
-    del engine, optimizer, schedule, model
+    del engine, optimizer, watch, model
     gc.collect()
     dist.barrier()
 
@@ -306,46 +305,14 @@ def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
 def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
     from being_vl.model.weights import load_causal_lm
 
-    lm = load_causal_lm(source, torch.float32)
+    lm = load_causal_lm(source, torch.float32, attention_kernel(options))
     if options.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
-    model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size)
+    model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size, options.loss_chunk)
     table = freeze(model, stage)
     model.train()
     return model, table
-
-
-def _cosine(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate at a step counted from 0: linear to 1 in the warm-up, then a cosine to 0."""
-    rising = math.ceil(steps * warmup)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
-def _deepspeed_config(options: TrainOptions, accumulation: int) -> dict[str, Any]:
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "bf16" if torch.cuda.is_available() else "fp32"
-    return {
-        "train_micro_batch_size_per_gpu": options.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": options.gradient_clipping,
-        "bf16": {"enabled": dtype == "bf16"},
-        "zero_optimization": {"stage": options.zero},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": None,
-    }
-
-
-def _gradient_norm(engine: Any) -> float | None:
-    """Norm of the gradient where DeepSpeed has no optimizer of its own that computes it (ZeRO 0 in fp32)."""
-    if hasattr(engine.optimizer, "_global_grad_norm"):
-        return None
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def _save(engine: Any, checkpoints: Path, stage: str, step: int, keep: int) -> None:

@@ -168,7 +168,9 @@ def check_packing(lm: Any, flat: bool) -> None:
         ModelError: if it differs.
     """
     ids, weights = np.arange(16, dtype=np.int32), np.ones(8, np.float32)
-    first, other, last = (Example(part, weights, "", "", "") for part in (ids[:8], ids[8:], ids[:8]))
+    first, other, last = (
+        Example(part, weights, CATEGORIES[0], "", "") for part in (ids[:8], ids[8:], ids[:8])
+    )
     device = next(lm.parameters()).device
     found, training = [], lm.training
     lm.eval()
