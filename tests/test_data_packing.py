@@ -18,9 +18,9 @@ from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig
 import tiny
 from being_vl.data.batches import collate, load
 from being_vl.data.curriculum import Entry
+from being_vl.data.options import CATEGORIES
 from being_vl.data.packing import pack
 from being_vl.data.sequences import Example, Group
-from being_vl.data.store import ExampleList
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.plan import Seen, StagePlan, check_packing, plan
@@ -89,7 +89,7 @@ def examples(n: int = 60, seed: int = 0, size: int = 300) -> list[Example]:
 def test_a_batch_is_padded_on_the_right_and_positions_restart() -> None:
     a, b, c = examples(3)
     a.weights[:] = b.weights[:] = 1
-    batch = collate([[a, b], [c]], pad_id=7)
+    batch = collate([[a, b], [c]], 7, CATEGORIES)
     length = len(a.ids) + len(b.ids)
     assert all(tensor.shape == (2, length) for tensor in batch.values())
     assert [tensor.dtype for tensor in batch.values()] == [*[torch.int64] * 3, torch.float32, torch.int64]
@@ -98,7 +98,7 @@ def test_a_batch_is_padded_on_the_right_and_positions_restart() -> None:
     assert batch["labels"][0].tolist() == [-100, *a.ids[1:], -100, *b.ids[1:]]
     assert batch["labels"][1].tolist() == [-100, *c.labels[1:], *[-100] * (length - len(c.ids))]
     assert ((batch["weights"] > 0) == (batch["labels"] != -100)).all()
-    flat = collate([[a, b], [c]], pad_id=7, flat=True)
+    flat = collate([[a, b], [c]], 7, CATEGORIES, flat=True)
     assert flat["input_ids"].tolist() == [[*a.ids, *b.ids, *c.ids]]
     assert flat["position_ids"].tolist() == [[*range(len(a.ids)), *range(len(b.ids)), *range(len(c.ids))]]
 
@@ -160,7 +160,7 @@ def test_packed_records_have_the_losses_that_they_have_alone(family: tiny.Family
     flat = kernel in ("varlen", "flash_attention_2")
 
     def batch(rows: list[list[Example]]) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(device) for name, tensor in collate(rows, 0, flat).items()}
+        return {name: tensor.to(device) for name, tensor in collate(rows, 0, CATEGORIES, flat).items()}
 
     alone = [loss for record in records for loss in losses(model, batch([[record]]))]
     tolerance = 0.05 if dtype == torch.bfloat16 else 2e-6
@@ -182,7 +182,7 @@ def test_a_model_that_lets_records_see_each_other_is_refused() -> None:
 
 def seen_by(stage: StagePlan, ranks: int, workers: int, done: int) -> list[list[list[int]]]:
     """The ids of the rows of each step after the first `done`, as the ranks read them, put together again."""
-    sequences = ExampleList(examples(), PAD)
+    sequences = tiny.Listed(examples(), PAD)
     parts = -(-stage.batch_size // (3 * ranks))
     loaders = [load(Seen(stage).after(done), sequences, parts, rank, ranks, workers) for rank in range(ranks)]
     steps = []
@@ -196,7 +196,7 @@ def seen_by(stage: StagePlan, ranks: int, workers: int, done: int) -> list[list[
 
 @pytest.fixture(scope="module")
 def reference() -> list[list[list[int]]]:
-    (stage, _) = plan(options(max_steps=6), ExampleList(examples(), 0).lengths, ranks=2)
+    (stage, _) = plan(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
     assert stage.batch_size == 12
     return seen_by(stage, 1, 0, 0)
 
@@ -205,13 +205,13 @@ def reference() -> list[list[list[int]]]:
 def test_ranks_workers_and_stops_do_not_change_what_the_model_sees(
     ranks: int, workers: int, reference: list[list[list[int]]]
 ) -> None:
-    (stage, _) = plan(options(max_steps=6), ExampleList(examples(), 0).lengths, ranks=2)
+    (stage, _) = plan(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
     for done in range(6) if workers == 0 else (0, 3):
         assert seen_by(stage, ranks, workers, done) == reference[done:]
 
 
 def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
-    lengths = ExampleList(examples(), 0).lengths
+    lengths = tiny.Listed(examples()).lengths
     total, tokens = sum(map(len, lengths.values())), sum(int(found.sum()) for found in lengths.values())
     by_records, _ = plan(options(epochs=10), lengths, ranks=1)
     assert by_records.batch_size == 6
@@ -226,7 +226,7 @@ def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
 
 
 def test_shares_that_were_realised_are_counted_also_after_a_stop() -> None:
-    (stage, _) = plan(options(max_steps=8), ExampleList(examples(), 0).lengths, ranks=1)
+    (stage, _) = plan(options(max_steps=8), tiny.Listed(examples()).lengths, ranks=1)
     seen = Seen(stage)
     for rows in seen.after(5):
         seen.add(rows)
@@ -261,7 +261,7 @@ def test_orders_of_the_ablation() -> None:
 
 
 def test_a_key_without_records_is_said_or_refused() -> None:
-    lengths = ExampleList(examples(), 0).lengths
+    lengths = tiny.Listed(examples()).lengths
     wrong = options()
     wrong.stages[0].mixture = {"foundation": 3, "foundation/fiel": 1}
     with pytest.raises(

@@ -17,14 +17,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tiny
 from being_vl import VisualBPE
 from being_vl.cli import COMMANDS, main
 from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
+from being_vl.data.options import CATEGORIES
 from being_vl.data.packing import pack
 from being_vl.data.records import read_records
 from being_vl.data.sequences import SequenceBuilder
-from being_vl.data.store import ExampleList
 from being_vl.model.layout import VocabularyLayout
 from being_vl.quantize.grids import GridStore
 from being_vl.train.log import read_log
@@ -102,7 +103,7 @@ def oracle(chain: Path, model: str, stages: int, steps: int, packing: int | None
     builder = SequenceBuilder(
         tokenizer, layout=layout, bpe=bpe, grids=GridStore.open(chain / "grids"), max_length=2048
     )
-    sequences = ExampleList(builder.build(read_records([chain / "data" / "train.json"])), builder.pad_id)
+    sequences = tiny.Listed(builder.build(read_records([chain / "data" / "train.json"])))
     matrices = list(
         {id(m.weight): m.weight for m in (lm.get_input_embeddings(), lm.get_output_embeddings())}.values()
     )
@@ -118,7 +119,7 @@ def oracle(chain: Path, model: str, stages: int, steps: int, packing: int | None
         stream = pack(draw, packing) if packing else ([draw()] for _ in count())
         for step in range(steps):
             entries = [e for row in islice(stream, BATCH) for e in row]
-            batch = collate([[sequences.get(e.group, e.number, e.position)] for e in entries], pad_id=0)
+            batch = collate([[sequences.get(e.group, e.number, e.position)] for e in entries], 0, CATEGORIES)
             logits = lm(input_ids=batch["input_ids"]).logits
             loss = F.cross_entropy(
                 logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100

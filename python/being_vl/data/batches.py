@@ -8,14 +8,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from being_vl.data.curriculum import Entry
-from being_vl.data.records import CATEGORIES
 from being_vl.data.sequences import NO_LOSS, Example
 from being_vl.data.store import Sequences
 
 Row = list[Entry]
 
 
-def collate(rows: Sequence[Sequence[Example]], pad_id: int, flat: bool = False) -> dict[str, torch.Tensor]:
+def collate(
+    rows: Sequence[Sequence[Example]], pad_id: int, names: Sequence[str], flat: bool = False
+) -> dict[str, torch.Tensor]:
     """Rows of whole records, one after the other, padded on the right.
 
     Positions restart with each record, which is how transformers knows that a record must not see those before it.
@@ -25,12 +26,13 @@ def collate(rows: Sequence[Sequence[Example]], pad_id: int, flat: bool = False) 
     Args:
         rows: The records of each row.
         pad_id: Fills up the rows.
+        names: Of the categories.
         flat: All rows as one without padding, which FlashAttention reads by the positions alone.
 
     Returns:
         `input_ids`, `position_ids`, `labels` (-100 where there is no loss) and `categories` (each token's place in
-        `CATEGORIES`), int64, and `weights` of the labels, float32; each a tensor of shape (len(rows), tokens of the
-        longest row).
+        `names`), int64, and `weights` of the labels, float32; each a tensor of shape (len(rows), tokens of the longest
+        row).
     """
     if flat:
         rows = [[example for row in rows for example in row]]
@@ -48,7 +50,7 @@ def collate(rows: Sequence[Sequence[Example]], pad_id: int, flat: bool = False) 
             labels[number, start + 1 : stop] = example.labels[1:]
             weights[number, start + 1 : stop] = example.weights[1:]
             positions[number, start:] = np.arange(shape[1] - start)
-            categories[number, start:] = CATEGORIES.index(example.category)
+            categories[number, start:] = names.index(example.category)
             start = stop
     batch = {"input_ids": ids, "position_ids": positions, "labels": labels, "weights": weights}
     batch["categories"] = categories
@@ -64,7 +66,7 @@ class _Batches(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         get = self.sequences.get
         examples = [[get(entry.group, entry.number, entry.position) for entry in row] for row in rows]
-        return collate(examples, self.sequences.pad_id, self.flat)
+        return collate(examples, self.sequences.pad_id, self.sequences.categories, self.flat)
 
 
 def load(

@@ -1,6 +1,7 @@
 """Staged training: for each stage a model, a DeepSpeed engine, its steps, and a plain checkpoint at the end."""
 
 import contextlib
+import dataclasses
 import fcntl
 import gc
 import json
@@ -18,12 +19,13 @@ import torch
 from torch import distributed as dist
 
 from being_vl.data.batches import load
-from being_vl.data.records import read_records
-from being_vl.data.sequences import Example, SequenceBuilder
-from being_vl.data.store import ExampleList, Sequences
-from being_vl.errors import CheckpointError, ConfigError, ModelError, RecordError
+from being_vl.data.options import PrepareOptions
+from being_vl.data.prepare import check_faults, load_builder, tokenise
+from being_vl.data.store import PreparedSequences, Sequences
+from being_vl.errors import CheckpointError, ConfigError
 from being_vl.files import (
     MANIFEST,
+    check_recipe,
     plain,
     read_manifest,
     remove,
@@ -34,9 +36,7 @@ from being_vl.files import (
 )
 from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
-from being_vl.quantize.grids import GridStore
-from being_vl.tokenizer import VisualBPE
-from being_vl.train.checkpoint import aside_tag, check_recipe, newest, publish
+from being_vl.train.checkpoint import aside_tag, newest, publish
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
 from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
@@ -62,7 +62,7 @@ def train(options: TrainOptions) -> Path:
         CheckpointError: if `out` holds a run of another recipe.
     """
     _start_ranks()
-    sequences = _load_sequences(options)
+    sequences = load_sequences(options)
     path = options.out / "recipe.json"
     # The number of ranks of the first start: batches are as large as it made them, on whatever ranks the run goes on.
     ranks = json.loads(path.read_text())["ranks"] if path.is_file() else dist.get_world_size()
@@ -150,7 +150,7 @@ def _train_stage(
         sizes = torch.tensor(own, dtype=torch.float64, device=engine.device).sum(0)
         dist.all_reduce(sizes)
         weight, cells = sizes.tolist()
-        tally = Tally(model.embedding.text_size, engine.device)
+        tally = Tally(model.embedding.text_size, sequences.categories, engine.device)
         for index, micro in enumerate(micro_batches):
             inputs = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in micro.items()}
             of_loss = {name: inputs.pop(name) for name in ("weights", "categories")}
@@ -237,66 +237,29 @@ def _say(message: str) -> None:
         log.info(message)
 
 
-def _load_sequences(options: TrainOptions) -> Sequences:
-    """Build every sequence once, so that what is wrong with the data shows before a stage starts."""
-    bad: list[str] = []
-    found, builder = load_examples(options, bad if options.lenient else None)
-    if bad:
-        _say(f"{len(bad)} faults in records, which are left out:")
-        for fault in bad:
-            _say(f"  {fault}")
-    return ExampleList(found, builder.pad_id)
-
-
-def load_examples(options: TrainOptions, bad: list[str] | None) -> tuple[list[Example], SequenceBuilder]:
-    """All sequences that a training will see, and what made them; `bad` as for `SequenceBuilder.build`."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    if not (options.model / "config.json").is_file():
-        raise ModelError(f"{options.model}: no config.json; expected the folder of a causal LM")
-    records = read_records(options.records, options.default_category, bad)
-    expanded = (options.model / LAYOUT_FILE).is_file()
-    pictured = next((record for record in records if record.images), None)
-    if pictured and not expanded:
-        raise ModelError(
-            f"{options.model}: not expanded by visual tokens, but record {pictured.id!r} of {pictured.source} has an "
-            "image; run `being-vl expand` first"
-        )
-    if pictured and options.grids is None:
-        raise ConfigError(f"record {pictured.id!r} of {pictured.source} has an image: give --grids")
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    config = AutoConfig.from_pretrained(options.model).get_text_config()
-    max_length = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
-    if max_length < options.max_length:
-        _say(f"max_length {options.max_length} is beyond the model's context, so it is {max_length}")
-    builder = SequenceBuilder(
-        tokenizer,
-        layout=VocabularyLayout.load(options.model) if expanded else None,
-        bpe=VisualBPE.load(options.model / "visual_vocabulary.json") if expanded else None,
-        grids=GridStore.open(options.grids) if options.grids else None,
-        max_length=max_length,
-        drop_too_long=options.drop_too_long,
-    )
-    examples = builder.build(records, bad)
-    if builder.dropped:
-        _say(
-            f"{len(builder.dropped)} of {len(records)} records are longer than {max_length} tokens, left out:"
-        )
-        for where, length in builder.dropped:
-            _say(f"  {where}: {length} tokens")
-    if not examples:
-        first = f"; {len(bad)} faults, the first: {bad[0]}" if bad else ""
-        raise RecordError(f"{', '.join(map(str, options.records))}: no records to train on{first}")
-    return examples, builder
+def load_sequences(options: TrainOptions) -> PreparedSequences:
+    """The sequences of a training, prepared on all ranks unless `records` is a folder where that was done."""
+    prepared = len(options.records) == 1 and (options.records[0] / MANIFEST).is_file()
+    folder = options.records[0] if prepared else options.out / "prepared"
+    builder = load_builder(options)
+    if not prepared:
+        values = {field.name: getattr(options, field.name) for field in dataclasses.fields(PrepareOptions)}
+        tokenise(PrepareOptions(**values | {"out": folder}), builder)
+        if dist.is_initialized():
+            dist.barrier()
+    check_faults(folder, options.lenient)
+    return PreparedSequences(folder, builder)
 
 
 def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    for free in ("out", "save_every", "keep", "workers"):
+    for free in ("out", "save_every", "keep", "workers", "shard_size"):
         del recipe[free]
     recipe["ranks"] = ranks
-    recipe["records_sha256"] = [sha256(path) for path in options.records]
+    recipe["records_sha256"] = [
+        sha256(path / MANIFEST if path.is_dir() else path) for path in options.records
+    ]
     recipe["model_sha256"] = [sha256(f) for f in sorted(options.model.glob("*.safetensors"))]
     recipe["grids_sha256"] = sha256(options.grids / MANIFEST) if options.grids else None
     return recipe

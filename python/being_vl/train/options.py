@@ -1,9 +1,9 @@
 """Options of staged training; importable without torch."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
+from being_vl.data.options import PrepareOptions
 from being_vl.errors import ConfigError
 
 
@@ -80,14 +80,13 @@ def paper_stages() -> list[StageOptions]:
 
 
 @dataclass
-class TrainOptions:
-    """Options of `being-vl train`.
+class TrainOptions(PrepareOptions):
+    """Options of `being-vl train`: those of `being-vl prepare`, and
 
     Args:
-        model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone.
-        records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow.
+        records: Files of records as for `being-vl prepare`, which are prepared in `out` first; or a folder that it
+            wrote, as its own options have made it.
         out: Folder for one plain Hugging Face checkpoint per stage, logs, and checkpoints to resume from.
-        grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
         stages: The stages in order; the paper's three by default.
         order: Order of the mixtures, as in the paper's ablation: `progressive` as the stages name them, `reverse` the
             last stage's first, `random` all categories by their size in every stage.
@@ -98,15 +97,10 @@ class TrainOptions:
         attention: Kernel of the attention; `auto` is FlashAttention 2 on a GPU in bf16 where flash-attn is installed,
             and PyTorch's SDPA elsewhere.
         loss_chunk: Labelled positions whose logits exist at once; more take memory, fewer a little time.
+        workers: Processes per rank that prepare records, and later read ahead; 0 for none but the rank itself.
         micro_batch_size: Rows per rank and forward pass: records, or packed rows.
         packing: Tokens of a row into which whole records are packed, without seeing each other; without it each record
             is a row of its own, padded.
-        workers: Processes per rank that read ahead; 0 reads between the steps.
-        max_length: Longest sequence in tokens, at most the model's context; a longer record is an error unless
-            `drop_too_long`.
-        drop_too_long: Leave out and count records that are longer than `max_length`.
-        lenient: Leave out and list bad records, rather than stop.
-        default_category: Category of the records that name none.
         weight_decay: AdamW's decoupled weight decay.
         decay: What it acts on: `all` that trains, or the weight `matrices` alone, without norms, biases, embedding and
             output head.
@@ -123,10 +117,6 @@ class TrainOptions:
         keep: Number of such checkpoints kept.
     """
 
-    model: Path
-    records: list[Path]
-    out: Path
-    grids: Path | None = None
     stages: list[StageOptions] = field(default_factory=paper_stages)
     order: Literal["progressive", "reverse", "random"] = "progressive"
     zero: Literal[0, 1, 2, 3] = 0
@@ -136,11 +126,6 @@ class TrainOptions:
     loss_chunk: int = 1024
     micro_batch_size: int = 4
     packing: int | None = None
-    workers: int = 0
-    max_length: int = 2048
-    drop_too_long: bool = False
-    lenient: bool = False
-    default_category: str = "foundation"
     weight_decay: float = 0.01
     decay: Literal["all", "matrices"] = "all"
     betas: tuple[float, float] = (0.9, 0.999)
@@ -154,14 +139,13 @@ class TrainOptions:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
         for name in ("micro_batch_size", "loss_chunk", "save_every", "keep", "packing"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.workers < 0:
-            raise ConfigError(f"workers is {self.workers}; expected at least 0")
         if self.offload != "none" and self.zero == 0:
             raise ConfigError("offload needs ZeRO 1, 2 or 3: set zero, or offload to none")
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from being_vl.data.batches import Row, collate
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.packing import pack
-from being_vl.data.records import CATEGORIES
 from being_vl.data.sequences import Example, Group
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.options import StageOptions, TrainOptions
@@ -105,7 +104,7 @@ def plan(options: TrainOptions, lengths: Lengths, ranks: int) -> list[StagePlan]
         blank = StagePlan(stage, lengths, options.seed + index, options.packing, batch_size)
         curriculum = blank.curriculum(1)
         for key in {**stage.mixture, **(stage.mixture_end or {})}:
-            if key not in curriculum.keys and key not in CATEGORIES and stage.mixture.get(key) != 0:
+            if key not in curriculum.keys and key not in options.categories and stage.mixture.get(key) != 0:
                 raise ConfigError(
                     f"stage {stage.name!r}: there are no records of {key!r}; {_listed(lengths)}"
                 )
@@ -168,15 +167,13 @@ def check_packing(lm: Any, flat: bool) -> None:
         ModelError: if it differs.
     """
     ids, weights = np.arange(16, dtype=np.int32), np.ones(8, np.float32)
-    first, other, last = (
-        Example(part, weights, CATEGORIES[0], "", "") for part in (ids[:8], ids[8:], ids[:8])
-    )
+    first, other, last = (Example(part, weights, "", "", "") for part in (ids[:8], ids[8:], ids[:8]))
     device = next(lm.parameters()).device
     found, training = [], lm.training
     lm.eval()
     with torch.no_grad():
         for row in ([first, last], [other, last]):
-            batch = collate([row], 0, flat)
+            batch = collate([row], 0, [""], flat)
             inputs = {name: batch[name].to(device) for name in ("input_ids", "position_ids")}
             found.append(lm.get_decoder()(**inputs, use_cache=False).last_hidden_state[0, 8:].float())
     lm.train(training)
