@@ -98,6 +98,8 @@ class TrainOptions(PrepareOptions):
             and PyTorch's SDPA elsewhere.
         loss_chunk: Labelled positions whose logits exist at once; more take memory, fewer a little time.
         workers: Processes per rank that prepare records, and later read ahead; 0 for none but the rank itself.
+        bpe_dropout: Probability with which a merge is skipped each time a record is read (BPE-dropout), so that an
+            image comes as other tokens; a function of the seed and the record's place in the training.
         micro_batch_size: Rows per rank and forward pass: records, or packed rows.
         packing: Tokens of a row into which whole records are packed, without seeing each other; without it each record
             is a row of its own, padded.
@@ -124,6 +126,7 @@ class TrainOptions(PrepareOptions):
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     loss_chunk: int = 1024
+    bpe_dropout: float = 0.0
     micro_batch_size: int = 4
     packing: int | None = None
     weight_decay: float = 0.01
@@ -140,6 +143,8 @@ class TrainOptions(PrepareOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.bpe_dropout <= 1:
+            raise ConfigError(f"bpe_dropout is {self.bpe_dropout}; expected a probability, 0 to 1")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
