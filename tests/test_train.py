@@ -116,7 +116,12 @@ def oracle(chain: Path, model: str, stages: int, steps: int, packing: int | None
             trained = list(lm.parameters())
         optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.1)
         draw = Curriculum(sequences.lengths, MIXTURES[stage], seed=stage).draw
-        stream = pack(draw, packing) if packing else ([draw()] for _ in count())
+        records = sum(
+            len(sequences.lengths[group])
+            for group in sequences.lengths
+            if MIXTURES[stage].get(group.category)
+        )
+        stream = pack(draw, packing, records // 4) if packing else ([draw()] for _ in count())
         for step in range(steps):
             entries = [e for row in islice(stream, BATCH) for e in row]
             batch = collate([[sequences.get(e.group, e.number, e.position)] for e in entries], 0, CATEGORIES)

@@ -107,6 +107,8 @@ def load(
         batch_size=None,
         sampler=own(),
         num_workers=workers,
+        # Forked, workers share the sequences; they touch no GPU.
+        multiprocessing_context="fork" if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
     batches = iter(loader)

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from being_vl.data.batches import Row, collate
 from being_vl.data.curriculum import Curriculum
-from being_vl.data.packing import pack
+from being_vl.data.packing import WINDOW, pack
 from being_vl.data.sequences import Example, Group
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.options import StageOptions, TrainOptions
@@ -57,9 +57,12 @@ class StagePlan:
 
     def rows(self, total: int) -> Iterator[Row]:
         """That many rows, in which the mixture goes from start to end."""
-        draw = self.curriculum(total).draw
-        rows = pack(draw, self.packing) if self.packing else ([draw(row)] for row in count())
-        return islice(rows, total)
+        curriculum = self.curriculum(total)
+        if not self.packing:
+            return ([curriculum.draw(row)] for row in range(total))
+        # Of few records fewer wait, lest many of them never come in a short training.
+        window = min(WINDOW, max(1, sum(curriculum.keys.values()) // 4))
+        return islice(pack(curriculum.draw, self.packing, window), total)
 
     def __iter__(self) -> Iterator[list[Row]]:
         rows = self.rows(self.steps * self.batch_size)
