@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed as dist
@@ -29,7 +29,6 @@ from being_vl.files import (
     check_recipe,
     plain,
     read_manifest,
-    remove,
     sha256,
     write_aside,
     write_json,
@@ -38,13 +37,14 @@ from being_vl.files import (
 from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.weights import load_causal_lm
-from being_vl.train.checkpoint import aside_tag, newest, publish
+from being_vl.train.checkpoint import Checkpoints, any_rank, newest
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
 from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.plan import Seen, StagePlan, check_packing, plan
 from being_vl.train.retention import TextProbe
+from being_vl.train.signals import StopRequest, stop_on_signals
 from being_vl.train.spikes import Watch
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import add_adapters, freeze
@@ -52,7 +52,7 @@ from being_vl.train.stages import add_adapters, freeze
 log = logging.getLogger(__name__)
 
 FREE = (
-    *("out", "save_every", "keep", "workers", "shard_size"),
+    *("out", "save_every", "keep", "workers", "shard_size", "gradient_checkpointing"),
     *("on_spike", "spike_deviations", "peak_flops", "retention", "retention_tolerance", "wandb"),
 )
 """Options that may be others when a training is resumed."""
@@ -78,7 +78,7 @@ def train(options: TrainOptions) -> Path:
     plans = plan(options, sequences.lengths, ranks)
     recipe = _recipe(options, ranks)
     check_recipe(path, recipe)
-    with _alone(options.out):
+    with _alone(options.out), stop_on_signals() as stop:
         if dist.get_rank() == 0:
             write_json(path, recipe)
         source, before = options.model, 0
@@ -88,7 +88,9 @@ def train(options: TrainOptions) -> Path:
                 read_manifest(folder, "stage")
                 _say(f"{folder.name}: finished before, kept ({folder})")
             else:
-                _train_stage(options, stage_plan, sequences, source, before)
+                if any_rank(stop.asked())[0]:
+                    _stopped(stop, f"before {folder.name}, nothing to save")
+                _train_stage(options, stage_plan, sequences, source, before, stop)
             source, before = folder, before + stage_plan.steps
     return source
 
@@ -121,6 +123,7 @@ def _train_stage(
     sequences: Sequences,
     source: Path,
     before: int,
+    stop: StopRequest,
 ) -> None:
     """Train one stage from the checkpoint at `source`; `before` counts the steps of the stages before it."""
     import deepspeed
@@ -137,12 +140,12 @@ def _train_stage(
     _say(table)
     cost, peak = Cost.of(model), peak_flops(options.peak_flops)
     optimizer = make_optimizer(model, options, stage)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(options, accumulation)
-    )
-
-    checkpoints = options.out / "checkpoints"
-    done = _resume(engine, checkpoints, stage.name)
+    found = newest(options.out / "checkpoints", stage.name)
+    config = deepspeed_config(options, accumulation)
+    config["checkpoint"] = {"load_universal": found is not None and found.partitioned}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    checkpoints = Checkpoints(engine, options.out / "checkpoints", stage.name, options.keep)
+    done = checkpoints.resume(found)
     flat = model.lm.config._attn_implementation.startswith("flash")
     if options.packing:
         check_packing(model.lm, flat)
@@ -155,8 +158,6 @@ def _train_stage(
     batches = load(seen.after(done), sequences, accumulation, rank, world, options.workers, flat)
     started = time.perf_counter()
     for step, (rows, micro_batches) in enumerate(batches, start=done + 1):
-        # What dropout draws depends on the position alone, so a resumed run draws the same.
-        torch.manual_seed(options.seed + (before + step) * world + rank)
         rates = set_rates(optimizer, factor(stage, step - 1, steps))
         own = [[float(micro["weights"].sum()), micro["weights"].numel()] for micro in micro_batches]
         sizes = torch.tensor(own, dtype=torch.float64, device=engine.device).sum(0)
@@ -164,6 +165,8 @@ def _train_stage(
         weight, cells = sizes.tolist()
         tally = Tally(model.embedding.text_size, sequences.categories, engine.device)
         for index, micro in enumerate(micro_batches):
+            # What dropout draws depends on the position alone, so a resumed run draws the same, on any number of ranks.
+            torch.manual_seed(options.seed + ((before + step) * accumulation + index) * world + rank)
             inputs = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in micro.items()}
             of_loss = {name: inputs.pop(name) for name in ("weights", "categories")}
             loss = tally.add(engine(**inputs), inputs["labels"], **of_loss)
@@ -193,8 +196,12 @@ def _train_stage(
             entry["records"] = [sequences.get(e.group, e.number, e.position).where for e in read]
         logger.step(entry)
         watch.report(stage.name, entry)
-        if step % options.save_every == 0 and step < steps:
-            _save(engine, checkpoints, stage.name, step, options.keep)
+        stopping = checkpoints.agree(stop.asked())
+        if step < steps and (stopping or step % options.save_every == 0):
+            checkpoints.save(step)
+        if step < steps and stopping:
+            checkpoints.finish()
+            _stopped(stop, f"after step {step} of {stage.name}, saved")
         started = time.perf_counter()
 
     if probe:
@@ -206,13 +213,12 @@ def _train_stage(
                 f"{options.retention_tolerance:.0%}: the model is losing its language",
                 logging.WARNING,
             )
+    checkpoints.finish()
     _save_plain(engine, model, options, stage, source, steps)
     logger.close()
-    if rank == 0:
-        for checkpoint in checkpoints.glob(f"{stage.name}-*"):
-            remove(checkpoint)
+    checkpoints.close()
     engine.destroy()
-    del engine, optimizer, watch, model
+    del engine, optimizer, watch, model, checkpoints
     gc.collect()
     dist.barrier()
 
@@ -277,7 +283,8 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
 def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    for free in FREE:
+    # Of the inputs the content counts, not where they lie.
+    for free in (*FREE, "model", "records", "grids"):
         del recipe[free]
     recipe["ranks"] = ranks
     recipe["records_sha256"] = [
@@ -338,32 +345,12 @@ def _text_probe(options: TrainOptions, source: Path) -> TextProbe | None:
     return TextProbe(options.retention, AutoTokenizer.from_pretrained(source), window)
 
 
-def _save(engine: Any, checkpoints: Path, stage: str, step: int, keep: int) -> None:
-    """Save what resuming needs; it counts once all ranks have written it."""
-    tag = aside_tag(stage, step)
-    if dist.get_rank() == 0:
-        remove(checkpoints / tag)
-    dist.barrier()
-    engine.save_checkpoint(str(checkpoints), tag=tag, save_latest=False, client_state={"step": step})
-    dist.barrier()
-    if dist.get_rank() == 0:
-        publish(checkpoints, stage, step, keep)
-    dist.barrier()
-
-
-def _resume(engine: Any, checkpoints: Path, stage: str) -> int:
-    """Load the newest complete checkpoint of the stage, if there is one; returns the steps that it holds."""
-    choice = [newest(checkpoints, stage) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(choice)
-    if choice[0] is None:
-        return 0
-    path, state = engine.load_checkpoint(str(checkpoints), tag=choice[0].folder.name)
-    if path is None:
-        raise CheckpointError(
-            f"{choice[0].folder}: DeepSpeed could not load it (saved on another number of ranks?)"
-        )
-    _say(f"{stage}: resumed after step {state['step']} from {choice[0].folder}")
-    return int(state["step"])
+def _stopped(stop: StopRequest, where: str) -> NoReturn:
+    """End this rank with status 0, and with it the training: all ranks call it after the same step."""
+    _say(
+        f"stopped by {stop.signal or 'a signal to another rank'} {where}; the same command goes on from there"
+    )
+    raise SystemExit(0)
 
 
 def _save_plain(
