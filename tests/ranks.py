@@ -103,6 +103,7 @@ def forked(recipe: Path, ranks: int = 1) -> str:
 
 def _train(recipe: Path, said: Path, told: dict[str, str], limit: int) -> None:
     """Be one rank."""
+    multiprocessing.current_process()._config["daemon"] = False  # it may have workers, which a daemon may not
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     gc.freeze()  # what was imported before need not be searched for garbage
     os.environ.update(ENVIRONMENT | told)

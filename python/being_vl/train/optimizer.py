@@ -6,25 +6,9 @@ from typing import Any
 import torch
 
 from being_vl.errors import ConfigError
+from being_vl.train.kernels import compute_dtype
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.split import TrainedLM
-
-
-def compute_dtype(options: TrainOptions) -> torch.dtype:
-    """What weights and activations are computed in."""
-    if options.dtype == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return torch.bfloat16 if options.dtype == "bf16" else torch.float32
-
-
-def attention_kernel(options: TrainOptions) -> str | None:
-    """The attention's kernel, as transformers names it; None leaves the choice to transformers: SDPA where it can."""
-    if options.attention != "auto":
-        return options.attention
-    from transformers.utils import is_flash_attn_2_available
-
-    fits = compute_dtype(options) is torch.bfloat16 and is_flash_attn_2_available()
-    return "flash_attention_2" if fits else None
 
 
 def make_optimizer(model: TrainedLM, options: TrainOptions, stage: StageOptions) -> torch.optim.Optimizer:
@@ -83,14 +67,14 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, floa
     }
 
 
-def deepspeed_config(options: TrainOptions, stage: StageOptions) -> dict[str, Any]:
-    """The configuration of DeepSpeed for one stage."""
+def deepspeed_config(options: TrainOptions, accumulation: int) -> dict[str, Any]:
+    """The configuration of DeepSpeed for a stage with so many micro-batches per rank and step."""
     zero: dict[str, Any] = {"stage": options.zero}
     if options.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": options.micro_batch_size,
-        "gradient_accumulation_steps": stage.accumulation,
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": options.gradient_clipping,
         "bf16": {"enabled": compute_dtype(options) is torch.bfloat16},
         "zero_optimization": zero,
