@@ -95,8 +95,9 @@ def test_new_rows_lie_among_the_text_rows(smollm2: Models) -> None:
 
 
 @pytest.mark.skipif(
-    LLAMA_CPP is None,
-    reason="needs LLAMA_CPP, a folder of llama.cpp: vendor/llama.cpp in the source package of llama-cpp-python 0.3.36",
+    LLAMA_CPP is None or find_spec("sentencepiece") is None,
+    reason="needs sentencepiece, and LLAMA_CPP, a folder of llama.cpp: vendor/llama.cpp in the source package of "
+    "llama-cpp-python 0.3.36",
 )
 def test_llama_cpp_converts_it(smollm2: Models, tmp_path: Path) -> None:
     """Its converter knows the tokenizer, takes the visual tokens as control tokens, and keeps every row."""
@@ -115,4 +116,4 @@ def test_llama_cpp_converts_it(smollm2: Models, tmp_path: Path) -> None:
     assert len(visual) == smollm2.processor.builder.layout.num_new
     assert {kinds[n] for n in visual} == {gguf.TokenType.CONTROL}
     (rows,) = (tensor.data for tensor in reader.tensors if tensor.name == "token_embd.weight")
-    assert np.array_equal(rows.reshape(weight.shape), weight.float().numpy())
+    assert np.array_equal(rows.reshape(weight.shape), weight.detach().float().numpy())
