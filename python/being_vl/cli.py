@@ -2,17 +2,20 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
 from being_vl.demo.options import DemoOptions
 from being_vl.errors import BeingVLError
-from being_vl.flags import add_flags
+from being_vl.files import plain, write_json
+from being_vl.flags import REST, add_flags
 from being_vl.model.options import ExpandOptions, GenerateOptions
 from being_vl.quantize.options import (
     GridsDecodeOptions,
@@ -21,7 +24,9 @@ from being_vl.quantize.options import (
     QuantizeOptions,
     QuantizerTrainOptions,
 )
-from being_vl.run import recipe_parser
+from being_vl.recipes import find_recipe
+from being_vl.run import is_run, recipe_parser, training_of
+from being_vl.train.launch import LaunchOptions
 from being_vl.train.options import CheckOptions, TrainOptions
 from being_vl.vocabulary.options import (
     EncodeOptions,
@@ -117,6 +122,15 @@ def _train(options: TrainOptions) -> None:
     train(options)
 
 
+def _launch(options: LaunchOptions) -> None:
+    from being_vl.train.launch import launch
+
+    training, flags = training_of(options.recipe, options.overrides)
+    if is_run(find_recipe(options.recipe)):
+        write_json(Path(flags[1]), plain(training))
+    launch(options, training, flags, print)
+
+
 def _generate(options: GenerateOptions) -> None:
     from being_vl.model.generate import generate
 
@@ -145,18 +159,22 @@ class Command(NamedTuple):
     positional: str | None = None
 
     def parser(self) -> ArgumentParser:
-        """Flags of this command, and `--recipe`."""
+        """Flags of this command, and `--recipe`, unless the command is about a recipe."""
         parser = ArgumentParser(description=self.text)
-        parser.add_argument(
-            "--recipe", action="config", help="YAML file of these options; flags override it."
-        )
+        if self.positional != "recipe":
+            parser.add_argument(
+                "--recipe", action="config", help="YAML file of these options; flags override it."
+            )
         add_flags(parser, self.options, self.positional)
         return parser
 
-    def __call__(self, config: Namespace) -> None:
-        """Run with what its parser parsed."""
+    def __call__(self, config: Namespace, rest: list[str]) -> None:
+        """Run with what its parser parsed, and what stood behind `--`."""
         values = vars(self.parser().instantiate(config))
-        values.pop("recipe", None)
+        if self.positional != "recipe":
+            values.pop("recipe", None)
+        if rest:
+            values[REST] = rest
         self.function(self.options(**values))
 
 
@@ -191,6 +209,9 @@ COMMANDS = {
     "expand": Command(_expand, ExpandOptions, "Add the visual tokens to a causal LM."),
     "check": Command(_check, CheckOptions, "Show what a training will see, before it starts."),
     "train": Command(_train, TrainOptions, "Train an expanded model in stages, or a plain one on text."),
+    "launch": Command(
+        _launch, LaunchOptions, "Start a training on one or several machines, or print how.", "recipe"
+    ),
     "generate": Command(_generate, GenerateOptions, "Ask a trained model about images."),
     "demo": Command(_demo, DemoOptions, "Run the whole chain on built-in data, on a CPU."),
 }
@@ -222,6 +243,11 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def _with_underscores(word: str) -> str:
+    """A flag's name as its field has it: `--gpus-per-node` is `--gpus_per_node`."""
+    return re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 (missing extra), 2 (bad input), 130 (Ctrl-C)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -230,9 +256,17 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    rest: list[str] = []
+    if arguments[:1] in (["launch"], ["plan"]) and "--" in arguments:
+        place = arguments.index("--")
+        arguments, rest = arguments[:place], arguments[place + 1 :]
+    arguments, rest = ([_with_underscores(word) for word in words] for words in (arguments, rest))
     if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--recipe")
     try:
+        for place, word in enumerate(arguments[:-1]):
+            if word == "--recipe":
+                arguments[place + 1] = str(find_recipe(arguments[place + 1]))
         config = build_parser().parse_args(arguments)
         if config.subcommand == "run":
             _run(config.run)
@@ -240,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
             name, values = config.subcommand, config[config.subcommand]
             if name in GROUPS:
                 name, values = f"{name} {values.subcommand}", values[values.subcommand]
-            COMMANDS[name](values)
+            COMMANDS[name](values, rest)
     except KeyboardInterrupt:
         print("being-vl: stopped", file=sys.stderr)
         return 130

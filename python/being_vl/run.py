@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from being_vl.errors import ConfigError, ImageError
@@ -16,6 +17,7 @@ from being_vl.files import digest, plain, sha256, write_json
 from being_vl.flags import add_flags
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+from being_vl.recipes import find_recipe
 from being_vl.train.options import TrainOptions
 from being_vl.vocabulary.options import VocabOptions
 
@@ -79,6 +81,48 @@ def recipe_parser() -> ArgumentParser:
 
 def _quantizer(trained: bool, name: str, out: Path) -> str:
     return str(Path(out) / "quantizer") if trained else name
+
+
+def training_of(recipe: Path, flags: list[str]) -> tuple[TrainOptions, list[str]]:
+    """The training that a recipe describes, be it one of a training or of a run, and flags that override it.
+
+    Args:
+        recipe: Its file, or the name of a shipped one.
+        flags: As on the command line.
+
+    Returns:
+        The options, and the flags with which `being-vl train` has the same. Where the recipe is one of a run, that is
+        the file `options.json` in the training's folder, still to be written.
+
+    Raises:
+        ConfigError: if there is no such file, or it is no YAML of options.
+    """
+    path = find_recipe(recipe)
+    if is_run(path):
+        options = recipe_parser().instantiate(recipe_parser().parse_args(["--recipe", str(path), *flags]))
+        return options.train, ["--recipe", str(options.train.out / "options.json")]
+    parser = ArgumentParser(prog="being-vl train")
+    parser.add_argument("--recipe", action="config")
+    add_flags(parser, TrainOptions)
+    arguments = ["--recipe", str(path), *flags]
+    values = vars(parser.instantiate(parser.parse_args(arguments)))
+    values.pop("recipe")
+    return TrainOptions(**values), arguments
+
+
+def is_run(recipe: Path) -> bool:
+    """Whether a recipe's file is one of `being-vl run`.
+
+    Raises:
+        ConfigError: if it is no YAML of options.
+    """
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{recipe}: no YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{recipe}: expected options, `name: value`, found {type(content).__name__}")
+    return "llm" in content
 
 
 def run(config: Namespace) -> Path:
