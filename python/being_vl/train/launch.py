@@ -23,7 +23,19 @@ PORT = 29500
 """Where ranks meet if no port is given and none can be looked for."""
 ALONE = 0
 """The port of a training on one machine, where torchrun finds one itself."""
-PASSED_ON = ("NCCL_", "GLOO_", "TORCH_", "HF_HOME", "HF_HUB_OFFLINE", "DS_", "DEEPSPEED_", "OMP_", "UCX_", "FI_", "PYTHONPATH")
+PASSED_ON = (
+    "NCCL_",
+    "GLOO_",
+    "TORCH_",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "DS_",
+    "DEEPSPEED_",
+    "OMP_",
+    "UCX_",
+    "FI_",
+    "PYTHONPATH",
+)
 """What the names of variables that go to every node begin with; names of secrets go only by `env`."""
 SECRET = re.compile("KEY|TOKEN|SECRET|PASSW")
 
@@ -38,7 +50,7 @@ class LaunchOptions:
         launcher: `torchrun` starts this node's ranks (run it on every node); `deepspeed` starts those of all nodes from
             here, by pdsh and ssh; `slurm` submits a job; `print` prints the line for each node.
         nodes: Number of machines; by default all of the hostfile, or one.
-        gpus_per_node: Processes on each node, one per GPU; by default the hostfile's slots, or the GPUs of this machine.
+        gpus_per_node: Processes on each node, one per GPU; by default the hostfile's slots, or this machine's GPUs.
         cpu: Train on CPUs: no GPU is asked of Slurm or shown to the ranks.
         hostfile: File with a line `HOST slots=GPUS` per node, as DeepSpeed and MPI have it; the first is the master.
         master: Address of the node where the ranks meet; by default the hostfile's first, or this machine.
@@ -102,7 +114,9 @@ class Cluster(NamedTuple):
     interface: str | None
 
 
-def launch(options: LaunchOptions, training: TrainOptions, flags: list[str], say: Callable[[str], None]) -> None:
+def launch(
+    options: LaunchOptions, training: TrainOptions, flags: list[str], say: Callable[[str], None]
+) -> None:
     """Start a training, or print how.
 
     Args:
@@ -118,7 +132,9 @@ def launch(options: LaunchOptions, training: TrainOptions, flags: list[str], say
     """
     _check_inputs(training)
     if options.launcher == "slurm":
-        training.out.mkdir(parents=True, exist_ok=True)  # Slurm itself writes the log there, and makes no folder
+        training.out.mkdir(
+            parents=True, exist_ok=True
+        )  # Slurm itself writes the log there, and makes no folder
         script = slurm_script(options, training, flags)
         say(script) if options.dry_run else _submit(script, training.out, say)
         return
@@ -154,7 +170,9 @@ def _check_inputs(training: TrainOptions) -> None:
         if not path.exists():
             raise RecordError(f"{path}: there is no such file of records")
     if training.grids is not None and not (training.grids / MANIFEST).is_file():
-        raise ConfigError(f"{training.grids}: no {MANIFEST}; expected a folder that `being-vl quantize` finished")
+        raise ConfigError(
+            f"{training.grids}: no {MANIFEST}; expected a folder that `being-vl quantize` finished"
+        )
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
@@ -192,7 +210,9 @@ def find_cluster(options: LaunchOptions) -> Cluster:
     if slots and nodes > len(slots):
         raise ConfigError(f"{options.hostfile}: names {len(slots)} hosts, but nodes is {nodes}")
     if options.launcher == "deepspeed" and not slots:
-        raise ConfigError("deepspeed needs a hostfile with the lines `HOST slots=GPUS`; on one machine use torchrun")
+        raise ConfigError(
+            "deepspeed needs a hostfile with the lines `HOST slots=GPUS`; on one machine use torchrun"
+        )
     hosts: list[str | None] = [*list(slots)[:nodes]] or [None] * nodes
     gpus = options.gpus_per_node or min(list(slots.values())[:nodes], default=0) or _own_gpus(options)
     for host, number in list(slots.items())[:nodes]:
@@ -209,7 +229,9 @@ def find_cluster(options: LaunchOptions) -> Cluster:
         hosts[0] = master
     address = _resolved(master)
     if nodes > 1 and ipaddress.ip_address(address).is_loopback:
-        raise ConfigError(f"the master {master} is {address} here, where no other node finds it: give its network address")
+        raise ConfigError(
+            f"the master {master} is {address} here, where no other node finds it: give its network address"
+        )
     at_master = _is_here(address)
     # Nodes that start their parts on their own must agree on the port without asking.
     chosen = free_port() if at_master and options.launcher != "torchrun" else PORT
@@ -345,7 +367,9 @@ def _deepspeed(
 def slurm_script(options: LaunchOptions, training: TrainOptions, flags: list[str]) -> str:
     """The sbatch script: one `being-vl launch` per node, told to save before the time is over, queued again after."""
     if options.gpus_per_node is None:
-        raise ConfigError("slurm must be asked for GPUs: give gpus_per_node; with cpu it is the ranks per node")
+        raise ConfigError(
+            "slurm must be asked for GPUs: give gpus_per_node; with cpu it is the ranks per node"
+        )
     nodes, gpus = options.nodes or 1, options.gpus_per_node
     directives = [
         f"job-name=being-vl-{training.out.name}",
@@ -360,7 +384,15 @@ def slurm_script(options: LaunchOptions, training: TrainOptions, flags: list[str
         *options.sbatch,
     ]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in _environment(options, None).items()]
-    start = [sys.executable, "-m", "being_vl", "launch", flags[1], f"--nodes={nodes}", f"--gpus-per-node={gpus}"]
+    start = [
+        sys.executable,
+        "-m",
+        "being_vl",
+        "launch",
+        flags[1],
+        f"--nodes={nodes}",
+        f"--gpus-per-node={gpus}",
+    ]
     start += [f"--max-restarts={options.max_restarts}", *(["--cpu"] if options.cpu else [])]
     start += [f"--interface={options.interface}"] if options.interface else []
     port = options.port or "$((20000 + SLURM_JOB_ID % 10000))"
@@ -385,7 +417,9 @@ def slurm_script(options: LaunchOptions, training: TrainOptions, flags: list[str
 
 def _submit(script: str, out: Path, say: Callable[[str], None]) -> None:
     if not shutil.which("sbatch"):
-        raise ConfigError("slurm: there is no sbatch here; run this on a login node, or use dry_run to see the script")
+        raise ConfigError(
+            "slurm: there is no sbatch here; run this on a login node, or use dry_run to see the script"
+        )
     path = out / "job.sbatch"
     with write_aside(path) as aside:
         aside.write_text(script, encoding="utf-8")
