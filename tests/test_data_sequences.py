@@ -57,6 +57,10 @@ def record(*texts: str, images: tuple[str, ...] = (), index: int = 0) -> Record:
     return Record(f"r{index}", images, turns, "perception", Path("data.json"), index)
 
 
+def numbered(where: str) -> int:
+    return int(where.partition(": record ")[2].split()[0])
+
+
 def builder(template: str = "default", bos: bool = True, **parts: Any) -> SequenceBuilder:
     return SequenceBuilder(tiny.tokenizer(bos, TEMPLATES[template]), **parts)
 
@@ -137,7 +141,7 @@ def test_a_dialogue_about_an_image_by_each_template(
     assert learned(build, example) == answers
     assert example.ids.dtype == example.labels.dtype == np.int32
     assert example.category == "perception"
-    assert example.record is dialogue
+    assert example.where == dialogue.where
 
     asked = build.prompt(dialogue.turns[:3], [tokens])
     assert asked.dtype == np.int64
@@ -252,8 +256,8 @@ def test_records_that_are_too_long_are_an_error_or_left_out(
 
     build = builder(**limits, drop_too_long=True)
     kept = build.build(records)
-    assert [example.record.index for example in kept] == [0, 2, 4, 6, 8]
-    assert [(long.index, length > 60) for long, length in build.dropped] == [
+    assert [numbered(example.where) for example in kept] == [0, 2, 4, 6, 8]
+    assert [(numbered(where), length > 60) for where, length in build.dropped] == [
         (n, True) for n in (1, 3, 5, 7, 9)
     ]
     assert all("Red." in readable(build, example.ids) for example in kept)
@@ -290,7 +294,7 @@ def test_bad_records_are_left_out_and_listed_if_asked(
     ]
     bad: list[str] = []
     build = builder(layout=layout, bpe=bpe, grids=store, max_length=300)
-    assert [example.record.index for example in build.build(records, bad)] == [0, 5]
+    assert [numbered(example.where) for example in build.build(records, bad)] == [0, 5]
     assert sorted(bad)[:3] == [
         "data.json: record 1 (id 'r1'): the image 'gone.png' has no grid (not among the quantized images)",
         "data.json: record 2 (id 'r2'): the image 'broken.png' has no grid (broken.png: cannot be decoded)",
@@ -354,7 +358,10 @@ def test_a_batch_is_padded_on_the_right(store: GridStore, bpe: VisualBPE, layout
     batch = collate(examples, pad_id=build.pad_id)
     long, short = (len(example.ids) for example in examples)
     assert long > short
+    weights = batch.pop("weights")
     assert list(batch) == ["input_ids", "attention_mask", "labels"]
+    assert weights.dtype == torch.float32
+    assert ((weights > 0) == (batch["labels"] != -100)).all()
     assert all(tensor.shape == (2, long) and tensor.dtype == torch.int64 for tensor in batch.values())
     for row, example in enumerate(examples):
         length = len(example.ids)

@@ -16,6 +16,7 @@ __all__ = [
     "ModelError",
     "QuantizerError",
     "RecordError",
+    "TrainingError",
     "VocabularyError",
 ]
 
@@ -46,3 +47,7 @@ class ModelError(BeingVLError):
 
 class CheckpointError(BeingVLError):
     """A training checkpoint that is damaged or belongs to another recipe."""
+
+
+class TrainingError(BeingVLError):
+    """Training that must not go on as it is: a loss or gradient that is not finite or far from what it was."""

@@ -29,22 +29,39 @@ _IN_FRONT = re.compile(rf"\s*({PLACEHOLDER}\s*)+")
 _BEHIND = re.compile(rf"(\s*\n\s*{PLACEHOLDER})+\s*\Z")
 
 
+class ImageSpan(NamedTuple):
+    """An image in a sequence: `ids[start:stop]` are its visual tokens, BOI and EOI not among them."""
+
+    key: str
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
     """A record, ready for the model.
 
     Args:
         ids: int32, shape (length,).
-        labels: int32, shape (length,): the id itself on answers and their end-of-turn token, elsewhere `NO_LOSS`.
-            They are not shifted; the model does that.
+        weights: float32, shape (length,): how much the loss on predicting that id counts, 1 on answers and their
+            end-of-turn token, elsewhere 0. Not shifted; the model does that.
         category: The record's category.
-        record: Where it comes from.
+        source: Name of its file, without folder and suffix.
+        where: The record's place, for messages.
+        images: Where its images are in `ids`.
     """
 
     ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
+    weights: NDArray[np.float32]
     category: str
-    record: Record
+    source: str
+    where: str
+    images: tuple[ImageSpan, ...] = ()
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """int32, shape (length,): the id where it carries a loss, elsewhere `NO_LOSS`; not shifted."""
+        return np.where(self.weights > 0, self.ids, np.int32(NO_LOSS))
 
 
 class _Image(NamedTuple):
@@ -73,7 +90,7 @@ class SequenceBuilder:
         drop_too_long: Leave out longer records, to be found in `dropped`, rather than raise an error.
 
     Attributes:
-        dropped: After `build`: the records left out for their length, each with that length.
+        dropped: After `build`: places of the records left out for their length, each with that length.
         pad_id: An id to fill up batches with.
 
     Raises:
@@ -114,7 +131,7 @@ class SequenceBuilder:
         self._text = _without_visual_tokens(tokenizer)
         names = [name for name in self.chat.specials - {PLACEHOLDER} if not name.startswith(TOKEN_PREFIX)]
         self._specials = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
-        self.dropped: list[tuple[Record, int]] = []
+        self.dropped: list[tuple[str, int]] = []
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id: int = next(pad for pad in pads if pad is not None)
 
@@ -144,13 +161,17 @@ class SequenceBuilder:
                 images[record.images[p.number]] if isinstance(p, _Image) else tokens[p] for p, _ in pieces
             ]
             ids = np.concatenate([self.chat.bos, *parts]).astype(np.int32)
-            labels = np.full_like(ids, NO_LOSS)
-            position = len(self.chat.bos)
-            for part, (_, learned) in zip(parts, pieces, strict=True):
-                if learned:
-                    labels[position : position + len(part)] = part
-                position += len(part)
-            examples.append(Example(ids, labels, record.category, record))
+            weights = np.zeros(len(ids), np.float32)
+            spans = []
+            start = len(self.chat.bos)
+            for part, (piece, learned) in zip(parts, pieces, strict=True):
+                stop = start + len(part)
+                weights[start:stop] = learned
+                if isinstance(piece, _Image):
+                    spans.append(ImageSpan(record.images[piece.number], start + 1, stop - 1))
+                start = stop
+            source = record.source.stem
+            examples.append(Example(ids, weights, record.category, source, record.where, tuple(spans)))
         return self._checked(examples, bad)
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[ArrayLike] = ()) -> NDArray[np.int64]:
@@ -257,24 +278,25 @@ class SequenceBuilder:
         )
 
     def _checked(self, examples: list[Example], bad: list[str] | None) -> list[Example]:
-        masked = [example.record for example in examples if (example.labels[1:] == NO_LOSS).all()]
+        masked = [example for example in examples if not example.weights[1:].any()]
         if masked and bad is None:
-            shown = "; ".join(record.where for record in masked[:3])
+            shown = "; ".join(example.where for example in masked[:3])
             raise RecordError(f"{len(masked)} records have no answer to learn from: {shown}{_more(masked)}")
-        long = [(e.record, len(e.ids)) for e in examples if len(e.ids) > self.max_length]
-        self.dropped = long if self.drop_too_long else []
+        long = [example for example in examples if len(example.ids) > self.max_length]
+        self.dropped = [(example.where, len(example.ids)) for example in long] if self.drop_too_long else []
         if long and not self.drop_too_long and bad is None:
-            shown = "; ".join(f"{record.where} with {length}" for record, length in long[:3])
+            shown = "; ".join(f"{example.where} with {len(example.ids)}" for example in long[:3])
             raise RecordError(
                 f"{len(long)} of {len(examples)} records are longer than max_length {self.max_length}: "
                 f"{shown}{_more(long)}; raise max_length or set drop_too_long"
             )
         if bad is not None:
-            bad += [f"{record.where}: no answer to learn from" for record in masked]
+            bad += [f"{example.where}: no answer to learn from" for example in masked]
             if not self.drop_too_long:
-                bad += [f"{r.where}: {length} tokens, max_length is {self.max_length}" for r, length in long]
-        left_out = {id(record) for record in masked} | {id(record) for record, _ in long}
-        return [example for example in examples if id(example.record) not in left_out]
+                limit = f"max_length is {self.max_length}"
+                bad += [f"{example.where}: {len(example.ids)} tokens, {limit}" for example in long]
+        left_out = {id(example) for example in (*masked, *long)}
+        return [example for example in examples if id(example) not in left_out]
 
 
 def _cut(special: re.Match[str]) -> str:

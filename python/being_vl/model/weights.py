@@ -64,19 +64,20 @@ def load_config(llm: str) -> Any:
     return config
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype | str) -> Any:
+def load_causal_lm(folder: Path, dtype: torch.dtype | str, attention: str | None = None) -> Any:
     """A causal LM of a folder, whole, as transformers loads it.
 
     Args:
         folder: A folder of a causal LM.
         dtype: Of its weights; `"auto"` for that of the checkpoint.
+        attention: Kernel of the attention, as transformers names it; its own choice by default.
 
     Raises:
         ModelError: if it is no causal LM or is damaged.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
 
 

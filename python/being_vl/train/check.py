@@ -5,7 +5,7 @@ from itertools import groupby
 
 import numpy as np
 
-from being_vl.data.sequences import NO_LOSS, Example, SequenceBuilder
+from being_vl.data.sequences import Example, SequenceBuilder
 from being_vl.errors import RecordError
 from being_vl.train.engine import load_examples, plan
 from being_vl.train.options import CheckOptions
@@ -46,8 +46,8 @@ def check(options: CheckOptions, say: Callable[[str], None]) -> None:
 
 def _shown(builder: SequenceBuilder, example: Example) -> str:
     """The sequence as text, trained positions in ⟦ ⟧ and images by their keys; below it the images' regions."""
-    ids, trained = example.ids, example.labels != NO_LOSS
-    images = iter(example.record.images)
+    ids, trained = example.ids, example.weights > 0
+    images = iter(span.key for span in example.images)
     text = ""
     first_visual = builder.layout.text_size if builder.layout else np.inf
     for (visual, learned), run in groupby(
@@ -60,8 +60,8 @@ def _shown(builder: SequenceBuilder, example: Example) -> str:
         else:
             decoded = builder.tokenizer.decode(tokens)
             text += f"⟦{decoded}⟧" if learned else decoded
-    head = f"{example.record.where}: {len(ids)} tokens, {trained.sum()} trained"
-    return "\n".join([head, text, *(_drawn(builder, key) for key in example.record.images)])
+    head = f"{example.where}: {len(ids)} tokens, {trained.sum()} trained"
+    return "\n".join([head, text, *(_drawn(builder, key) for key, *_ in example.images)])
 
 
 def _drawn(builder: SequenceBuilder, key: str) -> str:
@@ -92,10 +92,10 @@ def _counts(builder: SequenceBuilder, categories: dict[str, list[Example]]) -> I
     yield " " * 12 + "".join(f"{column:>{width}}" for column, width in columns.items())
     for name, found in categories.items():
         lengths = np.array([len(example.ids) for example in found])
-        trained = sum(int((example.labels != NO_LOSS).sum()) for example in found)
+        trained = sum(int((example.weights > 0).sum()) for example in found)
         saved = 0
         if layout and grids is not None:
-            saved = sum(grids[key].size for example in found for key in example.record.images)
+            saved = sum(grids[key].size for example in found for key, *_ in example.images)
             saved -= sum(int((example.ids >= layout.first_visual).sum()) for example in found)
         yield (
             f"{name:<12}{len(found):>10,}{len(found) / total:>8.1%}{trained:>12,}{lengths.sum() - trained:>14,}"

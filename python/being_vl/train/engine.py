@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed as dist
 
@@ -20,6 +21,7 @@ from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.records import read_records
 from being_vl.data.sequences import Example, SequenceBuilder
+from being_vl.data.store import ExampleList, Sequences
 from being_vl.errors import CheckpointError, ConfigError, ModelError, RecordError
 from being_vl.files import (
     MANIFEST,
@@ -37,13 +39,14 @@ from being_vl.quantize.grids import GridStore
 from being_vl.tokenizer import VisualBPE
 from being_vl.train.checkpoint import aside_tag, check_recipe, newest, publish
 from being_vl.train.log import TrainingLog
+from being_vl.train.metrics import Cost, Tally, memory, peak_flops
+from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.spikes import Watch
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import freeze
 
 log = logging.getLogger(__name__)
-
-Examples = dict[str, list[Example]]
 
 
 def train(options: TrainOptions) -> Path:
@@ -59,8 +62,8 @@ def train(options: TrainOptions) -> Path:
         CheckpointError: if `out` holds a run of another recipe.
     """
     _start_ranks()
-    examples, pad_id = _load_examples(options)
-    counts = {category: len(found) for category, found in examples.items()}
+    sequences = _load_sequences(options)
+    counts = {group: len(lengths) for group, lengths in sequences.lengths.items()}
     plans = plan(options, counts, dist.get_world_size())
     recipe = _recipe(options)
     check_recipe(options.out / "recipe.json", recipe)
@@ -74,7 +77,7 @@ def train(options: TrainOptions) -> Path:
                 read_manifest(folder, "stage")
                 _say(f"{stage.name}: finished before, kept ({folder})")
             else:
-                _train_stage(options, stage, curriculum, steps, examples, pad_id, source, before)
+                _train_stage(options, stage, curriculum, steps, sequences, source, before)
             source, before = folder, before + steps
     return source
 
@@ -106,8 +109,7 @@ def _train_stage(
     stage: StageOptions,
     curriculum: Curriculum,
     steps: int,
-    examples: Examples,
-    pad_id: int,
+    sequences: Sequences,
     source: Path,
     before: int,
 ) -> None:
@@ -117,71 +119,70 @@ def _train_stage(
     rank, world = dist.get_rank(), dist.get_world_size()
     model, table = _load_model(options, stage, source)
     _say(table)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=stage.learning_rate,
-        betas=options.betas,
-        weight_decay=options.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, stage.warmup))
+    cost, peak = Cost.of(model), peak_flops(options.peak_flops)
+    optimizer = make_optimizer(model, options, stage)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(options, stage)
+        model=model, optimizer=optimizer, config=deepspeed_config(options, stage)
     )
 
     checkpoints = options.out / "checkpoints"
     done = _resume(engine, checkpoints, stage.name)
     batch_size = options.micro_batch_size * world * stage.accumulation
-    batches = _batches(curriculum, examples, batch_size, done, steps)
-    logger = TrainingLog(options.out, stage.name, steps, done, before) if rank == 0 else None
+    batches = _batches(curriculum, sequences, batch_size, done, steps)
+    logger = TrainingLog(options.out, stage.name, steps, done, before)
+    watch = Watch(engine, optimizer, options.on_spike, options.spike_deviations, logger.entries)
     seen = curriculum.counts(done * batch_size)
     for step, batch in enumerate(batches, start=done + 1):
         started = time.perf_counter()
         # What dropout draws depends on the position alone, so a resumed run draws the same.
         torch.manual_seed(options.seed + (before + step) * world + rank)
+        rates = set_rates(optimizer, factor(stage, step - 1, steps))
         seen.update(example.category for example in batch)
-        labelled = sum(int((example.labels[1:] != -100).sum()) for example in batch)
-        loss_sum = torch.zeros((), device=engine.device)
-        cells = 0
+        weight = math.fsum(float(example.weights[1:].sum(dtype=np.float64)) for example in batch)
+        tally = Tally(model.embedding.text_size, engine.device)
+        cells = torch.zeros((), device=engine.device)
         for index in range(stage.accumulation):
             first = (index * world + rank) * options.micro_batch_size
-            micro = collate(batch[first : first + options.micro_batch_size], pad_id)
+            micro = collate(batch[first : first + options.micro_batch_size], sequences.pad_id)
             cells += micro["input_ids"].numel()
-            loss = engine(**{name: tensor.to(engine.device) for name, tensor in micro.items()})
-            loss_sum += loss.detach()
+            inputs = {name: tensor.to(engine.device) for name, tensor in micro.items()}
+            of_loss = {name: inputs.pop(name) for name in ("weights", "categories")}
+            loss = tally.add(engine(**inputs), inputs["labels"], **of_loss)
             # DeepSpeed divides by accumulation and averages over ranks; undone here, so that the gradient is that of
-            # the mean over all labelled tokens of the global batch, however it is cut into micro-batches and ranks.
-            engine.backward(loss * (stage.accumulation * world / labelled))
-            if index == stage.accumulation - 1:
-                norm = _gradient_norm(engine)
-            engine.step()
-        totals = torch.stack([loss_sum.double(), torch.tensor(float(cells), device=engine.device).double()])
-        dist.all_reduce(totals)
-        if logger:
-            seconds = time.perf_counter() - started
-            tokens = sum(len(example.ids) for example in batch)
-            entry = {
-                "step": step,
-                "loss": totals[0].item() / labelled,
-                "learning_rate": stage.learning_rate * _cosine(step - 1, steps, stage.warmup),
-                "gradient_norm": norm if norm is not None else engine.get_global_grad_norm(),
-                "tokens": tokens,
-                "labelled_tokens": labelled,
-                "tokens_per_second": tokens / seconds,
-                "padding": 1 - tokens / totals[1].item(),
-                "seconds": seconds,
-                "mixture": {name: count / (step * batch_size) for name, count in sorted(seen.items())},
-            }
-            logger.step({key: float(v) if torch.is_tensor(v) else v for key, v in entry.items()})
+            # the weighted mean over all labelled tokens of the global batch, however that is cut up.
+            engine.backward(loss * (stage.accumulation * world / weight))
+            if index < stage.accumulation - 1:
+                engine.step()
+        dist.all_reduce(cells)
+        entry = {"step": step, **tally.means()}
+        entry |= watch.step(entry["loss"])
+        seconds = time.perf_counter() - started
+        lengths = [len(example.ids) for example in batch]
+        flops = cost.flops(lengths, entry["labelled_tokens"]) if cost else None
+        entry |= {
+            **rates,
+            "tokens": sum(lengths),
+            "tokens_per_second": sum(lengths) / seconds,
+            "mfu": flops / (seconds * world * peak) if flops and peak else None,
+            "padding": 1 - sum(lengths) / cells.item(),
+            "memory": memory(),
+            "seconds": seconds,
+            "mixture": {name: count / (step * batch_size) for name, count in sorted(seen.items())},
+        }
+        if "trouble" in entry:
+            entry["records"] = [example.where for example in batch]
+        logger.step(entry)
+        watch.report(stage.name, entry)
         if step % options.save_every == 0 and step < steps:
             _save(engine, checkpoints, stage.name, step, options.keep)
 
     _save_plain(engine, model, options, stage, source, steps)
-    if logger:
-        logger.close()
+    logger.close()
+    if rank == 0:
         for checkpoint in checkpoints.glob(f"{stage.name}-*"):
             remove(checkpoint)
     engine.destroy()
-    del engine, optimizer, schedule, model
+    del engine, optimizer, watch, model
     gc.collect()
     dist.barrier()
 
@@ -227,7 +228,7 @@ def _say(message: str) -> None:
         log.info(message)
 
 
-def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
+def _load_sequences(options: TrainOptions) -> Sequences:
     """Build every sequence once, so that what is wrong with the data shows before a stage starts."""
     bad: list[str] = []
     found, builder = load_examples(options, bad if options.lenient else None)
@@ -235,10 +236,7 @@ def _load_examples(options: TrainOptions) -> tuple[Examples, int]:
         _say(f"{len(bad)} faults in records, which are left out:")
         for fault in bad:
             _say(f"  {fault}")
-    examples: Examples = {}
-    for example in found:
-        examples.setdefault(example.category, []).append(example)
-    return examples, builder.pad_id
+    return ExampleList(found, builder.pad_id)
 
 
 def load_examples(options: TrainOptions, bad: list[str] | None) -> tuple[list[Example], SequenceBuilder]:
@@ -275,8 +273,8 @@ def load_examples(options: TrainOptions, bad: list[str] | None) -> tuple[list[Ex
         _say(
             f"{len(builder.dropped)} of {len(records)} records are longer than {max_length} tokens, left out:"
         )
-        for record, length in builder.dropped:
-            _say(f"  {record.where}: {length} tokens")
+        for where, length in builder.dropped:
+            _say(f"  {where}: {length} tokens")
     if not examples:
         first = f"; {len(bad)} faults, the first: {bad[0]}" if bad else ""
         raise RecordError(f"{', '.join(map(str, options.records))}: no records to train on{first}")
@@ -315,56 +313,24 @@ def _recipe(options: TrainOptions) -> dict[str, Any]:
 def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
     from being_vl.model.weights import load_causal_lm
 
-    lm = load_causal_lm(source, torch.float32)
+    lm = load_causal_lm(source, torch.float32, attention_kernel(options))
     if options.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
-    model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size)
+    model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size, options.loss_chunk)
     table = freeze(model, stage)
     model.train()
     return model, table
 
 
-def _cosine(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate at a step counted from 0: linear to 1 in the warm-up, then a cosine to 0."""
-    rising = math.ceil(steps * warmup)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
-def _deepspeed_config(options: TrainOptions, stage: StageOptions) -> dict[str, Any]:
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "bf16" if torch.cuda.is_available() else "fp32"
-    return {
-        "train_micro_batch_size_per_gpu": options.micro_batch_size,
-        "gradient_accumulation_steps": stage.accumulation,
-        "gradient_clipping": options.gradient_clipping,
-        "bf16": {"enabled": dtype == "bf16"},
-        "zero_optimization": {"stage": options.zero},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": None,
-    }
-
-
 def _batches(
-    curriculum: Curriculum, examples: Examples, batch_size: int, done: int, steps: int
+    curriculum: Curriculum, sequences: Sequences, batch_size: int, done: int, steps: int
 ) -> Iterator[list[Example]]:
     """Global batches from step `done` on, each ordered by length so that micro-batches have little padding."""
-    stream = curriculum.iterate(done * batch_size)
-    for _ in range(done, steps):
-        batch = [examples[category][index] for category, index in (next(stream) for _ in range(batch_size))]
+    for step in range(done, steps):
+        positions = range(step * batch_size, (step + 1) * batch_size)
+        batch = [sequences.get(*curriculum[position], position) for position in positions]
         yield sorted(batch, key=lambda example: len(example.ids))
-
-
-def _gradient_norm(engine: Any) -> float | None:
-    """Norm of the gradient where DeepSpeed has no optimizer of its own that computes it (ZeRO 0 in fp32)."""
-    if hasattr(engine.optimizer, "_global_grad_norm"):
-        return None
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def _save(engine: Any, checkpoints: Path, stage: str, step: int, keep: int) -> None:

@@ -16,10 +16,13 @@ class StageOptions:
         unfreeze: What trains besides the new visual rows: `0` nothing, a share such as `0.25` the first quarter
             of the decoder layers (rounded up), `all` every parameter.
         learning_rate: Peak learning rate of AdamW.
+        new_rows_learning_rate: That of the new visual rows, if it is another.
+        schedule: How the learning rate falls after the warm-up: as a cosine, linearly, or not at all.
+        final: Share of the peak learning rate that a cosine or linear schedule ends at.
         epochs: Passes over the records of the categories in `mixture`, counted in records.
         accumulation: Micro-batches per rank and optimizer step.
         mixture: Share of each category among the records that the model sees; any positive scale.
-        warmup: Share of the steps in which the learning rate rises linearly; it then falls as a cosine to 0.
+        warmup: Share of the steps in which the learning rate rises linearly.
         max_steps: Optimizer steps instead of `epochs`.
     """
 
@@ -27,6 +30,9 @@ class StageOptions:
     unfreeze: float | Literal["all"]
     learning_rate: float
     mixture: dict[str, float]
+    new_rows_learning_rate: float | None = None
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final: float = 0.0
     epochs: float = 1.0
     accumulation: int = 1
     warmup: float = 0.03
@@ -41,6 +47,8 @@ class StageOptions:
             )
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"stage {self.name!r}: warmup is {self.warmup}; expected a share in [0, 1)")
+        if not 0 <= self.final <= 1:
+            raise ConfigError(f"stage {self.name!r}: final is {self.final}; expected a share in [0, 1]")
         if self.epochs <= 0 or (self.max_steps is not None and self.max_steps < 1):
             raise ConfigError(f"stage {self.name!r}: epochs and max_steps must be positive")
 
@@ -74,17 +82,29 @@ class TrainOptions:
         grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
         stages: The stages in order; the paper's three by default.
         zero: ZeRO stage of DeepSpeed.
+        offload: `optimizer` keeps AdamW's state and the float32 weights in the CPU's memory and steps there; needs ZeRO
+            1, 2 or 3.
         dtype: `auto` is bf16 on a GPU and fp32 on a CPU.
+        attention: Kernel of the attention; `auto` is FlashAttention 2 on a GPU in bf16 where flash-attn is installed,
+            and PyTorch's SDPA elsewhere.
+        loss_chunk: Labelled positions whose logits exist at once; more take memory, fewer a little time.
         micro_batch_size: Records per rank and forward pass.
         max_length: Longest sequence in tokens, at most the model's context; a longer record is an error unless
             `drop_too_long`.
         drop_too_long: Leave out and count records that are longer than `max_length`.
         lenient: Leave out and list bad records, rather than stop.
         default_category: Category of the records that name none.
-        weight_decay: AdamW's decoupled weight decay, on every trained parameter.
+        weight_decay: AdamW's decoupled weight decay.
+        decay: What it acts on: `all` that trains, or the weight `matrices` alone, without norms, biases, embedding and
+            output head.
         betas: AdamW's moment decay rates.
         gradient_clipping: Largest global gradient norm.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        on_spike: What is done about a step whose loss or gradient norm leaps up: `warn`, `skip` the step, or `stop`
+            before it. The log names its records in any case. A step with a NaN or infinity is never taken.
+        spike_deviations: How many robust standard deviations above the median of the last 100 steps a leap is.
+        peak_flops: Floating-point operations per second of a rank's device at best, for the log's MFU; known for common
+            GPUs by their name.
         seed: Seed of the order of the records.
         save_every: Optimizer steps between checkpoints to resume from.
         keep: Number of such checkpoints kept.
@@ -96,16 +116,23 @@ class TrainOptions:
     grids: Path | None = None
     stages: list[StageOptions] = field(default_factory=paper_stages)
     zero: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer"] = "none"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    loss_chunk: int = 1024
     micro_batch_size: int = 4
     max_length: int = 2048
     drop_too_long: bool = False
     lenient: bool = False
     default_category: str = "foundation"
     weight_decay: float = 0.01
+    decay: Literal["all", "matrices"] = "all"
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clipping: float = 1.0
     gradient_checkpointing: bool = False
+    on_spike: Literal["warn", "skip", "stop"] = "warn"
+    spike_deviations: float = 10.0
+    peak_flops: float | None = None
     seed: int = 0
     save_every: int = 500
     keep: int = 2
@@ -114,9 +141,11 @@ class TrainOptions:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
-        for name in ("micro_batch_size", "save_every", "keep"):
+        for name in ("micro_batch_size", "loss_chunk", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.offload != "none" and self.zero == 0:
+            raise ConfigError("offload needs ZeRO 1, 2 or 3: set zero, or offload to none")
 
 
 @dataclass

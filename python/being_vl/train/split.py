@@ -4,11 +4,15 @@ A gradient mask on one big matrix would not do: weight decay moves the masked ro
 all of them. Two matrices looked up side by side leave the frozen one bit-identical under every ZeRO stage.
 """
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from being_vl.errors import ModelError
 
@@ -17,53 +21,91 @@ class SplitEmbedding(nn.Module):
     """An embedding whose rows from `text_size` on are a parameter of their own.
 
     Args:
-        weight: (V, D) rows of the embedding.
+        embedding: The embedding, (V, D), of any class that looks rows up one by one, scaled or not.
         text_size: Number of rows in `text`; the others become `new` (None if there are none).
     """
 
-    def __init__(self, weight: Tensor, text_size: int) -> None:
+    def __init__(self, embedding: nn.Embedding, text_size: int) -> None:
         super().__init__()
         self.text_size = text_size
-        self.text = nn.Parameter(weight[:text_size].detach().clone())
-        new = weight[text_size:].detach().clone()
-        self.new = nn.Parameter(new) if len(new) else None
+        self.text, self.new = _split(embedding.weight, text_size)
+        self.own = embedding
+        self.own.weight = None  # type: ignore[assignment]
+        self.own.padding_idx = None
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up ids (…) as rows (…, D)."""
         if self.new is None:
-            return F.embedding(ids, self.text)
+            return self._look_up(ids, self.text)
         is_new = ids >= self.text_size
-        text = F.embedding(ids.masked_fill(is_new, 0), self.text)
-        new = F.embedding((ids - self.text_size).clamp(min=0), self.new)
+        text = self._look_up(ids.masked_fill(is_new, 0), self.text)
+        new = self._look_up((ids - self.text_size).clamp(min=0), self.new)
         return torch.where(is_new.unsqueeze(-1), new, text)
+
+    def _look_up(self, ids: Tensor, rows: nn.Parameter) -> Tensor:
+        """What the family's own embedding gives with these rows as its matrix."""
+        twin = copy.copy(self.own)
+        twin._parameters = {"weight": rows}
+        return twin.forward(ids)
+
+
+def _split(weight: Tensor, text_size: int) -> tuple[nn.Parameter, nn.Parameter | None]:
+    text, new = weight.detach()[:text_size].clone(), weight.detach()[text_size:].clone()
+    return nn.Parameter(text), nn.Parameter(new) if len(new) else None
 
 
 class SplitHead(nn.Module):
-    """The output projection over the same two groups of rows.
+    """The output head over the same two groups of rows, and the cross-entropy, a chunk of positions at a time.
 
-    `selected`, a boolean mask (B, T - 1) over the positions before the last, restricts the logits to the positions
-    that carry a loss, (n, V) instead of (B, T, V): with labels on the answers only, most logits are never needed.
+    With 144,000 rows the logits of a long sequence would take more memory than the model. Each chunk's logits are
+    computed, used, thrown away, and computed again in the backward pass. All chunks are one call of this module, so
+    ZeRO-3 gathers the rows once, and ranks may have different numbers of chunks.
+
+    Args:
+        text: (T, D) rows of text.
+        new: (N, D) new rows, if there are any.
+        chunk: Positions whose logits exist at once.
+        finish: Takes hidden states (n, D) and a projection, and returns logits (n, T + N) as the family's own forward
+            pass makes them, which may scale or cap what the projection gives.
     """
 
-    def __init__(self, text: nn.Parameter, new: nn.Parameter | None) -> None:
+    def __init__(
+        self,
+        text: nn.Parameter,
+        new: nn.Parameter | None,
+        chunk: int,
+        finish: Callable[[Tensor, nn.Module], Tensor],
+    ) -> None:
         super().__init__()
-        self.text, self.new = text, new
-        self.selected: Tensor | None = None
+        self.text, self.new, self.chunk, self._finish = text, new, chunk, finish
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Project hidden states (B, T, D) to logits."""
-        if self.selected is not None:
-            hidden = hidden[:, :-1][self.selected]
+    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Cross-entropy (n,) in float32 of the targets (n,), given hidden states (n, D); without targets the logits."""
+        if targets is None:
+            return self._logits(hidden)
+        if len(hidden) <= self.chunk:
+            return self._losses(hidden, targets)
+        parts = zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True)
+        return torch.cat([checkpoint(self._losses, *part, use_reentrant=False) for part in parts])
+
+    def _losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self._logits(hidden).float(), targets, reduction="none")
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self._finish(hidden, _Called(self._project))
+
+    def _project(self, hidden: Tensor) -> Tensor:
         logits = F.linear(hidden, self.text)
         return logits if self.new is None else torch.cat([logits, F.linear(hidden, self.new)], dim=-1)
 
 
 class TrainedLM(nn.Module):
-    """A Hugging Face causal LM with split rows, returning the summed cross-entropy of the labelled positions.
+    """A Hugging Face causal LM with split rows, returning the cross-entropy of the labelled positions.
 
     Args:
         lm: The model; changed in place.
         text_size: Rows of its embedding that are text; the others are new.
+        chunk: Positions whose logits exist at once.
 
     Raises:
         ModelError: if its embedding or output head is of a kind that cannot be split.
@@ -74,36 +116,36 @@ class TrainedLM(nn.Module):
     head: SplitHead
     tied: bool
 
-    def __init__(self, lm: Any, text_size: int) -> None:
+    def __init__(self, lm: Any, text_size: int, chunk: int) -> None:
         super().__init__()
         embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()
-        if type(embedding) is not nn.Embedding or type(head) is not nn.Linear or head.bias is not None:
+        if not isinstance(embedding, nn.Embedding) or type(head) is not nn.Linear or head.bias is not None:
             raise ModelError(
-                f"{lm.name_or_path}: can train a plain embedding and an output head without bias, "
+                f"{lm.name_or_path}: can train an embedding and an output head without bias, "
                 f"found {type(embedding).__name__} and {head}"
             )
-        tied = head.weight is embedding.weight
-        split = SplitEmbedding(embedding.weight, text_size)
-        source = split if tied else SplitEmbedding(head.weight, text_size)
-        self.embedding = split
-        self.head = SplitHead(source.text, source.new)
-        lm.set_input_embeddings(split)
+        self.tied = head.weight is embedding.weight
+        self.embedding = SplitEmbedding(embedding, text_size)
+        rows = (self.embedding.text, self.embedding.new) if self.tied else _split(head.weight, text_size)
+        self.head = SplitHead(*rows, chunk, _own_logits(lm))
+        lm.set_input_embeddings(self.embedding)
         lm.set_output_embeddings(self.head)
         self.lm = lm
-        self.tied = tied
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the cross-entropy over labels other than -100.
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        """Cross-entropy (n,) in float32 of the labels other than -100, in their order, row by row.
 
         Args:
             input_ids: (B, T) int64.
-            attention_mask: (B, T), 0 on padding.
-            labels: (B, T) int64, -100 where there is no loss.
+            labels: (B, T) int64, -100 where there is no loss; without them the logits (B · T, V) are returned.
+            inputs: What else the decoder takes, such as `attention_mask` (B, T), 0 on padding.
         """
+        hidden = self.lm.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+        if labels is None:
+            return self.head(hidden.flatten(0, 1))  # type: ignore[no-any-return]
         targets = labels[:, 1:]
-        self.head.selected = targets != -100
-        logits = self.lm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        return F.cross_entropy(logits.float(), targets[self.head.selected], reduction="sum")
+        labelled = targets != -100
+        return self.head(hidden[:, :-1][labelled], targets[labelled])  # type: ignore[no-any-return]
 
     def layers(self) -> nn.ModuleList:
         """The decoder layers, first to last."""
@@ -137,3 +179,38 @@ class TrainedLM(nn.Module):
                 split[module].data[rows] = value.to(split[module].dtype)
             else:
                 parameters[name].data.copy_(value)
+
+
+class _Called(nn.Module):
+    """A function where a module is expected."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def _own_logits(lm: Any) -> Callable[[Tensor, nn.Module], Tensor]:
+    """The part of a causal LM's own forward pass that stands behind its decoder, for `SplitHead`.
+
+    It is that very method, called on a twin that shares everything with the model but for two modules: a decoder that
+    returns what it is given, and an output head that is the projection asked for.
+    """
+    decoder, head = lm.get_decoder(), lm.get_output_embeddings()
+    names = {id(module): name for name, module in lm.named_children()}
+    if id(decoder) not in names or id(head) not in names:
+        raise ModelError(f"{lm.name_or_path}: decoder and output head are not modules side by side")
+
+    def passed_on(inputs_embeds: Tensor, **_: Any) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+    def finish(hidden: Tensor, projection: nn.Module) -> Tensor:
+        twin = copy.copy(lm)
+        changed = {names[id(decoder)]: _Called(passed_on), names[id(head)]: projection}
+        twin._modules = lm._modules | changed
+        logits: Tensor = twin.forward(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        return logits
+
+    return finish

@@ -1,0 +1,142 @@
+"""What is measured in a step: losses by category and by kind of token, floating-point operations, memory."""
+
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from being_vl.data.records import CATEGORIES
+from being_vl.data.sequences import NO_LOSS
+from being_vl.train.split import TrainedLM
+
+PEAK_FLOPS = {  # dense bf16, as the makers state it
+    "B300": 2250e12,
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A40": 150e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 5090": 210e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def peak_flops(asked: float | None) -> float | None:
+    """Floating-point operations per second of a rank's device at best: as asked, or by the GPU's name, or unknown."""
+    if asked or not torch.cuda.is_available():
+        return asked
+    name = torch.cuda.get_device_name()
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+
+
+class Tally:
+    """The losses of one step: weighted sums over all ranks, by category and by kind of token.
+
+    Args:
+        text_size: Ids from here on are visual.
+        device: Where the losses are.
+    """
+
+    def __init__(self, text_size: int, device: torch.device) -> None:
+        self._text_size = text_size
+        # Rows: categories × (text, visual). Columns: sum of the losses, sum of their weights, number of labels.
+        self._sums = torch.zeros(2 * len(CATEGORIES), 3, dtype=torch.float64, device=device)
+
+    def add(self, losses: Tensor, labels: Tensor, weights: Tensor, categories: Tensor) -> Tensor:
+        """Add a micro-batch, and return the weighted sum of its losses, to be differentiated.
+
+        Args:
+            losses: (n,), of the labels other than -100 but the first of each row, as `TrainedLM` returns them.
+            labels: (B, T) int64.
+            weights: (B, T) float, of the labels' losses.
+            categories: (B, T) int64, each token's place in `CATEGORIES`.
+        """
+        labelled = labels[:, 1:] != NO_LOSS
+        weight = weights[:, 1:][labelled]
+        visual = labels[:, 1:][labelled] >= self._text_size
+        weighted = losses * weight
+        columns = torch.stack([weighted.detach(), weight, torch.ones_like(weight)], dim=1).double()
+        self._sums.index_add_(0, 2 * categories[:, 1:][labelled] + visual, columns)
+        return weighted.sum()
+
+    def means(self) -> dict[str, Any]:
+        """Sum up over all ranks; `loss`, `losses` by category and kind, and `labelled_tokens`, for the log."""
+        dist.all_reduce(self._sums)
+        by_both = self._sums.cpu().view(len(CATEGORIES), 2, 3)
+        named = dict(zip(CATEGORIES, by_both.sum(1), strict=True))
+        named |= dict(zip(("text", "visual"), by_both.sum(0), strict=True))
+        loss, weight, count = by_both.sum((0, 1)).tolist()
+        losses = {name: (sums[0] / sums[1]).item() for name, sums in named.items() if sums[1]}
+        return {"loss": loss / weight, "losses": losses, "labelled_tokens": int(count)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of training a model, by the usual count of 6 per weight and token (PaLM, appendix B).
+
+    A weight costs 2 in the forward pass, 2 in the gradient of what comes into it, and 2 in its own gradient if it
+    trains. The output head works on labelled positions alone. Attention costs 12 × layers × width × length per token,
+    without taking off what a causal mask saves. What gradient checkpointing computes again does not count.
+
+    Args:
+        body: Weights of matrices, without embedding and output head.
+        body_trained: Those of them that train.
+        head: Weights of the output head.
+        head_trained: Those of them that train.
+        attention: layers × heads × size of a head.
+    """
+
+    body: int
+    body_trained: int
+    head: int
+    head_trained: int
+    attention: int
+
+    @classmethod
+    def of(cls, model: TrainedLM) -> "Cost | None":
+        """The cost of a model, before DeepSpeed cuts its parameters up; unknown for a mixture of experts."""
+        config = model.lm.config
+        if any(
+            getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")
+        ):
+            return None
+        head = [rows for rows in (model.head.text, model.head.new) if rows is not None]
+        ends = {id(rows) for rows in (model.embedding.text, model.embedding.new, *head)}
+        body = [p for p in model.parameters() if p.dim() == 2 and id(p) not in ends]
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            sum(p.numel() for p in body),
+            sum(p.numel() for p in body if p.requires_grad),
+            sum(p.numel() for p in head),
+            sum(p.numel() for p in head if p.requires_grad),
+            config.num_hidden_layers * config.num_attention_heads * width,
+        )
+
+    def flops(self, lengths: Sequence[int], labelled: int) -> float:
+        """Of one step over sequences of these lengths, with so many labelled tokens."""
+        body = sum(lengths) * (4 * self.body + 2 * self.body_trained)
+        head = labelled * (4 * self.head + 2 * self.head_trained)
+        return float(body + head + 12 * self.attention * sum(length**2 for length in lengths))
+
+
+def memory() -> int:
+    """Bytes that this rank has used at most: of the GPU, or resident ones of the process on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
