@@ -25,9 +25,9 @@ from being_vl.quantize.options import (
     QuantizerTrainOptions,
 )
 from being_vl.recipes import find_recipe
-from being_vl.run import is_run, recipe_parser, training_of
+from being_vl.run import is_run, model_of, recipe_parser, training_of
 from being_vl.train.launch import LaunchOptions
-from being_vl.train.options import CheckOptions, TrainOptions
+from being_vl.train.options import CheckOptions, PlanOptions, TrainOptions
 from being_vl.vocabulary.options import (
     EncodeOptions,
     ImportOptions,
@@ -131,6 +131,13 @@ def _launch(options: LaunchOptions) -> None:
     launch(options, training, flags, print)
 
 
+def _plan(options: PlanOptions) -> None:
+    from being_vl.train.estimate import plan_recipe
+
+    training, _ = training_of(options.recipe, options.overrides)
+    print(plan_recipe(options, training, *model_of(options.recipe, options.overrides)))
+
+
 def _generate(options: GenerateOptions) -> None:
     from being_vl.model.generate import generate
 
@@ -211,6 +218,9 @@ COMMANDS = {
     "train": Command(_train, TrainOptions, "Train an expanded model in stages, or a plain one on text."),
     "launch": Command(
         _launch, LaunchOptions, "Start a training on one or several machines, or print how.", "recipe"
+    ),
+    "plan": Command(
+        _plan, PlanOptions, "Say what a training takes: memory, disk, operations, hours.", "recipe"
     ),
     "generate": Command(_generate, GenerateOptions, "Ask a trained model about images."),
     "demo": Command(_demo, DemoOptions, "Run the whole chain on built-in data, on a CPU."),

@@ -22,6 +22,8 @@ from being_vl.train.options import TrainOptions
 from being_vl.vocabulary.options import VocabOptions
 
 log = logging.getLogger(__name__)
+CHAMELEON = "zawnpn/being-vq-8k"
+"""The papers' quantizer, of 8192 ids; a run can be planned before it is downloaded."""
 
 
 @dataclass
@@ -108,6 +110,30 @@ def training_of(recipe: Path, flags: list[str]) -> tuple[TrainOptions, list[str]
     values = vars(parser.instantiate(parser.parse_args(arguments)))
     values.pop("recipe")
     return TrainOptions(**values), arguments
+
+
+def model_of(recipe: Path, flags: list[str]) -> tuple[str, int | None]:
+    """The model that a recipe trains, or if it is still to be expanded the LLM, and the rows that expanding adds.
+
+    Args:
+        recipe: Its file, or the name of a shipped one.
+        flags: As on the command line.
+    """
+    path = find_recipe(recipe)
+    if not is_run(path):
+        return str(training_of(recipe, flags)[0].model), None
+    options = recipe_parser().instantiate(recipe_parser().parse_args(["--recipe", str(path), *flags]))
+    if (options.train.model / "config.json").is_file():
+        return str(options.train.model), None
+    if options.train_quantizer:
+        codebook = options.quantizer_training.codebook_size
+    elif options.quantizer.partition("@")[0] == CHAMELEON:
+        codebook = 8192
+    else:
+        from being_vl.quantize.base import load_quantizer
+
+        codebook = load_quantizer(options.quantizer).codebook_size
+    return options.llm, 2 + codebook + options.vocab.num_merges
 
 
 def is_run(recipe: Path) -> bool:
