@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from being_vl.data.records import CATEGORIES, Records
+from being_vl.data.options import CATEGORIES
+from being_vl.data.records import Records
 
 RANDOM_READS = 10_000
 ROWS = 1000

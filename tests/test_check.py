@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from being_vl.cli import main
-from being_vl.train.engine import _load_sequences
+from being_vl.train.engine import load_sequences
 from being_vl.train.options import TrainOptions
 
 
@@ -53,7 +53,12 @@ def test_check_shows_records_counts_and_stages(
         assert table[category][:2] == [f"{count:,}", f"{count / len(records):.1%}"]
         assert float(table[category][4].replace(",", "")) >= float(table[category][5].replace(",", ""))
     assert table["one"][:2] == ["10", "120"]
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["prepared"]
+    folder = tmp_path / "run" / "prepared"
+    assert (
+        main(["check", "--recipe", str(recipe), "--show", "1", "--ranks", "3", "--records", str(folder)]) == 0
+    )
+    assert capsys.readouterr().out == said
 
 
 def bad_records(chain: Path, folder: Path) -> tuple[Path, int]:
@@ -73,10 +78,11 @@ def test_check_lists_faults_and_fails_above_the_tolerated_share(
     command = ["check", "--recipe", str(recipe), "--records", str(path), "--show", "0"]
     assert main(command) == 2
     said, error = capsys.readouterr()
-    assert "2 faults:" in said
+    assert f"unknown category: 1 of {count} records" in said
+    assert f"missing image: 1 of {count} records" in said
     assert "bad.json: record 5 " in said
     assert "bad.json: record 3 " in said
-    assert f"2 faults, {2 / count:.2%} of the records" in error
+    assert f"2 bad records, {2 / count:.2%} of all" in error
     assert main([*command, "--tolerated", "0.5"]) == 0
 
 
@@ -93,8 +99,8 @@ def test_lenient_training_leaves_out_bad_records_and_lists_them(
         chain / "tied", [path], tmp_path / "run", chain / "grids", max_length=10**9, lenient=True
     )
     caplog.set_level("INFO", "being_vl")
-    sequences = _load_sequences(options)
-    assert sum(len(v) for k, v in sequences.lengths.items() if "/" not in k) == count - 2
-    assert "2 faults in records, which are left out:" in caplog.messages
-    assert sum("bad.json: record" in message for message in caplog.messages) == 2
+    sequences = load_sequences(options)
+    assert sum(map(len, sequences.lengths.values())) == count - 2
+    (report,) = (message for message in caplog.messages if message.startswith("unknown category: 1 of"))
+    assert report.count("bad.json: record") == 2
     assert any("is beyond the model's context, so it is" in message for message in caplog.messages)

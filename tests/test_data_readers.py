@@ -91,7 +91,7 @@ def test_every_kind_of_file_gives_the_same_records_in_turn_and_by_number(
     WRITERS[name](path)
     reader = pickle.loads(pickle.dumps(open_records(path)))
     assert len(reader) == 50
-    assert list(reader) == ITEMS
+    assert list(reader.read(0, len(reader))) == ITEMS
     assert [reader[number] for number in (49, 0, 7, 6, 13)] == [ITEMS[number] for number in (49, 0, 7, 6, 13)]
 
 
@@ -131,7 +131,7 @@ def test_any_json_list_is_read_element_by_element(
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "WINDOW", window)
-        assert list(open_records(path)) == values
+        assert list(open_records(path).read(0, len(values))) == values
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_damaged_line_is_named_and_the_others_are_read(tmp_path: Path) -> None
     path = tmp_path / "lines.jsonl"
     lines = [json.dumps(ITEMS[0]).encode(), b'{"id": \xe9}', b'{"id": }', json.dumps(ITEMS[1]).encode()]
     path.write_bytes(b"\r\n".join(lines))
-    first, latin, damaged, last = open_records(path)
+    first, latin, damaged, last = open_records(path).read(0, 4)
     assert [first, last] == ITEMS[:2]
     place = len(lines[0]) + 2 + 7
     assert str(latin) == f"{path}: record 1: byte {place} of the file: not UTF-8; expected a record"
@@ -204,10 +204,8 @@ def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
     assert first.images == ("a.png",)
     assert [turn.text for turn in first.turns] == ["<image>\nWhat?", "A cat."]
     assert second.images == ()
-    path.write_text(json.dumps({"messages": [{"role": "system", "content": "Be nice."}]}))
-    with pytest.raises(
-        RecordError, match=r"'messages\[0\]' is from 'system'; expected 'user' or 'assistant'"
-    ):
+    path.write_text(json.dumps({"messages": [{"role": "tool", "content": "Be nice."}]}))
+    with pytest.raises(RecordError, match=r"'messages\[0\]' is from 'tool'; expected 'user' or 'assistant'"):
         read_records(path)
 
 
@@ -256,5 +254,26 @@ def test_a_sample_without_a_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "web.tar"
     with tarfile.open(path, "w") as tar:
         tar.addfile(tarfile.TarInfo("0.png"))
-    with pytest.raises(RecordError, match=r"record 0 \(0\.png\): no \.json beside it"):
+    with pytest.raises(RecordError, match=r"record 0 \(0\.png\): no \.json or \.txt beside it"):
         read_records(path)
+
+
+def test_a_text_beside_an_image_of_a_tar_is_its_caption(tmp_path: Path) -> None:
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in {
+            "0.png": b"x",
+            "0.txt": "Ein Kätzchen.".encode(),
+            "1.txt": b"\xff",
+            "1.png": b"x",
+        }.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    caption, wrong = Records(path).checked()
+    assert not isinstance(caption, RecordError)
+    assert caption.images == ("web.tar/0.png",)
+    assert [(turn.role, turn.text) for turn in caption.turns] == [("assistant", "Ein Kätzchen.")]
+    assert isinstance(wrong, RecordError)
+    assert wrong.kind == "wrong encoding"
+    assert "record 1 (1.txt): its .txt is not UTF-8" in str(wrong)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from being_vl.data.records import Record, Turn, read_records
+from being_vl.data.records import Record, Records, Turn, read_records
 from being_vl.errors import RecordError
 
 ASK = {"from": "human", "value": "<image>\nWhat is it?"}
@@ -93,13 +93,29 @@ BAD = {
     "no value": (good(conversations=[ASK, {"from": "gpt"}]), "'conversations[1]' has no 'value'"),
     "value type": (good(conversations=[ASK, {"from": "gpt", "value": 3}]), "'value' that is a JSON number"),
     "unknown from": (
-        good(conversations=[{"from": "system", "value": "Be nice."}, ASK, ANSWER]),
-        "'conversations[0]' is from 'system'; expected 'human' or 'gpt'",
+        good(conversations=[{"from": "tool", "value": "Be nice."}, ASK, ANSWER]),
+        "'conversations[0]' is from 'tool'; expected 'human' or 'gpt'",
     ),
     "gpt first": (
         good(conversations=[ANSWER, ASK]),
         "'conversations[0]' is from 'gpt'; expected 'human' first",
     ),
+    "system later": (
+        good(conversations=[ASK, ANSWER, {"from": "system", "value": "x"}, ASK, ANSWER]),
+        "'conversations[2]' is from 'system'; expected 'human' first",
+    ),
+    "image in system": (
+        good(conversations=[{"from": "system", "value": "<image>"}, ASK, ANSWER]),
+        "'conversations[0]' has <image> in a system turn",
+    ),
+    "system alone": (good(conversations=[{"from": "system", "value": "x"}]), "ends with a question"),
+    "caption without image": (
+        good(conversations=..., image=..., caption="A cat."),
+        "'caption' has no image",
+    ),
+    "empty caption": (good(conversations=..., caption=" "), "'caption' is empty"),
+    "caption type": (good(conversations=..., caption=["A"]), "'caption' is a JSON list"),
+    "image in caption": (good(conversations=..., caption="<image> A cat."), "<image> in its 'caption'"),
     "human twice": (good(conversations=[ASK, ASK, ANSWER]), "'conversations[1]' is from 'human'"),
     "gpt twice": (good(conversations=[ASK, ANSWER, ANSWER]), "'conversations[2]' is from 'gpt'"),
     "empty answer": (
@@ -176,3 +192,47 @@ def test_all_bad_records_are_counted_or_left_out_and_listed(tmp_path: Path) -> N
     bad: list[str] = []
     assert [record.index for record in read_records(path, bad=bad)] == [0, 2]
     assert [message.partition(" (id")[0] for message in bad] == [f"{path}: record {n}" for n in (1, 3, 4)]
+
+
+def test_a_system_turn_and_a_caption_are_read(tmp_path: Path) -> None:
+    system = {"from": "system", "value": "Be nice."}
+    path = write(
+        tmp_path,
+        [
+            good(conversations=[system, ASK, ANSWER]),
+            good(conversations=[{"from": "system", "value": ""}, ASK, ANSWER]),
+            good(conversations=..., caption=" A cat. "),
+        ],
+    )
+    first, second, caption = read_records(path)
+    assert first.turns == (Turn("system", "Be nice."), *second.turns)
+    assert [turn.role for turn in second.turns] == ["user", "assistant"]
+    assert caption.turns == (Turn("assistant", "A cat."),)
+
+
+def test_categories_are_those_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path, [good(), good(category="charts")])
+    with pytest.raises(
+        RecordError,
+        match=r"'category' is 'charts'; expected one of foundation, perception, reasoning, instruction$",
+    ):
+        read_records(path)
+    write(tmp_path, [good(category=...), good(category="foundation")])
+    records = Records(path, "charts", ["foundation", "charts"])
+    found = {name: numbers.tolist() for name, numbers in records.by_category().items()}
+    assert found == {"charts": [0], "foundation": [1]}
+
+
+def test_part_of_the_records_of_several_files(tmp_path: Path) -> None:
+    paths = []
+    for number, count in enumerate((3, 1, 4)):
+        paths.append(tmp_path / f"{number}.jsonl")
+        paths[-1].write_text("\n".join(json.dumps(good(id=f"{number}-{n}")) for n in range(count)))
+    records = Records(paths)
+    every = [record.id for record in records if not isinstance(record, RecordError)]
+    for start in range(9):
+        for stop in range(start, 9):
+            part = records.checked(start, stop)
+            assert [r.id for r in part if not isinstance(r, RecordError)] == every[start:stop]
+            places = [(records.paths[f], i) for f, a, b in records.parts(start, stop) for i in range(a, b)]
+            assert places == [(r.source, r.index) for r in (records[n] for n in range(start, stop))]

@@ -7,13 +7,16 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tiny
 from being_vl import VisualBPE
 from being_vl.data.batches import collate
+from being_vl.data.options import CATEGORIES, LossOptions
 from being_vl.data.records import Record, Turn
-from being_vl.data.sequences import Example, SequenceBuilder
-from being_vl.errors import GridError, ImageError, ModelError, QuantizerError, RecordError
+from being_vl.data.sequences import DROPPED, TRUNCATED, Example, Fault, SequenceBuilder
+from being_vl.errors import ModelError, QuantizerError, RecordError
 from being_vl.model.layout import VocabularyLayout
 from being_vl.quantize.grids import GridStore
 
@@ -205,12 +208,13 @@ def test_records_without_grids_are_named_with_the_reason(
 ) -> None:
     keys = ["a.png", "gone.png", "broken.png", "gone.png", *(f"{n}.png" for n in range(9))]
     records = [record("What?", "Red.", images=(key,), index=n) for n, key in enumerate(keys)]
-    with pytest.raises(ImageError) as error:
+    with pytest.raises(RecordError) as error:
         builder(layout=layout, bpe=bpe, grids=store).build(records)
     assert str(error.value) == (
-        "11 of 12 images have no grid: 'gone.png' (not among the quantized images) of data.json: record 1 (id 'r1'); "
-        "'broken.png' (broken.png: cannot be decoded) of data.json: record 2 (id 'r2'); "
-        "'0.png' (not among the quantized images) of data.json: record 4 (id 'r4'); and 8 more"
+        "12 faults in records: "
+        "data.json: record 1 (id 'r1'): the image 'gone.png' has no grid (not among the quantized images); "
+        "data.json: record 3 (id 'r3'): the image 'gone.png' has no grid (not among the quantized images); "
+        "data.json: record 2 (id 'r2'): the image 'broken.png' has no grid (broken.png: cannot be decoded); and 9 more"
     )
     with pytest.raises(RecordError, match=r"record 0 .*no grids were given"):
         builder(layout=layout, bpe=bpe).build(records)
@@ -221,7 +225,8 @@ def test_ids_outside_the_codebook_are_named(tmp_path: Path, store: GridStore) ->
     layout = VocabularyLayout(TEXT_SIZE, 4, 0, "tiny", store.quantizer_fingerprint)
     build = builder(layout=layout, bpe=small, grids=store)
     with pytest.raises(
-        GridError, match=r"grid of 'a.png' \(data.json: record 0 .* outside the codebook of 4"
+        RecordError,
+        match=r"data.json: record 0 .*: the grid of 'a.png' holds the id .* outside the codebook of 4",
     ):
         build.build([record("What?", "Red.", images=("a.png",))])
 
@@ -249,18 +254,14 @@ def test_records_that_are_too_long_are_an_error_or_left_out(
     limits = {"layout": layout, "bpe": bpe, "grids": store, "max_length": 60}
     with pytest.raises(RecordError) as error:
         builder(**limits).build(records)
-    assert str(error.value).startswith(
-        "5 of 10 records are longer than max_length 60: data.json: record 1 (id 'r1')"
-    )
-    assert str(error.value).endswith("; and 2 more; raise max_length or set drop_too_long")
+    assert str(error.value).startswith("5 faults in records: data.json: record 1 (id 'r1'): ")
+    assert str(error.value).endswith(" tokens, max_length is 60; and 2 more")
 
-    build = builder(**limits, drop_too_long=True)
-    kept = build.build(records)
+    faults: list[Fault] = []
+    kept = builder(**limits, too_long="drop").build(records, faults)
     assert [numbered(example.where) for example in kept] == [0, 2, 4, 6, 8]
-    assert [(numbered(where), length > 60) for where, length in build.dropped] == [
-        (n, True) for n in (1, 3, 5, 7, 9)
-    ]
-    assert all("Red." in readable(build, example.ids) for example in kept)
+    assert [(fault.kind, numbered(fault.text)) for fault in faults] == [(DROPPED, n) for n in (1, 3, 5, 7, 9)]
+    assert builder(**limits, too_long="drop").build(records)[0].where == kept[0].where
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -292,25 +293,31 @@ def test_bad_records_are_left_out_and_listed_if_asked(
         record("What?", "Red. " * 500, index=4),
         record("Hi", "Ho", index=5),
     ]
-    bad: list[str] = []
+    faults: list[Fault] = []
     build = builder(layout=layout, bpe=bpe, grids=store, max_length=300)
-    assert [numbered(example.where) for example in build.build(records, bad)] == [0, 5]
-    assert sorted(bad)[:3] == [
-        "data.json: record 1 (id 'r1'): the image 'gone.png' has no grid (not among the quantized images)",
-        "data.json: record 2 (id 'r2'): the image 'broken.png' has no grid (broken.png: cannot be decoded)",
-        "data.json: record 3 (id 'r3'): no answer to learn from",
-    ]
-    assert sorted(bad)[3].startswith("data.json: record 4 (id 'r4'): ")
-    assert sorted(bad)[3].endswith(" tokens, max_length is 300")
-    bad = []
+    assert [numbered(example.where) for example in build.build(records, faults)] == [0, 5]
+    by_record = {numbered(fault.text): fault for fault in faults}
+    assert {n: fault.kind for n, fault in by_record.items()} == {
+        1: "missing image",
+        2: "missing image",
+        3: "no label",
+        4: "too long",
+    }
+    assert by_record[1].text == (
+        "data.json: record 1 (id 'r1'): the image 'gone.png' has no grid (not among the quantized images)"
+    )
+    assert by_record[3].text == "data.json: record 3 (id 'r3'): no answer to learn from"
+    assert by_record[4].text.endswith(" tokens, max_length is 300")
+    faults = []
     narrow = VisualBPE.train([np.zeros((2, 2), np.int32)], base_vocab_size=2, num_merges=1)
     small = VocabularyLayout(TEXT_SIZE, 2, narrow.num_merges, "tiny", store.quantizer_fingerprint)
-    assert len(builder(layout=small, bpe=narrow, grids=store).build(records[:1] + records[5:], bad)) == 1
-    assert "record 0 (id 'r0'): the grid of 'a.png' holds the id" in bad[0]
+    assert len(builder(layout=small, bpe=narrow, grids=store).build(records[:1] + records[5:], faults)) == 1
+    assert faults[0].kind == "bad grid"
+    assert "record 0 (id 'r0'): the grid of 'a.png' holds the id" in faults[0].text
 
 
 def test_records_without_any_answer_are_an_error() -> None:
-    with pytest.raises(RecordError, match=r"1 records have no answer to learn from: data.json: record 4"):
+    with pytest.raises(RecordError, match=r"1 faults in records: data.json: record 4 .*: no answer"):
         builder().build([record("What?", "Red."), record("What?", index=4)])
 
 
@@ -355,10 +362,12 @@ def test_the_date_in_a_template_does_not_change_with_the_day() -> None:
 def test_a_batch_is_padded_on_the_right(store: GridStore, bpe: VisualBPE, layout: VocabularyLayout) -> None:
     build = builder(layout=layout, bpe=bpe, grids=store)
     examples = build.build([record("What?", "Red.", images=("a.png",)), record("Hi", "Ho")])
-    batch = collate(examples, pad_id=build.pad_id)
+    batch = collate(examples, build.pad_id, CATEGORIES)
     long, short = (len(example.ids) for example in examples)
     assert long > short
     weights = batch.pop("weights")
+    categories = batch.pop("categories")
+    assert (categories == CATEGORIES.index("perception")).all()
     assert list(batch) == ["input_ids", "attention_mask", "labels"]
     assert weights.dtype == torch.float32
     assert ((weights > 0) == (batch["labels"] != -100)).all()
@@ -368,3 +377,146 @@ def test_a_batch_is_padded_on_the_right(store: GridStore, bpe: VisualBPE, layout
         assert batch["input_ids"][row].tolist() == [*example.ids, *[build.pad_id] * (long - length)]
         assert batch["labels"][row].tolist() == [*example.labels, *[-100] * (long - length)]
         assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (long - length)
+
+
+SYSTEM = {
+    "default": "Be brief.\nUSER: What?\n",
+    "llama3": "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nWhat?<|eot_id|>",
+    "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n",
+    "qwen3": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n",
+}
+
+
+def with_system(made: Record) -> Record:
+    return dataclasses.replace(made, turns=(Turn("system", "Be brief."), *made.turns))
+
+
+@pytest.mark.parametrize("template", SYSTEM)
+def test_a_system_turn_comes_behind_leading_images_as_the_template_writes_it(
+    template: str, store: GridStore, bpe: VisualBPE, layout: VocabularyLayout
+) -> None:
+    build = builder(template, template in ("default", "llama3"), layout=layout, bpe=bpe, grids=store)
+    plain = record("<image>\nWhat?", "Red.", images=("a.png",))
+    made = with_system(plain)
+    (example,), (without,) = build.build([made]), build.build([plain])
+    text = readable(build, example.ids)
+    assert text.partition("}")[2].startswith(SYSTEM[template])
+    assert learned(build, example) == learned(build, without)
+    asked = build.prompt(made.turns[:2], [bpe.encode(store["a.png"])])
+    np.testing.assert_array_equal(asked, example.ids[: len(asked)])
+
+
+def test_a_system_turn_that_the_template_does_not_write_is_a_fault() -> None:
+    build = builder("llama2")
+    faults: list[Fault] = []
+    kept = build.build([record("What?", "Red."), with_system(record("What?", "Red.", index=1))], faults)
+    assert len(kept) == 1
+    assert [fault.kind for fault in faults] == ["system turn"]
+    assert "data.json: record 1 (id 'r1'): has a system turn" in faults[0].text
+    with pytest.raises(ModelError, match="chat template"):
+        build.prompt(with_system(record("What?", "Red.")).turns[:2])
+
+
+def test_a_caption_follows_its_images_without_a_template(
+    store: GridStore, bpe: VisualBPE, layout: VocabularyLayout
+) -> None:
+    build = builder("llama3", layout=layout, bpe=bpe, grids=store, loss=LossOptions(captions=0.5))
+    caption = Record(
+        "c", ("a.png", "b.png"), (Turn("assistant", "Two <|eot_id|>s."),), "foundation", Path("c.tar"), 0
+    )
+    (example,) = build.build([caption])
+    images = "".join(
+        "{" + "".join(f"{token} " for token in bpe.encode(store[key])) + "}" for key in caption.images
+    )
+    assert readable(build, example.ids) == f"<|begin_of_text|>{images}Two <|eot_id|>s.<|eot_id|>"
+    assert learned(build, example) == ["Two <|eot_id|>s.<|eot_id|>"]
+    assert set(example.weights) == {np.float32(0), np.float32(0.5)}
+    assert [span.key for span in example.images] == ["a.png", "b.png"]
+
+
+def test_weights_of_the_loss(store: GridStore, bpe: VisualBPE, layout: VocabularyLayout) -> None:
+    """Each token is of an answer, an image, or a question; what opens a sequence is predicted by nothing."""
+    dialogue = record("<image>\nWhat?", "Red.", "And <image>?", "Blue.", images=("a.png", "b.png"))
+    for bos, template in ((True, "default"), (False, "chatml")):
+        build = builder(template, bos, layout=layout, bpe=bpe, grids=store)
+        (default,) = build.build([dialogue])
+        build.loss = LossOptions(answers=3, questions=0.25, images=0.5)
+        (example,) = build.build([dialogue])
+        visual = example.ids >= TEXT_SIZE
+        expected = np.where(default.weights > 0, 3, np.where(visual, 0.5, 0.25))
+        expected[0] = 0
+        assert example.weights.dtype == np.float32
+        np.testing.assert_array_equal(example.weights, expected)
+        for span in example.images:
+            tokens = layout.to_model(bpe.encode(store[span.key]))
+            np.testing.assert_array_equal(example.ids[span.start : span.stop], tokens)
+            assert (example.ids[span.start - 1], example.ids[span.stop]) == (layout.boi, layout.eoi)
+            assert span.cells == 16
+        build.loss = LossOptions(1, 1, 1, 1)
+        assert (build.build([dialogue])[0].weights[1:] == 1).all()
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2)), min_size=1, max_size=5),
+    limit=st.integers(5, 120),
+    template=st.sampled_from(["default", "llama3", "qwen3"]),
+)
+def test_truncation_cuts_whole_turns_never_an_image_and_leaves_labels(
+    store: GridStore,
+    bpe: VisualBPE,
+    layout: VocabularyLayout,
+    lengths: list[tuple[int, int]],
+    limit: int,
+    template: str,
+) -> None:
+    """What is left is what the record with fewer turns gives; one turn more would be too long."""
+    texts, images = [], []
+    for words, marks in lengths:
+        texts += ["See" + " <image>?" * marks, "Red. " * words]
+        images += ["a.png", "b.png"][:marks]
+    whole = record(*texts, images=tuple(images))
+    parts = {"layout": layout, "bpe": bpe, "grids": store}
+    faults: list[Fault] = []
+    kept = builder(template, **parts, max_length=limit, too_long="truncate").build([whole], faults)
+    free = builder(template, **parts, max_length=10**6)
+    marks = [marks for _, marks in lengths]
+    shorter = [
+        free.build([record(*texts[: 2 * n], images=tuple(images[: sum(marks[:n])]))])[0]
+        for n in range(1, len(lengths) + 1)
+    ]
+    fitting = [example for example in shorter if len(example.ids) <= limit]
+    if not fitting:
+        assert kept == []
+        assert [fault.kind for fault in faults] == [DROPPED]
+        return
+    (example,) = kept
+    np.testing.assert_array_equal(example.ids, fitting[-1].ids)
+    np.testing.assert_array_equal(example.weights, fitting[-1].weights)
+    assert example.weights.any()
+    assert example.images == fitting[-1].images
+    assert [fault.kind for fault in faults] == ([TRUNCATED] if len(fitting) < len(lengths) else [])
+
+
+def test_dropout_encodes_the_images_of_an_example_anew(
+    store: GridStore, bpe: VisualBPE, layout: VocabularyLayout
+) -> None:
+    build = builder(layout=layout, bpe=bpe, grids=store, loss=LossOptions(images=0.5))
+    (example,) = build.build([record("<image> or <image>?", "Red.", images=("a.png", "b.png"))])
+    same = build.reencode(example, 0.0, seed=3)
+    np.testing.assert_array_equal(same.ids, example.ids)
+    assert same.images == example.images
+    other = build.reencode(example, 0.5, seed=3)
+    assert len(other.ids) > len(example.ids)
+    again = build.reencode(example, 0.5, seed=3)
+    np.testing.assert_array_equal(other.ids, again.ids)
+    assert (build.reencode(example, 0.5, seed=4).ids.tolist()) != other.ids.tolist()
+    for number, span in enumerate(other.images):
+        tokens = layout.to_visual(other.ids[span.start : span.stop])
+        assert tokens.tolist() == bpe.encode(store[span.key], dropout=0.5, seed=3 + number).tolist()
+    text = other.ids < layout.first_visual
+    np.testing.assert_array_equal(other.ids[text], example.ids[example.ids < layout.first_visual])
+    np.testing.assert_array_equal(other.weights[text], example.weights[example.ids < layout.first_visual])
+    assert (other.weights[~text] == 0.5).all()
+    build.max_length = len(other.ids) - 1
+    np.testing.assert_array_equal(build.reencode(example, 0.5, seed=3).ids, example.ids)

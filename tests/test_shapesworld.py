@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from being_vl.data.records import CATEGORIES, read_records
+from being_vl.data.options import CATEGORIES
+from being_vl.data.records import read_records
 from being_vl.demo import shapesworld
 
 

@@ -20,6 +20,7 @@ from being_vl import VisualBPE
 from being_vl.cli import COMMANDS, main
 from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
+from being_vl.data.options import CATEGORIES
 from being_vl.data.records import read_records
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.model.layout import VocabularyLayout
@@ -114,7 +115,9 @@ def oracle(chain: Path, model: str, stages: int, steps: int) -> list[float]:
             {k: len(v) for k, v in by_category.items()}, MIXTURES[stage], seed=stage
         ).iterate()
         for step in range(steps):
-            batch = collate([by_category[c][i] for c, i in (next(stream) for _ in range(BATCH))], pad_id=0)
+            batch = collate(
+                [by_category[c][i] for c, i in (next(stream) for _ in range(BATCH))], 0, CATEGORIES
+            )
             logits = lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             loss = F.cross_entropy(
                 logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
+from being_vl.data.options import PrepareOptions
 from being_vl.demo.options import DemoOptions
 from being_vl.errors import BeingVLError
 from being_vl.files import plain, write_json
@@ -108,6 +109,12 @@ def _expand(options: ExpandOptions) -> None:
     from being_vl.model.expand import expand
 
     expand(options)
+
+
+def _prepare(options: PrepareOptions) -> None:
+    from being_vl.data.prepare import prepare
+
+    prepare(options)
 
 
 def _check(options: CheckOptions) -> None:
@@ -214,6 +221,7 @@ COMMANDS = {
         _truncate, TruncateOptions, "Keep the first merges of a vocabulary.", "vocabulary"
     ),
     "expand": Command(_expand, ExpandOptions, "Add the visual tokens to a causal LM."),
+    "prepare": Command(_prepare, PrepareOptions, "Turn records and grids into tokenised records."),
     "check": Command(_check, CheckOptions, "Show what a training will see, before it starts."),
     "train": Command(_train, TrainOptions, "Train an expanded model in stages, or a plain one on text."),
     "launch": Command(

@@ -38,7 +38,16 @@ class QuantizerError(BeingVLError):
 
 
 class RecordError(BeingVLError):
-    """A record or a file of records that cannot be turned into a training sequence."""
+    """A record or a file of records that cannot be turned into a training sequence.
+
+    Args:
+        message: What is wrong, and where.
+        kind: The kind of fault, as reports count it.
+    """
+
+    def __init__(self, message: str, kind: str = "malformed record") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ModelError(BeingVLError):

@@ -82,6 +82,24 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def check_recipe(path: Path, recipe: dict[str, Any]) -> None:
+    """Compare the recipe of this run with the one that `path` holds from an earlier run, if there was one.
+
+    Raises:
+        ManifestError: if they differ, naming every differing entry.
+    """
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    differing = [key for key in sorted(before.keys() | recipe.keys()) if before.get(key) != recipe.get(key)]
+    if differing:
+        changes = "; ".join(f"{key} was {before.get(key)!r}, is {recipe.get(key)!r}" for key in differing)
+        raise ManifestError(
+            f"{path.parent}: holds a run of another recipe ({changes}). "
+            "Give the earlier options to resume it, or another output folder"
+        )
+
+
 def write_manifest(folder: Path, kind: str, fields: dict[str, Any]) -> None:
     """Write `folder/manifest.json`: format `being-vl/<kind>`, the version that made it, and `fields`.
 

@@ -34,9 +34,10 @@ def add_flags(parser: ArgumentParser, options: Any, positional: str | None = Non
         elif name == positional:
             parser.add_argument(name, type=Path, nargs="+" if is_list else None, help=text)
         elif is_list:
-            required = field.default_factory is dataclasses.MISSING
+            make = field.default_factory
+            required = make is dataclasses.MISSING
             kind = str if field.type == list[str] else Path
-            default: list[object] | None = None if required else []
+            default = None if make is dataclasses.MISSING else make()
             parser.add_argument(
                 f"--{name}", type=kind, nargs="+", required=required, default=default, help=text
             )

@@ -191,17 +191,17 @@ def run(config: Namespace) -> Path:
 
 def _check(options: Namespace) -> None:
     """Find what would stop a later step, before the first one starts."""
-    from being_vl.data.records import read_records
+    from being_vl.data.records import Records
     from being_vl.model.expand import check_llm
     from being_vl.quantize.base import load_quantizer
 
     folder = Path(options.images)
     if not folder.is_dir():
         raise ConfigError(f"images: there is no folder {folder}")
-    lenient = options.train.lenient
-    for record in read_records(options.records, options.train.default_category, [] if lenient else None):
+    records = Records(options.records, options.train.default_category, options.train.categories)
+    for record in () if options.train.lenient else records:
         for image in record.images:
-            if not lenient and not (folder / image).is_file():
+            if not (folder / image).is_file():
                 raise ImageError(f"{record.where}: names the image {image!r}, which is not in {folder}")
     check_llm(options.llm)
     if not options.train_quantizer:

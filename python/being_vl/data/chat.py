@@ -18,17 +18,25 @@ DEFAULT_TEMPLATE = (
 """For tokenizers that have no chat template."""
 
 
+class Piece(NamedTuple):
+    """A piece of a written conversation, and whether the model writes it."""
+
+    text: str
+    learned: bool
+
+
 class _Exchange(NamedTuple):
     """The fixed text around one question and its answer."""
 
     before_question: str
+    after_system: str
     after_question: str
     before_answer: str
     after_answer: str
 
 
 class ChatFormat:
-    """Writes conversations of user and assistant as the tokenizer's chat template does.
+    """Writes conversations of user and assistant, and a system turn, as the tokenizer's chat template does.
 
     The template is rendered with a mark in place of each turn's text, once per number of turns; the text around the
     marks is fixed. So the text up to an answer is the same whether the answer is there (training) or still to come
@@ -40,6 +48,8 @@ class ChatFormat:
     Attributes:
         bos: Ids that open every sequence: `[bos_token_id]` if the template or the tokenizer puts it, else `[]`.
         end_of_turn: Id of the token that closes an answer.
+        closing: That token and what the template puts between it and the answer, as text.
+        takes_system: Whether the template writes a system turn.
         specials: The tokenizer's special tokens, as strings.
 
     Raises:
@@ -60,47 +70,57 @@ class ChatFormat:
         ):
             self._bos_text = bos
         self.bos: list[int] = [tokenizer.bos_token_id] if self._bos_text else []
-        closing = self._exchanges(1)[0].after_answer
-        self.end_of_turn: int = tokenizer(closing, add_special_tokens=False).input_ids[-1]
+        self.closing = self._exchanges(1)[0].after_answer
+        self.end_of_turn: int = tokenizer(self.closing, add_special_tokens=False).input_ids[-1]
+        try:
+            self._render(1, system=True)
+            self.takes_system = True
+        except ModelError:
+            self.takes_system = False
 
-    def write(self, texts: Sequence[str]) -> list[tuple[str, bool]]:
-        """The conversation as pieces of text, each with whether the model writes it.
+    def write(self, texts: Sequence[str], system: str | None = None) -> list[Piece]:
+        """The conversation as pieces of text.
 
         Args:
             texts: Questions and answers in turn, beginning with a question. After a last question without answer,
                 the conversation ends where the answer would begin.
+            system: The system turn, if there is one.
 
         Returns:
-            Pieces that alternate: up to an answer (False), and an answer with its end of turn (True). BOS is left out.
+            Pieces that alternate: up to an answer, and an answer with its end of turn. BOS is left out.
+
+        Raises:
+            ModelError: if there is a system turn and the template does not write it.
         """
         pieces = []
-        exchanges = self._exchanges((len(texts) + 1) // 2)
+        exchanges = self._exchanges((len(texts) + 1) // 2, system is not None)
         for index, exchange in enumerate(exchanges):
             question, *answer = texts[2 * index : 2 * index + 2]
-            pieces.append((exchange.before_question + question + exchange.after_question, False))
-            pieces.extend((exchange.before_answer + text + exchange.after_answer, True) for text in answer)
+            if index == 0 and system is not None:
+                question = system + exchange.after_system + question
+            pieces.append(Piece(exchange.before_question + question + exchange.after_question, False))
+            pieces += [Piece(exchange.before_answer + text + exchange.after_answer, True) for text in answer]
         return pieces
 
-    def _take_apart(self, count: int) -> list[_Exchange]:
-        around = self._render(count)
-        before = around[0].removeprefix(self._bos_text)
+    def _take_apart(self, count: int, system: bool = False) -> list[_Exchange]:
+        before, *around = self._render(count, system)
+        before = before.removeprefix(self._bos_text)
+        after_system = around.pop(0) if system else ""
         exchanges = []
-        for after_question, after_answer in zip(around[1::2], around[2::2], strict=True):
+        for after_question, after_answer in zip(around[::2], around[1::2], strict=True):
             # Tokenizers join a space to the word behind it, so one in front of an answer belongs to the answer.
             stripped = after_question.rstrip(" ")
             space = after_question[len(stripped) :]
             end = self._end_of_turn(after_answer)
-            exchanges.append(_Exchange(before, stripped, space, after_answer[:end]))
-            before = after_answer[end:]
+            exchanges.append(_Exchange(before, after_system, stripped, space, after_answer[:end]))
+            before, after_system = after_answer[end:], ""
         return exchanges
 
-    def _render(self, count: int, **variables: str) -> list[str]:
-        """Render `count` questions with answers; the texts before, between and behind their 2 * count marks."""
-        marks = [_mark(str(number)) for number in range(2 * count)]
-        messages = [
-            {"role": "assistant" if number % 2 else "user", "content": mark}
-            for number, mark in enumerate(marks)
-        ]
+    def _render(self, count: int, system: bool = False, **variables: str) -> list[str]:
+        """Render `count` questions with answers; the texts before, between and behind the marks of all turns."""
+        roles = ["system"] * system + ["user", "assistant"] * count
+        marks = [_mark(str(number)) for number in range(len(roles))]
+        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         template = None if self._tokenizer.chat_template else DEFAULT_TEMPLATE
         try:
             # Llama 3.2's template writes today's date unless it is given one; a sequence must not depend on the day.

@@ -10,7 +10,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -25,7 +25,7 @@ WINDOW = 1 << 20
 LARGEST = 1 << 26
 """Bytes in which an element of a JSON list must end."""
 
-_FIELDS = ("id", "category", "image", "images", "conversations", "messages")
+_FIELDS = ("id", "category", "image", "images", "conversations", "messages", "caption")
 _PLACE = np.dtype((np.int64, 2))
 _SPACE = re.compile(r"[ \t\r\n]*")
 _decode = json.JSONDecoder().raw_decode
@@ -44,8 +44,8 @@ class Reader(Protocol):
             RecordError: naming file and record, if it cannot be decoded.
         """
 
-    def __iter__(self) -> Iterator[Any]:
-        """All records in turn; a record that cannot be decoded comes as the `RecordError` that says so."""
+    def read(self, start: int, stop: int) -> Iterator[Any]:
+        """Records `start` to `stop` in turn; one that cannot be decoded comes as the `RecordError` that says so."""
 
 
 def open_records(path: Path) -> Reader:
@@ -82,9 +82,10 @@ class JsonReader:
         with self.path.open("rb") as file:
             return self._read(file, index)
 
-    def __iter__(self) -> Iterator[Any]:
+    def read(self, start: int, stop: int) -> Iterator[Any]:
+        """See `Reader`."""
         with self.path.open("rb") as file:
-            for index in range(len(self)):
+            for index in range(start, stop):
                 try:
                     yield self._read(file, index)
                 except RecordError as error:
@@ -97,15 +98,17 @@ class JsonReader:
             return json.loads(file.read(end - start).decode("utf-8"))
         except UnicodeDecodeError as error:
             raise RecordError(
-                f"{self.path}: record {index}: byte {start + error.start} of the file: not UTF-8; expected a record"
+                f"{self.path}: record {index}: byte {start + error.start} of the file: not UTF-8; expected a record",
+                "wrong encoding",
             ) from None
         except RecursionError:
             raise RecordError(
-                f"{self.path}: record {index}: JSON nested too deeply; expected a record"
+                f"{self.path}: record {index}: JSON nested too deeply; expected a record", "not JSON"
             ) from None
         except json.JSONDecodeError as error:
             raise RecordError(
-                f"{self.path}: record {index}: column {error.colno}: not JSON ({error.msg}); expected a record"
+                f"{self.path}: record {index}: column {error.colno}: not JSON ({error.msg}); expected a record",
+                "not JSON",
             ) from None
 
 
@@ -199,6 +202,8 @@ def _not_json(path: Path, text: str, base: int, error: Exception) -> RecordError
 class TarReader:
     """WebDataset: members that share their name up to its first dot are a sample; its `.json` is the record.
 
+    A sample without one is a caption, its `.txt`, of its images.
+
     Where the record names no image, the sample's image files are its images, by the key that `being-vl quantize` gives
     them.
     """
@@ -219,9 +224,13 @@ class TarReader:
             file.seek(int(self._starts[index]))
             return self._read(file, next(_samples(file)), index)
 
-    def __iter__(self) -> Iterator[Any]:
+    def read(self, start: int, stop: int) -> Iterator[Any]:
+        """See `Reader`."""
+        if start >= stop:
+            return
         with self.path.open("rb") as file:
-            for index, sample in enumerate(_samples(file)):
+            file.seek(int(self._starts[start]))
+            for index, sample in enumerate(islice(_samples(file), stop - start), start):
                 try:
                     yield self._read(file, sample, index)
                 except RecordError as error:
@@ -229,14 +238,22 @@ class TarReader:
 
     def _read(self, file: BinaryIO, sample: list[tarfile.TarInfo], index: int) -> Any:
         where = f"{self.path}: record {index} ({sample[0].name})"
-        member = next((member for member in sample if member.name.endswith(".json")), None)
-        if member is None:
-            raise RecordError(f"{where}: no .json beside it; expected one with 'conversations' or 'messages'")
-        file.seek(member.offset_data)
+        members = {
+            suffix: m for m in reversed(sample) for suffix in (".json", ".txt") if m.name.endswith(suffix)
+        }
+        if not members:
+            raise RecordError(
+                f"{where}: no .json or .txt beside it; expected a record with 'conversations' or 'messages'"
+            )
+        suffix = min(members)
+        file.seek(members[suffix].offset_data)
+        data = file.read(members[suffix].size)
         try:
-            item = json.loads(file.read(member.size).decode("utf-8"))
+            item = json.loads(data.decode()) if suffix == ".json" else {"caption": data.decode()}
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{where}: its {suffix} is not UTF-8 ({error})", "wrong encoding") from None
         except ValueError as error:
-            raise RecordError(f"{where}: its .json is not JSON in UTF-8 ({error})") from None
+            raise RecordError(f"{where}: its .json is not JSON in UTF-8 ({error})", "not JSON") from None
         if isinstance(item, dict) and not (item.get("image") or item.get("images")):
             images = (m.name.removeprefix("./") for m in sample if Path(m.name).suffix.lower() in SUFFIXES)
             item["image"] = [f"{self.path.name}/{name}" for name in images]
@@ -291,13 +308,16 @@ class TableReader:
         first = int(self._ends[group]) - table.num_rows
         return self._item(table.slice(index - first, 1).to_pylist()[0], index)
 
-    def __iter__(self) -> Iterator[Any]:
-        index = 0
-        for group in range(len(self._ends)):
-            for batch in _group(self.path, self._columns, self._embedded, group).to_batches(1024):
+    def read(self, start: int, stop: int) -> Iterator[Any]:
+        """See `Reader`."""
+        while start < stop:
+            group = int(np.searchsorted(self._ends, start, side="right"))
+            table = _group(self.path, self._columns, self._embedded, group)
+            first, end = int(self._ends[group]) - table.num_rows, min(stop, int(self._ends[group]))
+            for batch in table.slice(start - first, end - start).to_batches(1024):
                 for item in batch.to_pylist():
-                    yield self._item(item, index)
-                    index += 1
+                    yield self._item(item, start)
+                    start += 1
 
     def _item(self, item: dict[str, Any], index: int) -> dict[str, Any]:
         if self._embedded:

@@ -1,6 +1,6 @@
 """Records: conversations about images, read and checked."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,19 +8,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from being_vl.data.options import CATEGORIES
 from being_vl.data.readers import kind_of, open_records
 from being_vl.errors import RecordError
-
-CATEGORIES = ("foundation", "perception", "reasoning", "instruction")
-"""The paper's kinds of data (section 3.4): captions; attributes and objects; relations; dialogues and tasks."""
 
 PLACEHOLDER = "<image>"
 """Where in a question an image stands."""
 
-_Role = Literal["user", "assistant"]
-_DIALECTS: dict[str, tuple[str, str, dict[str, _Role]]] = {
-    "conversations": ("from", "value", {"human": "user", "gpt": "assistant"}),
-    "messages": ("role", "content", {"user": "user", "assistant": "assistant"}),
+Role = Literal["system", "user", "assistant"]
+_DIALECTS: dict[str, tuple[str, str, dict[str, Role]]] = {
+    "conversations": ("from", "value", {"system": "system", "human": "user", "gpt": "assistant"}),
+    "messages": ("role", "content", {"system": "system", "user": "user", "assistant": "assistant"}),
 }
 """Field of the turns: in each the field of its role and of its text, and the names of the roles."""
 
@@ -29,19 +27,20 @@ _DIALECTS: dict[str, tuple[str, str, dict[str, _Role]]] = {
 class Turn:
     """What one side says; a user's text may hold `<image>` placeholders."""
 
-    role: Literal["user", "assistant"]
+    role: Role
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One conversation: questions and answers in turns, about any number of images.
+    """One conversation: questions and answers in turns, about any number of images; or a caption of images.
 
     Args:
         id: The record's own id, or its index in the file.
         images: Keys of the images in the grid store, in the order of their placeholders.
-        turns: User and assistant alternate, user first, assistant last.
-        category: One of `CATEGORIES`.
+        turns: User and assistant alternate, user first, assistant last; a system turn may stand before them. A caption
+            is a single turn of the assistant.
+        category: What mixtures ask for.
         source: File that the record comes from.
         index: Position in that file, counted from 0.
     """
@@ -66,18 +65,23 @@ class Records:
         paths: One file or several, as `being_vl.data.readers.open_records` takes them. Records are numbered through
             all of them.
         default_category: Category of the records that name none.
+        categories: The categories that there are.
 
     Raises:
         RecordError: naming file, record (counted from 0 in its file) and field, for what is wrong.
     """
 
     def __init__(
-        self, paths: Path | str | Iterable[Path | str], default_category: str = "foundation"
+        self,
+        paths: Path | str | Iterable[Path | str],
+        default_category: str = "foundation",
+        categories: Sequence[str] = CATEGORIES,
     ) -> None:
-        if default_category not in CATEGORIES:
+        if default_category not in categories:
             raise RecordError(
-                f"default category is {default_category!r}; expected one of {', '.join(CATEGORIES)}"
+                f"default category is {default_category!r}; expected one of {', '.join(categories)}"
             )
+        self.categories = categories
         self.paths = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
         self._default_category = default_category
         self._readers = [open_records(path) for path in self.paths]
@@ -91,7 +95,7 @@ class Records:
             raise IndexError(f"there are {len(self)} records, numbered from 0; asked for number {number}")
         file = int(np.searchsorted(self._ends, number, side="right"))
         index = number - int(self._ends[file]) + len(self._readers[file])
-        return _read_record(self._readers[file][index], self.paths[file], index, self._default_category)
+        return self._read(self._readers[file][index], file, index)
 
     def __iter__(self) -> Iterator[Record]:
         for record in self.checked():
@@ -99,19 +103,31 @@ class Records:
                 raise record
             yield record
 
-    def checked(self) -> Iterator[Record | RecordError]:
-        """All records in turn; in place of a bad one, the error that says what is wrong with it."""
-        for path, reader in zip(self.paths, self._readers, strict=True):
-            for index, item in enumerate(reader):
+    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[Record | RecordError]:
+        """Records `start` to `stop` in turn; in place of a bad one, the error that says what is wrong with it."""
+        for file, begin, end in self.parts(start, len(self) if stop is None else stop):
+            for index, item in enumerate(self._readers[file].read(begin, end), begin):
                 try:
-                    yield _read_record(item, path, index, self._default_category)
+                    yield self._read(item, file, index)
                 except RecordError as error:
                     yield error
 
+    def parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Where records `start` to `stop` are: numbers of files in `paths`, and of records in them, from and to."""
+        first = 0
+        for file, end in enumerate(self._ends.tolist()):
+            if max(start, first) < min(stop, end):
+                yield file, max(start, first) - first, min(stop, end) - first
+            first = end
+
     def by_category(self) -> dict[str, NDArray[np.int64]]:
         """The numbers of the records of each category, ascending; reads and checks all records, one at a time."""
-        categories = np.fromiter((CATEGORIES.index(record.category) for record in self), np.uint8, len(self))
-        return {CATEGORIES[n]: np.flatnonzero(categories == n) for n in np.unique(categories)}
+        names = list(self.categories)
+        found = np.fromiter((names.index(record.category) for record in self), np.uint16, len(self))
+        return {names[n]: np.flatnonzero(found == n) for n in np.unique(found)}
+
+    def _read(self, item: Any, file: int, index: int) -> Record:
+        return _read_record(item, self.paths[file], index, self._default_category, self.categories)
 
 
 def read_records(
@@ -143,7 +159,9 @@ def read_records(
     return found
 
 
-def _read_record(item: Any, path: Path, index: int, default_category: str) -> Record:
+def _read_record(
+    item: Any, path: Path, index: int, default_category: str, categories: Sequence[str]
+) -> Record:
     if isinstance(item, RecordError):
         raise item
     if not isinstance(item, dict):
@@ -158,8 +176,9 @@ def _read_record(item: Any, path: Path, index: int, default_category: str) -> Re
     where = f"{path}: record {index} (id {identity!r})"
 
     category = item.get("category", default_category)
-    if category not in CATEGORIES:
-        raise RecordError(f"{where}: 'category' is {category!r}; expected one of {', '.join(CATEGORIES)}")
+    if category not in categories:
+        expected = f"expected one of {', '.join(categories)}"
+        raise RecordError(f"{where}: 'category' is {category!r}; {expected}", "unknown category")
 
     images = item.get("image", item.get("images", []))
     images = images if isinstance(images, list) else [images]
@@ -169,15 +188,24 @@ def _read_record(item: Any, path: Path, index: int, default_category: str) -> Re
                 f"{where}: 'image' holds {image!r:.80}; expected a file name or a list of file names"
             )
 
-    field = next((field for field in _DIALECTS if field in item), None)
+    field = next((field for field in (*_DIALECTS, "caption") if field in item), None)
     if field is None:
         raise RecordError(f"{where}: no field 'conversations' or 'messages'; expected a list of turns")
-    turns = _read_turns(item[field], field, where)
+    if field == "caption":
+        turns: tuple[Turn, ...] = (Turn("assistant", _checked_text(item[field], "'caption'", where)),)
+        if not turns[0].text or not images:
+            lacking = "is empty" if images else "has no image"
+            raise RecordError(f"{where}: its 'caption' {lacking}; expected a text about images")
+        if PLACEHOLDER in turns[0].text:
+            raise RecordError(f"{where}: {PLACEHOLDER} in its 'caption'; expected text", "image markers")
+    else:
+        turns = _read_turns(item[field], field, where)
     placeholders = sum(turn.text.count(PLACEHOLDER) for turn in turns)
     if placeholders not in (0, len(images)):
         raise RecordError(
             f"{where}: {placeholders} {PLACEHOLDER} in {field!r} but {len(images)} in 'image'; expected as many, "
-            "or no placeholder at all"
+            "or no placeholder at all",
+            "image markers",
         )
     return Record(identity, tuple(images), turns, category, path, index)
 
@@ -187,8 +215,9 @@ def _read_turns(items: Any, field: str, where: str) -> tuple[Turn, ...]:
         found = "empty" if items == [] else f"a JSON {kind_of(items)}"
         raise RecordError(f"{where}: {field!r} is {found}; expected a list of turns")
     role_key, text_key, roles = _DIALECTS[field]
-    user, assistant = roles
+    system, user, assistant = roles
     turns: list[Turn] = []
+    begins = 0
     for number, item in enumerate(items):
         place = f"'{field}[{number}]'"
         if not isinstance(item, dict):
@@ -200,30 +229,51 @@ def _read_turns(items: Any, field: str, where: str) -> tuple[Turn, ...]:
             if not isinstance(value, str):
                 found = f"has a {key!r} that is a JSON {kind_of(value)}" if key in item else f"has no {key!r}"
                 raise RecordError(f"{where}: {place} {found}; expected a string")
-        name, text = turn[role_key], turn[text_key].strip()
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RecordError(
-                f"{where}: {place} holds {text[error.start]!a}, half of a character, at {error.start}; expected "
-                "Unicode text"
-            ) from None
+        name, text = turn[role_key], _checked_text(turn[text_key], place, where)
         if name not in roles:
-            raise RecordError(f"{where}: {place} is from {name!r}; expected {user!r} or {assistant!r}")
-        if roles[name] != ("assistant" if number % 2 else "user"):
             raise RecordError(
-                f"{where}: {place} is from {name!r}; expected {user!r} first, then {assistant!r} and {user!r} in turn"
+                f"{where}: {place} is from {name!r}; expected {user!r} or {assistant!r}", "odd turns"
             )
-        if number % 2 and not text:
-            raise RecordError(f"{where}: {place} is an empty answer; there is nothing to learn from it")
-        if number % 2 and PLACEHOLDER in text:
+        if PLACEHOLDER in text and name != user:
+            what = "an answer" if name == assistant else "a system turn"
             raise RecordError(
-                f"{where}: {place} has {PLACEHOLDER} in an answer; expected it in questions only"
+                f"{where}: {place} has {PLACEHOLDER} in {what}; expected it in questions only",
+                "image markers",
+            )
+        if name == system and number == 0:
+            begins = 1
+            turns += [Turn("system", text)] if text else []
+            continue
+        if roles[name] != ("assistant" if (number - begins) % 2 else "user"):
+            raise RecordError(
+                f"{where}: {place} is from {name!r}; expected {user!r} first, then {assistant!r} and {user!r} in turn",
+                "odd turns",
+            )
+        if name == assistant and not text:
+            raise RecordError(
+                f"{where}: {place} is an empty answer; there is nothing to learn from it", "empty answer"
             )
         turns.append(Turn(roles[name], text))
-    if len(turns) % 2:
-        raise RecordError(f"{where}: {field!r} ends with a question; expected an answer from {assistant!r}")
+    if not turns or turns[-1].role != "assistant":
+        raise RecordError(
+            f"{where}: {field!r} ends with a question; expected an answer from {assistant!r}", "odd turns"
+        )
     return tuple(turns)
+
+
+def _checked_text(text: Any, place: str, where: str) -> str:
+    """A text without white space around it."""
+    if not isinstance(text, str):
+        raise RecordError(f"{where}: {place} is a JSON {kind_of(text)}; expected a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(
+            f"{where}: {place} holds {text[error.start]!a}, half of a character, at {error.start}; expected "
+            "Unicode text",
+            "wrong encoding",
+        ) from None
+    return text.strip()
 
 
 def _joined(content: Any) -> Any:

@@ -67,10 +67,10 @@ def load_images(
     `workers` processes work at it, each up to two batches ahead; with 0 of them it is done when a batch is asked for.
     """
     images = _Images(sources, preprocessing)
-    init = _end_with_parent if sys.platform == "linux" else None
+    init = end_with_parent if sys.platform == "linux" else None
     yield from DataLoader(images, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=init)
 
 
-def _end_with_parent(worker: int) -> None:
+def end_with_parent(worker: int) -> None:
     """Let Linux end this process when its parent is killed: torch's workers would wait forever for a reader."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

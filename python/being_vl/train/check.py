@@ -1,67 +1,72 @@
 """`being-vl check`: what a training will see, shown before it starts."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from pathlib import Path
 
 import numpy as np
 
-from being_vl.data.sequences import Example, SequenceBuilder
+from being_vl.data.prepare import describe_faults
+from being_vl.data.sequences import DROPPED, Example, SequenceBuilder
+from being_vl.data.store import PreparedSequences
 from being_vl.errors import RecordError
-from being_vl.train.engine import load_examples, plan
+from being_vl.quantize.grids import GridStore
+from being_vl.train.engine import load_sequences, plan
 from being_vl.train.options import CheckOptions
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def check(options: CheckOptions, say: Callable[[str], None]) -> None:
-    """Build all sequences as the training does; show records, counts, stages and faults. No GPU is used.
+    """Prepare the sequences as the training does; show records, counts, stages and faults. No GPU is used.
 
     Args:
-        options: Of the training and the check. Nothing is written to `out`.
+        options: Of the training and the check. What is prepared in `out` is there for the training.
         say: Takes the report, a paragraph at a time.
 
     Raises:
-        RecordError: if the share of faults is above the tolerated one; after the report.
-        ConfigError, QuantizerError, ModelError: as training does.
+        RecordError: if the share of bad records is above the tolerated one; after the report.
+        ConfigError, QuantizerError, ModelError, ManifestError: as training does.
     """
-    faults: list[str] = []
-    examples, builder = load_examples(options, faults)
-    categories: dict[str, list[Example]] = {}
-    for example in examples:
-        categories.setdefault(example.category, []).append(example)
-    for category, found in categories.items():
-        for example in found[: options.show]:
+    sequences = load_sequences(replace(options, lenient=True))
+    manifest, builder = sequences.manifest, sequences.builder
+    if builder.grids is None and manifest["grids"]:
+        builder.grids = GridStore.open(Path(manifest["grids"]))
+    counts = _count(sequences)
+    for category in counts:
+        groups = [group for group in sequences.lengths if group.category == category]
+        found = (sequences.get(group, n, 0) for group in groups for n in range(len(sequences.lengths[group])))
+        for example in islice(found, options.show):
             say(f"{category}: {_shown(builder, example)}\n")
-    say("\n".join(_counts(builder, categories)) + "\n")
-    say("\n".join(_stages(options, categories)))
-    if faults:
-        say("\n".join([f"\n{len(faults)} faults:", *(f"  {fault}" for fault in faults)]))
-    share = len(faults) / (len(faults) + len(examples) + len(builder.dropped))
+    say("\n".join(_table(counts)) + "\n")
+    say("\n".join(_stages(options, counts)))
+    if faults := list(describe_faults(sequences.folder)):
+        say("\n".join(["", *faults]))
+    bad = manifest["records"] - manifest["examples"] - manifest["faults"].get(DROPPED, 0)
+    share = bad / manifest["records"]
     if share > options.tolerated:
         raise RecordError(
-            f"{len(faults)} faults, {share:.2%} of the records, are more than the tolerated {options.tolerated:.2%}; "
-            "mend them, or set tolerated, and lenient in training"
+            f"{bad} bad records, {share:.2%} of all, are more than the tolerated {options.tolerated:.2%}; mend them, "
+            "or set tolerated, and lenient in training"
         )
 
 
 def _shown(builder: SequenceBuilder, example: Example) -> str:
     """The sequence as text, trained positions in ⟦ ⟧ and images by their keys; below it the images' regions."""
-    ids, trained = example.ids, example.weights > 0
-    images = iter(span.key for span in example.images)
-    text = ""
-    first_visual = builder.layout.text_size if builder.layout else np.inf
-    for (visual, learned), run in groupby(
-        zip(ids.tolist(), trained.tolist(), strict=True), lambda pair: (pair[0] >= first_visual, pair[1])
+    text, trained = "", example.weights > 0
+    keys = np.zeros(len(example.ids), np.int32)
+    for number, image in enumerate(example.images, 1):
+        keys[image.start - 1 : image.stop + 1] = number  # BOI and EOI are shown with it
+    for (number, learned), run in groupby(
+        zip(example.ids.tolist(), keys.tolist(), trained.tolist(), strict=True), lambda token: token[1:]
     ):
-        tokens = [token for token, _ in run]
-        if visual:  # images that follow one another are one run
-            count = tokens.count(builder.layout.boi) if builder.layout else 0
-            text += "".join(f"[image {next(images)}]" for _ in range(count))
-        else:
-            decoded = builder.tokenizer.decode(tokens)
-            text += f"⟦{decoded}⟧" if learned else decoded
-    head = f"{example.where}: {len(ids)} tokens, {trained.sum()} trained"
-    return "\n".join([head, text, *(_drawn(builder, key) for key, *_ in example.images)])
+        ids = [token for token, *_ in run]
+        part = f"[image {example.images[number - 1].key}]" if number else builder.tokenizer.decode(ids)
+        text += f"⟦{part}⟧" if learned else part
+    head = f"{example.where}: {len(example.ids)} tokens, {trained.sum()} trained"
+    return "\n".join([head, text, *(_drawn(builder, image.key) for image in example.images)])
 
 
 def _drawn(builder: SequenceBuilder, key: str) -> str:
@@ -76,10 +81,36 @@ def _drawn(builder: SequenceBuilder, key: str) -> str:
     return "\n".join([f"[image {key}]: {grid.size} ids, {len(tokens)} tokens", *rows])
 
 
-def _counts(builder: SequenceBuilder, categories: dict[str, list[Example]]) -> Iterator[str]:
-    """A table of records, tokens and lengths; lengths before BPE count an image's ids in place of its tokens."""
-    total = sum(map(len, categories.values()))
-    layout, grids = builder.layout, builder.grids
+@dataclass
+class _Count:
+    """Of a category: its records, their tokens, those that are trained, the ids that BPE saved, the longest record."""
+
+    records: int = 0
+    tokens: int = 0
+    trained: int = 0
+    saved: int = 0
+    longest: int = 0
+
+
+def _count(sequences: PreparedSequences) -> dict[str, _Count]:
+    counts: dict[str, _Count] = defaultdict(_Count)
+    for shard in sequences.shards:
+        column = shard.batch.column("category")
+        lengths, trained, saved = shard.lengths(), shard.batch.column("trained").to_numpy(), shard.saved()
+        for number, category in enumerate(column.dictionary.to_pylist()):
+            rows = column.indices.to_numpy() == number
+            count = counts[category]
+            count.records += int(rows.sum())
+            count.tokens += int(lengths[rows].sum(dtype=np.int64))
+            count.trained += int(trained[rows].sum(dtype=np.int64))
+            count.saved += int(saved[rows].sum())
+            count.longest = max(count.longest, int(lengths[rows].max()))
+    return {category: counts[category] for category in sequences.categories if category in counts}
+
+
+def _table(counts: dict[str, _Count]) -> Iterator[str]:
+    """Records, tokens and lengths of each category; lengths before BPE count an image's ids in place of its tokens."""
+    total = sum(count.records for count in counts.values())
     columns = {
         "records": 10,
         "share": 8,
@@ -90,25 +121,20 @@ def _counts(builder: SequenceBuilder, categories: dict[str, list[Example]]) -> I
         "longest": 9,
     }
     yield " " * 12 + "".join(f"{column:>{width}}" for column, width in columns.items())
-    for name, found in categories.items():
-        lengths = np.array([len(example.ids) for example in found])
-        trained = sum(int((example.weights > 0).sum()) for example in found)
-        saved = 0
-        if layout and grids is not None:
-            saved = sum(grids[key].size for example in found for key, *_ in example.images)
-            saved -= sum(int((example.ids >= layout.first_visual).sum()) for example in found)
+    for name, count in counts.items():
         yield (
-            f"{name:<12}{len(found):>10,}{len(found) / total:>8.1%}{trained:>12,}{lengths.sum() - trained:>14,}"
-            f"{(lengths.sum() + saved) / len(found):>12,.1f}{lengths.mean():>8,.1f}{lengths.max():>9,}"
+            f"{name:<12}{count.records:>10,}{count.records / total:>8.1%}{count.trained:>12,}"
+            f"{count.tokens - count.trained:>14,}{(count.tokens + count.saved) / count.records:>12,.1f}"
+            f"{count.tokens / count.records:>8,.1f}{count.longest:>9,}"
         )
 
 
-def _stages(options: CheckOptions, categories: dict[str, list[Example]]) -> Iterator[str]:
+def _stages(options: CheckOptions, counts: dict[str, _Count]) -> Iterator[str]:
     """A table of what each stage is expected to take."""
-    lengths = {name: float(np.mean([len(e.ids) for e in found])) for name, found in categories.items()}
-    counts = {name: len(found) for name, found in categories.items()}
     yield f"{'':<12}{'steps':>10}{'records':>12}{'tokens':>16}"
-    for stage, curriculum, steps in plan(options, counts, options.ranks):
+    records_of = Counter({name: count.records for name, count in counts.items()})
+    for stage, curriculum, steps in plan(options, records_of, options.ranks):
         records = steps * options.micro_batch_size * options.ranks * stage.accumulation
-        tokens = sum(count * lengths[name] for name, count in curriculum.counts(records).items())
+        shares = curriculum.counts(records).items()
+        tokens = sum(number * counts[name].tokens / counts[name].records for name, number in shares)
         yield f"{stage.name:<12}{steps:>10,}{records:>12,}{tokens:>16,.0f}"

@@ -5,9 +5,7 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from being_vl.errors import CheckpointError
 from being_vl.files import remove, write_json
 
 log = logging.getLogger(__name__)
@@ -68,21 +66,3 @@ def _problem(folder: Path) -> str | None:
         if not file.is_file() or file.stat().st_size != size:
             return f"{name} is missing or not {size} bytes long"
     return None
-
-
-def check_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """Compare the recipe of this run with the one that `path` holds from an earlier run, if there was one.
-
-    Raises:
-        CheckpointError: if they differ, naming every differing entry.
-    """
-    if not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    differing = [key for key in sorted(before.keys() | recipe.keys()) if before.get(key) != recipe.get(key)]
-    if differing:
-        changes = "; ".join(f"{key} was {before.get(key)!r}, is {recipe.get(key)!r}" for key in differing)
-        raise CheckpointError(
-            f"{path.parent}: holds a run of another recipe ({changes}). "
-            "Give the earlier options to resume it, or another output folder"
-        )

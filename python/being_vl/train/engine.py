@@ -1,6 +1,7 @@
 """Staged training: for each stage a model, a DeepSpeed engine, its steps, and a plain checkpoint at the end."""
 
 import contextlib
+import dataclasses
 import fcntl
 import gc
 import logging
@@ -8,6 +9,7 @@ import math
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -19,12 +21,14 @@ from torch import distributed as dist
 
 from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
-from being_vl.data.records import read_records
-from being_vl.data.sequences import Example, SequenceBuilder
-from being_vl.data.store import ExampleList, Sequences
-from being_vl.errors import CheckpointError, ConfigError, ModelError, RecordError
+from being_vl.data.options import PrepareOptions
+from being_vl.data.prepare import check_faults, load_builder, tokenise
+from being_vl.data.sequences import Example
+from being_vl.data.store import PreparedSequences, Sequences
+from being_vl.errors import CheckpointError
 from being_vl.files import (
     MANIFEST,
+    check_recipe,
     plain,
     read_manifest,
     remove,
@@ -35,9 +39,7 @@ from being_vl.files import (
 )
 from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
-from being_vl.quantize.grids import GridStore
-from being_vl.tokenizer import VisualBPE
-from being_vl.train.checkpoint import aside_tag, check_recipe, newest, publish
+from being_vl.train.checkpoint import aside_tag, newest, publish
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
 from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
@@ -62,8 +64,10 @@ def train(options: TrainOptions) -> Path:
         CheckpointError: if `out` holds a run of another recipe.
     """
     _start_ranks()
-    sequences = _load_sequences(options)
-    counts = {group: len(lengths) for group, lengths in sequences.lengths.items()}
+    sequences = load_sequences(options)
+    counts: Counter[str] = Counter()
+    for group, lengths in sequences.lengths.items():
+        counts[group.category] += len(lengths)
     plans = plan(options, counts, dist.get_world_size())
     recipe = _recipe(options)
     check_recipe(options.out / "recipe.json", recipe)
@@ -139,11 +143,12 @@ def _train_stage(
         rates = set_rates(optimizer, factor(stage, step - 1, steps))
         seen.update(example.category for example in batch)
         weight = math.fsum(float(example.weights[1:].sum(dtype=np.float64)) for example in batch)
-        tally = Tally(model.embedding.text_size, engine.device)
+        tally = Tally(model.embedding.text_size, sequences.categories, engine.device)
         cells = torch.zeros((), device=engine.device)
         for index in range(stage.accumulation):
             first = (index * world + rank) * options.micro_batch_size
-            micro = collate(batch[first : first + options.micro_batch_size], sequences.pad_id)
+            records = batch[first : first + options.micro_batch_size]
+            micro = collate(records, sequences.pad_id, sequences.categories)
             cells += micro["input_ids"].numel()
             inputs = {name: tensor.to(engine.device) for name, tensor in micro.items()}
             of_loss = {name: inputs.pop(name) for name in ("weights", "categories")}
@@ -228,57 +233,18 @@ def _say(message: str) -> None:
         log.info(message)
 
 
-def _load_sequences(options: TrainOptions) -> Sequences:
-    """Build every sequence once, so that what is wrong with the data shows before a stage starts."""
-    bad: list[str] = []
-    found, builder = load_examples(options, bad if options.lenient else None)
-    if bad:
-        _say(f"{len(bad)} faults in records, which are left out:")
-        for fault in bad:
-            _say(f"  {fault}")
-    return ExampleList(found, builder.pad_id)
-
-
-def load_examples(options: TrainOptions, bad: list[str] | None) -> tuple[list[Example], SequenceBuilder]:
-    """All sequences that a training will see, and what made them; `bad` as for `SequenceBuilder.build`."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    if not (options.model / "config.json").is_file():
-        raise ModelError(f"{options.model}: no config.json; expected the folder of a causal LM")
-    records = read_records(options.records, options.default_category, bad)
-    expanded = (options.model / LAYOUT_FILE).is_file()
-    pictured = next((record for record in records if record.images), None)
-    if pictured and not expanded:
-        raise ModelError(
-            f"{options.model}: not expanded by visual tokens, but record {pictured.id!r} of {pictured.source} has an "
-            "image; run `being-vl expand` first"
-        )
-    if pictured and options.grids is None:
-        raise ConfigError(f"record {pictured.id!r} of {pictured.source} has an image: give --grids")
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    config = AutoConfig.from_pretrained(options.model).get_text_config()
-    max_length = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
-    if max_length < options.max_length:
-        _say(f"max_length {options.max_length} is beyond the model's context, so it is {max_length}")
-    builder = SequenceBuilder(
-        tokenizer,
-        layout=VocabularyLayout.load(options.model) if expanded else None,
-        bpe=VisualBPE.load(options.model / "visual_vocabulary.json") if expanded else None,
-        grids=GridStore.open(options.grids) if options.grids else None,
-        max_length=max_length,
-        drop_too_long=options.drop_too_long,
-    )
-    examples = builder.build(records, bad)
-    if builder.dropped:
-        _say(
-            f"{len(builder.dropped)} of {len(records)} records are longer than {max_length} tokens, left out:"
-        )
-        for where, length in builder.dropped:
-            _say(f"  {where}: {length} tokens")
-    if not examples:
-        first = f"; {len(bad)} faults, the first: {bad[0]}" if bad else ""
-        raise RecordError(f"{', '.join(map(str, options.records))}: no records to train on{first}")
-    return examples, builder
+def load_sequences(options: TrainOptions) -> PreparedSequences:
+    """The sequences of a training, prepared on all ranks unless `records` is a folder where that was done."""
+    prepared = len(options.records) == 1 and (options.records[0] / MANIFEST).is_file()
+    folder = options.records[0] if prepared else options.out / "prepared"
+    builder = load_builder(options)
+    if not prepared:
+        values = {field.name: getattr(options, field.name) for field in dataclasses.fields(PrepareOptions)}
+        tokenise(PrepareOptions(**values | {"out": folder}), builder)
+        if dist.is_initialized():
+            dist.barrier()
+    check_faults(folder, options.lenient)
+    return PreparedSequences(folder, builder)
 
 
 def plan(
@@ -301,10 +267,12 @@ def plan(
 def _recipe(options: TrainOptions) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    for free in ("out", "save_every", "keep"):
+    for free in ("out", "save_every", "keep", "workers", "shard_size"):
         del recipe[free]
     recipe["ranks"] = dist.get_world_size()
-    recipe["records_sha256"] = [sha256(path) for path in options.records]
+    recipe["records_sha256"] = [
+        sha256(path / MANIFEST if path.is_dir() else path) for path in options.records
+    ]
     recipe["model_sha256"] = [sha256(f) for f in sorted(options.model.glob("*.safetensors"))]
     recipe["grids_sha256"] = sha256(options.grids / MANIFEST) if options.grids else None
     return recipe
@@ -329,7 +297,15 @@ def _batches(
     """Global batches from step `done` on, each ordered by length so that micro-batches have little padding."""
     for step in range(done, steps):
         positions = range(step * batch_size, (step + 1) * batch_size)
-        batch = [sequences.get(*curriculum[position], position) for position in positions]
+        batch = []
+        for position in positions:
+            category, index = curriculum[position]
+            for group, lengths in sequences.lengths.items():
+                if group.category == category:
+                    if index < len(lengths):
+                        batch.append(sequences.get(group, index, position))
+                        break
+                    index -= len(lengths)
         yield sorted(batch, key=lambda example: len(example.ids))
 
 

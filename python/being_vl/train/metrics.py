@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from being_vl.data.records import CATEGORIES
 from being_vl.data.sequences import NO_LOSS
 from being_vl.train.split import TrainedLM
 
@@ -50,13 +49,15 @@ class Tally:
 
     Args:
         text_size: Ids from here on are visual.
+        categories: Names of the categories.
         device: Where the losses are.
     """
 
-    def __init__(self, text_size: int, device: torch.device) -> None:
+    def __init__(self, text_size: int, categories: Sequence[str], device: torch.device) -> None:
         self._text_size = text_size
+        self._categories = categories
         # Rows: categories × (text, visual). Columns: sum of the losses, sum of their weights, number of labels.
-        self._sums = torch.zeros(2 * len(CATEGORIES), 3, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(2 * len(categories), 3, dtype=torch.float64, device=device)
 
     def add(self, losses: Tensor, labels: Tensor, weights: Tensor, categories: Tensor) -> Tensor:
         """Add a micro-batch, and return the weighted sum of its losses, to be differentiated.
@@ -65,7 +66,7 @@ class Tally:
             losses: (n,), of the labels other than -100 but the first of each row, as `TrainedLM` returns them.
             labels: (B, T) int64.
             weights: (B, T) float, of the labels' losses.
-            categories: (B, T) int64, each token's place in `CATEGORIES`.
+            categories: (B, T) int64, each token's place among the categories.
         """
         labelled = labels[:, 1:] != NO_LOSS
         weight = weights[:, 1:][labelled]
@@ -78,8 +79,8 @@ class Tally:
     def means(self) -> dict[str, Any]:
         """Sum up over all ranks; `loss`, `losses` by category and kind, and `labelled_tokens`, for the log."""
         dist.all_reduce(self._sums)
-        by_both = self._sums.cpu().view(len(CATEGORIES), 2, 3)
-        named = dict(zip(CATEGORIES, by_both.sum(1), strict=True))
+        by_both = self._sums.cpu().view(len(self._categories), 2, 3)
+        named = dict(zip(self._categories, by_both.sum(1), strict=True))
         named |= dict(zip(("text", "visual"), by_both.sum(0), strict=True))
         loss, weight, count = by_both.sum((0, 1)).tolist()
         losses = {name: (sums[0] / sums[1]).item() for name, sums in named.items() if sums[1]}

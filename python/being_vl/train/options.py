@@ -1,9 +1,9 @@
 """Options of staged training; importable without torch."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
+from being_vl.data.options import PrepareOptions
 from being_vl.errors import ConfigError
 
 
@@ -72,14 +72,13 @@ def paper_stages() -> list[StageOptions]:
 
 
 @dataclass
-class TrainOptions:
-    """Options of `being-vl train`.
+class TrainOptions(PrepareOptions):
+    """Options of `being-vl train`: those of `being-vl prepare`, and
 
     Args:
-        model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone.
-        records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow.
+        records: Files of records as for `being-vl prepare`, which are prepared in `out` first; or a folder that it
+            wrote, as its own options have made it.
         out: Folder for one plain Hugging Face checkpoint per stage, logs, and checkpoints to resume from.
-        grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
         stages: The stages in order; the paper's three by default.
         zero: ZeRO stage of DeepSpeed.
         offload: `optimizer` keeps AdamW's state and the float32 weights in the CPU's memory and steps there; needs ZeRO
@@ -89,11 +88,6 @@ class TrainOptions:
             and PyTorch's SDPA elsewhere.
         loss_chunk: Labelled positions whose logits exist at once; more take memory, fewer a little time.
         micro_batch_size: Records per rank and forward pass.
-        max_length: Longest sequence in tokens, at most the model's context; a longer record is an error unless
-            `drop_too_long`.
-        drop_too_long: Leave out and count records that are longer than `max_length`.
-        lenient: Leave out and list bad records, rather than stop.
-        default_category: Category of the records that name none.
         weight_decay: AdamW's decoupled weight decay.
         decay: What it acts on: `all` that trains, or the weight `matrices` alone, without norms, biases, embedding and
             output head.
@@ -110,10 +104,6 @@ class TrainOptions:
         keep: Number of such checkpoints kept.
     """
 
-    model: Path
-    records: list[Path]
-    out: Path
-    grids: Path | None = None
     stages: list[StageOptions] = field(default_factory=paper_stages)
     zero: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer"] = "none"
@@ -121,10 +111,6 @@ class TrainOptions:
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     loss_chunk: int = 1024
     micro_batch_size: int = 4
-    max_length: int = 2048
-    drop_too_long: bool = False
-    lenient: bool = False
-    default_category: str = "foundation"
     weight_decay: float = 0.01
     decay: Literal["all", "matrices"] = "all"
     betas: tuple[float, float] = (0.9, 0.999)
@@ -138,6 +124,7 @@ class TrainOptions:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")

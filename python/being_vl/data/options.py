@@ -1,0 +1,82 @@
+"""Options of prepared data; importable without torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from being_vl.errors import ConfigError
+
+CATEGORIES = ("foundation", "perception", "reasoning", "instruction")
+"""The paper's kinds of data (section 3.4): captions; attributes and objects; relations; dialogues and tasks."""
+
+RESERVED = ("text", "visual", "text_only")
+"""What logs and mixtures call other things than a category."""
+
+TooLong = Literal["error", "drop", "truncate"]
+
+
+@dataclass
+class LossOptions:
+    """What carries loss: weights of the loss on predicting a token. All 1 is what the published code does.
+
+    Args:
+        answers: Of answers and their end-of-turn tokens.
+        captions: Of captions without a question, and their end-of-turn tokens.
+        questions: Of questions, system turns, and what the chat template writes around the turns.
+        images: Of images' tokens, BOI and EOI among them.
+    """
+
+    answers: float = 1.0
+    captions: float = 1.0
+    questions: float = 0.0
+    images: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            if not 0 <= weight < float("inf"):
+                raise ConfigError(f"loss.{name} is {weight}; expected a weight of at least 0")
+
+
+@dataclass
+class PrepareOptions:
+    """Options of `being-vl prepare`.
+
+    Args:
+        model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone; its
+            tokenizer and visual vocabulary are used, its weights are not read.
+        records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow.
+        out: Folder for the Arrow files of tokenised records.
+        grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
+        max_length: Longest sequence in tokens, at most the model's context.
+        too_long: What becomes of longer records: `error`; `drop` leaves them out and lists them; `truncate` cuts
+            their last questions and answers as whole turns, never an image, and drops those that have one question.
+        lenient: Leave out and list bad records, rather than stop.
+        default_category: Category of the records that name none.
+        categories: The categories that records may name.
+        loss: What carries loss.
+        shard_size: Records per Arrow file.
+        workers: Processes that make files; 0 for this one alone.
+    """
+
+    model: Path
+    records: list[Path]
+    out: Path
+    grids: Path | None = None
+    max_length: int = 2048
+    too_long: TooLong = "error"
+    lenient: bool = False
+    default_category: str = "foundation"
+    categories: list[str] = field(default_factory=lambda: [*CATEGORIES])
+    loss: LossOptions = field(default_factory=LossOptions)
+    shard_size: int = 10_000
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"max_length": 1, "shard_size": 1, "workers": 0}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        for name in self.categories:
+            if not name or "/" in name or name in RESERVED:
+                raise ConfigError(
+                    f"categories: {name!r}; expected names without '/', other than {', '.join(RESERVED)}"
+                )
