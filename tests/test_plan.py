@@ -1,4 +1,4 @@
-"""`being-vl plan` against what engines really hold; and the shipped recipes, each planned and tried out on a small scale."""
+"""`being-vl plan` against what engines really hold; the shipped recipes, each planned and tried out small."""
 
 import gc
 import json
@@ -150,7 +150,8 @@ def test_activations_are_those_of_a_real_forward_pass(
         labels = ids.clone()
         labels[:, : length - labelled] = -100
         measured, _ = saved_bytes(
-            real, lambda: real(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids))  # noqa: B023
+            real,
+            lambda: real(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids)),  # noqa: B023
         )
         if checkpointing:
             layer = (planned.kept - planned.between) // planned.layers
@@ -221,7 +222,7 @@ def test_bad_plans_are_refused(chain: Path, tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipe_is_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     training, _ = training_of(find_recipe(name), [])
-    text = planned(capsys, name, "--gpus", "8x80GB")
+    text = planned(capsys, name, "--gpus", "8x80GB", *(["--shape", "demo"] if name == "demo" else []))
     assert len(table(text, "together")) == len(training.stages)
     assert "do not fit" not in text
 
@@ -249,5 +250,7 @@ def test_shipped_recipe_trains_a_model_of_its_kind(name: str, chain: Path, tmp_p
     recipe.write_text(yaml.safe_dump(changed))
     forked(recipe)
     entries = read_log(tmp_path / "out" / "log.jsonl")
-    assert [entry["stage"] for entry in entries] == [stage.name for stage in training.stages for _ in range(2)]
+    assert [entry["stage"] for entry in entries] == [
+        stage.name for stage in training.stages for _ in range(2)
+    ]
     assert all(entry["loss"] > 0 for entry in entries)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -38,6 +38,7 @@ class RunOptions:
         train_quantizer: Train a VQ-GAN on the images first, instead of taking `quantizer`.
         quantizer: Named as for `being-vl quantize`: `builtin`, a folder, a file or a hub name.
         ranks: Processes that train together; one per GPU by default, one on a CPU.
+        until: The last step to do; `expand` leaves the training to `being-vl launch`.
     """
 
     images: Path
@@ -47,6 +48,7 @@ class RunOptions:
     train_quantizer: bool = False
     quantizer: str = "builtin"
     ranks: int | None = None
+    until: Literal["quantize", "vocab", "expand", "train"] = "train"
 
 
 def recipe_parser() -> ArgumentParser:
@@ -152,13 +154,13 @@ def is_run(recipe: Path) -> bool:
 
 
 def run(config: Namespace) -> Path:
-    """Quantize, learn the vocabulary, expand and train; steps that are finished are skipped.
+    """Quantize, learn the vocabulary, expand and train, up to `until`; steps that are finished are skipped.
 
     Args:
         config: What `recipe_parser()` parsed.
 
     Returns:
-        The folder of the trained model.
+        The folder of the trained model, or what the last step made.
 
     Raises:
         ConfigError: if a finished step in `out` was made with other options or inputs.
@@ -169,7 +171,6 @@ def run(config: Namespace) -> Path:
     from being_vl.quantize.job import quantize
     from being_vl.quantize.training import train_quantizer
     from being_vl.train.ranks import train_on_ranks
-    from being_vl.vocabulary import train_vocabulary
 
     options = recipe_parser().instantiate(config)
     _check(options)
@@ -178,15 +179,34 @@ def run(config: Namespace) -> Path:
     steps = Steps(Path(options.out))
     if options.train_quantizer:
         steps.do("quantizer", train_quantizer, options.quantizer_training, images)
-    steps.do("quantize", quantize, options.quantize, images)
-    steps.do("vocab", lambda o: train_vocabulary(dataclasses.replace(o, resume=True)), options.vocab)
-    steps.do("expand", expand, options.expand)
-    steps.do("train", lambda o: train_on_ranks(o, options.ranks), options.train, records)
     train: TrainOptions = options.train
-    model = train.out / train.stages[-1].name
-    log.info("trained model: %s", model)
-    log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", model)
-    return model
+    to_do: dict[str, tuple[Callable[[Any], Any], Any, Any, Path]] = {
+        "quantize": (quantize, options.quantize, images, options.quantize.out),
+        "vocab": (_train_vocabulary, options.vocab, None, options.vocab.out),
+        "expand": (expand, options.expand, None, options.expand.out),
+        "train": (
+            lambda o: train_on_ranks(o, options.ranks),
+            train,
+            records,
+            train.out / train.stages[-1].name,
+        ),
+    }
+    for name, (function, of_step, inputs, made) in to_do.items():
+        steps.do(name, function, of_step, inputs)
+        if name == options.until:
+            break
+    if name == "train":
+        log.info("trained model: %s", made)
+        log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", made)
+    else:
+        log.info("%s is as far as asked for: %s", name, made)
+    return made
+
+
+def _train_vocabulary(options: VocabOptions) -> None:
+    from being_vl.vocabulary import train_vocabulary
+
+    train_vocabulary(dataclasses.replace(options, resume=True))
 
 
 def _check(options: Namespace) -> None:

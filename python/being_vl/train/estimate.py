@@ -7,12 +7,14 @@ real one. What DeepSpeed keeps of them follows from its ZeRO stage.
 import dataclasses
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -127,8 +129,8 @@ def find_shape(name: str | Path, new_rows: int | None) -> Shape:
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(file.stem for file in SHAPES.glob("*.json")))
         raise ModelError(
-            f"{name}: no model's config.json there ({str(error).splitlines()[0]}); give shape: a folder, a config.json, "
-            f"or one of {known}"
+            f"{name}: no model's config.json there ({str(error).splitlines()[0]}); "
+            f"give shape: a folder, a config.json, or one of {known}"
         ) from None
     text = config.get_text_config()
     if (path / LAYOUT_FILE).is_file():
@@ -202,7 +204,9 @@ def measure_activations(model: TrainedLM, length: int, labelled: int) -> Activat
     if labelled > model.head.chunk:
         chunk, _ = saved_bytes(model, lambda: model.head(some[:rows], targets[:rows]))
     size = sum(len(part) for part in (model.head.text, model.head.new) if part is not None)
-    chunk += rows * size * (4 + hidden.element_size())  # gradients: of the float32 logits, and of those before
+    chunk += (
+        rows * size * (4 + hidden.element_size())
+    )  # gradients: of the float32 logits, and of those before
     return Activations(kept + head, between + head, len(model.layers()), chunk)
 
 
@@ -395,7 +399,9 @@ def advice(found: Estimate, training: TrainOptions, gpus: Gpus) -> str | None:
     together |= {"zero": 3}
     count = next((n for n in (gpus.count << k for k in range(1, 11)) if total(together, n) <= room), None)
     if count:
-        return f"{said}. It takes {count} GPUs, with {_shown(together)} ({total(together, count) / 1e9:.1f} GB)"
+        return (
+            f"{said}. It takes {count} GPUs, with {_shown(together)} ({total(together, count) / 1e9:.1f} GB)"
+        )
     return f"{said}, nor in any number of such GPUs: lower max_length, or take a smaller model"
 
 
@@ -419,7 +425,11 @@ def describe(
             for part in Memory._fields
         ),
         ("  together", [f"{stage.memory.total / 1e9:.2f}" for stage in found]),
-        *([("GB of host per GPU", [f"{s.host / 1e9:.2f}" for s in found])] if any(s.host for s in found) else []),
+        *(
+            [("GB of host per GPU", [f"{s.host / 1e9:.2f}" for s in found])]
+            if any(s.host for s in found)
+            else []
+        ),
         ("GB on disk", []),
         ("  to resume", [f"{(training.keep + 1) * stage.resume / 1e9:.2f}" for stage in found]),
         ("  result", [f"{stage.result / 1e9:.2f}" for stage in found]),
@@ -433,7 +443,9 @@ def describe(
     ]
     lines = [title, *(f"{name:<28}" + "".join(f"{cell:>16}" for cell in cells) for name, cells in rows)]
     if of_all:
-        lines.append(f"{sum(seconds) / 3600:,.1f} hours and {sum(s.flops for s in found) / 1e15:,.0f} PFLOP in all")
+        lines.append(
+            f"{sum(seconds) / 3600:,.1f} hours and {sum(s.flops for s in found) / 1e15:,.0f} PFLOP in all"
+        )
     else:
         lines.append("the number of records is not known: give records, such as '{\"foundation\": 558000}'")
     lines += filter(None, (advice(stage, training, gpus) for stage in found))
@@ -477,22 +489,27 @@ def plan_recipe(options: PlanOptions, training: TrainOptions, model: str, new_ro
 
 def read_ahead(options: PlanOptions, training: TrainOptions, ranks: int) -> list[Reading]:
     """What each stage will read: of the records themselves if they are at hand, else as the options describe them."""
-    from being_vl.train.engine import load_examples, plan
+    from being_vl.data.sequences import Group
+    from being_vl.train.engine import load_sequences, plan
 
     if not options.records and all(path.exists() for path in training.records) and training.model.is_dir():
-        lengths: dict[str, list[int]] = {}
-        for example in load_examples(training, [] if training.lenient else None)[0]:
-            lengths.setdefault(example.category, []).append(len(example.ids))
+        lengths = load_sequences(training).lengths
     elif options.records:
-        lengths = {name: [options.mean_length] * count for name, count in options.records.items()}
+        lengths = {
+            Group(category, "planned", False): np.full(count, options.mean_length, np.int32)
+            for category, count in options.records.items()
+        }
     else:
         return [per_step(training, stage, options.mean_length, ranks) for stage in training.stages]
-    counts = {name: len(found) for name, found in lengths.items()}
+    by_category: dict[str, list[int]] = defaultdict(list)
+    for group, found in lengths.items():
+        by_category[group.category] += found.tolist()
+    counts = {name: len(found) for name, found in by_category.items()}
     readings = []
     for stage, curriculum, steps in plan(training, counts, ranks):
         records = steps * training.micro_batch_size * ranks * stage.accumulation
         tokens = sum(
-            count * sum(lengths[name]) / len(lengths[name]) for name, count in curriculum.counts(records).items()
+            number * float(np.mean(by_category[n])) for n, number in curriculum.counts(records).items()
         )
         readings.append(Reading(steps, records, tokens))
     return readings

@@ -1,6 +1,7 @@
 """Options of staged training; importable without torch."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from being_vl.data.options import PrepareOptions
