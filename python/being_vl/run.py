@@ -191,7 +191,7 @@ def run(config: Namespace) -> Path:
             train.out / train.stages[-1].name,
         ),
     }
-    for name, (function, of_step, inputs, made) in to_do.items():
+    for name, (function, of_step, inputs, made) in to_do.items():  # noqa: B007
         steps.do(name, function, of_step, inputs)
         if name == options.until:
             break
