@@ -1,12 +1,14 @@
 """`being-vl check` on the chain of the other tests."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from being_vl.cli import main
+from being_vl.errors import ManifestError
 from being_vl.train.engine import load_sequences
 from being_vl.train.options import TrainOptions
 
@@ -104,3 +106,23 @@ def test_lenient_training_leaves_out_bad_records_and_lists_them(
     (report,) = (message for message in caplog.messages if message.startswith("unknown category: 1 of"))
     assert report.count("bad.json: record") == 2
     assert any("is beyond the model's context, so it is" in message for message in caplog.messages)
+
+
+def test_training_reads_a_prepared_folder_with_dropout_without_being_told_the_grids(
+    chain: Path, recipe: Path, tmp_path: Path
+) -> None:
+    assert main(["check", "--recipe", str(recipe), "--show", "0"]) == 0
+    options = TrainOptions(chain / "tied", [tmp_path / "run" / "prepared"], tmp_path / "other")
+    plain = load_sequences(options)
+    options.bpe_dropout = 0.5
+    dropped = load_sequences(options)
+    group = next(group for group in plain.lengths if not group.text_only)
+    assert len(dropped.get(group, 0, 5).ids) > len(plain.get(group, 0, 5).ids)
+    options.seed = 1
+    assert dropped.get(group, 0, 5).ids.tolist() != load_sequences(options).get(group, 0, 5).ids.tolist()
+    shutil.copytree(chain / "grids", tmp_path / "grids")
+    manifest = json.loads((tmp_path / "grids" / "manifest.json").read_text())
+    (tmp_path / "grids" / "manifest.json").write_text(json.dumps(manifest | {"images": "others"}))
+    options.grids = tmp_path / "grids"
+    with pytest.raises(ManifestError, match="was made from other grids"):
+        load_sequences(options)

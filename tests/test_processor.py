@@ -76,6 +76,15 @@ def test_an_image_between_texts_stays_there(processor: BeingVLProcessor) -> None
     assert "<|visual_end|> red?" in written
 
 
+def test_a_system_message_stands_where_the_template_puts_it(processor: BeingVLProcessor) -> None:
+    system = {"role": "system", "content": "Be kind."}
+    written = processor.decode(processor([system, *ask("What is it?", picture("red"))]).input_ids[0])
+    chat = [system, {"role": "user", "content": "What is it?"}]
+    expected = processor.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert "Be kind." in expected
+    assert written.partition("<|visual_end|>")[2] == expected.removeprefix("<|begin_of_text|>")
+
+
 def test_files_pictures_and_grids_are_the_same_images(processor: BeingVLProcessor, tmp_path: Path) -> None:
     picture("green").save(tmp_path / "a.png")
     (grid,) = processor.quantizer.encode([picture("green")])
@@ -126,7 +135,11 @@ def test_it_is_saved_and_found_by_the_auto_class(processor: BeingVLProcessor, tm
 def test_what_is_no_chat_is_refused(processor: BeingVLProcessor, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no messages"):
         processor([])
-    with pytest.raises(RecordError, match="message 0: role is 'system'; expected 'user' or 'assistant'"):
+    with pytest.raises(
+        RecordError, match="message 0: role is 'tool'; expected 'system', 'user' or 'assistant'"
+    ):
+        processor([{"role": "tool", "content": "Be kind."}])
+    with pytest.raises(RecordError, match="user first and last"):
         processor([{"role": "system", "content": "Be kind."}])
     with pytest.raises(RecordError, match="user first and last"):
         processor([*ask("What?"), {"role": "assistant", "content": "It."}])

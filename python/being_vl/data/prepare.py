@@ -18,7 +18,7 @@ from being_vl.data.options import PrepareOptions
 from being_vl.data.records import Records
 from being_vl.data.sequences import DROPPED, TRUNCATED, Fault, SequenceBuilder
 from being_vl.data.store import shard_path, write_shard
-from being_vl.errors import ModelError, RecordError
+from being_vl.errors import ManifestError, ModelError, RecordError
 from being_vl.files import (
     MANIFEST,
     check_recipe,
@@ -228,12 +228,28 @@ def _write_manifest(options: PrepareOptions, recipe: dict[str, Any], shards: Seq
             }
             counts.update(entry)
             entries.append({"file": shard.path.name, **entry, "sha256": sha256(shard.path)})
-    files = {"source": plain(options.records), "grids": plain(options.grids)}
+    grids = options.grids
+    files = {"source": plain(options.records), "grids": str(grids.absolute()) if grids else None}
+    files["grids_sha256"] = sha256(grids / MANIFEST) if grids else None
     write_manifest(
         options.out,
         "sequences",
         {**files, **counts, "faults": dict(kinds.most_common()), "recipe": recipe, "shards": entries},
     )
+
+
+def find_grids(folder: Path, given: Path | None) -> Path | None:
+    """The grids that sequences were made from: where they are given, or where they were; None if they are gone.
+
+    Raises:
+        ManifestError: if those that are given are others.
+    """
+    manifest = read_manifest(folder, "sequences")
+    was = manifest["grids"] and Path(manifest["grids"])
+    found = given or (was if was and (was / MANIFEST).is_file() else None)
+    if found and sha256(found / MANIFEST) != manifest["grids_sha256"]:
+        raise ManifestError(f"{folder}: was made from other grids than are in {found} now; prepare it again")
+    return found
 
 
 def check_faults(folder: Path, lenient: bool) -> None:

@@ -58,7 +58,8 @@ class BeingVLProcessor:
         `image` is a PIL image, a file's path, or a grid of the model's quantizer.
 
         Args:
-            messages: A chat, of which user and assistant take turns, the user first and last; or a list of chats.
+            messages: A chat, of which user and assistant take turns, the user first and last, behind a system message
+                if there is one; or a list of chats.
 
         Returns:
             `input_ids` and `attention_mask`, int64 tensors (chats, length), padded on the left: what `generate` takes.
@@ -174,8 +175,8 @@ def _turns(messages: Sequence[Message]) -> tuple[list[Turn], list[Picture]]:
     turns, pictures = [], []
     for number, message in enumerate(messages):
         role, content, text = message.get("role"), message.get("content"), ""
-        if role not in ("user", "assistant"):
-            raise RecordError(f"message {number}: role is {role!r}; expected 'user' or 'assistant'")
+        if role not in ("system", "user", "assistant"):
+            raise RecordError(f"message {number}: role is {role!r}; expected 'system', 'user' or 'assistant'")
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
             kind = part.get("type")
             if kind == "image" and role == "user" and "image" in part:

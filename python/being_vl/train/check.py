@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +11,6 @@ from being_vl.data.prepare import describe_faults
 from being_vl.data.sequences import DROPPED, Example, SequenceBuilder
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import RecordError
-from being_vl.quantize.grids import GridStore
 from being_vl.train.engine import load_sequences, plan
 from being_vl.train.options import CheckOptions
 
@@ -32,8 +30,6 @@ def check(options: CheckOptions, say: Callable[[str], None]) -> None:
     """
     sequences = load_sequences(replace(options, lenient=True))
     manifest, builder = sequences.manifest, sequences.builder
-    if builder.grids is None and manifest["grids"]:
-        builder.grids = GridStore.open(Path(manifest["grids"]))
     counts = _count(sequences)
     for category in counts:
         groups = [group for group in sequences.lengths if group.category == category]
@@ -71,7 +67,8 @@ def _shown(builder: SequenceBuilder, example: Example) -> str:
 
 def _drawn(builder: SequenceBuilder, key: str) -> str:
     """An image's cells: a letter for each region of several, a dot for an id on its own."""
-    assert builder.grids is not None and builder.bpe is not None  # noqa: PT018
+    if builder.grids is None or builder.bpe is None:
+        return f"[image {key}]: its grid is gone"
     grid = builder.grids[key]
     tokens, regions = builder.bpe.encode(grid, return_regions=True)
     merged = np.bincount(np.asarray(regions).ravel(), minlength=len(tokens)) > 1

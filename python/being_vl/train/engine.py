@@ -22,7 +22,7 @@ from torch import distributed as dist
 from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import PrepareOptions
-from being_vl.data.prepare import check_faults, load_builder, tokenise
+from being_vl.data.prepare import check_faults, find_grids, load_builder, tokenise
 from being_vl.data.sequences import Example
 from being_vl.data.store import PreparedSequences, Sequences
 from being_vl.errors import CheckpointError
@@ -237,6 +237,8 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
     """The sequences of a training, prepared on all ranks unless `records` is a folder where that was done."""
     prepared = len(options.records) == 1 and (options.records[0] / MANIFEST).is_file()
     folder = options.records[0] if prepared else options.out / "prepared"
+    if prepared:
+        options = dataclasses.replace(options, grids=find_grids(folder, options.grids))
     builder = load_builder(options)
     if not prepared:
         values = {field.name: getattr(options, field.name) for field in dataclasses.fields(PrepareOptions)}
@@ -244,7 +246,7 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
         if dist.is_initialized():
             dist.barrier()
     check_faults(folder, options.lenient)
-    return PreparedSequences(folder, builder)
+    return PreparedSequences(folder, builder, options.bpe_dropout, options.seed)
 
 
 def plan(

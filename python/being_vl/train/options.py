@@ -88,6 +88,8 @@ class TrainOptions(PrepareOptions):
         attention: Kernel of the attention; `auto` is FlashAttention 2 on a GPU in bf16 where flash-attn is installed,
             and PyTorch's SDPA elsewhere.
         loss_chunk: Labelled positions whose logits exist at once; more take memory, fewer a little time.
+        bpe_dropout: Probability with which a merge is skipped each time a record is read (BPE-dropout), so that an
+            image comes as other tokens; a function of the seed and the record's place in the training.
         micro_batch_size: Records per rank and forward pass.
         weight_decay: AdamW's decoupled weight decay.
         decay: What it acts on: `all` that trains, or the weight `matrices` alone, without norms, biases, embedding and
@@ -111,6 +113,7 @@ class TrainOptions(PrepareOptions):
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     loss_chunk: int = 1024
+    bpe_dropout: float = 0.0
     micro_batch_size: int = 4
     weight_decay: float = 0.01
     decay: Literal["all", "matrices"] = "all"
@@ -126,6 +129,8 @@ class TrainOptions(PrepareOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.bpe_dropout <= 1:
+            raise ConfigError(f"bpe_dropout is {self.bpe_dropout}; expected a probability, 0 to 1")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")

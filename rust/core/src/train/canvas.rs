@@ -118,7 +118,7 @@ pub(super) struct Canvas<W> {
     /// Tokens below this are of the codebook: their regions are single cells.
     pub base_vocab_size: u32,
     /// Token of border cells, larger than any other.
-    border: u32,
+    pub border: u32,
     /// Whether every cell is a region of its own.
     single: bool,
 }
@@ -177,6 +177,26 @@ impl<W: Word> Canvas<W> {
         let start = position as usize;
         for (cell, &id) in self.cells[start..start + ids.len()].iter_mut().zip(ids) {
             *cell = W::new(id, 0);
+        }
+    }
+
+    /// Whether every cell is a region of its own.
+    pub fn is_single(&self) -> bool {
+        self.single
+    }
+
+    /// Visits all cells, as (position, token, token right of it, token below it), and some of the border.
+    #[inline]
+    pub fn for_each_cell(&self, mut visit: impl FnMut(u32, u32, u32, u32)) {
+        for (i, &Stack { start, stride, .. }) in self.stacks.iter().enumerate() {
+            let end = self.stacks.get(i + 1).map_or(self.cells.len(), |next| next.start as usize);
+            let cells = &self.cells[start as usize..end];
+            // The last row is border.
+            let len = cells.len() - stride as usize;
+            let (here, right, below) = (&cells[..len], &cells[1..=len], &cells[stride as usize..]);
+            for i in 0..len {
+                visit(start + i as u32, here[i].token(), right[i].token(), below[i].token());
+            }
         }
     }
 
@@ -273,12 +293,8 @@ impl<W: Word> Canvas<W> {
     /// those in rows that begin between two positions. Cells are changed meanwhile, and changed back.
     pub fn for_each_pair(&mut self, from: usize, to: usize, visit: &mut impl FnMut(u32, u32, u32, u32)) {
         let mut found = Neighbours::default();
-        let Self { cells, stacks, base_vocab_size, border, single } = self;
+        let Self { cells, stacks, base_vocab_size, border, .. } = self;
         for (start, stride) in rows(stacks, from..to, cells.len()) {
-            if *single {
-                for_each_pair_of_cells(cells, start, stride, *border, visit);
-                continue;
-            }
             // The last column is border.
             for x in start..start + stride - 1 {
                 let (anchor, a) = region(cells, x);
@@ -311,12 +327,8 @@ impl<W: Word> Canvas<W> {
     /// two regions): the tokens of a pair of regions once for each side that they share, the one with the first anchor
     /// first.
     pub fn for_each_side(&self, from: usize, to: usize, visit: &mut impl FnMut(u32, u32, bool)) {
-        let Self { cells, stacks, border, single, .. } = self;
+        let Self { cells, stacks, border, .. } = self;
         for (start, stride) in rows(stacks, from..to, cells.len()) {
-            if *single {
-                for_each_pair_of_cells(cells, start, stride, *border, &mut |_, _, a, b| visit(a, b, true));
-                continue;
-            }
             // The last column is border.
             for p in start..start + stride - 1 {
                 let (x, a) = region(cells, p);
@@ -352,34 +364,6 @@ fn rows(stacks: &[Stack], range: Range<usize>, len: usize) -> impl Iterator<Item
         let rows = (first..range.end.min(end - stride as usize)).step_by(stride as usize);
         rows.map(move |start| (start as u32, stride))
     })
-}
-
-/// Visits the pairs of single cells that begin in a row.
-#[inline]
-fn for_each_pair_of_cells<W: Word>(
-    cells: &[W],
-    start: u32,
-    stride: u32,
-    border: u32,
-    visit: &mut impl FnMut(u32, u32, u32, u32),
-) {
-    let (row, below) = cells[start as usize..(start + 2 * stride) as usize].split_at(stride as usize);
-    let mut a = row[0].token();
-    if a == border {
-        return;
-    }
-    let last_row = below[0].token() == border;
-    // The last column is border.
-    for (x, (right, below)) in (start..).zip(row[1..].iter().zip(below)) {
-        let right = right.token();
-        if right != border {
-            visit(x, x + 1, a, right);
-        }
-        if !last_row {
-            visit(x, x + stride, a, below.token());
-        }
-        a = right;
-    }
 }
 
 /// Most regions that are told apart without sorting.

@@ -10,6 +10,7 @@
 
 mod candidates;
 mod canvas;
+mod cells;
 mod count;
 mod shard;
 
@@ -25,6 +26,7 @@ use crate::threads::Threads;
 use crate::vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary, check_options};
 use candidates::{Best, Candidates, Evaluation};
 use canvas::{Canvas, Short, Word};
+use cells::frequent_pairs;
 use count::{Count, Sketch};
 use shard::{Merge, NewPair, Pair, Shard, new_key, number};
 
@@ -515,11 +517,6 @@ impl<W: Word> Learner<W> {
     /// Counts all pairs and indexes the frequent ones, with a threshold of at most `limit`.
     fn index(&mut self, limit: u64, interrupt: &Interrupt) -> Result<()> {
         let Self { options, threads, shards, .. } = self;
-        let parallel = self.num_tokens >= PARALLEL_CELLS;
-        let bits = self.num_tokens.max(1).ilog2().clamp(10, MAX_SKETCH_BITS);
-        threads.map(shards, parallel, |shard| shard.count_roughly(bits, interrupt));
-        interrupt.check()?;
-        let sketch = Sketch::sum(shards.iter().map(Shard::sketch));
         // The lower the frequencies that can win, the more pairs, lest all be counted again.
         let halves = match options.merge_mode {
             _ if options.alpha > 0.5 => 4,
@@ -527,16 +524,30 @@ impl<W: Word> Learner<W> {
             MergeMode::Pair => 2,
         };
         let wanted = options.indexed_pairs.saturating_mul(halves) / 2;
-        let threshold = sketch.threshold(wanted).min(limit).max(options.min_frequency);
-        let reaching = sketch.reaching(threshold);
-        drop(sketch);
-        let parts = threads.map(shards, parallel, |shard| shard.count(&reaching, interrupt));
+        let parallel = self.num_tokens >= PARALLEL_CELLS;
+        let (threshold, mut counts) = if shards.iter().all(|shard| shard.canvas().is_single()) {
+            let canvases: Vec<_> = shards.iter().map(Shard::canvas).collect();
+            let bounds = options.min_frequency..=limit;
+            let found = frequent_pairs(&canvases, wanted, bounds, threads, interrupt);
+            for (shard, places) in shards.iter_mut().zip(found.places) {
+                shard.set_counted(places);
+            }
+            (found.threshold, found.counts)
+        } else {
+            let bits = self.num_tokens.max(1).ilog2().clamp(10, MAX_SKETCH_BITS);
+            threads.map(shards, parallel, |shard| shard.count_roughly(bits, interrupt));
+            interrupt.check()?;
+            let sketch = Sketch::sum(shards.iter().map(Shard::sketch));
+            let threshold = sketch.threshold(wanted).min(limit).max(options.min_frequency);
+            let reaching = sketch.reaching(threshold);
+            drop(sketch);
+            (threshold, threads.map(shards, parallel, |shard| shard.count(&reaching, interrupt)).concat())
+        };
         interrupt.check()?;
 
         self.threshold = threshold;
         self.candidates = Candidates::default();
         self.pairs_of.iter_mut().for_each(Vec::clear);
-        let mut counts = parts.concat();
         counts.sort_unstable_by_key(|&(key, _)| key);
         counts.dedup_by(|part, sum| {
             let same = part.0 == sum.0;

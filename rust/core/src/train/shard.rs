@@ -1,7 +1,7 @@
 //! A shard: some of the grids, with lists of where the indexed pairs occur in them.
 
 use super::canvas::{Canvas, Neighbour, Neighbours, Region, Word, is, region};
-use super::count::{Count, Counted, Places, Sketch, count, pack, unpack};
+use super::count::{Count, Places, Sketch, count, pack, unpack};
 use crate::encode::Encoding;
 use crate::grid::Offset;
 use crate::interrupt::Interrupt;
@@ -125,7 +125,8 @@ pub(super) struct Shard<W> {
     /// has another token: a region's token never comes back.
     places: Vec<Places>,
     sketch: Sketch,
-    counted: Vec<Counted>,
+    /// Keys of pairs that were counted, and where they occur.
+    counted: Vec<(u64, Places)>,
     changes: Changes,
     /// After a rule, the pairs with the new token, each once, and their counts.
     added: Vec<(NewPair, u32)>,
@@ -189,6 +190,16 @@ impl<W: Word> Shard<W> {
         }
     }
 
+    /// Its grids.
+    pub fn canvas(&self) -> &Canvas<W> {
+        &self.canvas
+    }
+
+    /// Takes the places of pairs that were counted elsewhere.
+    pub fn set_counted(&mut self, counted: Vec<(u64, Places)>) {
+        self.counted = counted;
+    }
+
     /// Counts all pairs by a hash of 2^`bits` values: upper bounds of their counts.
     pub fn count_roughly(&mut self, bits: u32, interrupt: &Interrupt) {
         self.sketch = Sketch::new(&self.canvas, bits, interrupt);
@@ -203,14 +214,16 @@ impl<W: Word> Shard<W> {
     pub fn count(&mut self, reaching: &[u64], interrupt: &Interrupt) -> Vec<(u64, Count)> {
         self.places = Vec::new();
         let sketch = std::mem::take(&mut self.sketch);
-        self.counted = count(&mut self.canvas, &sketch, reaching, interrupt);
-        self.counted.iter().map(|pair| (pair.key, pair.count)).collect()
+        let counted = count(&mut self.canvas, &sketch, reaching, interrupt);
+        let counts = counted.iter().map(|pair| (pair.key, pair.count)).collect();
+        self.counted = counted.into_iter().map(|pair| (pair.key, pair.places)).collect();
+        counts
     }
 
     /// Makes what was counted the new lists, given the pairs that were taken up, in order, their index being their place.
     pub fn index_counted(&mut self, keys: &[u64]) {
         self.places.resize_with(keys.len(), Places::default);
-        for Counted { key, places, .. } in self.counted.drain(..) {
+        for (key, places) in std::mem::take(&mut self.counted) {
             if let Ok(pair) = keys.binary_search(&key) {
                 self.places[pair] = places;
             }

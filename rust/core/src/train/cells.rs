@@ -1,0 +1,277 @@
+//! Counting pairs while every cell is a region of its own: with the cells sorted by token, the pairs that begin with one
+//! token are counted in one small table, exactly, and those that are frequent enough are listed at once.
+
+use std::cmp::Reverse;
+use std::ops::{Range, RangeInclusive};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::canvas::{Canvas, Word};
+use super::count::{Count, Places};
+use crate::interrupt::Interrupt;
+use crate::statistics::key;
+use crate::threads::Threads;
+
+/// About how many cells are sorted at a time.
+const MOST_SORTED: usize = 1 << 24;
+
+/// Tokens are of one of so many classes, each a fair sample of them.
+const CLASSES: u32 = 8;
+
+/// With fewer tokens than this, one class does not tell how frequent pairs are.
+const FEW_TOKENS: u32 = 1 << 12;
+
+/// With fewer cells than this, waking threads is not worth it.
+const PARALLEL_CELLS: usize = 1 << 14;
+
+fn class(token: u32) -> u32 {
+    token.wrapping_mul(0x9E37_79B1) >> (u32::BITS - CLASSES.ilog2())
+}
+
+/// Frequent pairs of cells.
+#[derive(Debug, Default)]
+pub(super) struct Frequent {
+    /// No other pair is as frequent.
+    pub threshold: u64,
+    /// By key.
+    pub counts: Vec<(u64, Count)>,
+    /// Per canvas, where they occur, by key.
+    pub places: Vec<Vec<(u64, Places)>>,
+}
+
+/// Finds the pairs at or above a threshold that about `wanted` of them reach, within bounds; the lower one comes first.
+pub(super) fn frequent_pairs<W: Word>(
+    canvases: &[&Canvas<W>],
+    wanted: usize,
+    bounds: RangeInclusive<u64>,
+    threads: &Threads,
+    interrupt: &Interrupt,
+) -> Frequent {
+    match canvases {
+        [] => Frequent { threshold: *bounds.start(), ..Frequent::default() },
+        [first, ..] if first.border <= u16::MAX.into() => {
+            find::<W, u16>(canvases, wanted, bounds, threads, interrupt)
+        }
+        _ => find::<W, u32>(canvases, wanted, bounds, threads, interrupt),
+    }
+}
+
+/// A number that holds a token.
+trait Token: Copy + Default + Send + Sync + TryFrom<u32> + Into<u32> {}
+impl Token for u16 {}
+impl Token for u32 {}
+
+fn find<W: Word, T: Token>(
+    canvases: &[&Canvas<W>],
+    wanted: usize,
+    bounds: RangeInclusive<u64>,
+    threads: &Threads,
+    interrupt: &Interrupt,
+) -> Frequent {
+    let Canvas { base_vocab_size, border, .. } = *canvases[0];
+    let cells: usize = canvases.iter().map(|canvas| canvas.len()).sum();
+    let parallel = cells >= PARALLEL_CELLS;
+    // All cells are read for every group of classes, and those of its tokens sorted.
+    let groups = cells.div_ceil(MOST_SORTED).next_power_of_two().min(CLASSES as usize) as u32;
+    let sampled = if base_vocab_size < FEW_TOKENS { CLASSES / groups } else { 1 };
+
+    let mut all = Frequent { threshold: *bounds.start(), ..Frequent::default() };
+    all.places.resize_with(canvases.len(), Vec::new);
+    let mut counters: Vec<_> = (0..threads.count()).map(|_| Counter::new(border)).collect();
+    let mut sources: Vec<_> = canvases.iter().map(|&canvas| (canvas, Sorted::<T>::default())).collect();
+    for group in 0..groups {
+        let classes = CLASSES / groups * group..CLASSES / groups * (group + 1);
+        threads.map(&mut sources, parallel, |(canvas, sorted)| sorted.sort(canvas, &classes));
+        let sources: Vec<_> = sources.iter().map(|(_, sorted)| sorted).collect();
+        // The frequent ones first, so that no thread waits long for another.
+        let mut tokens: Vec<u32> =
+            (0..base_vocab_size).filter(|&token| classes.contains(&class(token))).collect();
+        let count = |token: u32| sources.iter().map(|sorted| sorted.of(token).len()).sum::<usize>();
+        tokens.sort_by_cached_key(|&token| Reverse(count(token)));
+        if group == 0 {
+            let sample: Vec<u32> = tokens.iter().copied().filter(|&token| class(token) < sampled).collect();
+            let next = AtomicUsize::new(0);
+            let frequencies = threads.map(&mut counters, parallel, |counter| {
+                let mut found = Vec::new();
+                while let Some(&a) = sample.get(next.fetch_add(1, Ordering::Relaxed))
+                    && !interrupt.is_set()
+                {
+                    counter.count(a, &sources);
+                    found.extend(counter.found().map(|(_, count)| count.all));
+                    counter.clear();
+                }
+                found
+            });
+            let mut frequencies = frequencies.concat();
+            let wanted = wanted * sampled as usize / CLASSES as usize;
+            if frequencies.len() > wanted {
+                let (_, &mut reached, _) =
+                    frequencies.select_nth_unstable_by_key(wanted, |&count| Reverse(count));
+                all.threshold = (reached + 1).clamp(*bounds.start(), (*bounds.end()).max(*bounds.start()));
+            }
+        }
+        let threshold = all.threshold;
+        let next = AtomicUsize::new(0);
+        let parts = threads.map(&mut counters, parallel, |counter| {
+            let mut part = Frequent::default();
+            part.places.resize_with(canvases.len(), Vec::new);
+            while let Some(&a) = tokens.get(next.fetch_add(1, Ordering::Relaxed))
+                && !interrupt.is_set()
+            {
+                counter.count(a, &sources);
+                counter.list(a, &sources, threshold, &mut part);
+                counter.clear();
+            }
+            part
+        });
+        for part in parts {
+            all.counts.extend(part.counts);
+            for (places, part) in all.places.iter_mut().zip(part.places) {
+                places.extend(part);
+            }
+        }
+    }
+    all
+}
+
+/// A cell: its position and the tokens right of it and below it.
+#[derive(Debug, Default, Clone, Copy)]
+struct Cell<T> {
+    x: u32,
+    right: T,
+    below: T,
+}
+
+/// The cells of some tokens, token by token, in raster order.
+#[derive(Debug, Default)]
+struct Sorted<T> {
+    cells: Vec<Cell<T>>,
+    /// Per token, where its cells begin and end.
+    ranges: Vec<(u32, u32)>,
+}
+
+impl<T: Token> Sorted<T> {
+    /// Sorts the cells of the tokens of some classes.
+    fn sort<W: Word>(&mut self, canvas: &Canvas<W>, classes: &Range<u32>) {
+        let mut counts = vec![0_u32; canvas.border as usize + 1];
+        canvas.for_each_cell(|_, token, _, _| counts[token as usize] += 1);
+        // Other cells are written, too, since a branch would be guessed wrong half the time: all to place 0.
+        let mut end = 1;
+        let mut cursors = vec![(0_u32, 0_u32); counts.len()];
+        for (token, count) in (0..canvas.base_vocab_size).zip(counts) {
+            if classes.contains(&class(token)) {
+                cursors[token as usize] = (end, 1);
+                end += count;
+            }
+        }
+        self.ranges = cursors.iter().map(|&(start, _)| (start, start)).collect();
+        self.cells.resize(self.cells.len().max(end as usize), Cell::default());
+        let cells = &mut self.cells[..];
+        let narrow = |token: u32| T::try_from(token).unwrap_or_default();
+        canvas.for_each_cell(|x, token, right, below| {
+            let (cursor, step) = &mut cursors[token as usize];
+            cells[*cursor as usize] = Cell { x, right: narrow(right), below: narrow(below) };
+            *cursor += *step;
+        });
+        for ((_, end), (cursor, _)) in self.ranges.iter_mut().zip(cursors) {
+            *end = cursor;
+        }
+    }
+
+    fn of(&self, token: u32) -> &[Cell<T>] {
+        let (start, end) = self.ranges[token as usize];
+        &self.cells[start as usize..end as usize]
+    }
+}
+
+/// Counts the pairs that begin with one token.
+struct Counter {
+    /// By the second token.
+    counts: Vec<Count>,
+    /// By the second token, the number of the list of the pair's places; for pairs that are not listed, 0.
+    numbers: Vec<u32>,
+    /// The first `len` are the second tokens found.
+    others: Vec<u32>,
+    len: usize,
+    border: u32,
+}
+
+impl Counter {
+    fn new(border: u32) -> Self {
+        let tokens = border as usize + 1;
+        let counts = vec![Count::default(); tokens];
+        Self { counts, numbers: vec![0; tokens], others: vec![0; tokens + 1], len: 0, border }
+    }
+
+    fn count<T: Token>(&mut self, a: u32, sources: &[&Sorted<T>]) {
+        let Self { counts, others, len, .. } = self;
+        let mut note = |token: T, below: u64| {
+            let token = token.into();
+            let count = &mut counts[token as usize];
+            others[*len] = token;
+            *len += usize::from(count.all == 0);
+            count.all += 1;
+            count.below += below;
+        };
+        for &Cell { right, below, .. } in sources.iter().flat_map(|sorted| sorted.of(a)) {
+            note(right, 0);
+            note(below, 1);
+        }
+    }
+
+    /// The pairs found, by their second token.
+    fn found(&self) -> impl Iterator<Item = (u32, Count)> {
+        let others = self.others[..self.len].iter().filter(|&&other| other != self.border);
+        others.map(|&other| (other, self.counts[other as usize]))
+    }
+
+    /// Lists where pairs at or above the threshold occur.
+    fn list<T: Token>(&mut self, a: u32, sources: &[&Sorted<T>], threshold: u64, result: &mut Frequent) {
+        let listed: Vec<_> = self.found().filter(|&(_, count)| count.all >= threshold).collect();
+        if listed.is_empty() {
+            return;
+        }
+        for (number, &(other, _)) in (1..).zip(&listed) {
+            self.numbers[other as usize] = number;
+        }
+        let all: usize = sources.iter().map(|sorted| sorted.of(a).len()).sum();
+        for (sorted, places) in sources.iter().zip(&mut result.places) {
+            let here = sorted.of(a);
+            // Canvases are alike, so this is seldom too little.
+            let capacity = |count: u64| match here.len() {
+                len if len == all => count as usize,
+                len => (1.02 * count as f64 * len as f64 / all as f64) as usize + 4,
+            };
+            // List 0 takes what is not listed: a branch would be guessed wrong half the time.
+            let mut lists = vec![Vec::new()];
+            lists.extend(listed.iter().map(|&(_, count)| Vec::with_capacity(capacity(count.all))));
+            for chunk in here.chunks(1 << 12) {
+                for &Cell { x, right, below } in chunk {
+                    let (right, below) = (right.into(), below.into());
+                    lists[self.numbers[right as usize] as usize].push(x);
+                    let once = u32::from(right != below);
+                    lists[(once * self.numbers[below as usize]) as usize].push(x);
+                }
+                lists[0].clear();
+            }
+            for (mut list, &(other, _)) in lists.into_iter().skip(1).zip(&listed) {
+                if list.capacity() > list.len() + list.len() / 8 {
+                    list.shrink_to_fit();
+                }
+                if !list.is_empty() {
+                    places.push((key(a, other), Places::Cells(list)));
+                }
+            }
+        }
+        for &(other, count) in &listed {
+            self.numbers[other as usize] = 0;
+            result.counts.push((key(a, other), count));
+        }
+    }
+
+    fn clear(&mut self) {
+        for &other in &self.others[..self.len] {
+            self.counts[other as usize] = Count::default();
+        }
+        self.len = 0;
+    }
+}
