@@ -151,9 +151,16 @@ def without_memory() -> Iterator[None]:
 
 def build(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> TrainedLM:
     """The model as training has it; call within `without_memory`."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    lm = AutoModelForCausalLM.from_config(shape.config, dtype=dtype)
+    with no_init_weights():
+        lm = AutoModelForCausalLM.from_config(shape.config, dtype=dtype)
+    if lm.config._attn_implementation == "sdpa":
+        # The same, but without looking at ids to find out that no mask is needed: here there are none.
+        AttentionInterface.register("unmasked", sdpa_attention_forward)
+        lm.set_attn_implementation("unmasked")
     model = TrainedLM(lm, shape.text_size, options.loss_chunk)
     model.train()
     return model
