@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ from being_vl.data.options import PrepareOptions
 from being_vl.data.prepare import check_faults, find_grids, load_builder, tokenise
 from being_vl.data.sequences import Example
 from being_vl.data.store import PreparedSequences, Sequences
-from being_vl.errors import CheckpointError
+from being_vl.errors import CheckpointError, ConfigError
 from being_vl.files import (
     MANIFEST,
     check_recipe,
@@ -39,16 +40,24 @@ from being_vl.files import (
 )
 from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
+from being_vl.model.weights import load_causal_lm
 from being_vl.train.checkpoint import aside_tag, newest, publish
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
 from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.retention import TextProbe
 from being_vl.train.spikes import Watch
 from being_vl.train.split import TrainedLM
-from being_vl.train.stages import freeze
+from being_vl.train.stages import add_adapters, freeze
 
 log = logging.getLogger(__name__)
+
+FREE = (
+    *("out", "save_every", "keep", "workers", "shard_size"),
+    *("on_spike", "spike_deviations", "peak_flops", "retention", "retention_tolerance", "wandb"),
+)
+"""Options that may be others when a training is resumed."""
 
 
 def train(options: TrainOptions) -> Path:
@@ -133,8 +142,11 @@ def _train_stage(
     done = _resume(engine, checkpoints, stage.name)
     batch_size = options.micro_batch_size * world * stage.accumulation
     batches = _batches(curriculum, sequences, batch_size, done, steps)
-    logger = TrainingLog(options.out, stage.name, steps, done, before)
+    logger = TrainingLog(options, stage.name, steps, done, before)
     watch = Watch(engine, optimizer, options.on_spike, options.spike_deviations, logger.entries)
+    probe = _text_probe(options, source)
+    if probe and done == 0:
+        logger.probe(0, probe.perplexity(engine))
     seen = curriculum.counts(done * batch_size)
     for step, batch in enumerate(batches, start=done + 1):
         started = time.perf_counter()
@@ -181,6 +193,15 @@ def _train_stage(
         if step % options.save_every == 0 and step < steps:
             _save(engine, checkpoints, stage.name, step, options.keep)
 
+    if probe:
+        kept, now = logger.text_perplexity, probe.perplexity(engine)
+        logger.probe(steps, now)
+        if kept and now > kept * (1 + options.retention_tolerance):
+            _say(
+                f"{stage.name}: the perplexity of {options.retention} rose from {kept:.4g} to {now:.4g}, more than "
+                f"{options.retention_tolerance:.0%}: the model is losing its language",
+                logging.WARNING,
+            )
     _save_plain(engine, model, options, stage, source, steps)
     logger.close()
     if rank == 0:
@@ -228,9 +249,9 @@ def _world_of_one() -> dict[str, str]:
     }
 
 
-def _say(message: str) -> None:
+def _say(message: str, level: int = logging.INFO) -> None:
     if not dist.is_initialized() or dist.get_rank() == 0:
-        log.info(message)
+        log.log(level, message)
 
 
 def load_sequences(options: TrainOptions) -> PreparedSequences:
@@ -269,7 +290,7 @@ def plan(
 def _recipe(options: TrainOptions) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    for free in ("out", "save_every", "keep", "workers", "shard_size"):
+    for free in FREE:
         del recipe[free]
     recipe["ranks"] = dist.get_world_size()
     recipe["records_sha256"] = [
@@ -281,16 +302,53 @@ def _recipe(options: TrainOptions) -> dict[str, Any]:
 
 
 def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
-    from being_vl.model.weights import load_causal_lm
-
     lm = load_causal_lm(source, torch.float32, attention_kernel(options))
     if options.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
+    if options.liger:
+        _use_liger(lm)
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
     model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size, options.loss_chunk)
+    if stage.lora:
+        torch.manual_seed(options.seed)
+        add_adapters(model, stage)
     table = freeze(model, stage)
     model.train()
     return model, table
+
+
+def _use_liger(lm: Any) -> None:
+    """Exchange the norms and MLPs of this model for Liger's kernels; the loss is in chunks anyway."""
+    if not torch.cuda.is_available():
+        _say("liger: its kernels need a GPU, so PyTorch's are used", logging.WARNING)
+        return
+    try:
+        from liger_kernel.transformers.monkey_patch import (
+            MODEL_TYPE_TO_APPLY_LIGER_FN,
+            _apply_liger_kernel_to_instance,
+        )
+    except ImportError as error:
+        raise ConfigError("liger-kernel is not installed: pip install 'being-vl[liger]'") from error
+    if lm.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        _say(f"liger: has no kernels for {lm.config.model_type}, so PyTorch's are used", logging.WARNING)
+        return
+    # It also exchanges the classes of all models to come, among them those that a saved stage is checked with.
+    family = vars(sys.modules[type(lm).__module__])
+    classes = dict(family)
+    _apply_liger_kernel_to_instance(
+        model=lm, rope=False, cross_entropy=False, fused_linear_cross_entropy=False
+    )
+    family.update(classes)
+
+
+def _text_probe(options: TrainOptions, source: Path) -> TextProbe | None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    if options.retention is None:
+        return None
+    config = AutoConfig.from_pretrained(source)
+    window = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
+    return TextProbe(options.retention, AutoTokenizer.from_pretrained(source), window)
 
 
 def _batches(
@@ -342,14 +400,21 @@ def _resume(engine: Any, checkpoints: Path, stage: str) -> int:
 def _save_plain(
     engine: Any, model: TrainedLM, options: TrainOptions, stage: StageOptions, source: Path, steps: int
 ) -> None:
-    """Write the stage's result as a plain Hugging Face folder.
+    """Write the stage's result as a plain Hugging Face folder, and check it by loading it.
 
     Trained parameters are copied into the model that the stage started from, read anew from disk: what was frozen
     stays bit-identical and keeps its dtype, even if the stage computed in bf16.
+
+    Raises:
+        CheckpointError: if the model that was loaded gives other logits than the one that was trained.
     """
     import deepspeed
-    from transformers import AutoModelForCausalLM
 
+    engine.eval()
+    rows = model.lm.config.vocab_size
+    ids = torch.arange(32).mul(max(1, rows // 32)).clamp(max=rows - 1)[None]  # text and new rows alike
+    with torch.no_grad():
+        expected = engine(input_ids=ids.to(engine.device)).cpu()
     trained = {}
     for name, parameter in model.lm.named_parameters():
         if parameter.requires_grad:
@@ -357,15 +422,29 @@ def _save_plain(
                 if dist.get_rank() == 0:
                     trained[name] = parameter.detach().cpu().clone()
     if dist.get_rank() == 0:
-        result = AutoModelForCausalLM.from_pretrained(source)
+        result = load_causal_lm(source, "auto")
         model.merge_into(result, trained)
         with write_aside(options.out / stage.name) as folder:
             result.save_pretrained(folder)
+            del result
             copy_companions(source, folder)
             write_manifest(
                 folder,
                 "stage",
                 {"stage": plain(stage), "steps": steps, "trained": sorted(trained)},
             )
+            _check_plain(folder, ids, expected)
         _say(f"{stage.name}: saved to {options.out / stage.name}")
     dist.barrier()
+
+
+def _check_plain(folder: Path, ids: torch.Tensor, expected: torch.Tensor) -> None:
+    """Compare the logits (T, V) of ids (1, T) by the model in a folder with those expected, in their dtype."""
+    with torch.no_grad():
+        found = load_causal_lm(folder, expected.dtype).eval()(input_ids=ids).logits[0]
+    away = (torch.dist(found.float(), expected.float()) / expected.float().norm()).item()
+    if not away < (1e-3 if expected.dtype is torch.float32 else 0.1):
+        raise CheckpointError(
+            f"{folder.with_suffix('')}: the saved model gives logits that are {away:.1%} away from those of the "
+            "trained one; it is not kept. Please report this"
+        )

@@ -24,7 +24,7 @@ from being_vl.recipes import FOLDER
 from being_vl.train.metrics import Cost
 from being_vl.train.options import PlanOptions, StageOptions, TrainOptions
 from being_vl.train.split import TrainedLM
-from being_vl.train.stages import freeze
+from being_vl.train.stages import add_adapters, freeze
 
 SHAPES = FOLDER / "shapes"
 RESERVED = 0.1
@@ -262,9 +262,9 @@ def memory(
     if zero == 3:
         weights = math.ceil(weights / ranks) + size * states.small
         buffers += size * (min(states.total, max(GATHERED, states.largest)) if ranks > 1 else 0)
-    host = 0
+    host = 4 * states.total  # each rank loads the model in float32
     if options.offload == "optimizer":
-        host, optimizer = optimizer + 4 * trained, 0
+        host, optimizer = max(host, optimizer + 4 * trained), 0
     at_work = activations.of(options.micro_batch_size, options.gradient_checkpointing)
     return Memory(weights, gradients, optimizer, at_work, activations.chunk, buffers), host
 
@@ -334,8 +334,12 @@ def estimate(
     length = row_length(training, shape)
     found = []
     with without_memory():
-        model = build(shape, training, dtype)
+        plain = build(shape, training, dtype)
         for stage, reading in zip(training.stages, readings, strict=True):
+            model = plain
+            if stage.lora:
+                model = build(shape, training, dtype)
+                add_adapters(model, stage)
             freeze(model, stage)
             states, cost = States.of(model), Cost.of(model)
             activations = measure_activations(model, length, max(1, round(options.labelled * length)))
@@ -432,11 +436,7 @@ def describe(
             for part in Memory._fields
         ),
         ("  together", [f"{stage.memory.total / 1e9:.2f}" for stage in found]),
-        *(
-            [("GB of host per GPU", [f"{s.host / 1e9:.2f}" for s in found])]
-            if any(s.host for s in found)
-            else []
-        ),
+        ("GB of host per GPU", [f"{stage.host / 1e9:.2f}" for stage in found]),
         ("GB on disk", []),
         ("  to resume", [f"{(training.keep + 1) * stage.resume / 1e9:.2f}" for stage in found]),
         ("  result", [f"{stage.result / 1e9:.2f}" for stage in found]),

@@ -11,7 +11,9 @@ from torch import distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from being_vl.files import write_aside
+from being_vl.errors import ConfigError
+from being_vl.files import digest, plain, write_aside
+from being_vl.train.options import TrainOptions
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ class TrainingLog:
     """Writes `log.jsonl` and `tensorboard/` in `out`, and shows progress of one stage; on rank 0, the others look on.
 
     Args:
-        out: The run's folder.
+        options: Of the training, whose `out` is the run's folder.
         stage: Name of the stage.
         steps: Optimizer steps of the stage.
         done: Steps that a checkpoint holds; what an earlier run logged beyond them is removed, so that a resumed
@@ -29,15 +31,24 @@ class TrainingLog:
 
     Attributes:
         entries: This stage's steps so far, on every rank.
+        text_perplexity: What `probe` has logged last, in this stage or the one before; None at first.
+
+    Raises:
+        ConfigError: if Weights & Biases is asked for but not installed.
     """
 
-    def __init__(self, out: Path, stage: str, steps: int, done: int, before: int) -> None:
+    def __init__(self, options: TrainOptions, stage: str, steps: int, done: int, before: int) -> None:
         self.stage, self.steps, self.before = stage, steps, before
+        out = options.out
         path = out / "log.jsonl"
-        kept = [entry for entry in read_log(path) if entry["stage"] != stage or entry["step"] <= done]
-        shared = [[entry for entry in kept if entry["stage"] == stage]]
+        logged = read_log(path) if dist.get_rank() == 0 else []
+        kept = [entry for entry in logged if entry["stage"] != stage or 0 < done >= entry["step"]]
+        probes = [entry["text_perplexity"] for entry in kept if "text_perplexity" in entry]
+        steps_taken = [entry for entry in kept if entry["stage"] == stage and "loss" in entry]
+        shared: list[Any] = [steps_taken, probes[-1] if probes else None]
         dist.broadcast_object_list(shared)
-        self.entries = shared[0]
+        self.entries: list[dict[str, Any]] = shared[0]
+        self.text_perplexity: float | None = shared[1]
         self._writes = dist.get_rank() == 0
         if not self._writes:
             return
@@ -45,6 +56,7 @@ class TrainingLog:
             aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=before + done + 1)
+        self._wandb = _wandb(options, stage) if options.wandb else None
         self._every = max(1, steps // 20)
         self._bar = tqdm(desc=stage, total=steps, initial=done, unit="step", disable=not sys.stderr.isatty())
 
@@ -52,9 +64,7 @@ class TrainingLog:
         """Log one optimizer step; `entry` has at least step, loss and learning_rate."""
         if not self._writes:
             return
-        self._file.write(json.dumps({"stage": self.stage, **entry}) + "\n")
-        for name, value in _scalars(entry):
-            self._board.add_scalar(name, value, self.before + entry["step"])
+        self._write(entry)
         self._bar.update()
         self._bar.set_postfix(loss=f"{entry['loss']:.4f}")
         if self._bar.disable and (entry["step"] % self._every == 0 or entry["step"] == self.steps):
@@ -69,13 +79,43 @@ class TrainingLog:
                 "n/a" if entry["mfu"] is None else f"{entry['mfu']:.1%}",
             )
 
+    def probe(self, step: int, perplexity: float) -> None:
+        """Log the perplexity on a text after a step, 0 for before the first."""
+        self.text_perplexity = perplexity
+        if self._writes:
+            log.info("%s, after step %d: perplexity of the text %.4g", self.stage, step, perplexity)
+            self._write({"step": step, "text_perplexity": perplexity})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"stage": self.stage, **entry}) + "\n")
+        scalars, step = dict(_scalars(entry)), self.before + entry["step"]
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(scalars, step=step)
+
     def close(self) -> None:
         """Flush and close."""
         if not self._writes:
             return
         self._bar.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
         self._file.close()
+
+
+def _wandb(options: TrainOptions, stage: str) -> Any:
+    """A run of Weights & Biases, the same one for all stages and when resumed; where it goes, its environment says."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("wandb is not installed: pip install 'being-vl[wandb]'") from error
+    out = options.out.resolve()
+    identity = digest([str(out), options.wandb])[:16]
+    return wandb.init(
+        project=options.wandb, name=out.name, id=identity, resume="allow", dir=str(out), config=plain(options)
+    )
 
 
 def _scalars(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

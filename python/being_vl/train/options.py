@@ -9,13 +9,41 @@ from being_vl.errors import ConfigError
 
 
 @dataclass
+class LoraOptions:
+    """Low-rank adapters, merged into the weights at the end of the stage.
+
+    Args:
+        rank: Of the two matrices whose product is added to a weight.
+        alpha: The product is scaled by alpha / rank.
+        dropout: Probability with which an input of the adapters is dropped.
+        targets: Parts of the names of the linear layers that get one; all by default.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: ["*"])
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"lora: rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected at least 1, more than "
+                "0, and a share in [0, 1)"
+            )
+
+
+@dataclass
 class StageOptions:
     """One stage of training.
 
     Args:
         name: Name of the stage, its output folder and its log entries.
-        unfreeze: What trains besides the new visual rows: `0` nothing, a share such as `0.25` the first quarter
-            of the decoder layers (rounded up), `all` every parameter.
+        unfreeze: What trains besides the new visual rows: `0` nothing; a share such as `0.25` the first quarter of the
+            decoder layers (rounded up), a whole number as many of the first ones; a list of parts of names, such as
+            `[layers.0, layers.31.mlp, "layers.*.self_attn"]`, those parameters; `all` every parameter.
+        text_rows: Whether the text rows of embedding and output head train; by default only with `unfreeze: all`.
+        lora: Train adapters on the linear layers that `unfreeze` is about instead of these layers; the new rows train
+            fully all the same.
         learning_rate: Peak learning rate of AdamW.
         new_rows_learning_rate: That of the new visual rows, if it is another.
         schedule: How the learning rate falls after the warm-up: as a cosine, linearly, or not at all.
@@ -28,9 +56,11 @@ class StageOptions:
     """
 
     name: str
-    unfreeze: float | Literal["all"]
+    unfreeze: int | float | Literal["all"] | list[str]
     learning_rate: float
     mixture: dict[str, float]
+    text_rows: bool | None = None
+    lora: LoraOptions | None = None
     new_rows_learning_rate: float | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final: float = 0.0
@@ -40,8 +70,13 @@ class StageOptions:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.unfreeze != "all" and not 0 <= self.unfreeze <= 1:
-            raise ConfigError(f"stage {self.name!r}: unfreeze is {self.unfreeze}; expected 0 to 1, or all")
+        if (isinstance(self.unfreeze, float) and not 0 <= self.unfreeze <= 1) or (
+            isinstance(self.unfreeze, int) and self.unfreeze < 0
+        ):
+            raise ConfigError(
+                f"stage {self.name!r}: unfreeze is {self.unfreeze}; expected a share of 0.0 to 1.0, a number of "
+                "layers, names, or all"
+            )
         if self.accumulation < 1:
             raise ConfigError(
                 f"stage {self.name!r}: accumulation is {self.accumulation}; expected at least 1"
@@ -91,6 +126,7 @@ class TrainOptions(PrepareOptions):
         bpe_dropout: Probability with which a merge is skipped each time a record is read (BPE-dropout), so that an
             image comes as other tokens; a function of the seed and the record's place in the training.
         micro_batch_size: Records per rank and forward pass.
+        liger: Use Liger's kernels for the layers, on a GPU; needs the extra `liger`.
         weight_decay: AdamW's decoupled weight decay.
         decay: What it acts on: `all` that trains, or the weight `matrices` alone, without norms, biases, embedding and
             output head.
@@ -102,6 +138,10 @@ class TrainOptions(PrepareOptions):
         spike_deviations: How many robust standard deviations above the median of the last 100 steps a leap is.
         peak_flops: Floating-point operations per second of a rank's device at best, for the log's MFU; known for common
             GPUs by their name.
+        retention: A file of text (UTF-8). The model's perplexity on it is measured before and after each stage, to see
+            how much of its language it keeps.
+        retention_tolerance: Share by which a stage may raise that perplexity without a warning.
+        wandb: Project of Weights & Biases to log to as well; needs the extra `wandb`.
         seed: Seed of the order of the records.
         save_every: Optimizer steps between checkpoints to resume from.
         keep: Number of such checkpoints kept.
@@ -115,6 +155,7 @@ class TrainOptions(PrepareOptions):
     loss_chunk: int = 1024
     bpe_dropout: float = 0.0
     micro_batch_size: int = 4
+    liger: bool = False
     weight_decay: float = 0.01
     decay: Literal["all", "matrices"] = "all"
     betas: tuple[float, float] = (0.9, 0.999)
@@ -123,6 +164,9 @@ class TrainOptions(PrepareOptions):
     on_spike: Literal["warn", "skip", "stop"] = "warn"
     spike_deviations: float = 10.0
     peak_flops: float | None = None
+    retention: Path | None = None
+    retention_tolerance: float = 0.1
+    wandb: str | None = None
     seed: int = 0
     save_every: int = 500
     keep: int = 2

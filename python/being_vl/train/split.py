@@ -16,6 +16,9 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from being_vl.errors import ModelError
 
+LORA = ".lora_"
+"""Part of the names of the adapters' parameters."""
+
 
 class SplitEmbedding(nn.Module):
     """An embedding whose rows from `text_size` on are a parameter of their own.
@@ -163,7 +166,8 @@ class TrainedLM(nn.Module):
     def merge_into(self, plain: Any, trained: dict[str, Tensor]) -> None:
         """Copy trained parameters, named as in `self.lm`, into the same model with unsplit matrices.
 
-        Everything that is not in `trained` stays exactly as `plain` has it.
+        Adapters are added to the weights that they adapt. Everything that is not in `trained` stays exactly as `plain`
+        has it.
         """
         matrices = {
             id(self.embedding): plain.get_input_embeddings().weight,
@@ -177,8 +181,13 @@ class TrainedLM(nn.Module):
                 text_size = self.embedding.text_size
                 rows = slice(0, text_size) if last == "text" else slice(text_size, None)
                 split[module].data[rows] = value.to(split[module].dtype)
-            else:
+            elif LORA not in name:
                 parameters[name].data.copy_(value)
+            elif f"{LORA}A." in name:
+                adapted, other = name.partition(LORA)[0], name.replace(f"{LORA}A.", f"{LORA}B.")
+                scale = self.lm.get_submodule(adapted).scaling["default"]
+                weight = parameters[f"{adapted}.weight"].data
+                weight.copy_(weight.float() + scale * (trained[other].float() @ value.float()))
 
 
 class _Called(nn.Module):

@@ -1,0 +1,51 @@
+"""How much of its language a model keeps: its perplexity on a text."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from being_vl.errors import ConfigError
+
+
+class TextProbe:
+    """Perplexity of the model in a DeepSpeed engine on a text, cut into windows that are shared out over the ranks.
+
+    Args:
+        path: File of UTF-8 text.
+        tokenizer: The model's tokenizer; special tokens in the text stay text.
+        window: Tokens of a window; the first of each has no loss.
+
+    Raises:
+        ConfigError: if the file cannot be read, or has less than two tokens.
+    """
+
+    def __init__(self, path: Path, tokenizer: Any, window: int) -> None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"retention: {path} cannot be read as text: {error}") from error
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+        cut = [ids[start : start + window] for start in range(0, len(ids), window)]
+        self._windows = [torch.tensor([part]) for part in cut if len(part) > 1]
+        if not self._windows:
+            raise ConfigError(f"retention: {path} holds {len(ids)} tokens; expected some text")
+
+    def perplexity(self, engine: Any) -> float:
+        """To be called on all ranks; leaves the engine training."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
+        engine.eval()
+        with torch.no_grad():
+            for turn in range(math.ceil(len(self._windows) / world)):
+                number = turn * world + rank
+                # Under ZeRO 3 all ranks must run the model equally often, so some may run the first window again.
+                ids = self._windows[number if number < len(self._windows) else 0].to(engine.device)
+                losses = engine(input_ids=ids, labels=ids)
+                if number < len(self._windows):
+                    sums += torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
+        engine.train()
+        dist.all_reduce(sums)
+        return math.exp((sums[0] / sums[1]).item())
