@@ -41,12 +41,12 @@ class Gpus(NamedTuple):
     """The GPUs of a plan.
 
     Args:
-        count: How many, on all nodes together.
+        number: How many, on all nodes together.
         memory: Bytes of each.
         flops: Floating-point operations per second of each at best, dense bf16.
     """
 
-    count: int
+    number: int
     memory: float
     flops: float
 
@@ -343,7 +343,7 @@ def estimate(
             freeze(model, stage)
             states, cost = States.of(model), Cost.of(model)
             activations = measure_activations(model, length, max(1, round(options.labelled * length)))
-            here, host = memory(states, activations, training, gpus.count, dtype)
+            here, host = memory(states, activations, training, gpus.number, dtype)
             whole = 0 if training.zero or dtype.itemsize < 4 else 4
             mean = max(1, round(reading.tokens / reading.records))
             flops = cost.flops([mean], round(options.labelled * mean)) * reading.records if cost else math.nan
@@ -379,7 +379,7 @@ def advice(found: Estimate, training: TrainOptions, gpus: Gpus) -> str | None:
     """Which option makes a stage fit that does not; None if it fits."""
     dtype = torch.float32 if training.dtype == "fp32" else torch.bfloat16
 
-    def total(changes: Mapping[str, Any], count: int = gpus.count) -> float:
+    def total(changes: Mapping[str, Any], count: int = gpus.number) -> float:
         changed = dataclasses.replace(training, **changes)
         return memory(found.states, found.activations, changed, count, dtype)[0].total
 
@@ -389,7 +389,7 @@ def advice(found: Estimate, training: TrainOptions, gpus: Gpus) -> str | None:
     options: list[dict[str, Any]] = []
     if not training.gradient_checkpointing:
         options.append({"gradient_checkpointing": True})
-    options += [{"zero": zero} for zero in (2, 3) if zero > training.zero and gpus.count > 1]
+    options += [{"zero": zero} for zero in (2, 3) if zero > training.zero and gpus.number > 1]
     if training.micro_batch_size > 1:
         sizes = [training.micro_batch_size >> n for n in range(1, training.micro_batch_size.bit_length())]
         fitting = next((size for size in sizes if total({"micro_batch_size": size}) <= room), 1)
@@ -408,7 +408,7 @@ def advice(found: Estimate, training: TrainOptions, gpus: Gpus) -> str | None:
         if total(together) <= room:
             return f"{said}. Together these make it fit: {_shown(together)} ({total(together) / 1e9:.1f} GB)"
     together |= {"zero": 3}
-    count = next((n for n in (gpus.count << k for k in range(1, 11)) if total(together, n) <= room), None)
+    count = next((n for n in (gpus.number << k for k in range(1, 11)) if total(together, n) <= room), None)
     if count:
         return (
             f"{said}. It takes {count} GPUs, with {_shown(together)} ({total(together, count) / 1e9:.1f} GB)"
@@ -425,7 +425,7 @@ def describe(
 ) -> str:
     """The plan as a table with a column for each stage, and what does not fit."""
     of_all = all(stage.steps is not None for stage in found)
-    seconds = [stage.flops / (options.mfu * gpus.flops * gpus.count) for stage in found]
+    seconds = [stage.flops / (options.mfu * gpus.flops * gpus.number) for stage in found]
     rows: list[tuple[str, list[str]]] = [
         ("", [stage.name for stage in found]),
         ("parameters", [f"{stage.states.total:,}" for stage in found]),
@@ -484,10 +484,10 @@ def plan_recipe(options: PlanOptions, training: TrainOptions, model: str, new_ro
     """
     gpus = read_gpus(options)
     shape = find_shape(options.shape or model, options.new_rows if options.new_rows is not None else new_rows)
-    readings = read_ahead(options, training, gpus.count)
+    readings = read_ahead(options, training, gpus.number)
     rows = shape.config.vocab_size - shape.text_size
     title = (
-        f"{options.shape or model}, {shape.text_size:,} text rows and {rows:,} new ones, on {gpus.count} GPUs of "
+        f"{options.shape or model}, {shape.text_size:,} text rows and {rows:,} new ones, on {gpus.number} GPUs of "
         f"{gpus.memory / 1e9:g} GB: ZeRO-{training.zero}, {'fp32' if training.dtype == 'fp32' else 'bf16'}, "
         f"{training.micro_batch_size} rows of {row_length(training, shape):,} tokens"
     )
