@@ -260,7 +260,7 @@ def memory(
     if zero:
         buffers = size * BUCKET
     if zero == 3:
-        weights = math.ceil(weights / ranks) + size * states.small
+        weights = math.ceil(weights / ranks) + size * states.small * (ranks > 1)
         buffers += size * (min(states.total, max(GATHERED, states.largest)) if ranks > 1 else 0)
     host = 4 * states.total  # each rank loads the model in float32
     if options.offload == "optimizer":
