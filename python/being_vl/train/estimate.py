@@ -255,7 +255,7 @@ def memory(
     # AdamW's two moments, and float32 weights to step on: ZeRO's own, unless the weights are float32 and whole.
     optimizer = trained * (8 if zero == 0 and size == 4 else 12)
     weights = size * states.total
-    gradients = size * (states.trained if zero < 2 else trained)
+    gradients = size * trained
     buffers = 0
     if zero:
         buffers = size * BUCKET
