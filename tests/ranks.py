@@ -8,9 +8,11 @@ would tell it. The commands themselves are for the tests that need them.
 import gc
 import multiprocessing
 import os
+import resource
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -53,16 +55,16 @@ def free_port() -> str:
 
 
 class ForkedTraining:
-    """A training that has just been started on `ranks` forked processes."""
+    """A training that has just been started on `ranks` forked processes, whose files can grow to `limit` bytes."""
 
-    def __init__(self, recipe: Path, ranks: int = 1) -> None:
+    def __init__(self, recipe: Path, ranks: int = 1, limit: int = -1) -> None:
         self.said = recipe.with_suffix(".said")
         port = free_port()
         self.ranks = []
         for rank in range(ranks):
             told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            arguments = (recipe, self.said, told if ranks > 1 else {})
+            arguments = (recipe, self.said, told if ranks > 1 else {}, limit)
             process = FORKS.Process(target=_train, args=arguments, daemon=True)
             process.start()
             self.ranks.append(process)
@@ -70,6 +72,18 @@ class ForkedTraining:
     def ended(self) -> bool:
         """Whether a rank has ended."""
         return any(not process.is_alive() for process in self.ranks)
+
+    def signal(self, number: int, ranks: slice = slice(None)) -> None:
+        """Send a signal to some ranks, to all by default."""
+        for process in self.ranks[ranks]:
+            os.kill(process.pid, number)
+
+    def statuses(self, timeout: float) -> list[int]:
+        """Wait until all ranks have ended; returns their exit statuses, None for one that is still there."""
+        deadline = time.monotonic() + timeout
+        for process in self.ranks:
+            process.join(max(0, deadline - time.monotonic()))
+        return [process.exitcode for process in self.ranks]
 
     def kill(self) -> None:
         """Kill -9 every rank, and wait until all are gone."""
@@ -80,8 +94,7 @@ class ForkedTraining:
 
     def finish(self) -> str:
         """Wait for the end, which must be a good one; returns what the ranks said."""
-        for process in self.ranks:
-            process.join(timeout=300)
+        self.statuses(timeout=300)
         self.kill()  # those that wait for one that failed
         said = self.said.read_text()
         assert not any(process.exitcode for process in self.ranks), said[-4000:]
@@ -93,8 +106,10 @@ def forked(recipe: Path, ranks: int = 1) -> str:
     return ForkedTraining(recipe, ranks).finish()
 
 
-def _train(recipe: Path, said: Path, told: dict[str, str]) -> None:
+def _train(recipe: Path, said: Path, told: dict[str, str], limit: int) -> None:
     """Be one rank."""
+    multiprocessing.current_process()._config["daemon"] = False  # it may have workers, which a daemon may not
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     gc.freeze()  # what was imported before need not be searched for garbage
     os.environ.update(ENVIRONMENT | told)
     with said.open("a") as file:

@@ -6,14 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
 from being_vl import VisualBPE
-from being_vl.data.batches import collate
-from being_vl.data.options import CATEGORIES, LossOptions
+from being_vl.data.options import LossOptions
 from being_vl.data.records import Record, Turn
 from being_vl.data.sequences import DROPPED, TRUNCATED, Example, Fault, SequenceBuilder
 from being_vl.errors import ModelError, QuantizerError, RecordError
@@ -357,26 +355,6 @@ def test_the_date_in_a_template_does_not_change_with_the_day() -> None:
     )
     turns = [Turn("user", "What day is it?")]
     assert "26 Jul 2024" in tokenizer.decode(SequenceBuilder(tokenizer).prompt(turns))
-
-
-def test_a_batch_is_padded_on_the_right(store: GridStore, bpe: VisualBPE, layout: VocabularyLayout) -> None:
-    build = builder(layout=layout, bpe=bpe, grids=store)
-    examples = build.build([record("What?", "Red.", images=("a.png",)), record("Hi", "Ho")])
-    batch = collate(examples, build.pad_id, CATEGORIES)
-    long, short = (len(example.ids) for example in examples)
-    assert long > short
-    weights = batch.pop("weights")
-    categories = batch.pop("categories")
-    assert (categories == CATEGORIES.index("perception")).all()
-    assert list(batch) == ["input_ids", "attention_mask", "labels"]
-    assert weights.dtype == torch.float32
-    assert ((weights > 0) == (batch["labels"] != -100)).all()
-    assert all(tensor.shape == (2, long) and tensor.dtype == torch.int64 for tensor in batch.values())
-    for row, example in enumerate(examples):
-        length = len(example.ids)
-        assert batch["input_ids"][row].tolist() == [*example.ids, *[build.pad_id] * (long - length)]
-        assert batch["labels"][row].tolist() == [*example.labels, *[-100] * (long - length)]
-        assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (long - length)
 
 
 SYSTEM = {

@@ -16,6 +16,7 @@ import tiny
 from being_vl import VisualBPE
 from being_vl.cli import main
 from being_vl.data.batches import collate
+from being_vl.data.options import CATEGORIES
 from being_vl.data.records import Record, Turn
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.errors import ConfigError, GridError, ImageError, ModelError, QuantizerError, RecordError
@@ -65,7 +66,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
 
     old = assistant.builder
     builder = SequenceBuilder(old.tokenizer, old.layout, old.bpe, store)
-    batch = collate(builder.build(records), builder.pad_id)
+    batch = collate([[example] for example in builder.build(records)], builder.pad_id, CATEGORIES)
+    del batch["weights"], batch["categories"]
     model = assistant.model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(150):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tiny
 from being_vl import VisualBPE
 from being_vl.cli import COMMANDS, main
 from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES
+from being_vl.data.packing import pack
 from being_vl.data.records import read_records
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.model.layout import VocabularyLayout
@@ -88,8 +91,11 @@ def reference(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def oracle(chain: Path, model: str, stages: int, steps: int) -> list[float]:
-    """Losses by plain torch: whole matrices, full logits, one batch at a time, rows held by putting them back."""
+def oracle(chain: Path, model: str, stages: int, steps: int, packing: int | None = None) -> list[float]:
+    """Losses by plain torch: whole matrices, full logits, one batch at a time, rows held by putting them back.
+
+    Records that training packs are rows of their own here.
+    """
     lm = AutoModelForCausalLM.from_pretrained(chain / model)
     layout = VocabularyLayout.load(chain / model)
     tokenizer = AutoTokenizer.from_pretrained(chain / model)
@@ -97,9 +103,7 @@ def oracle(chain: Path, model: str, stages: int, steps: int) -> list[float]:
     builder = SequenceBuilder(
         tokenizer, layout=layout, bpe=bpe, grids=GridStore.open(chain / "grids"), max_length=2048
     )
-    by_category: dict[str, list] = {}
-    for example in builder.build(read_records([chain / "data" / "train.json"])):
-        by_category.setdefault(example.category, []).append(example)
+    sequences = tiny.Listed(builder.build(read_records([chain / "data" / "train.json"])))
     matrices = list(
         {id(m.weight): m.weight for m in (lm.get_input_embeddings(), lm.get_output_embeddings())}.values()
     )
@@ -111,14 +115,17 @@ def oracle(chain: Path, model: str, stages: int, steps: int) -> list[float]:
         if stage == 2:
             trained = list(lm.parameters())
         optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.1)
-        stream = Curriculum(
-            {k: len(v) for k, v in by_category.items()}, MIXTURES[stage], seed=stage
-        ).iterate()
+        draw = Curriculum(sequences.lengths, MIXTURES[stage], seed=stage).draw
+        records = sum(
+            len(sequences.lengths[group])
+            for group in sequences.lengths
+            if MIXTURES[stage].get(group.category)
+        )
+        stream = pack(draw, packing, records // 4) if packing else ([draw()] for _ in count())
         for step in range(steps):
-            batch = collate(
-                [by_category[c][i] for c, i in (next(stream) for _ in range(BATCH))], 0, CATEGORIES
-            )
-            logits = lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            entries = [e for row in islice(stream, BATCH) for e in row]
+            batch = collate([[sequences.get(e.group, e.number, e.position)] for e in entries], 0, CATEGORIES)
+            logits = lm(input_ids=batch["input_ids"]).logits
             loss = F.cross_entropy(
                 logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
             )
@@ -162,6 +169,18 @@ def test_losses_are_those_of_plain_torch(chain: Path, reference: Path) -> None:
 def test_losses_are_those_of_plain_torch_untied(chain: Path, tmp_path: Path) -> None:
     forked(recipe(chain, tmp_path / "run", tied=False))
     assert losses(tmp_path / "run") == pytest.approx(oracle(chain, "untied", stages=3, steps=4), rel=2e-5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_packed_records_train_as_if_each_were_alone(ranks: int, chain: Path, tmp_path: Path) -> None:
+    """On two ranks that read in two processes each."""
+    steps = (3, 3, 3)
+    forked(
+        recipe(chain, tmp_path / "run", ranks=ranks, steps=steps, packing=700, workers=2 * ranks - 2), ranks
+    )
+    assert losses(tmp_path / "run") == pytest.approx(oracle(chain, "tied", 3, 3, packing=700), rel=2e-5)
+    entries = read_log(tmp_path / "run" / "log.jsonl")
+    assert sum(entry["padding"] for entry in entries) / len(entries) < 0.05
 
 
 @pytest.mark.parametrize(("zero", "ranks"), [(0, 2), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])

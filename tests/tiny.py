@@ -25,6 +25,8 @@ from transformers import (
 )
 
 from being_vl import VisualBPE
+from being_vl.data.options import CATEGORIES
+from being_vl.data.sequences import Example, Group
 from being_vl.files import write_manifest
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
@@ -212,3 +214,22 @@ def expanded(
     base = llm(folder / "llm", family, tied, **options)
     expand(ExpandOptions(str(base), vocabulary, folder / "model", str(folder / "quantizer")))
     return folder / "model", store
+
+
+class Listed:
+    """`Sequences` in memory."""
+
+    dropout = 0.0
+    categories = CATEGORIES
+
+    def __init__(self, examples: list[Example], pad_id: int = 0) -> None:
+        self.pad_id = pad_id
+        self.examples: dict[Group, list[Example]] = {}
+        for example in examples:
+            self.examples.setdefault(example.group, []).append(example)
+        self.lengths = {
+            group: np.array([len(e.ids) for e in found], np.int32) for group, found in self.examples.items()
+        }
+
+    def get(self, group: Group, index: int, position: int) -> Example:
+        return self.examples[group][index]

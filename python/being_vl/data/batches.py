@@ -1,34 +1,117 @@
-"""Examples of different lengths as one batch of tensors."""
+"""Rows of records as batches of tensors, and the loader that each rank reads its own from."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
+from being_vl.data.curriculum import Entry
 from being_vl.data.sequences import NO_LOSS, Example
+from being_vl.data.store import Sequences
+
+Row = list[Entry]
 
 
-def collate(examples: Sequence[Example], pad_id: int, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Pad examples on the right; `names` are those of the categories.
+def collate(
+    rows: Sequence[Sequence[Example]], pad_id: int, names: Sequence[str], flat: bool = False
+) -> dict[str, torch.Tensor]:
+    """Rows of whole records, one after the other, padded on the right.
+
+    Positions restart with each record, which is how transformers knows that a record must not see those before it.
+    Pads go on behind a row's last record, where a causal model never sees them; so there is no attention mask. The
+    first token of a record has no loss: what stands before it does not foretell it.
+
+    Args:
+        rows: The records of each row.
+        pad_id: Fills up the rows.
+        names: Of the categories.
+        flat: All rows as one without padding, which FlashAttention reads by the positions alone.
 
     Returns:
-        `input_ids` (pads are `pad_id`), `attention_mask` (pads are 0) and `labels` (pads are -100), int64, and
-        `weights` of the labels (pads are 0), float32, and `categories`, int64, each token's place in `names`;
-        each a tensor of shape (len(examples), length of the longest).
+        `input_ids`, `position_ids`, `labels` (-100 where there is no loss) and `categories` (each token's place in
+        `names`), int64, and `weights` of the labels, float32; each a tensor of shape (len(rows), tokens of the longest
+        row).
     """
-    shape = len(examples), max(len(example.ids) for example in examples)
+    if flat:
+        rows = [[example for row in rows for example in row]]
+    shape = len(rows), max(sum(len(example.ids) for example in row) for row in rows)
     ids = np.full(shape, pad_id, np.int64)
+    positions = np.zeros(shape, np.int64)
     labels = np.full(shape, NO_LOSS, np.int64)
-    mask = np.zeros(shape, np.int64)
     weights = np.zeros(shape, np.float32)
     categories = np.zeros(shape, np.int64)
-    for row, example in enumerate(examples):
-        length = len(example.ids)
-        ids[row, :length] = example.ids
-        labels[row, :length] = example.labels
-        mask[row, :length] = 1
-        weights[row, :length] = example.weights
-        categories[row] = names.index(example.category)
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "weights": weights}
+    for number, row in enumerate(rows):
+        start = 0
+        for example in row:
+            stop = start + len(example.ids)
+            ids[number, start:stop] = example.ids
+            labels[number, start + 1 : stop] = example.labels[1:]
+            weights[number, start + 1 : stop] = example.weights[1:]
+            positions[number, start:] = np.arange(shape[1] - start)
+            categories[number, start:] = names.index(example.category)
+            start = stop
+    batch = {"input_ids": ids, "position_ids": positions, "labels": labels, "weights": weights}
     batch["categories"] = categories
     return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+class _Batches(Dataset[dict[str, torch.Tensor]]):
+    """Reads the records of rows; in a process of its own, if the loader has workers."""
+
+    def __init__(self, sequences: Sequences, flat: bool) -> None:
+        self.sequences, self.flat = sequences, flat
+
+    def __getitem__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        get = self.sequences.get
+        examples = [[get(entry.group, entry.number, entry.position) for entry in row] for row in rows]
+        return collate(examples, self.sequences.pad_id, self.sequences.categories, self.flat)
+
+
+def load(
+    steps: Iterator[list[Row]],
+    sequences: Sequences,
+    micro_batches: int,
+    rank: int = 0,
+    ranks: int = 1,
+    workers: int = 0,
+    flat: bool = False,
+) -> Iterator[tuple[list[Row], list[dict[str, torch.Tensor]]]]:
+    """Each step's rows, all of them, and this rank's own as micro-batches.
+
+    A step's rows are sorted by length, so that those of a micro-batch have little padding, and cut into parts of equal
+    size, the first for the first micro-batch of rank 0, the second for that of rank 1, and so on.
+
+    Args:
+        steps: The rows of each step, at least `micro_batches` × `ranks`.
+        sequences: The records.
+        micro_batches: Of each rank and step.
+        rank: This rank's number.
+        ranks: How many there are.
+        workers: Processes that read ahead; 0 reads in this one, when asked for.
+        flat: As for `collate`.
+    """
+    ahead: deque[list[Row]] = deque()
+
+    def own() -> Iterator[list[Row]]:
+        for rows in steps:
+            ahead.append(rows)
+            rows = sorted(rows, key=lambda row: sum(entry.length for entry in row))
+            parts = micro_batches * ranks
+            for part in range(rank, parts, ranks):
+                yield rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
+
+    loader = DataLoader(
+        _Batches(sequences, flat),
+        batch_size=None,
+        sampler=own(),
+        num_workers=workers,
+        # Forked, workers share the sequences; they touch no GPU.
+        multiprocessing_context="fork" if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    batches = iter(loader)
+    for first in batches:
+        step = [first, *(next(batches) for _ in range(micro_batches - 1))]
+        yield ahead.popleft(), step

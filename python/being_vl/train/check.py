@@ -1,6 +1,6 @@
 """`being-vl check`: what a training will see, shown before it starts."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -11,8 +11,9 @@ from being_vl.data.prepare import describe_faults
 from being_vl.data.sequences import DROPPED, Example, SequenceBuilder
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import RecordError
-from being_vl.train.engine import load_sequences, plan
+from being_vl.train.engine import load_sequences
 from being_vl.train.options import CheckOptions
+from being_vl.train.plan import plan
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -37,7 +38,7 @@ def check(options: CheckOptions, say: Callable[[str], None]) -> None:
         for example in islice(found, options.show):
             say(f"{category}: {_shown(builder, example)}\n")
     say("\n".join(_table(counts)) + "\n")
-    say("\n".join(_stages(options, counts)))
+    say("\n".join(_stages(options, sequences)))
     if faults := list(describe_faults(sequences.folder)):
         say("\n".join(["", *faults]))
     bad = manifest["records"] - manifest["examples"] - manifest["faults"].get(DROPPED, 0)
@@ -126,12 +127,12 @@ def _table(counts: dict[str, _Count]) -> Iterator[str]:
         )
 
 
-def _stages(options: CheckOptions, counts: dict[str, _Count]) -> Iterator[str]:
-    """A table of what each stage is expected to take."""
-    yield f"{'':<12}{'steps':>10}{'records':>12}{'tokens':>16}"
-    records_of = Counter({name: count.records for name, count in counts.items()})
-    for stage, curriculum, steps in plan(options, records_of, options.ranks):
-        records = steps * options.micro_batch_size * options.ranks * stage.accumulation
-        shares = curriculum.counts(records).items()
-        tokens = sum(number * counts[name].tokens / counts[name].records for name, number in shares)
-        yield f"{stage.name:<12}{steps:>10,}{records:>12,}{tokens:>16,.0f}"
+def _stages(options: CheckOptions, sequences: PreparedSequences) -> Iterator[str]:
+    """A table of what each stage is expected to take, and its mixture."""
+    plans = plan(options, sequences.lengths, options.ranks)
+    yield f"{'':<12}{'steps':>10}{'rows':>12}{'records':>12}{'tokens':>16}{'fill':>8}"
+    for stage in plans:
+        rows = stage.steps * stage.batch_size
+        fill = f"{stage.tokens / rows / stage.packing:>8.1%}" if stage.packing else ""
+        yield f"{stage.stage.name:<12}{stage.steps:>10,}{rows:>12,}{stage.records:>12,.0f}{stage.tokens:>16,.0f}{fill}"
+    yield from (stage.describe() for stage in plans)

@@ -1,12 +1,24 @@
-"""Checkpoints to resume from: complete or not there, and of this recipe or refused."""
+"""Checkpoints to resume from: written in the background, complete or not there, and of this recipe or refused."""
 
+import contextlib
 import json
 import logging
+import os
 import re
+import shutil
+from argparse import Namespace
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from being_vl.files import remove, write_json
+import torch
+from torch import distributed as dist
+
+from being_vl.errors import CheckpointError
+from being_vl.files import fsync, remove, sha256, write_json
 
 log = logging.getLogger(__name__)
 COMPLETE = "complete.json"
@@ -14,40 +26,202 @@ COMPLETE = "complete.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint folder of one stage after one optimizer step."""
+    """A complete and undamaged checkpoint folder of one stage after one optimizer step, and the ranks that wrote it."""
 
     folder: Path
-    stage: str
     step: int
+    ranks: int
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether each rank wrote a part of the optimizer's state, which other numbers of ranks must have converted."""
+        return self.ranks != dist.get_world_size() and any(self.folder.glob("*_optim_states.pt"))
 
 
-def aside_tag(stage: str, step: int) -> str:
-    """Name of the folder that the ranks write together, before it counts."""
-    return f"{stage}-{step:08d}.tmp"
+class Checkpoints:
+    """The checkpoints of one stage and its engine; every rank calls the same methods at the same steps.
 
+    A save costs the step a copy of the state into host memory. A thread on each rank writes the copy to
+    `root/STAGE-STEP.tmp`; when all ranks have written, rank 0 notes sizes and checksums in `complete.json`, renames
+    the folder, and removes all but the last `keep` of the stage.
 
-def publish(root: Path, stage: str, step: int, keep: int) -> None:
-    """Make the folder that all ranks have finished writing the newest checkpoint; call on one rank.
+    Frozen parameters are left out: they are in the model that the stage starts from.
 
-    Records the size of every file in it, renames it, and removes all but the last `keep` of the stage.
+    Raises:
+        CheckpointError: from `agree`, `save` and `finish`, on all ranks, if one could not write; what was saved before
+            stays.
     """
-    aside = root / aside_tag(stage, step)
-    sizes = {str(f.relative_to(aside)): f.stat().st_size for f in sorted(aside.rglob("*")) if f.is_file()}
-    write_json(aside / COMPLETE, {"stage": stage, "step": step, "files": sizes})
-    final = aside.with_suffix("")
-    remove(final)
-    aside.rename(final)
-    for old in _found(root, stage)[:-keep]:
-        remove(old)
+
+    def __init__(self, engine: Any, root: Path, stage: str, keep: int) -> None:
+        self._engine, self._root, self._stage, self._keep = engine, root, stage, keep
+        self._frozen = {
+            n for n, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad
+        }
+        self._copies: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._jobs: list[Future[dict[str, Any] | None]] = []
+        self._written: int | None = None
+        engine.checkpoint_engine.save = self._write  # DeepSpeed decides which state belongs in which file
+
+    def resume(self, found: Checkpoint | None) -> int:
+        """Load what `newest` found into the engine; returns the steps that it holds, 0 without one."""
+        if found is None:
+            return 0
+        settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self._engine.basic_optimizer.param_groups
+        ]
+        with _universal(found) if found.partitioned else contextlib.nullcontext(found.folder) as folder:
+            path, state = self._engine.load_checkpoint(
+                str(folder.parent), tag=folder.name, load_module_strict=False
+            )
+        if path is None:
+            raise CheckpointError(f"{folder}: DeepSpeed could not load it")
+        # A universal checkpoint gives all groups the settings of the first, and ZeRO-3 one count of steps to share.
+        optimizer = self._engine.basic_optimizer
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        for moments in optimizer.state.values():
+            moments["step"] = deepcopy(moments["step"])
+        step = int(state["step"])
+        if dist.get_rank() == 0:
+            log.info("%s: resumed after step %d from %s", self._stage, step, found.folder)
+        return step
+
+    def save(self, step: int) -> None:
+        """Copy the state after `step` and have it written; waits first for a copy that is still being written."""
+        self.finish()
+        tag = _aside(self._folder(step)).name
+        self._engine.save_checkpoint(
+            str(self._root),
+            tag=tag,
+            save_latest=False,
+            exclude_frozen_parameters=True,
+            client_state={"step": step},
+        )
+        self._written = step
+
+    def agree(self, stop: bool = False) -> bool:
+        """Whether any rank says `stop`; also makes a checkpoint count that all have written. Once per step."""
+        failed = next((e for job in self._jobs if job.done() and (e := job.exception())), None)
+        working = any(not job.done() for job in self._jobs)
+        any_stop, any_failed, any_working = any_rank(stop, failed is not None, working)
+        if any_failed:
+            raise CheckpointError(
+                f"could not save a checkpoint, the earlier ones stay: {failed or 'another rank says why'}"
+            )
+        if not any_working:
+            finished, self._jobs = [job.result() for job in self._jobs], []
+            if self._written is not None:
+                self._publish(self._written, finished)
+                self._written = None
+        return any_stop
+
+    def finish(self) -> None:
+        """Wait until what has been saved counts."""
+        for _ in ("written", "published"):
+            wait(self._jobs)
+            self.agree()
+
+    def close(self) -> None:
+        """Wait for the last save, and remove the stage's checkpoints; its result lies elsewhere."""
+        self.finish()
+        self._thread.shutdown()
+        if dist.get_rank() == 0:
+            for old in _found(self._root, self._stage):
+                remove(old)
+
+    def _folder(self, step: int) -> Path:
+        return self._root / f"{self._stage}-{step:08d}"
+
+    def _write(self, state_dict: dict[str, Any], path: str) -> None:
+        state_dict = dict(state_dict)
+        if "module" in state_dict:
+            state_dict["module"] = {n: v for n, v in state_dict["module"].items() if n not in self._frozen}
+        copy = self._copy(state_dict, (Path(path).name,), {})
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        self._jobs.append(self._thread.submit(_write_file, copy, Path(path)))
+
+    def _copy(self, item: Any, where: tuple[Any, ...], seen: dict[Any, torch.Tensor]) -> Any:
+        """A copy of `item` in host memory, in the memory of the copy before: new memory takes five times as long."""
+        if isinstance(item, dict):
+            return {key: self._copy(value, (*where, key), seen) for key, value in item.items()}
+        if type(item) in (list, tuple):
+            return type(item)(self._copy(value, (*where, index), seen) for index, value in enumerate(item))
+        if not torch.is_tensor(item):
+            return item
+        same = (item.data_ptr(), item.shape, item.stride(), item.dtype)
+        if same not in seen:
+            held = self._copies.get(where)
+            if held is None or held.shape != item.shape or held.dtype != item.dtype:
+                held = torch.empty(item.shape, dtype=item.dtype, pin_memory=item.is_cuda)
+                self._copies[where] = held
+            seen[same] = held.copy_(item.detach(), non_blocking=True)
+        return seen[same]
+
+    def _publish(self, step: int, files: list[dict[str, Any] | None]) -> None:
+        """Make a folder that all ranks have finished writing the newest checkpoint, on the thread of rank 0."""
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, files)
+        if dist.get_rank() != 0:
+            return
+        final, ranks = self._folder(step), len(gathered)
+        listed = [file for of_rank in gathered for file in of_rank]
+
+        def rename() -> None:
+            write_json(_aside(final) / COMPLETE, {"step": step, "ranks": ranks, "files": listed})
+            remove(final)
+            _aside(final).rename(final)
+            fsync(self._root)
+            for old in _found(self._root, self._stage)[: -self._keep]:
+                remove(old)
+
+        self._jobs.append(self._thread.submit(rename))
+
+
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on any rank."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    found = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in found.tolist()]
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".tmp")
+
+
+def _write_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        torch.save(state, path)
+        fsync(path)
+    except Exception as error:  # torch gives a full disk no type or name
+        free = shutil.disk_usage(path.parent).free
+        raise CheckpointError(f"{path}: {error}; {free / 1e6:,.0f} MB are free there") from error
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def newest(root: Path, stage: str) -> Checkpoint | None:
-    """The newest complete checkpoint of a stage; a damaged one is passed over with a warning."""
-    for folder in reversed(_found(root, stage)):
-        problem = _problem(folder)
+    """The newest complete checkpoint of a stage; a damaged one is passed over with a warning. All ranks call it.
+
+    Each rank reads its share of the files to compare their checksums. Leftovers of interrupted saves are removed.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    listed = [_found(root, stage)]
+    if rank == 0:
+        for leftover in root.glob(f"{stage}-*.tmp"):
+            remove(leftover)
+    dist.broadcast_object_list(listed)
+    for folder in reversed(listed[0]):
+        problems: list[str | None] = [None] * world
+        dist.all_gather_object(problems, _problem(folder, rank, world))
+        problem = next(filter(None, problems), None)
         if problem is None:
-            return Checkpoint(folder, stage, int(folder.name.rpartition("-")[2]))
-        log.warning("checkpoint %s is damaged (%s); looking for the one before it", folder, problem)
+            head = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+            return Checkpoint(folder, head["step"], head["ranks"])
+        if rank == 0:
+            log.warning("checkpoint %s is damaged (%s); looking for the one before it", folder, problem)
     return None
 
 
@@ -56,13 +230,68 @@ def _found(root: Path, stage: str) -> list[Path]:
     return sorted(f for f in root.glob(f"{stage}-*") if pattern.fullmatch(f.name)) if root.is_dir() else []
 
 
-def _problem(folder: Path) -> str | None:
+def _problem(folder: Path, rank: int, world: int) -> str | None:
+    """What is wrong with the files of a checkpoint, of which this rank reads its share."""
     try:
-        sizes = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["files"]
+        head = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        files = [(file["name"], file["bytes"], file["sha256"]) for file in head["files"]]
+        int(head["step"]), int(head["ranks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{COMPLETE}: {error}"
-    for name, size in sizes.items():
+    for name, size, checksum in files[rank::world]:
         file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
-            return f"{name} is missing or not {size} bytes long"
+        try:
+            if file.stat().st_size != size:
+                return f"{name} is not {size} bytes long"
+            if sha256(file) != checksum:
+                return f"{name} does not have the checksum that it was written with"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
     return None
+
+
+@contextlib.contextmanager
+def _universal(checkpoint: Checkpoint) -> Iterator[Path]:
+    """A copy of a checkpoint that any number of ranks can load, made by rank 0 and removed afterwards."""
+    folder = _aside(checkpoint.folder)
+    failed: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        remove(folder)
+        log.info(
+            "%s: converting it from %d to %d ranks",
+            checkpoint.folder,
+            checkpoint.ranks,
+            dist.get_world_size(),
+        )
+        try:
+            _convert(checkpoint.folder, folder)
+        except Exception as error:
+            failed = [f"{type(error).__name__}: {error}"]
+    dist.broadcast_object_list(failed)
+    if failed[0] is not None:
+        raise CheckpointError(
+            f"{checkpoint.folder}: could not be converted from {checkpoint.ranks} ranks ({failed[0]}); "
+            f"resume it on {checkpoint.ranks} ranks"
+        )
+    yield folder
+    dist.barrier()
+    if dist.get_rank() == 0:
+        remove(folder)
+        remove(folder.parent / "latest_universal")
+
+
+def _convert(folder: Path, universal: Path) -> None:
+    from deepspeed.checkpoint.ds_to_universal import main as convert
+
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        convert(
+            Namespace(
+                input_folder=str(folder),
+                output_folder=str(universal),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )

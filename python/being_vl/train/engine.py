@@ -4,27 +4,24 @@ import contextlib
 import dataclasses
 import fcntl
 import gc
+import json
 import logging
 import math
 import os
 import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import distributed as dist
 
-from being_vl.data.batches import collate
-from being_vl.data.curriculum import Curriculum
+from being_vl.data.batches import load
 from being_vl.data.options import PrepareOptions
 from being_vl.data.prepare import check_faults, find_grids, load_builder, tokenise
-from being_vl.data.sequences import Example
 from being_vl.data.store import PreparedSequences, Sequences
 from being_vl.errors import CheckpointError, ConfigError
 from being_vl.files import (
@@ -32,7 +29,6 @@ from being_vl.files import (
     check_recipe,
     plain,
     read_manifest,
-    remove,
     sha256,
     write_aside,
     write_json,
@@ -41,12 +37,14 @@ from being_vl.files import (
 from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.weights import load_causal_lm
-from being_vl.train.checkpoint import aside_tag, newest, publish
+from being_vl.train.checkpoint import Checkpoints, any_rank, newest
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
 from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.plan import Seen, StagePlan, check_packing, plan
 from being_vl.train.retention import TextProbe
+from being_vl.train.signals import StopRequest, stop_on_signals
 from being_vl.train.spikes import Watch
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import add_adapters, freeze
@@ -54,7 +52,7 @@ from being_vl.train.stages import add_adapters, freeze
 log = logging.getLogger(__name__)
 
 FREE = (
-    *("out", "save_every", "keep", "workers", "shard_size"),
+    *("out", "save_every", "keep", "workers", "shard_size", "gradient_checkpointing"),
     *("on_spike", "spike_deviations", "peak_flops", "retention", "retention_tolerance", "wandb"),
 )
 """Options that may be others when a training is resumed."""
@@ -74,24 +72,26 @@ def train(options: TrainOptions) -> Path:
     """
     _start_ranks()
     sequences = load_sequences(options)
-    counts: Counter[str] = Counter()
-    for group, lengths in sequences.lengths.items():
-        counts[group.category] += len(lengths)
-    plans = plan(options, counts, dist.get_world_size())
-    recipe = _recipe(options)
-    check_recipe(options.out / "recipe.json", recipe)
-    with _alone(options.out):
+    path = options.out / "recipe.json"
+    # The number of ranks of the first start: batches are as large as it made them, on whatever ranks the run goes on.
+    ranks = json.loads(path.read_text())["ranks"] if path.is_file() else dist.get_world_size()
+    plans = plan(options, sequences.lengths, ranks)
+    recipe = _recipe(options, ranks)
+    check_recipe(path, recipe)
+    with _alone(options.out), stop_on_signals() as stop:
         if dist.get_rank() == 0:
-            write_json(options.out / "recipe.json", recipe)
+            write_json(path, recipe)
         source, before = options.model, 0
-        for stage, curriculum, steps in plans:
-            folder = options.out / stage.name
+        for stage_plan in plans:
+            folder = options.out / stage_plan.stage.name
             if (folder / MANIFEST).is_file():
                 read_manifest(folder, "stage")
-                _say(f"{stage.name}: finished before, kept ({folder})")
+                _say(f"{folder.name}: finished before, kept ({folder})")
             else:
-                _train_stage(options, stage, curriculum, steps, sequences, source, before)
-            source, before = folder, before + steps
+                if any_rank(stop.asked())[0]:
+                    _stopped(stop, f"before {folder.name}, nothing to save")
+                _train_stage(options, stage_plan, sequences, source, before, stop)
+            source, before = folder, before + stage_plan.steps
     return source
 
 
@@ -119,79 +119,90 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _train_stage(
     options: TrainOptions,
-    stage: StageOptions,
-    curriculum: Curriculum,
-    steps: int,
+    plan: StagePlan,
     sequences: Sequences,
     source: Path,
     before: int,
+    stop: StopRequest,
 ) -> None:
     """Train one stage from the checkpoint at `source`; `before` counts the steps of the stages before it."""
     import deepspeed
 
     rank, world = dist.get_rank(), dist.get_world_size()
+    stage, steps = plan.stage, plan.steps
+    if plan.batch_size < world:
+        raise ConfigError(
+            f"stage {stage.name!r}: a batch of {plan.batch_size} rows has none for some of {world} ranks"
+        )
+    accumulation = math.ceil(plan.batch_size / (options.micro_batch_size * world))
+    _say(plan.describe())
     model, table = _load_model(options, stage, source)
     _say(table)
     cost, peak = Cost.of(model), peak_flops(options.peak_flops)
     optimizer = make_optimizer(model, options, stage)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(options, stage)
-    )
-
-    checkpoints = options.out / "checkpoints"
-    done = _resume(engine, checkpoints, stage.name)
-    batch_size = options.micro_batch_size * world * stage.accumulation
-    batches = _batches(curriculum, sequences, batch_size, done, steps)
+    found = newest(options.out / "checkpoints", stage.name)
+    config = deepspeed_config(options, accumulation)
+    config["checkpoint"] = {"load_universal": found is not None and found.partitioned}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    checkpoints = Checkpoints(engine, options.out / "checkpoints", stage.name, options.keep)
+    done = checkpoints.resume(found)
+    flat = model.lm.config._attn_implementation.startswith("flash")
+    if options.packing:
+        check_packing(model.lm, flat)
     logger = TrainingLog(options, stage.name, steps, done, before)
     watch = Watch(engine, optimizer, options.on_spike, options.spike_deviations, logger.entries)
     probe = _text_probe(options, source)
     if probe and done == 0:
         logger.probe(0, probe.perplexity(engine))
-    seen = curriculum.counts(done * batch_size)
-    for step, batch in enumerate(batches, start=done + 1):
-        started = time.perf_counter()
-        # What dropout draws depends on the position alone, so a resumed run draws the same.
-        torch.manual_seed(options.seed + (before + step) * world + rank)
+    seen = Seen(plan)
+    batches = load(seen.after(done), sequences, accumulation, rank, world, options.workers, flat)
+    started = time.perf_counter()
+    for step, (rows, micro_batches) in enumerate(batches, start=done + 1):
         rates = set_rates(optimizer, factor(stage, step - 1, steps))
-        seen.update(example.category for example in batch)
-        weight = math.fsum(float(example.weights[1:].sum(dtype=np.float64)) for example in batch)
+        own = [[float(micro["weights"].sum()), micro["weights"].numel()] for micro in micro_batches]
+        sizes = torch.tensor(own, dtype=torch.float64, device=engine.device).sum(0)
+        dist.all_reduce(sizes)
+        weight, cells = sizes.tolist()
         tally = Tally(model.embedding.text_size, sequences.categories, engine.device)
-        cells = torch.zeros((), device=engine.device)
-        for index in range(stage.accumulation):
-            first = (index * world + rank) * options.micro_batch_size
-            records = batch[first : first + options.micro_batch_size]
-            micro = collate(records, sequences.pad_id, sequences.categories)
-            cells += micro["input_ids"].numel()
-            inputs = {name: tensor.to(engine.device) for name, tensor in micro.items()}
+        for index, micro in enumerate(micro_batches):
+            # What dropout draws depends on the position alone, so a resumed run draws the same, on any number of ranks.
+            torch.manual_seed(options.seed + ((before + step) * accumulation + index) * world + rank)
+            inputs = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in micro.items()}
             of_loss = {name: inputs.pop(name) for name in ("weights", "categories")}
             loss = tally.add(engine(**inputs), inputs["labels"], **of_loss)
             # DeepSpeed divides by accumulation and averages over ranks; undone here, so that the gradient is that of
             # the weighted mean over all labelled tokens of the global batch, however that is cut up.
-            engine.backward(loss * (stage.accumulation * world / weight))
-            if index < stage.accumulation - 1:
+            engine.backward(loss * (accumulation * world / weight))
+            if index < accumulation - 1:
                 engine.step()
-        dist.all_reduce(cells)
         entry = {"step": step, **tally.means()}
         entry |= watch.step(entry["loss"])
         seconds = time.perf_counter() - started
-        lengths = [len(example.ids) for example in batch]
+        seen.add(rows)
+        read = [record for row in rows for record in row]
+        lengths = [record.length for record in read]
         flops = cost.flops(lengths, entry["labelled_tokens"]) if cost else None
         entry |= {
             **rates,
             "tokens": sum(lengths),
             "tokens_per_second": sum(lengths) / seconds,
             "mfu": flops / (seconds * world * peak) if flops and peak else None,
-            "padding": 1 - sum(lengths) / cells.item(),
+            "padding": 1 - sum(lengths) / cells,
             "memory": memory(),
             "seconds": seconds,
-            "mixture": {name: count / (step * batch_size) for name, count in sorted(seen.items())},
+            **seen.shares(),
         }
         if "trouble" in entry:
-            entry["records"] = [example.where for example in batch]
+            entry["records"] = [sequences.get(e.group, e.number, e.position).where for e in read]
         logger.step(entry)
         watch.report(stage.name, entry)
-        if step % options.save_every == 0 and step < steps:
-            _save(engine, checkpoints, stage.name, step, options.keep)
+        stopping = checkpoints.agree(stop.asked())
+        if step < steps and (stopping or step % options.save_every == 0):
+            checkpoints.save(step)
+        if step < steps and stopping:
+            checkpoints.finish()
+            _stopped(stop, f"after step {step} of {stage.name}, saved")
+        started = time.perf_counter()
 
     if probe:
         kept, now = logger.text_perplexity, probe.perplexity(engine)
@@ -202,13 +213,12 @@ def _train_stage(
                 f"{options.retention_tolerance:.0%}: the model is losing its language",
                 logging.WARNING,
             )
+    checkpoints.finish()
     _save_plain(engine, model, options, stage, source, steps)
     logger.close()
-    if rank == 0:
-        for checkpoint in checkpoints.glob(f"{stage.name}-*"):
-            remove(checkpoint)
+    checkpoints.close()
     engine.destroy()
-    del engine, optimizer, watch, model
+    del engine, optimizer, watch, model, checkpoints
     gc.collect()
     dist.barrier()
 
@@ -270,29 +280,13 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
     return PreparedSequences(folder, builder, options.bpe_dropout, options.seed)
 
 
-def plan(
-    options: TrainOptions, counts: Mapping[str, int], ranks: int
-) -> list[tuple[StageOptions, Curriculum, int]]:
-    """The curriculum and the number of optimizer steps of each stage, by the records of each category."""
-    plans = []
-    for index, stage in enumerate(options.stages):
-        curriculum = Curriculum(counts, stage.mixture, seed=options.seed + index)
-        dropped = sorted(name for name, share in stage.mixture.items() if share and name not in counts)
-        if dropped:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in curriculum.weights.items())
-            _say(f"{stage.name}: no records of {', '.join(dropped)}; the mixture becomes {shares}")
-        batch = options.micro_batch_size * ranks * stage.accumulation
-        records = sum(counts[category] for category in curriculum.weights)
-        plans.append((stage, curriculum, stage.max_steps or math.ceil(stage.epochs * records / batch)))
-    return plans
-
-
-def _recipe(options: TrainOptions) -> dict[str, Any]:
+def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    for free in FREE:
+    # Of the inputs the content counts, not where they lie.
+    for free in (*FREE, "model", "records", "grids"):
         del recipe[free]
-    recipe["ranks"] = dist.get_world_size()
+    recipe["ranks"] = ranks
     recipe["records_sha256"] = [
         sha256(path / MANIFEST if path.is_dir() else path) for path in options.records
     ]
@@ -351,50 +345,12 @@ def _text_probe(options: TrainOptions, source: Path) -> TextProbe | None:
     return TextProbe(options.retention, AutoTokenizer.from_pretrained(source), window)
 
 
-def _batches(
-    curriculum: Curriculum, sequences: Sequences, batch_size: int, done: int, steps: int
-) -> Iterator[list[Example]]:
-    """Global batches from step `done` on, each ordered by length so that micro-batches have little padding."""
-    for step in range(done, steps):
-        positions = range(step * batch_size, (step + 1) * batch_size)
-        batch = []
-        for position in positions:
-            category, index = curriculum[position]
-            for group, lengths in sequences.lengths.items():
-                if group.category == category:
-                    if index < len(lengths):
-                        batch.append(sequences.get(group, index, position))
-                        break
-                    index -= len(lengths)
-        yield sorted(batch, key=lambda example: len(example.ids))
-
-
-def _save(engine: Any, checkpoints: Path, stage: str, step: int, keep: int) -> None:
-    """Save what resuming needs; it counts once all ranks have written it."""
-    tag = aside_tag(stage, step)
-    if dist.get_rank() == 0:
-        remove(checkpoints / tag)
-    dist.barrier()
-    engine.save_checkpoint(str(checkpoints), tag=tag, save_latest=False, client_state={"step": step})
-    dist.barrier()
-    if dist.get_rank() == 0:
-        publish(checkpoints, stage, step, keep)
-    dist.barrier()
-
-
-def _resume(engine: Any, checkpoints: Path, stage: str) -> int:
-    """Load the newest complete checkpoint of the stage, if there is one; returns the steps that it holds."""
-    choice = [newest(checkpoints, stage) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(choice)
-    if choice[0] is None:
-        return 0
-    path, state = engine.load_checkpoint(str(checkpoints), tag=choice[0].folder.name)
-    if path is None:
-        raise CheckpointError(
-            f"{choice[0].folder}: DeepSpeed could not load it (saved on another number of ranks?)"
-        )
-    _say(f"{stage}: resumed after step {state['step']} from {choice[0].folder}")
-    return int(state["step"])
+def _stopped(stop: StopRequest, where: str) -> NoReturn:
+    """End this rank with status 0, and with it the training: all ranks call it after the same step."""
+    _say(
+        f"stopped by {stop.signal or 'a signal to another rank'} {where}; the same command goes on from there"
+    )
+    raise SystemExit(0)
 
 
 def _save_plain(

@@ -83,14 +83,14 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, floa
     }
 
 
-def deepspeed_config(options: TrainOptions, stage: StageOptions) -> dict[str, Any]:
-    """The configuration of DeepSpeed for one stage."""
+def deepspeed_config(options: TrainOptions, accumulation: int) -> dict[str, Any]:
+    """The configuration of DeepSpeed for a stage with so many micro-batches per rank and step."""
     zero: dict[str, Any] = {"stage": options.zero}
     if options.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": options.micro_batch_size,
-        "gradient_accumulation_steps": stage.accumulation,
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": options.gradient_clipping,
         "bf16": {"enabled": compute_dtype(options) is torch.bfloat16},
         "zero_optimization": zero,

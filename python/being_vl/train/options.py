@@ -1,6 +1,6 @@
 """Options of staged training; importable without torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -48,9 +48,14 @@ class StageOptions:
         new_rows_learning_rate: That of the new visual rows, if it is another.
         schedule: How the learning rate falls after the warm-up: as a cosine, linearly, or not at all.
         final: Share of the peak learning rate that a cosine or linear schedule ends at.
-        epochs: Passes over the records of the categories in `mixture`, counted in records.
+        mixture: Share of each key among the records that the model sees, on any positive scale. A key is a category, a
+            source in it (`foundation/llava` for the records of a file `llava.json`), or `text_only`, all records
+            without an image. Without a mixture, each category has a share as large as it is.
+        mixture_end: Mixture at the end of the stage, if it changes; in between it changes linearly.
+        mixture_by: Whether the shares are of `records` or of `tokens`.
+        epochs: As many records, or tokens, as the keys of the mixture have, so many times.
         accumulation: Micro-batches per rank and optimizer step.
-        mixture: Share of each category among the records that the model sees; any positive scale.
+        batch_size: Rows per optimizer step over all ranks, in place of `micro_batch_size` × ranks × `accumulation`.
         warmup: Share of the steps in which the learning rate rises linearly.
         max_steps: Optimizer steps instead of `epochs`.
     """
@@ -58,7 +63,9 @@ class StageOptions:
     name: str
     unfreeze: int | float | Literal["all"] | list[str]
     learning_rate: float
-    mixture: dict[str, float]
+    mixture: dict[str, float] = field(default_factory=dict)
+    mixture_end: dict[str, float] | None = None
+    mixture_by: Literal["records", "tokens"] = "records"
     text_rows: bool | None = None
     lora: LoraOptions | None = None
     new_rows_learning_rate: float | None = None
@@ -66,6 +73,7 @@ class StageOptions:
     final: float = 0.0
     epochs: float = 1.0
     accumulation: int = 1
+    batch_size: int | None = None
     warmup: float = 0.03
     max_steps: int | None = None
 
@@ -77,10 +85,10 @@ class StageOptions:
                 f"stage {self.name!r}: unfreeze is {self.unfreeze}; expected a share of 0.0 to 1.0, a number of "
                 "layers, names, or all"
             )
-        if self.accumulation < 1:
-            raise ConfigError(
-                f"stage {self.name!r}: accumulation is {self.accumulation}; expected at least 1"
-            )
+        for name in ("accumulation", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"stage {self.name!r}: {name} is {value}; expected at least 1")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"stage {self.name!r}: warmup is {self.warmup}; expected a share in [0, 1)")
         if not 0 <= self.final <= 1:
@@ -116,6 +124,8 @@ class TrainOptions(PrepareOptions):
             wrote, as its own options have made it.
         out: Folder for one plain Hugging Face checkpoint per stage, logs, and checkpoints to resume from.
         stages: The stages in order; the paper's three by default.
+        order: Order of the mixtures, as in the paper's ablation: `progressive` as the stages name them, `reverse` the
+            last stage's first, `random` all categories by their size in every stage.
         zero: ZeRO stage of DeepSpeed.
         offload: `optimizer` keeps AdamW's state and the float32 weights in the CPU's memory and steps there; needs ZeRO
             1, 2 or 3.
@@ -123,9 +133,12 @@ class TrainOptions(PrepareOptions):
         attention: Kernel of the attention; `auto` is FlashAttention 2 on a GPU in bf16 where flash-attn is installed,
             and PyTorch's SDPA elsewhere.
         loss_chunk: Labelled positions whose logits exist at once; more take memory, fewer a little time.
+        workers: Processes per rank that prepare records, and later read ahead; 0 for none but the rank itself.
         bpe_dropout: Probability with which a merge is skipped each time a record is read (BPE-dropout), so that an
             image comes as other tokens; a function of the seed and the record's place in the training.
-        micro_batch_size: Records per rank and forward pass.
+        micro_batch_size: Rows per rank and forward pass: records, or packed rows.
+        packing: Tokens of a row into which whole records are packed, without seeing each other; without it each record
+            is a row of its own, padded.
         liger: Use Liger's kernels for the layers, on a GPU; needs the extra `liger`.
         weight_decay: AdamW's decoupled weight decay.
         decay: What it acts on: `all` that trains, or the weight `matrices` alone, without norms, biases, embedding and
@@ -148,6 +161,7 @@ class TrainOptions(PrepareOptions):
     """
 
     stages: list[StageOptions] = field(default_factory=paper_stages)
+    order: Literal["progressive", "reverse", "random"] = "progressive"
     zero: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer"] = "none"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
@@ -155,6 +169,7 @@ class TrainOptions(PrepareOptions):
     loss_chunk: int = 1024
     bpe_dropout: float = 0.0
     micro_batch_size: int = 4
+    packing: int | None = None
     liger: bool = False
     weight_decay: float = 0.01
     decay: Literal["all", "matrices"] = "all"
@@ -178,11 +193,23 @@ class TrainOptions(PrepareOptions):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
-        for name in ("micro_batch_size", "loss_chunk", "save_every", "keep"):
-            if getattr(self, name) < 1:
+        for name in ("micro_batch_size", "loss_chunk", "save_every", "keep", "packing"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.offload != "none" and self.zero == 0:
             raise ConfigError("offload needs ZeRO 1, 2 or 3: set zero, or offload to none")
+
+    def in_order(self) -> list[StageOptions]:
+        """The stages with their mixtures in the order asked for."""
+        if self.order == "progressive":
+            return self.stages
+        if self.order == "random":
+            return [replace(stage, mixture={}, mixture_end=None) for stage in self.stages]
+        mixtures = [(stage.mixture, stage.mixture_end) for stage in reversed(self.stages)]
+        return [
+            replace(stage, mixture=start if end is None else end, mixture_end=None if end is None else start)
+            for stage, (start, end) in zip(self.stages, mixtures, strict=True)
+        ]
 
 
 @dataclass

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from being_vl.errors import BeingVLError
-from being_vl.files import plain, write_json
+from being_vl.files import MANIFEST, plain, write_json
 from being_vl.train.options import TrainOptions
+from being_vl.train.signals import pass_on_signals
 
 
 def train_on_ranks(options: TrainOptions, ranks: int | None = None) -> None:
@@ -20,6 +21,7 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None) -> None:
 
     Raises:
         BeingVLError: if a rank fails; it has said why.
+        SystemExit: with status 0, if a signal stopped the training before its end; it is saved.
     """
     ranks = ranks or max(1, torch.cuda.device_count())
     if ranks == 1:
@@ -29,9 +31,20 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None) -> None:
         return
     recipe = Path(options.out) / "options.json"
     write_json(recipe, plain(options))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [
+        sys.executable,
+        "-m",
+        "being_vl.train.torchrun",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+    ]
     command += ["-m", "being_vl", "train", "--recipe", str(recipe)]
-    if subprocess.run(command, check=False).returncode:
+    with pass_on_signals():
+        failed = subprocess.run(command, check=False).returncode
+    if failed:
         raise BeingVLError(
             f"training on {ranks} ranks failed; see the messages above. Command: {' '.join(command)}"
         )
+    if not (Path(options.out) / options.stages[-1].name / MANIFEST).is_file():
+        raise SystemExit(0)

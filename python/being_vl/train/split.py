@@ -141,7 +141,7 @@ class TrainedLM(nn.Module):
         Args:
             input_ids: (B, T) int64.
             labels: (B, T) int64, -100 where there is no loss; without them the logits (B · T, V) are returned.
-            inputs: What else the decoder takes, such as `attention_mask` (B, T), 0 on padding.
+            inputs: What else the decoder takes: `position_ids` (B, T) int64, from 0 on in each record.
         """
         hidden = self.lm.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
         if labels is None:

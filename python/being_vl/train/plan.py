@@ -1,0 +1,195 @@
+"""What each stage of a training will read: its mixture, its rows, its optimizer steps."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from being_vl.data.batches import Row, collate
+from being_vl.data.curriculum import Curriculum
+from being_vl.data.packing import WINDOW, pack
+from being_vl.data.sequences import Example, Group
+from being_vl.errors import ConfigError, ModelError
+from being_vl.train.options import StageOptions, TrainOptions
+
+Lengths = Mapping[Group, NDArray[np.int32]]
+
+_SAMPLE = 2000
+"""Rows read ahead of training, through all of a stage's mixture, to know how many records and tokens a row holds."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage reads, whatever ranks and workers read it.
+
+    Iterating gives the rows of each step, from the first step on, each time anew.
+
+    Args:
+        stage: Its options, with the mixture in effect.
+        lengths: Tokens of each record of each group.
+        seed: Of the order of the records.
+        packing: Tokens of a row; None if each record is a row of its own.
+        batch_size: Rows of an optimizer step, over all ranks.
+        steps: Optimizer steps.
+        records: Records that all steps will read, estimated.
+        tokens: Their tokens, estimated.
+    """
+
+    stage: StageOptions
+    lengths: Lengths
+    seed: int
+    packing: int | None
+    batch_size: int
+    steps: int = 0
+    records: float = 0
+    tokens: float = 0
+
+    def curriculum(self, rows: int) -> Curriculum:
+        """The stream of records, from its beginning; the mixture reaches its end after that many rows."""
+        stage = self.stage
+        return Curriculum(self.lengths, stage.mixture, self.seed, stage.mixture_end, rows, stage.mixture_by)
+
+    def rows(self, total: int) -> Iterator[Row]:
+        """That many rows, in which the mixture goes from start to end."""
+        curriculum = self.curriculum(total)
+        if not self.packing:
+            return ([curriculum.draw(row)] for row in range(total))
+        # Of few records fewer wait, lest many of them never come in a short training.
+        window = min(WINDOW, max(1, sum(curriculum.keys.values()) // 4))
+        return islice(pack(curriculum.draw, self.packing, window), total)
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        rows = self.rows(self.steps * self.batch_size)
+        for _ in range(self.steps):
+            yield list(islice(rows, self.batch_size))
+
+    def describe(self) -> str:
+        """The mixture in effect, and what was asked for without there being records of it."""
+        curriculum = self.curriculum(1)
+        shares = [
+            ", ".join(f"{k} {w:.1%}" for k, w in m.items()) for m in (curriculum.weights, curriculum.end)
+        ]
+        asked = {**self.stage.mixture, **(self.stage.mixture_end or {})}
+        missing = sorted(key for key, weight in asked.items() if weight and key not in curriculum.keys)
+        return (
+            f"{self.stage.name}: {self.steps} steps of {self.batch_size} rows, mixture by {self.stage.mixture_by}: "
+            + " to ".join(dict.fromkeys(shares))
+            + (f"; no records of {', '.join(missing)}" if missing else "")
+        )
+
+
+def plan(options: TrainOptions, lengths: Lengths, ranks: int) -> list[StagePlan]:
+    """Plan the stages of a training.
+
+    Args:
+        options: Of the training.
+        lengths: Of each group of records the tokens of each record.
+        ranks: Number of processes; the batches of stages without a `batch_size` are as large as these make them.
+
+    Raises:
+        ConfigError: if a mixture cannot be, or names what there is not, or a record is longer than a packed row.
+    """
+    longest = max((int(found.max()) for found in lengths.values() if len(found)), default=0)
+    if options.packing and longest > options.packing:
+        raise ConfigError(
+            f"packing is {options.packing} tokens, but there are records of {longest}; raise packing, or lower "
+            "max_length"
+        )
+    plans = []
+    for index, stage in enumerate(options.in_order()):
+        batch_size = stage.batch_size or options.micro_batch_size * ranks * stage.accumulation
+        blank = StagePlan(stage, lengths, options.seed + index, options.packing, batch_size)
+        curriculum = blank.curriculum(1)
+        for key in {**stage.mixture, **(stage.mixture_end or {})}:
+            if key not in curriculum.keys and key not in options.categories and stage.mixture.get(key) != 0:
+                raise ConfigError(
+                    f"stage {stage.name!r}: there are no records of {key!r}; {_listed(lengths)}"
+                )
+        sample = list(blank.rows(_SAMPLE))
+        records = sum(map(len, sample)) / _SAMPLE
+        tokens = sum(entry.length for row in sample for entry in row) / _SAMPLE
+        if stage.mixture_by == "records":
+            rows = stage.epochs * sum(curriculum.keys.values()) / records
+        else:
+            rows = stage.epochs * curriculum.tokens / tokens
+        steps = stage.max_steps or math.ceil(rows / batch_size)
+        total = steps * batch_size
+        plans.append(replace(blank, steps=steps, records=total * records, tokens=total * tokens))
+    return plans
+
+
+class Seen:
+    """What a stage has read so far, by the keys of its mixture."""
+
+    def __init__(self, plan: StagePlan) -> None:
+        self._plan = plan
+        self._sizes = plan.curriculum(1).keys
+        self._records: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
+
+    def after(self, done: int) -> Iterator[list[Row]]:
+        """The rows of the steps after the first `done`, which count as read."""
+        for number, rows in enumerate(self._plan):
+            if number < done:
+                self.add(rows)
+            else:
+                yield rows
+
+    def add(self, rows: list[Row]) -> None:
+        """Count the rows of a step."""
+        for row in rows:
+            for entry in row:
+                self._records[entry.key] += 1
+                self._tokens[entry.key] += entry.length
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Of each key its share of the records and of the tokens, and how often its records have come round."""
+        return {
+            "mixture": {key: self._records[key] / self._records.total() for key in self._sizes},
+            "mixture_tokens": {key: self._tokens[key] / self._tokens.total() for key in self._sizes},
+            "passes": {key: self._records[key] / size for key, size in self._sizes.items()},
+        }
+
+
+def check_packing(lm: Any, flat: bool) -> None:
+    """Check on a model that the records of a packed row do not see each other.
+
+    What the model makes of a record must be the same whatever record stands before it in the row.
+
+    Args:
+        lm: A causal LM of transformers.
+        flat: As for `being_vl.data.batches.collate`.
+
+    Raises:
+        ModelError: if it differs.
+    """
+    ids, weights = np.arange(16, dtype=np.int32), np.ones(8, np.float32)
+    first, other, last = (Example(part, weights, "", "", "") for part in (ids[:8], ids[8:], ids[:8]))
+    device = next(lm.parameters()).device
+    found, training = [], lm.training
+    lm.eval()
+    with torch.no_grad():
+        for row in ([first, last], [other, last]):
+            batch = collate([row], 0, [""], flat)
+            inputs = {name: batch[name].to(device) for name in ("input_ids", "position_ids")}
+            found.append(lm.get_decoder()(**inputs, use_cache=False).last_hidden_state[0, 8:].float())
+    lm.train(training)
+    if (found[0] - found[1]).abs().max() > 1e-3 * found[0].abs().max():
+        raise ModelError(
+            f"{lm.name_or_path}: its {type(lm).__name__} lets a record see the one before it in a packed row; train "
+            "without packing"
+        )
+
+
+def _listed(lengths: Lengths) -> str:
+    found = sorted(lengths)
+    return "there are " + ", ".join(
+        f"{len(lengths[group])} of {group.category}/{group.source}{' without images' * group.text_only}"
+        for group in found
+    )

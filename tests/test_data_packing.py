@@ -1,0 +1,279 @@
+"""Rows of records: none lost, none seen by another, the same on any ranks and workers."""
+
+import importlib.util
+from collections import Counter
+from dataclasses import replace
+from itertools import count, islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig
+
+import tiny
+from being_vl.data.batches import collate, load
+from being_vl.data.curriculum import Entry
+from being_vl.data.options import CATEGORIES
+from being_vl.data.packing import pack
+from being_vl.data.sequences import Example, Group
+from being_vl.errors import ConfigError, ModelError
+from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.plan import Seen, StagePlan, check_packing, plan
+
+PAD = 999
+GROUP = Group("foundation", "file", True)
+
+
+def options(**changes: Any) -> TrainOptions:
+    """Two stages on packed rows of 32 tokens, 3 a micro-batch; `changes` are those of the first."""
+    stages = [
+        StageOptions("one", "all", 1e-3, {"foundation": 3, "reasoning": 1}, accumulation=2, **changes),
+        StageOptions("two", "all", 1e-3, {"reasoning": 1}, {"foundation": 1}),
+    ]
+    return TrainOptions(Path("m"), [Path("r")], Path("o"), stages=stages, packing=32, micro_batch_size=3)
+
+
+def stream(lengths: list[int]) -> Any:
+    """`draw` of a stream whose records have these lengths, again and again."""
+    positions = count()
+    return lambda rows: Entry("a", GROUP, 0, lengths[(place := next(positions)) % len(lengths)], place)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=80), st.integers(50, 120), st.integers(1, 40))
+def test_packing_loses_nothing_and_fits(lengths: list[int], capacity: int, window: int) -> None:
+    seen: set[int] = set()
+    for number, row in enumerate(islice(pack(stream(lengths), capacity, window), 60)):
+        assert row
+        assert sum(entry.length for entry in row) <= capacity
+        positions = [entry.position for entry in row]
+        assert positions == sorted(positions)
+        assert not seen.intersection(positions)
+        seen.update(positions)
+        # All that came are seen or wait, and they wait for at most as many rows as there are places to wait.
+        assert len(set(range(max(seen) + 1)) - seen) < window
+        assert not [place for place in range(number + 1) if place not in seen]
+
+
+@pytest.mark.parametrize("kind", ["uniform", "skewed", "images and text"])
+def test_rows_of_mixed_lengths_are_at_least_98_percent_full(kind: str) -> None:
+    generator = np.random.default_rng(0)
+    n = 20_000
+    lengths = {
+        "uniform": generator.integers(20, 2049, n),
+        "skewed": np.clip(generator.lognormal(6, 0.8, n), 20, 2048),
+        "images and text": generator.choice([0, 600, 1000], n) + generator.integers(20, 300, n),
+    }[kind]
+    rows = list(islice(pack(stream(lengths.astype(int).tolist()), 2048), 2000))
+    assert sum(entry.length for row in rows for entry in row) / (2000 * 2048) > 0.98
+
+
+def examples(n: int = 60, seed: int = 0, size: int = 300) -> list[Example]:
+    """Records of 3 to 20 tokens, with labels on about half of them, in two categories."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for number in range(n):
+        length = int(generator.integers(3, 21))
+        ids = generator.integers(size, size=length).astype(np.int32)
+        weights = (generator.random(length) < 0.5).astype(np.float32)
+        weights[-1] = 1
+        category = ("foundation", "reasoning")[number % 3 == 0]
+        found.append(Example(ids, weights, category, "file", f"record {number}"))
+    return found
+
+
+def test_a_batch_is_padded_on_the_right_and_positions_restart() -> None:
+    a, b, c = examples(3)
+    a.weights[:] = b.weights[:] = 1
+    batch = collate([[a, b], [c]], 7, CATEGORIES)
+    length = len(a.ids) + len(b.ids)
+    assert all(tensor.shape == (2, length) for tensor in batch.values())
+    assert [tensor.dtype for tensor in batch.values()] == [*[torch.int64] * 3, torch.float32, torch.int64]
+    assert batch["input_ids"].tolist() == [[*a.ids, *b.ids], [*c.ids, *[7] * (length - len(c.ids))]]
+    assert batch["position_ids"].tolist() == [[*range(len(a.ids)), *range(len(b.ids))], [*range(length)]]
+    assert batch["labels"][0].tolist() == [-100, *a.ids[1:], -100, *b.ids[1:]]
+    assert batch["labels"][1].tolist() == [-100, *c.labels[1:], *[-100] * (length - len(c.ids))]
+    assert ((batch["weights"] > 0) == (batch["labels"] != -100)).all()
+    flat = collate([[a, b], [c]], 7, CATEGORIES, flat=True)
+    assert flat["input_ids"].tolist() == [[*a.ids, *b.ids, *c.ids]]
+    assert flat["position_ids"].tolist() == [[*range(len(a.ids)), *range(len(b.ids)), *range(len(c.ids))]]
+
+
+# ------------------------------------------------------------------------------------------------ leaks
+
+
+def losses(model: Any, batch: dict[str, torch.Tensor]) -> list[float]:
+    """Cross-entropy at each label, row by row."""
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    found = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none", ignore_index=-100
+    )
+    return found[batch["labels"][:, 1:].flatten() != -100].tolist()
+
+
+def varlen(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention as FlashAttention gives it for packed positions: each record apart, with no mask."""
+    assert mask is None
+    starts = [*torch.nonzero(options["position_ids"][0] == 0).flatten().tolist(), query.shape[2]]
+    parts = [
+        F.scaled_dot_product_attention(
+            query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], is_causal=True, enable_gqa=True,
+            scale=options["scaling"],
+        )
+        for a, b in pairwise(starts)
+    ]  # fmt: skip
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+FLASH = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
+NO_FLASH = pytest.mark.skipif(not FLASH, reason="no flash-attn or no GPU")
+KERNELS = ["sdpa", "eager", "varlen", pytest.param("flash_attention_2", marks=NO_FLASH)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "olmo2", "olmo3"]
+)
+def test_packed_records_have_the_losses_that_they_have_alone(family: tiny.Family, kernel: str) -> None:
+    """Also where attention slides over fewer tokens than a record has."""
+    if family == "gemma2" and kernel != "eager":
+        pytest.skip("transformers computes Gemma 2's capped attention by eager alone")
+    if kernel == "varlen":
+        AttentionInterface.register("varlen", varlen)
+    window = {"sliding_window": 1000 if kernel == "varlen" else 6}
+    extra = window if family in ("mistral", "gemma2", "gemma3", "olmo3") else {}
+    device, dtype = ("cuda", torch.bfloat16) if kernel.startswith("flash") else ("cpu", torch.float32)
+    torch.manual_seed(0)
+    config = tiny.CONFIGS[family](
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, pad_token_id=None, **extra,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=kernel).to(device, dtype)
+    check_packing(model, flat=kernel in ("varlen", "flash_attention_2"))
+    records = examples(12)
+    flat = kernel in ("varlen", "flash_attention_2")
+
+    def batch(rows: list[list[Example]]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(device) for name, tensor in collate(rows, 0, CATEGORIES, flat).items()}
+
+    alone = [loss for record in records for loss in losses(model, batch([[record]]))]
+    tolerance = 0.05 if dtype == torch.bfloat16 else 2e-6
+    packed = losses(model, batch([records[:5], records[5:7], records[7:]]))
+    assert packed == pytest.approx(alone, abs=tolerance)
+    padded = losses(model, batch([[record] for record in records]))
+    assert padded == pytest.approx(alone, abs=tolerance)
+
+
+def test_a_model_that_lets_records_see_each_other_is_refused() -> None:
+    """BLOOM knows positions by an attention bias and no position_ids."""
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4))
+    with pytest.raises(ModelError, match="lets a record see the one before it"):
+        check_packing(model, flat=False)
+
+
+# ------------------------------------------------------------------------------------------------ the plan of steps
+
+
+def seen_by(stage: StagePlan, ranks: int, workers: int, done: int) -> list[list[list[int]]]:
+    """The ids of the rows of each step after the first `done`, as the ranks read them, put together again."""
+    sequences = tiny.Listed(examples(), PAD)
+    parts = -(-stage.batch_size // (3 * ranks))
+    loaders = [load(Seen(stage).after(done), sequences, parts, rank, ranks, workers) for rank in range(ranks)]
+    steps = []
+    for of_ranks in zip(*loaders, strict=True):
+        assert all(rows == of_ranks[0][0] for rows, _ in of_ranks)
+        micro = [batches[part] for part in range(parts) for _, batches in of_ranks]
+        assert all(1 <= len(batch["input_ids"]) <= 3 for batch in micro)
+        steps.append([ids[ids != PAD].tolist() for batch in micro for ids in batch["input_ids"]])
+    return steps
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[list[list[int]]]:
+    (stage, _) = plan(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
+    assert stage.batch_size == 12
+    return seen_by(stage, 1, 0, 0)
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (1, 2), (2, 2), (4, 2)])
+def test_ranks_workers_and_stops_do_not_change_what_the_model_sees(
+    ranks: int, workers: int, reference: list[list[list[int]]]
+) -> None:
+    (stage, _) = plan(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
+    for done in range(6) if workers == 0 else (0, 3):
+        assert seen_by(stage, ranks, workers, done) == reference[done:]
+
+
+def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
+    lengths = tiny.Listed(examples()).lengths
+    total, tokens = sum(map(len, lengths.values())), sum(int(found.sum()) for found in lengths.values())
+    by_records, _ = plan(options(epochs=40), lengths, ranks=1)
+    assert by_records.batch_size == 6
+    rows = [row for step in by_records for row in step]
+    assert len(rows) == by_records.steps * 6
+    assert sum(map(len, rows)) == pytest.approx(40 * total, rel=0.02)
+    assert by_records.records == pytest.approx(sum(map(len, rows)), rel=0.02)
+    by_tokens, _ = plan(options(epochs=40, mixture_by="tokens", batch_size=10), lengths, ranks=1)
+    seen = sum(entry.length for step in by_tokens for row in step for entry in row)
+    assert by_tokens.batch_size == 10
+    assert seen == pytest.approx(40 * tokens, rel=0.02)
+    assert by_tokens.tokens == pytest.approx(seen, rel=0.02)
+
+
+def test_shares_that_were_realised_are_counted_also_after_a_stop() -> None:
+    (stage, _) = plan(options(max_steps=8), tiny.Listed(examples()).lengths, ranks=1)
+    seen = Seen(stage)
+    for rows in seen.after(5):
+        seen.add(rows)
+    entries = [entry for step in stage for row in step for entry in row]
+    counts = Counter(entry.key for entry in entries)
+    shares = seen.shares()
+    assert shares["mixture"] == {key: counts[key] / len(entries) for key in ("foundation", "reasoning")}
+    assert shares["mixture"]["foundation"] == pytest.approx(0.75, abs=0.05)
+    tokens = sum(entry.length for entry in entries if entry.key == "reasoning")
+    assert shares["mixture_tokens"]["reasoning"] == tokens / sum(entry.length for entry in entries)
+    assert shares["passes"] == {
+        "foundation": counts["foundation"] / 40,
+        "reasoning": counts["reasoning"] / 20,
+    }
+
+
+def test_orders_of_the_ablation() -> None:
+    def mixtures(order: Any) -> list[Any]:
+        stages = replace(options(), order=order).in_order()
+        return [(stage.name, stage.mixture, stage.mixture_end) for stage in stages]
+
+    first = {"foundation": 3, "reasoning": 1}
+    assert mixtures("progressive") == [
+        ("one", first, None),
+        ("two", {"reasoning": 1}, {"foundation": 1}),
+    ]
+    assert mixtures("reverse") == [("one", {"foundation": 1}, {"reasoning": 1}), ("two", first, None)]
+    assert mixtures("random") == [("one", {}, None), ("two", {}, None)]
+    paper = TrainOptions(Path("m"), [Path("r")], Path("o"), order="reverse").in_order()
+    assert [stage.mixture["foundation"] for stage in paper] == [15, 40, 80]
+    assert [stage.unfreeze for stage in paper] == [0, 0.25, "all"]
+
+
+def test_a_key_without_records_is_said_or_refused() -> None:
+    lengths = tiny.Listed(examples()).lengths
+    wrong = options()
+    wrong.stages[0].mixture = {"foundation": 3, "foundation/fiel": 1}
+    with pytest.raises(
+        ConfigError, match=r"no records of 'foundation/fiel'; there are 40 of foundation/file wi"
+    ):
+        plan(wrong, lengths, 1)
+    wrong.stages[0].mixture = {"foundation": 3, "perception": 1}
+    assert (
+        plan(wrong, lengths, 1)[0]
+        .describe()
+        .endswith("mixture by records: foundation 100.0%; no records of perception")
+    )
+    with pytest.raises(ConfigError, match="packing is 10 tokens, but there are records of 20"):
+        plan(replace(options(), packing=10), lengths, 1)
