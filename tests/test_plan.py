@@ -87,7 +87,7 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
         engine, *_ = deepspeed.initialize(
             model=trained,
             optimizer=make_optimizer(trained, training, stage),
-            config=deepspeed_config(training, stage),
+            config=deepspeed_config(training, stage.accumulation),
         )
         most = 0
         for _ in range(2 * stage.accumulation):

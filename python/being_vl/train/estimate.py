@@ -7,7 +7,6 @@ real one. What DeepSpeed keeps of them follows from its ZeRO stage.
 import dataclasses
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -366,7 +365,9 @@ def estimate(
 
 def row_length(training: TrainOptions, shape: Shape) -> int:
     """Tokens of the longest row that training can meet."""
-    return min(training.max_length, getattr(shape.config, "max_position_embeddings", training.max_length))
+    return training.packing or min(
+        training.max_length, getattr(shape.config, "max_position_embeddings", training.max_length)
+    )
 
 
 def _stored(config: Any) -> int:
@@ -461,7 +462,8 @@ def describe(
 
 def per_step(training: TrainOptions, stage: StageOptions, mean_length: int, ranks: int) -> Reading:
     """One step of a stage, where the number of records is not known."""
-    records = training.micro_batch_size * stage.accumulation * ranks
+    rows = stage.batch_size or training.micro_batch_size * stage.accumulation * ranks
+    records = rows * max(1, (training.packing or 0) // mean_length)
     return Reading(None, records, records * mean_length)
 
 
@@ -497,7 +499,8 @@ def plan_recipe(options: PlanOptions, training: TrainOptions, model: str, new_ro
 def read_ahead(options: PlanOptions, training: TrainOptions, ranks: int) -> list[Reading]:
     """What each stage will read: of the records themselves if they are at hand, else as the options describe them."""
     from being_vl.data.sequences import Group
-    from being_vl.train.engine import load_sequences, plan
+    from being_vl.train.engine import load_sequences
+    from being_vl.train.plan import plan
 
     if not options.records and all(path.exists() for path in training.records) and training.model.is_dir():
         lengths = load_sequences(training).lengths
@@ -508,15 +511,4 @@ def read_ahead(options: PlanOptions, training: TrainOptions, ranks: int) -> list
         }
     else:
         return [per_step(training, stage, options.mean_length, ranks) for stage in training.stages]
-    by_category: dict[str, list[int]] = defaultdict(list)
-    for group, found in lengths.items():
-        by_category[group.category] += found.tolist()
-    counts = {name: len(found) for name, found in by_category.items()}
-    readings = []
-    for stage, curriculum, steps in plan(training, counts, ranks):
-        records = steps * training.micro_batch_size * ranks * stage.accumulation
-        tokens = sum(
-            number * float(np.mean(by_category[n])) for n, number in curriculum.counts(records).items()
-        )
-        readings.append(Reading(steps, records, tokens))
-    return readings
+    return [Reading(stage.steps, stage.records, stage.tokens) for stage in plan(training, lengths, ranks)]

@@ -6,16 +6,15 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from being_vl.errors import BeingVLError, ConfigError
+from being_vl.errors import ConfigError
 from being_vl.files import MANIFEST, write_aside
 from being_vl.train.options import TrainOptions
 
@@ -128,7 +127,8 @@ def launch(
     Raises:
         ConfigError: if hostfile, master and numbers do not fit together, or a tool is missing.
         ModelError, RecordError: if the recipe's model or records are missing.
-        BeingVLError: if the training failed; its ranks have said why.
+
+    Without an error it does not return where it starts a training here: this process becomes torchrun or DeepSpeed.
     """
     _check_inputs(training)
     if options.launcher == "slurm":
@@ -154,10 +154,8 @@ def launch(
         command = torchrun(options, cluster, here, _is_here(_resolved(cluster.master)), flags)
     if options.dry_run:
         say(_shown(environment, command))
-    elif status := _run(command, environment):
-        raise BeingVLError(
-            f"training failed with status {status}; see the messages above. Command: {_shown(environment, command)}"
-        )
+    else:
+        os.execvpe(command[0], command, os.environ | environment)
 
 
 def _check_inputs(training: TrainOptions) -> None:
@@ -313,8 +311,6 @@ def _environment(options: LaunchOptions, cluster: Cluster | None) -> dict[str, s
         passed["CUDA_VISIBLE_DEVICES"] = ""
     if cluster and cluster.interface:
         passed |= {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
-    if options.max_restarts:  # without it the ranks of a restart wait for those of the last one for ever
-        passed["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     for entry in options.env:
         name, given, value = entry.partition("=")
         if not given and name not in os.environ:
@@ -327,7 +323,7 @@ def torchrun(
     options: LaunchOptions, cluster: Cluster, host: str | None, at_master: bool, flags: list[str]
 ) -> list[str]:
     """The command that starts one node's ranks; `host` is that node's own address, if it is known."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={cluster.gpus}"]
+    command = [sys.executable, "-m", "being_vl.train.torchrun", f"--nproc-per-node={cluster.gpus}"]
     command += [f"--max-restarts={options.max_restarts}"]
     if cluster.port == ALONE:
         command += ["--standalone"]
@@ -433,32 +429,3 @@ def _shown(environment: Mapping[str, str], command: list[str]) -> str:
     """As a line for a shell."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     return " ".join([f"cd {shlex.quote(str(Path.cwd()))} &&", *variables, shlex.join(command)])
-
-
-def _run(command: list[str], environment: dict[str, str]) -> int:
-    """Run a launcher and return its status; ranks get SIGTERM and SIGUSR1 straight from here.
-
-    A launcher would itself die of SIGUSR1, and after SIGTERM gives its ranks half a minute: too little to save. It runs
-    in a session of its own, so that only this process gets what Slurm or a terminal sends.
-    """
-    import psutil
-
-    process = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
-
-    def pass_on(number: int, _: Any) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            ranks = psutil.Process(process.pid).children()
-            for target in ranks or [process]:
-                target.send_signal(number)
-
-    handlers = {
-        signal.SIGTERM: pass_on,
-        signal.SIGUSR1: pass_on,
-        signal.SIGINT: lambda number, _: process.send_signal(number),
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        return process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
