@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,13 +20,13 @@ CLUSTER = Path(__file__).parent / "cluster"
 STEPS = 40
 
 
-def recipe(chain: Path, out: Path, ranks: int = 2, **changes: object) -> Path:
+def recipe(chain: Path, out: Path, ranks: int = 2, steps: int = STEPS, **changes: object) -> Path:
     """A short training whose global batch is the same on any number of ranks."""
     stage = {
         "name": "one",
         "unfreeze": 0.25,
         "learning_rate": 3e-3,
-        "max_steps": STEPS,
+        "max_steps": steps,
         "accumulation": 4 // ranks,
         "mixture": {"foundation": 1, "perception": 1},
     }
@@ -209,7 +210,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def one_host(chain: Path, tmp_path: Path, **changes: object) -> list[float]:
+def one_host(chain: Path, tmp_path: Path, **changes: Any) -> list[float]:
     forked(recipe(chain, tmp_path / "one-host", ranks=1, **changes))
     return losses(tmp_path / "one-host")
 
@@ -267,21 +268,28 @@ def slurm() -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
-def test_slurm_runs_our_script(chain: Path, tmp_path: Path, slurm: list[str]) -> None:
-    path = recipe(chain, tmp_path / "out", zero=1)
+def test_slurm_job_saves_when_warned_and_queues_again(chain: Path, tmp_path: Path, slurm: list[str]) -> None:
+    path = recipe(chain, tmp_path / "out", steps=100, zero=1)
     words = launch(path, "--with", "slurm", "--cpu", "--gpus-per-node", 2, "--time", "0:10:00")
-    said = subprocess.run(
-        [*slurm, *words], env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=True
-    ).stdout
-    job = said.split()[-1]
 
-    def state() -> str:
-        shown = subprocess.run(
-            [*slurm, "scontrol", "show", "job", job], capture_output=True, text=True, check=True
-        )
-        return shown.stdout.partition("JobState=")[2].split()[0]
+    def ask(*words: str) -> str:
+        environment = os.environ | ENVIRONMENT
+        done = subprocess.run([*slurm, *words], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout
 
-    wait_for(lambda: state() in ("COMPLETED", "FAILED", "CANCELLED"))
+    job = ask(*words).split()[-1]
+
+    def shows(*facts: str) -> bool:
+        return any(fact in ask("scontrol", "show", "job", job) for fact in facts)
+
+    wait_for(lambda: len(losses(tmp_path / "out")) > 4 or shows("JobState=FAILED"))
+    ask("scancel", "--signal=USR1", job)  # as Slurm does before the time limit
+    wait_for(lambda: shows("Restarts=1", "JobState=COMPLETED", "JobState=FAILED"))
     log = (tmp_path / "out" / f"slurm-{job}.log").read_text()
-    assert state() == "COMPLETED", log[-3000:]
-    assert losses(tmp_path / "out") == pytest.approx(one_host(chain, tmp_path, zero=1), abs=1e-5)
+    assert shows("Restarts=1"), log[-3000:]
+    ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm itself would wait two minutes
+    wait_for(lambda: shows("JobState=COMPLETED", "JobState=FAILED"))
+    log = (tmp_path / "out" / f"slurm-{job}.log").read_text()
+    assert shows("JobState=COMPLETED"), log[-3000:]
+    assert "stopped by SIGUSR1" in log
+    assert losses(tmp_path / "out") == pytest.approx(one_host(chain, tmp_path, steps=100, zero=1), abs=1e-5)
