@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 FREE = (
     *("out", "save_every", "keep", "workers", "shard_size", "gradient_checkpointing"),
     *("on_spike", "spike_deviations", "peak_flops", "retention", "retention_tolerance", "wandb"),
+    *("model", "records", "grids"),  # their content counts, not where they lie
 )
 """Options that may be others when a training is resumed."""
 
@@ -88,7 +89,7 @@ def train(options: TrainOptions) -> Path:
                 read_manifest(folder, "stage")
                 _say(f"{folder.name}: finished before, kept ({folder})")
             else:
-                if any_rank(stop.asked())[0]:
+                if any_rank(stop.signal is not None)[0]:
                     _stopped(stop, f"before {folder.name}, nothing to save")
                 _train_stage(options, stage_plan, sequences, source, before, stop)
             source, before = folder, before + stage_plan.steps
@@ -99,20 +100,27 @@ def train(options: TrainOptions) -> Path:
 def _alone(out: Path) -> Iterator[None]:
     """Hold the lock of a run's folder: ranks that outlive a killed launcher still write there.
 
-    The operating system frees the lock when the rank that holds it ends, however it ends.
+    The operating system frees the lock when the rank that holds it ends, however it ends. What rank 0 writes into it
+    shows whether the other ranks see the same folder.
     """
     out.mkdir(parents=True, exist_ok=True)
-    taken = [True]
+    mine: list[str | None] = [str(time.time_ns())]
     with (out / "lock").open("a") as lock:
         if dist.get_rank() == 0:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.truncate(0)
+                print(mine[0], file=lock, flush=True)
             except BlockingIOError:
-                taken = [False]
-        dist.broadcast_object_list(taken)
-        if not taken[0]:
+                mine = [None]
+        dist.broadcast_object_list(mine)
+        if mine[0] is None:
             raise CheckpointError(
                 f"{out}: another training is running in this folder; wait for it, end its processes, or choose another"
+            )
+        if any_rank((out / "lock").read_text().strip() != mine[0])[0]:
+            raise CheckpointError(
+                f"{out}: not all ranks see what rank 0 writes there; choose a folder that all nodes share"
             )
         yield
 
@@ -196,11 +204,14 @@ def _train_stage(
             entry["records"] = [sequences.get(e.group, e.number, e.position).where for e in read]
         logger.step(entry)
         watch.report(stage.name, entry)
-        stopping = checkpoints.agree(stop.asked())
+        stopping = checkpoints.agree(stop.signal is not None)
+        if stopping:
+            stop.heard.set()
         if step < steps and (stopping or step % options.save_every == 0):
             checkpoints.save(step)
         if step < steps and stopping:
             checkpoints.finish()
+            logger.close()
             _stopped(stop, f"after step {step} of {stage.name}, saved")
         started = time.perf_counter()
 

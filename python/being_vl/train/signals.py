@@ -21,18 +21,11 @@ PATIENCE = 25.0
 
 
 class StopRequest:
-    """Whether this process has been asked to stop, and by which signal."""
-
-    signal: str | None = None
+    """Whether this process has been asked to stop, by which signal, and whether it has been heard by all ranks."""
 
     def __init__(self) -> None:
-        self._seen = threading.Event()
-
-    def asked(self) -> bool:
-        """Whether a signal has come; the caller is about to act on it."""
-        if self.signal:
-            self._seen.set()
-        return self.signal is not None
+        self.signal: str | None = None
+        self.heard = threading.Event()
 
     def _listen(self, wakeups: socket.socket) -> None:
         first = 0.0
@@ -50,7 +43,7 @@ class StopRequest:
                 os._exit(128 + number)
 
     def _lose_patience(self) -> None:
-        if not self._seen.wait(PATIENCE):
+        if not self.heard.wait(PATIENCE):
             log.error(
                 "no step ended within %.0f s of SIGTERM: another rank is lost or hangs; ending", PATIENCE
             )
