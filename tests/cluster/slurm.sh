@@ -35,6 +35,7 @@ up() {
 		ProctrackType=proctrack/linuxproc
 		TaskPlugin=task/none
 		SelectType=select/cons_tres
+		KillWait=5
 		MailProg=/bin/true
 		NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
 		PartitionName=all Nodes=ALL Default=YES State=UP
@@ -50,7 +51,11 @@ up() {
 }
 
 down() {
-    scancel --state=RUNNING,PENDING,SUSPENDED 2>/dev/null || true
+    scancel --user=root 2>/dev/null || true
+    for _ in $(seq 100); do # until slurmd has ended the jobs' processes
+        [ -n "$(squeue --noheader 2>/dev/null)" ] || break
+        sleep 0.2
+    done
     for daemon in slurmd slurmctld munged; do
         [ -f "$dir/$daemon.pid" ] && kill "$(cat "$dir/$daemon.pid")" || true
     done
