@@ -203,7 +203,7 @@ def launch(path: Path, *words: object) -> list[str]:
     return [sys.executable, "-m", "being_vl", "launch", str(path), *map(str, words)]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
