@@ -294,8 +294,7 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
 def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    # Of the inputs the content counts, not where they lie.
-    for free in (*FREE, "model", "records", "grids"):
+    for free in FREE:
         del recipe[free]
     recipe["ranks"] = ranks
     recipe["records_sha256"] = [
