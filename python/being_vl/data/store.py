@@ -128,12 +128,16 @@ class _Shard:
     def groups(self, known: dict[Group, int]) -> NDArray[np.uint16]:
         """The number in `known` of each row's group; `known` takes those that are new."""
         category, source = self.batch.column("category"), self.batch.column("source")
-        columns = [column.indices.to_numpy() for column in (category, source)]
-        rows = np.stack([*columns, np.diff(self.starts.offsets) == 0])
-        found, numbers = np.unique(rows, axis=1, return_inverse=True)
+        text_only = np.diff(self.starts.offsets) == 0
+        shape = len(category.dictionary), len(source.dictionary), 2
+        rows = np.ravel_multi_index(
+            (category.indices.to_numpy(), source.indices.to_numpy(), text_only.astype(np.intp)), shape
+        )
+        found, numbers = np.unique(rows, return_inverse=True)
+        places = zip(*np.unravel_index(found, shape), strict=True)
         groups = (
-            Group(category.dictionary[int(c)].as_py(), source.dictionary[int(s)].as_py(), bool(text_only))
-            for c, s, text_only in found.T
+            Group(category.dictionary[int(c)].as_py(), source.dictionary[int(s)].as_py(), bool(t))
+            for c, s, t in places
         )
         of_found = np.array([known.setdefault(group, len(known)) for group in groups], np.uint16)
         return of_found[numbers]
