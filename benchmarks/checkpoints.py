@@ -5,7 +5,8 @@
 trains a Llama of random weights on random tokens, one rank per process (several under torchrun). A round is `--every`
 steps, the first of them preceded by a save in one of three ways, in turn: none; `Checkpoints.save`; DeepSpeed's
 `save_checkpoint`. A round ends when its checkpoint is complete, so it should be long enough for that. Printed are the
-medians of the rounds' seconds, and what a save adds, in seconds and in steps.
+medians of the rounds' seconds, and what a save adds, in seconds and in steps: by the clock, and in CPU time of the
+thread that trains, which on a CPU tells more where other programs run beside it.
 """
 
 import argparse
@@ -63,9 +64,9 @@ def main() -> None:
     ids = torch.randint(given.vocabulary, (given.batch, given.length), device=engine.device)
     done = 0
 
-    def round_of_steps(way: str) -> float:
+    def round_of_steps(way: str) -> tuple[float, float]:
         nonlocal done
-        started = time.perf_counter()
+        started = time.perf_counter(), time.thread_time()
         if way == "background":
             checkpoints.save(done)
         elif way == "DeepSpeed":
@@ -80,7 +81,7 @@ def main() -> None:
             checkpoints.agree()
             done += 1
         checkpoints.finish()
-        return time.perf_counter() - started
+        return time.perf_counter() - started[0], time.thread_time() - started[1]
 
     ways = ("none", "background", "DeepSpeed")
     for way in ways:
@@ -91,16 +92,17 @@ def main() -> None:
             found[way].append(round_of_steps(way))
     if dist.get_rank() == 0:
         size = sum(f.stat().st_size for f in (given.folder / "direct").glob("*.pt"))
-        step = statistics.median(found["none"]) / given.every
         parameters = sum(p.numel() for p in model.parameters())
-        print(f"{parameters:,} parameters, {size / 1e6:,.0f} MB on {dist.get_world_size()} rank(s), ", end="")
-        print(f"a step takes {step:.3f} s; a round is {given.every} steps")
-        for way in ways:
-            median = statistics.median(found[way])
-            extra = median - step * given.every
+        print(f"{parameters:,} parameters, {size / 1e6:,.0f} MB on {dist.get_world_size()} rank(s)")
+        for index, measure in enumerate(("by the clock", "CPU time of the training thread")):
+            medians = {way: statistics.median(seconds[index] for seconds in found[way]) for way in ways}
+            step = medians["none"] / given.every
             print(
-                f"{way:<12}{median:8.3f} s a round, a save adds {extra:7.3f} s = {extra / step:6.1%} of a step"
+                f"{measure}: a step takes {step:.3f} s, a round of {given.every} without a save {medians['none']:.3f} s"
             )
+            for way in ways[1:]:
+                extra = medians[way] - medians["none"]
+                print(f"  a save by {way:<10} adds {extra:7.3f} s, {extra / step:6.1%} of a step")
     dist.barrier()
     shutil.rmtree(given.folder, ignore_errors=True)
 
