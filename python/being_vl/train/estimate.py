@@ -156,6 +156,7 @@ def build(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> TrainedLM:
 
     with no_init_weights():
         lm = AutoModelForCausalLM.from_config(shape.config, dtype=dtype)
+    lm.tie_weights()
     if lm.config._attn_implementation == "sdpa":
         # The same, but without looking at ids to find out that no mask is needed: here there are none.
         AttentionInterface.register("unmasked", sdpa_attention_forward)
