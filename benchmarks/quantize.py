@@ -1,10 +1,11 @@
 """How fast `being-vl quantize` is, and whether the network waits for images.
 
     python -m benchmarks.quantize [--images FOLDER] [--quantizer NAME] [--device cuda] [--workers 0 1 2 4] [--count 256]
+    python -m benchmarks.quantize --quantizer zawnpn/being-vq-8k:bfloat16 --compile --device cuda --count 4096
 
 Without --images, JPEGs of 640×480 pixels are made of the photographs of the demo. Per number of workers it prints
-images per second and the share of the time in which the network encodes; for the rest of it, it waits for images.
-Starting the workers counts as well, so take enough images.
+images per second, how many times that of the first number it is, and the shares of the time in which the network
+encodes and waits for images. Starting the workers counts as well, so take enough images.
 """
 
 import argparse
@@ -57,17 +58,25 @@ def main():
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     quantizer = load_quantizer(options.quantizer, options.device)
+    if options.compile:
+        quantizer.compile()
     with tempfile.TemporaryDirectory() as made:
         if options.images is None:
             make_images(Path(made), options.count)
         sources = find_sources(options.images or Path(made))[: options.count]
         measure(sources[: options.batch_size], quantizer, options.batch_size, 0)  # first calls are slow
-        print("| workers | images/s | encoding |\n|---|---|---|")
+        print("| workers | images/s | × | encoding | waiting |\n|---|---|---|---|---|")
+        first = 0.0
         for workers in options.workers:
             speed, share = measure(sources, quantizer, options.batch_size, workers)
-            print(f"| {workers} | {speed:.1f} | {share:.0%} |", flush=True)
+            first = first or speed
+            print(
+                f"| {workers} | {speed:.1f} | {speed / first:.2f} | {share:.0%} | {1 - share:.0%} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

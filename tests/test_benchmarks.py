@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tiny
 from being_vl import VisualBPE
@@ -73,9 +74,27 @@ def test_statistics_of_grids(tmp_path):
     assert f"| {equal:.4g} |" in table.splitlines()[-1]
 
 
+def test_grids_are_of_images(tmp_path):
+    """Those of a folder; what is plain stays plain, and the same seed gives the same."""
+    Image.new("RGB", (300, 400), (200, 30, 30)).save(tmp_path / "plain.png")
+    for name in ("one.npy", "two.npy"):
+        python("-m", "benchmarks.bpe.grids", tmp_path / name, "--count", 2, "--images", tmp_path)
+    plain = np.load(tmp_path / "one.npy")
+    assert (plain.shape, plain.dtype, len(np.unique(plain))) == ((2, 32, 32), np.uint16, 1)
+    np.testing.assert_array_equal(plain, np.load(tmp_path / "two.npy"))
+    python("-m", "benchmarks.bpe.grids", tmp_path / "demo.npy", "--count", 6)
+    grids = np.load(tmp_path / "demo.npy")
+    assert len(np.unique(grids, axis=0)) == 6
+    assert 200 < len(np.unique(grids)) <= grids.max() + 1 <= 4096
+
+
 def test_the_speed_of_quantizing():
     table = python("-m", "benchmarks.quantize", "--count", 6, "--batch-size", 4, "--workers", 0, 1)
-    assert [line.split()[1] for line in table.splitlines()[2:]] == ["0", "1"]
+    rows = [line.split()[1::2] for line in table.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["0", "1"]
+    for _, _, times, encoding, waiting in rows:
+        assert float(times) > 0
+        assert int(encoding[:-1]) + int(waiting[:-1]) == pytest.approx(100, abs=1)
 
 
 def test_the_speed_of_reading_records():

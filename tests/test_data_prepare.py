@@ -166,6 +166,9 @@ def test_only_files_whose_records_changed_are_made_anew(
     assert len(now) < len(made)
     assert [made[name] == now[name] for name in sorted(now)] == [n < first for n in range(len(now))]
     assert read_manifest(job.out, "sequences")["records"] == len(read([records[0], text]))
+    last = {path: path.stat().st_mtime_ns for path in job.out.iterdir()}
+    prepare(job)
+    assert {path: path.stat().st_mtime_ns for path in job.out.iterdir()} == last
 
 
 def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(

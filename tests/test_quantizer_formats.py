@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -526,6 +527,39 @@ def test_sizes_of_ones_own_and_in_the_images_proportions(
             assert grid.size == pytest.approx((64 / side) ** 2, rel=0.15)
         height, width = kept.encode([thread])[0].shape
         assert height > 50 * width
+
+
+def test_bfloat16_has_a_fingerprint_of_its_own(
+    images: list[Image.Image], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    for folder in every_format(tmp_path, request):
+        exact = load_quantizer(folder)
+        rounded = load_quantizer(f"{folder}@64:aspect:bfloat16")
+        same = load_quantizer(folder, size=64, aspect=True, precision="bfloat16")
+        plain = load_quantizer(folder, size=64, aspect=True)
+        assert len({each.fingerprint for each in (exact, rounded, plain)}) == 3
+        assert rounded.fingerprint == same.fingerprint
+        whole, some, again = (
+            np.concatenate([grid.ravel() for grid in each.encode(images)]) for each in (plain, rounded, same)
+        )
+        np.testing.assert_array_equal(some, again)
+        assert 0 < (whole != some).mean() < 0.5
+        rounded.save_pretrained(tmp_path / "saved" / folder.name)
+        assert load_quantizer(tmp_path / "saved" / folder.name).fingerprint == plain.fingerprint
+
+
+def test_a_compiled_encoder_gives_the_same_ids(
+    images: list[Image.Image],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    folder = next(every_format(tmp_path, request))
+    plain, compiled = load_quantizer(f"{folder}@32"), load_quantizer(f"{folder}@32")
+    compiled.compile()
+    for a, b in zip(plain.encode(images), compiled.encode(images), strict=True):
+        assert (a != b).mean() < 0.01
 
 
 def test_pixels_are_those_of_the_image_processors(images: list[Image.Image]) -> None:

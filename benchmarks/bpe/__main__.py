@@ -3,7 +3,7 @@
     python -m benchmarks.bpe OUT.json [--grids GRIDS.npy] [--parts compare merges images alpha worst encode small]
     python -m benchmarks.bpe.report OUT.json --into docs/results/visual-bpe.md --images docs/images
 
-Without --grids, grids of the kind that `benchmarks.bpe.grids` describes are generated. Every measurement has a process
+Without --grids, they are made by `benchmarks.bpe.grids` of the demo's photographs. Every measurement has a process
 of its own, contenders take turns, and medians are reported. CPU seconds are user and system time of all threads, so
 they hardly depend on what else the machine does; wall time does.
 
@@ -108,8 +108,8 @@ def main():
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("out", nargs="?", type=Path, help="JSON file; runs are added to those it has")
-    parser.add_argument("--grids", type=Path, help=".npy or .npz file (array `grids`), by default generated")
-    parser.add_argument("--codebook-size", type=int, default=8192)
+    parser.add_argument("--grids", type=Path, help=".npy or .npz file (array `grids`)")
+    parser.add_argument("--codebook-size", type=int, help="by default the power of two above the grids' ids")
     parser.add_argument("--count", type=int, default=2000, help="grids in most parts")
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 2000, 5000, 10_000, 20_000])
     parser.add_argument("--merges", type=int, default=8192)
@@ -133,10 +133,12 @@ def main():
         parser.error("the following arguments are required: out")
     if options.grids is None:
         most = max([options.count, *(options.counts if "images" in options.parts else [])])
-        options.grids = Path("runs") / f"grids_k{options.codebook_size}_n{most}.npy"
+        options.grids = Path("runs") / f"grids_builtin_n{most}.npy"
         if not options.grids.exists():
             options.grids.parent.mkdir(exist_ok=True)
-            grids.generate(options.grids, most, options.codebook_size)
+            grids.generate(options.grids, most)
+    if options.codebook_size is None:
+        options.codebook_size = 1 << int(grids.load(options.grids).max()).bit_length()
     content = json.loads(options.out.read_text()) if options.out.exists() else {"measurements": []}
     content["machine"] = machine()
     known = {json.dumps(entry["job"]): entry for entry in content["measurements"]}

@@ -1,8 +1,8 @@
 """Makes the built-in quantizer: gathers its training images and trains it.
 
-    python examples/builtin_quantizer/make.py --wallpapers FOLDER --out runs/quantizer
+    python examples/builtin_quantizer/make.py --packages FOLDER --out runs/builtin
 
-README.md beside this file says where the photographs come from.
+README.md beside this file says what the folder holds. Run again, it goes on from its last checkpoint.
 """
 
 import argparse
@@ -10,73 +10,56 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import skimage
 import torch
+from gather import gather
 from PIL import Image, ImageDraw
 
 from being_vl.demo import shapesworld
-from being_vl.quantize.images import read_image
 from being_vl.quantize.options import QuantizerTrainOptions
 from being_vl.quantize.training import train_quantizer
-
-WALLPAPERS = (
-    "Picture_0B_by_freespace",
-    "Picture_1A_by_freespace",
-    "Wine_by_Jakkub_Mede",
-    "aitzgorri_by_Aitzol_Berasategi",
-    "friends_by_Aitzol_Berasategi",
-    "life_by_Aitzol_Berasategi",
-    "picosdeeuropa_by_Aitzol_Berasategi",
-    "seeding_by_Clements_Engelhardt",
-    "sunset_by_Aitzol_Berasategi",
-    "umang_by_Abhishek_Mudgal",
-)
-SKIMAGE = ("brick.png", "camera.png", "grass.png", "hubble_deep_field.jpg", "retina.jpg")
 
 
 def main() -> None:
     """Parse the arguments, gather, train."""
     parser = argparse.ArgumentParser(description="Make the built-in quantizer.")
-    parser.add_argument(
-        "--wallpapers", type=Path, required=True, help="folder with the Debian package's JPEGs"
-    )
+    parser.add_argument("--packages", type=Path, required=True, help="folder with the unpacked packages")
     parser.add_argument("--out", type=Path, required=True, help="folder for images, checkpoint and quantizer")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=1600)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
 
     out: Path = arguments.out
-    shapesworld.generate(out / "shapes", 6000, seed=1)
-    gather_photographs(arguments.wallpapers, out / "photographs")
-    draw_all(2000, out / "drawings")
-    shapes = out / "shapes" / "images"
-    options = QuantizerTrainOptions(
-        images=[
-            *[shapes] * 8,
-            out / "photographs",
-            out / "drawings",
-            *[shapes] * 6,
-        ],  # the order decides the ids
+    if not (out / "quantizer").is_dir():  # else this goes on with an earlier run
+        gather(arguments.packages, out / "photographs")
+        shapesworld.generate(out / "shapes", 6000, seed=1)
+        shapesworld.generate(out / "shapes-held-out", 100, seed=1, split="held-out")
+        draw_all(2000, out / "drawings")
+    train_quantizer(options(out, arguments.steps))
+
+
+def options(out: Path, steps: int) -> QuantizerTrainOptions:
+    """What the built-in quantizer is trained with."""
+    photographs = out / "photographs" / "training"
+    return QuantizerTrainOptions(
+        images=[*[out / "shapes" / "images"] * 3, *[photographs] * 4, out / "drawings"],
+        held_out=[out / "photographs" / "held-out", out / "shapes-held-out" / "images"],
         out=out / "quantizer",
         name="builtin",
-        steps=arguments.steps,
+        crop=128,
+        codebook_size=4096,
+        reserved=576 / 4096,
+        code_dim=24,
+        width=128,
+        layers=1,
+        steps=steps,
+        batch_size=8,
+        adversarial=0.05,
         adversarial_start=0.8,
         settle=0.0,
-        checkpoint_every=500,
+        precision="bfloat16",
+        checkpoint_every=200,
     )
-    train_quantizer(options)
-
-
-def gather_photographs(wallpapers: Path, out: Path) -> None:
-    """Copy the photographs, shrunk so that the shorter side is at most 512 pixels."""
-    out.mkdir(parents=True, exist_ok=True)
-    data = Path(skimage.__file__).parent / "data"
-    for path in [wallpapers / f"{name}.jpg" for name in WALLPAPERS] + [data / name for name in SKIMAGE]:
-        image = read_image(path)
-        scale = min(1.0, 512 / min(image.size))
-        size = round(image.width * scale), round(image.height * scale)
-        image.resize(size, Image.Resampling.BICUBIC).save(out / f"{path.stem}.png")
 
 
 def draw_all(count: int, out: Path) -> None:

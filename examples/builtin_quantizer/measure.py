@@ -1,43 +1,50 @@
-"""Measures a quantizer as docs/quantize.md reports it: `python examples/builtin_quantizer/measure.py [NAME]`.
+"""Measures a quantizer as docs/quantize.md reports it.
 
-On 1000 training and 400 held-out ShapesWorld pictures and on the shipped photographs: PSNR, codes in use, how
-steadily a kind of tile gets one id, what a linear reader makes of an object's ids, and visual BPE's tokens.
+    python examples/builtin_quantizer/measure.py [NAME] [--photographs runs/builtin/photographs/held-out]
+
+On 1000 training and 400 held-out ShapesWorld pictures and on photographs that it was not trained on, the six of the
+demo and those of a folder: PSNR, SSIM, codes in use, how steadily a kind of tile gets one id, what a linear reader
+makes of an object's ids, and visual BPE's tokens.
 """
 
-import sys
+import argparse
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
+from make import draw
 from numpy.typing import NDArray
 from PIL import Image
 
 from being_vl import VisualBPE
 from being_vl.demo import shapesworld
-from being_vl.quantize.base import load_quantizer
-from being_vl.quantize.images import read_image
+from being_vl.quantize.base import Quantizer, load_quantizer
+from being_vl.quantize.images import find_images, read_image
+from being_vl.quantize.losses import ssim
+from being_vl.quantize.vqgan import to_tensor
 
 Scenes = list[shapesworld.Scene]
 Grids = list[NDArray[np.int64]]
+CROPS = 1200
+DRAWINGS = 400
 
 
-def main(name: str) -> None:
+def main() -> None:
     """Measure and print."""
-    quantizer = load_quantizer(name)
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("name", nargs="?", default="builtin")
+    parser.add_argument("--photographs", type=Path)
+    parser.add_argument("--sheet", type=Path, help="picture that shows some, and what comes back")
+    arguments = parser.parse_args()
+    quantizer = load_quantizer(arguments.name)
     train, _, train_grids = shapes(quantizer, "train", 1000)
     held_out, pictures, grids = shapes(quantizer, "held-out", 400)
     print(f"quantizer {quantizer.name}, fingerprint {quantizer.fingerprint[:12]}")
-    print(f"PSNR, ShapesWorld held-out: {psnr(pictures, quantizer.decode(grids)):.2f} dB")
-    for size in (64, 256):
-        sized = load_quantizer(name, size=size)
-        folder = Path(str(files("being_vl.demo"))) / "photographs"
-        photographs = [sized.prepare(read_image(path)) for path in sorted(folder.glob("*.jpg"))]
-        found = sized.encode(photographs)
-        print(f"PSNR, photographs at {size}×{size}: {psnr(photographs, sized.decode(found)):.2f} dB")
-        print(f"  codes in use: {len(np.unique(np.concatenate([g.ravel() for g in found])))}")
-    print(f"codes in use, ShapesWorld: {len(np.unique(np.stack(train_grids)))} of {quantizer.codebook_size}")
+    print(f"ShapesWorld held-out: {quality(pictures, quantizer.decode(grids))}")
+    print(f"codes in use, ShapesWorld: {len(used(train_grids))} of {quantizer.codebook_size}")
     steadiness(train, train_grids)
     read_objects(train, train_grids, held_out, grids, quantizer.codebook_size)
     bpe = VisualBPE.train(train_grids, quantizer.codebook_size, num_merges=300)
@@ -45,6 +52,80 @@ def main(name: str) -> None:
     print(
         f"tokens per held-out picture: 64 without BPE, {len(tokens.values) / len(tokens):.1f} with 300 merges"
     )
+    demo = Path(str(files("being_vl.demo"))) / "photographs"
+    measure_photographs(arguments.name, demo, "the demo's")
+    if arguments.sheet:
+        large = load_quantizer(arguments.name, size=256)
+        photographs = [read_image(demo / key) for key in find_images(demo)]
+        rows = [
+            (picture.resize((128, 128), Image.Resampling.NEAREST) for picture in each)
+            for each in (pictures[:12], quantizer.decode(grids[:12]))
+        ]
+        rows += [photographs, large.decode(large.encode(photographs))]
+        sheet(rows, arguments.sheet)
+    if arguments.photographs:
+        large = measure_photographs(arguments.name, arguments.photographs, "held-out")
+        ids = used(grids) | used(large.encode(crops(arguments.photographs, 256)))
+        drawings = [draw(np.random.default_rng([8, n])) for n in range(DRAWINGS)]
+        every = ids | used(quantizer.encode(drawings))
+        print(
+            f"codes in use, {len(pictures)} held-out ShapesWorld pictures, {CROPS} crops of held-out photographs: "
+            f"{len(ids) / quantizer.codebook_size:.1%}; with {DRAWINGS} new drawings: "
+            f"{len(every) / quantizer.codebook_size:.1%}"
+        )
+
+
+def measure_photographs(name: str, folder: Path, which: str) -> Quantizer:
+    """Print how well photographs come back, at two sizes; returns the quantizer at the larger one."""
+    photographs = [middle(read_image(folder / key)) for key in find_images(folder)]
+    for size in (64, 256):
+        quantizer = load_quantizer(name, size=size)
+        seen = [photograph.resize((size, size), Image.Resampling.BICUBIC) for photograph in photographs]
+        found = quantizer.encode(seen)
+        print(
+            f"{which} {len(seen)} photographs at {size}×{size}: {quality(seen, quantizer.decode(found))}, "
+            f"codes in use {len(used(found))}"
+        )
+    return quantizer
+
+
+def sheet(rows: Iterable[Iterable[Image.Image]], path: Path) -> None:
+    """Save rows of pictures, one below the other."""
+    stacked = np.concatenate([np.concatenate([np.asarray(image) for image in row], 1) for row in rows])
+    Image.fromarray(stacked).save(path, quality=85)
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """The square in the middle, of the whole shorter side."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def crops(folder: Path, size: int) -> list[Image.Image]:
+    """Random square crops of photographs, of any scale from `size` pixels to the shorter side, mirrored or not."""
+    rng = np.random.default_rng(2)
+    photographs = [read_image(folder / key) for key in find_images(folder)]
+    made = []
+    for n in range(CROPS):
+        image = photographs[n % len(photographs)]
+        most = min(image.size)
+        side = round(np.exp(rng.uniform(np.log(min(size, most)), np.log(most))))
+        left, top = (int(rng.integers(length - side + 1)) for length in image.size)
+        crop = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+        made.append(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop)
+    return made
+
+
+def used(grids: Grids) -> set[int]:
+    """All ids."""
+    return set(np.unique(np.concatenate([grid.ravel() for grid in grids])).tolist())
+
+
+def quality(originals: list[Image.Image], others: list[Image.Image]) -> str:
+    """Mean PSNR and SSIM."""
+    a, b = (to_tensor(np.stack([np.asarray(image) for image in images])) for images in (originals, others))
+    return f"PSNR {psnr(originals, others):.2f} dB, SSIM {float(ssim(a, b).mean()):.3f}"
 
 
 def shapes(quantizer, split: shapesworld.Split, count: int) -> tuple[Scenes, list[Image.Image], Grids]:  # type: ignore[no-untyped-def]
@@ -117,4 +198,4 @@ def read_objects(train: Scenes, train_grids: Grids, test: Scenes, test_grids: Gr
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["builtin"]))
+    main()

@@ -65,7 +65,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
     """
     rank, ranks = rank_and_count()
     records = Records(options.records, options.default_category, options.categories)
-    recipe = builder.recipe() | {"shard_size": options.shard_size}
+    recipe = builder.recipe()
     recipe |= {"default_category": options.default_category, "categories": options.categories}
     check_recipe(options.out / "recipe.json", recipe)
     made_from = [recipe, sha256(options.grids / MANIFEST) if options.grids else None]
@@ -74,9 +74,13 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
         Shard(options.out, n, records, range(start, min(start + options.shard_size, len(records))), made_from)
         for n, start in enumerate(starts)
     ]
+    manifest = options.out / MANIFEST
+    done = len(read_manifest(options.out, "sequences")["shards"]) if manifest.is_file() else 0
+    if done == len(shards) and all(shard.finished for shard in shards):
+        return
     if rank == 0:
         write_json(options.out / "recipe.json", recipe)
-        (options.out / MANIFEST).unlink(missing_ok=True)
+        manifest.unlink(missing_ok=True)
     _make_all([shard for shard in shards[rank::ranks] if shard.finished is None], builder, options.workers)
     if rank > 0:
         return
@@ -86,8 +90,6 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
     for stale in set(options.out.glob("sequences-*.arrow")) - {shard.path for shard in shards}:
         stale.unlink()
     _write_manifest(options, recipe, shards)
-    if said := "\n".join(describe_faults(options.out)):
-        log.info(said)
 
 
 def load_builder(options: PrepareOptions) -> SequenceBuilder:
@@ -253,12 +255,14 @@ def find_grids(folder: Path, given: Path | None) -> Path | None:
 
 
 def check_faults(folder: Path, lenient: bool) -> None:
-    """See whether a preparation has left out records.
+    """Log what a preparation has left out or cut; see whether that is to be borne.
 
     Raises:
         RecordError: if some are bad, unless `lenient`; or none is left.
     """
     manifest = read_manifest(folder, "sequences")
+    if manifest["faults"] and rank_and_count()[0] == 0:
+        log.info("\n".join(describe_faults(folder)))
     kinds, records = manifest["faults"], manifest["records"]
     bad = records - manifest["examples"] - kinds.get(DROPPED, 0)
     if (not bad or lenient) and manifest["examples"]:

@@ -5,7 +5,7 @@ import pkgutil
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from being_vl.quantize.preprocessing import Preprocessing
 
 BUILTIN = Path(__file__).parent / "builtin"
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @runtime_checkable
@@ -68,24 +70,40 @@ class Quantizer(Protocol):
             QuantizerError: if the size does not suit it.
         """
 
+    def in_precision(self, precision: Precision) -> Self:
+        """The same network computing in another precision, and so with another fingerprint; see `load_quantizer`.
+
+        Raises:
+            QuantizerError: if there is no such thing.
+        """
+
+    def compile(self) -> None:
+        """Compile the encoder, by torch.compile. The ids stay the same to within rounding."""
+
     def save_pretrained(self, folder: Path) -> None:
-        """Write all that `load_quantizer` needs."""
+        """Write all that `load_quantizer` needs; the precision is not kept."""
 
 
 def load_quantizer(
-    name_or_path: str | Path, device: str = "cpu", size: int | None = None, aspect: bool = False
+    name_or_path: str | Path,
+    device: str = "cpu",
+    size: int | None = None,
+    aspect: bool = False,
+    precision: Precision = "float32",
 ) -> Quantizer:
     """Load a quantizer, whatever the format of its weights; `docs/quantize.md` lists the formats.
 
     Args:
         name_or_path: `builtin`, a folder or a file of weights, or a name on the Hugging Face hub: `owner/repository` or
             `owner/repository/file`. In options that are text only, `NAME@SIZE` and `NAME@SIZE:aspect` do what `size`
-            and `aspect` do.
+            and `aspect` do, and `:bfloat16` at the end what `precision` does.
         device: Where it runs.
         size: Side of the square that images are brought to, in pixels; None for the quantizer's own. Another size is
             another preprocessing, and so another fingerprint.
         aspect: Keep the proportions of each image: its area becomes about `size`² pixels, and its sides multiples of
             `downsample`, so that grids need not be square.
+        precision: What the encoder computes in; bfloat16 is faster on a GPU and gives some other ids, and so another
+            fingerprint.
 
     Raises:
         QuantizerError: if there is no such quantizer, it is damaged, or the size does not suit it.
@@ -93,6 +111,8 @@ def load_quantizer(
     # torch takes a second to import
     from being_vl.quantize.checkpoint import Checkpoint
 
+    if found := re.fullmatch(r"(.+):bfloat16", str(name_or_path)):
+        name_or_path, precision = found[1], "bfloat16"
     if found := re.fullmatch(r"(.+)@(\d+)(:aspect)?", str(name_or_path)):
         name_or_path, size, aspect = found[1], int(found[2]), bool(found[3])
     checkpoint = Checkpoint(BUILTIN if str(name_or_path) == "builtin" else name_or_path)
@@ -109,7 +129,9 @@ def load_quantizer(
             f"{checkpoint.path}: its weights and preprocessing give fingerprint {quantizer.fingerprint[:12]}, its "
             f"manifest says {saved[:12]}; copy or make the quantizer again"
         )
-    return quantizer.resized(size, aspect) if size is not None or aspect else quantizer
+    if size is not None or aspect:
+        quantizer = quantizer.resized(size, aspect)
+    return quantizer.in_precision(precision)
 
 
 def _adapter(checkpoint: "Checkpoint") -> Any:

@@ -61,6 +61,8 @@ def quantize(options: QuantizeOptions) -> GridStore | None:
 
         failed = encode_with_ray(options, todo, len(sources))
     else:
+        if options.compile:
+            quantizer.compile()
         failed = encode_shards(options, todo, quantizer, len(sources))
     if rank > 0:
         return None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from being_vl.errors import QuantizerError
 from being_vl.files import digest, write_manifest
+from being_vl.quantize.base import Precision
 from being_vl.quantize.preprocessing import Preprocessing
 
 DISTANCES_AT_A_TIME = 1 << 26
@@ -24,9 +25,9 @@ DISTANCES_AT_A_TIME = 1 << 26
 class NetworkQuantizer(ABC):
     """A `Quantizer` whose network sees the whole image.
 
-    It computes in float32, one image at a time: so the ids of an image don't depend on the others, and images may
-    differ in size. Where the two nearest codes are equally near to within rounding, another device may choose the other
-    one.
+    It computes in float32 or, on demand, bfloat16 (autocast; distances stay float32), one image at a time: so the ids
+    of an image don't depend on the others, and images may differ in size. Where the two nearest codes are equally near
+    to within rounding, another device may choose the other one.
 
     Args:
         model: The network, in any floating dtype.
@@ -38,6 +39,8 @@ class NetworkQuantizer(ABC):
     Raises:
         QuantizerError: if the images' sides would not be multiples of `downsample`.
     """
+
+    precision: Precision = "float32"
 
     def __init__(
         self, model: nn.Module, name: str, preprocessing: Preprocessing, downsample: int, device: str = "cpu"
@@ -57,11 +60,25 @@ class NetworkQuantizer(ABC):
 
     def resized(self, size: int | None, aspect: bool = False) -> Self:
         """The same network for images of another size; see `load_quantizer`."""
-        other = copy(self)
-        other.__dict__.pop("fingerprint", None)
+        other = self._copy()
         other.preprocessing = self.preprocessing.resized(size, aspect, self.downsample)
         other._check()
         return other
+
+    def in_precision(self, precision: Precision) -> Self:
+        """The same network computing in another precision; see `load_quantizer`."""
+        other = self._copy()
+        other.precision = precision
+        return other
+
+    def _copy(self) -> Self:
+        other = copy(self)
+        other.__dict__.pop("fingerprint", None)
+        return other
+
+    def compile(self) -> None:
+        """Compile the encoder, by torch.compile. The ids stay the same to within rounding."""
+        self._latents = torch.compile(self._latents)  # type: ignore[method-assign]
 
     @property
     @abstractmethod
@@ -75,8 +92,10 @@ class NetworkQuantizer(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of encoder, codebook and preprocessing; not of the decoder, which decides no id."""
+        """Hex SHA-256 of encoder, codebook, preprocessing and precision; not of the decoder, which decides no id."""
         digests: dict[str, Any] = {"preprocessing": self.preprocessing.to_json()}
+        if self.precision != "float32":
+            digests["precision"] = self.precision
         for name, tensor in self.model.state_dict().items():
             if not name.startswith(("decoder.", "post_quant_conv.")):
                 digests[name] = hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
@@ -94,8 +113,9 @@ class NetworkQuantizer(ABC):
 
     def _encode(self, picture: Tensor) -> Tensor:
         pixels = self.preprocessing.normalise(picture.to(self.codebook.device))
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            latents = self._latents(pixels[None])
+        bfloat16 = torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with torch.backends.cudnn.flags(allow_tf32=False), bfloat16:
+            latents = self._latents(pixels[None]).float()
         _, height, width = latents.shape
         return nearest(latents.flatten(1).T, self.codebook).reshape(height, width)
 
@@ -117,7 +137,7 @@ class NetworkQuantizer(ABC):
     def save_pretrained(self, folder: Path) -> None:
         """Write the weights in their library's format, in float32, and `manifest.json`."""
         self._save_model(Path(folder))
-        fields = {"name": self.name, "fingerprint": self.fingerprint}
+        fields = {"name": self.name, "fingerprint": self.in_precision("float32").fingerprint}
         write_manifest(Path(folder), "quantizer", fields | {"preprocessing": self.preprocessing.to_json()})
 
     @abstractmethod

@@ -22,6 +22,8 @@ class _Encoder:
     def __init__(self, options: QuantizeOptions, shards: list[Shard], total: int) -> None:
         self.options, self.shards, self.total = options, shards, total
         self.quantizer = load_quantizer(options.quantizer, options.device)
+        if options.compile:
+            self.quantizer.compile()
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         shards = [self.shards[n] for n in batch["id"]]

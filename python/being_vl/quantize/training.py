@@ -3,10 +3,11 @@
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,29 +15,32 @@ from diffusers import VQModel
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from being_vl.errors import CheckpointError, ConfigError
 from being_vl.files import MANIFEST, digest, write_aside
-from being_vl.quantize.images import find_images, fit_square, read_image
+from being_vl.quantize.codebook import Codebook
+from being_vl.quantize.crops import Crops, Group, Steps
+from being_vl.quantize.losses import Discriminator, Perceptual, edge_loss, psnr, ssim
 from being_vl.quantize.options import QuantizerTrainOptions
+from being_vl.quantize.parallel import average_gradients, averaged, processes, same_everywhere
 from being_vl.quantize.vqgan import (
     VQGAN,
     cut_tiles,
     decode_codes,
     encode_tiles,
     new_model,
-    squared_distances,
-    to_tensor,
     trained_parameters,
 )
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 0.05  # share of each folder's images that is never trained on
-HELD_OUT_MOST = 128
-START_TILES = 65536  # at most, and of at most 64 batches
+START_TILES = 131072  # of each folder, at most
+START_TILES_PER_CODE = 32
 LEVELS = 0.5
+SHOWN = 8  # held-out pictures of each folder that are shown
+GAP = 4
 
 
 def train_quantizer(options: QuantizerTrainOptions) -> Path:
@@ -44,287 +48,315 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
 
     The networks start as principal components of the tiles, and the codebook as k-means of those, which is a
     fair quantizer already; without that start, hours go by before it is as good. While the encoder learns, the
-    codebook follows the moving averages of its latents, and unused codes are placed anew. Equal tiles of a batch
+    codebook follows the moving averages of its latents, and unused codes are placed anew. Equal tiles of a picture
     count once, in the codebook and in the loss, or plain backgrounds would get most of the codes. The
     discriminator joins late. Everything random is a function of the seed and the step, so a run that was killed
-    goes on from its checkpoint as if nothing had happened.
+    goes on from its checkpoint as if nothing had happened. Under torchrun the processes share each step's crops.
 
     Returns:
-        `options.out`. Beside the quantizer it holds `log.jsonl`, with the held-out PSNR of each folder.
+        `options.out`. Beside the quantizer it holds `log.jsonl` and `tensorboard/`, with PSNR, SSIM and the use of
+        the codes on held-out pictures, and those pictures in `reconstructions/`.
 
     Raises:
         ImageError: if a folder has no image, or an image can't be read.
         CheckpointError: if `options.out` holds the checkpoint of other options.
+        ConfigError: if a folder has too few images, the processes can't share a batch evenly, or a file of weights
+            holds something else.
     """
     if (options.out / MANIFEST).is_file():
         log.info("%s: already finished", options.out)
         return options.out
-    trainer = Trainer(options)
-    trainer.run()
-    model = VQGAN(trainer.model, options.name, options.size, options.device)
-    model.save_pretrained(options.out)
+    with processes(options.device) as (rank, ranks, device):
+        trainer = Trainer(options, rank, ranks, device)
+        trainer.run()
+        if rank == 0:
+            VQGAN(trainer.model, options.name, options.size, device).save_pretrained(options.out)
     return options.out
 
 
-class Pictures:
-    """Seeded crops of folders of images, with a held-out part."""
+class Passed(NamedTuple):
+    """What became of pictures (n, 3, side, side) on their way through the networks.
 
-    def __init__(self, folders: list[Path], size: int, seed: int) -> None:
-        self.size = size
-        self.train: list[list[Path]] = []
-        self.held_out: dict[str, list[Path]] = {}
-        for folder in folders:
-            paths = [folder / key for key in find_images(folder)]
-            if len(paths) < 2:
-                raise ConfigError(f"{folder}: has one image; expected at least 2, one of them to be held out")
-            order = np.random.default_rng([seed, 0]).permutation(len(paths))
-            count = min(HELD_OUT_MOST, max(1, round(HELD_OUT * len(paths))))
-            self.held_out[str(folder)] = [paths[i] for i in order[:count]]
-            self.train.append([paths[i] for i in order[count:]])
-        self._shrunk = lru_cache(4096)(self._read)
+    Args:
+        made: The pictures, decoded.
+        error: `made` minus the pictures, by how much each tile counts.
+        latents: (N, D) of the tiles, equal ones of a picture once.
+        codes: (N, D), the codes nearest to them.
+        ids: (N,), of the codes.
+        weights: (N,), how much each counts; their sum is n.
+        places: Which of them a tile of the pictures is, (n * tiles).
+    """
 
-    def _read(self, path: Path) -> Image.Image:
-        """An image, shrunk to four times the crop's size if its shorter side is longer than that."""
-        image = read_image(path)
-        scale = 4 * self.size / min(image.size)
-        if scale >= 1:
-            return image
-        return image.resize(
-            (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
-        )
-
-    def batch(self, rng: np.random.Generator, count: int) -> Tensor:
-        """`count` crops (count, 3, size, size) of -1 to 1, the folders in turn.
-
-        The side of a crop is anything from `size` (or the image's shorter side, if that is less) to the
-        image's shorter side, scaled to `size`.
-        """
-        crops = []
-        for n in rng.permutation(count):
-            paths = self.train[n % len(self.train)]
-            image = self._shrunk(paths[rng.integers(len(paths))])
-            most = min(image.size)
-            side = round(math.exp(rng.uniform(math.log(min(self.size, most)), math.log(most))))
-            left = int(rng.integers(image.width - side + 1))
-            top = int(rng.integers(image.height - side + 1))
-            box = (left, top, left + side, top + side)
-            crops.append(np.asarray(image.resize((self.size,) * 2, Image.Resampling.BICUBIC, box)))
-        return to_tensor(np.stack(crops))
-
-    def fitted(self, paths: list[Path]) -> Tensor:
-        """Whole images (n, 3, size, size) of -1 to 1, fitted as the quantizer does."""
-        return to_tensor(np.stack([np.asarray(fit_square(read_image(path), self.size)) for path in paths]))
-
-
-class Discriminator(nn.Sequential):
-    """Says of each patch, about 22 pixels wide, whether it looks real: (n, 3, h, w) → (n, 1, h', w')."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__(
-            nn.Conv2d(3, width, 4, 2, 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(width, 2 * width, 4, 2, 1),
-            nn.GroupNorm(8, 2 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * width, 2 * width, 3, 1, 1),
-            nn.GroupNorm(8, 2 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * width, 1, 3, 1, 1),
-        )
-
-
-class Codebook:
-    """Moving averages of the latents of each code, and how often it is used."""
-
-    def __init__(self, weight: Tensor, decay: float, dead: float) -> None:
-        self.weight, self.decay, self.dead = weight, decay, dead
-        self.counts = torch.ones(len(weight), device=weight.device)
-        self.sums = weight.clone()
-
-    def place(self, latents: Tensor, rng: torch.Generator) -> None:
-        """Place all codes by k-means on `latents` (N, D), started as k-means++ does."""
-        centres = latents[_draw(torch.ones(len(latents)), 1, rng)]
-        nearest = squared_distances(latents, centres).squeeze(1)
-        while len(centres) < len(self.weight):  # in rounds of a sixteenth: k-means|| rather than one by one
-            count = min(max(1, len(self.weight) // 16), len(self.weight) - len(centres))
-            new = latents[_draw(nearest.clamp(min=1e-12), count, rng)]
-            nearest = torch.minimum(nearest, squared_distances(latents, new).amin(1)).clamp(min=0)
-            centres = torch.cat([centres, new])
-        for _ in range(10):
-            counts, sums = _gather(latents, squared_distances(latents, centres).argmin(1), len(centres))
-            used = counts > 0
-            centres[used] = sums[used] / counts[used, None]
-        counts, _ = _gather(latents, squared_distances(latents, centres).argmin(1), len(centres))
-        self.counts.copy_(counts / len(latents) * 2048).clamp_(min=self.dead)
-        self.weight.copy_(centres)
-        self.sums.copy_(centres * self.counts[:, None])
-
-    def update(self, latents: Tensor, ids: Tensor, rng: torch.Generator) -> None:
-        """Follow the latents (N, D) that got `ids` (N,); place unused codes where the error is large."""
-        counts, sums = _gather(latents, ids, len(self.weight))
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        self.weight.copy_(self.sums / self.counts.clamp(min=1e-6)[:, None])
-        dead = (self.counts < self.dead).nonzero().squeeze(1)[: len(latents) // 16]
-        if len(dead):
-            errors = (latents - self.weight[ids]).square().sum(1)
-            self.weight[dead] = latents[_draw(errors.clamp(min=1e-12), len(dead), rng)]
-            self.counts[dead] = 2 * self.dead  # a while to prove itself
-            self.sums[dead] = self.weight[dead] * self.counts[dead, None]
+    made: Tensor
+    error: Tensor
+    latents: Tensor
+    codes: Tensor
+    ids: Tensor
+    weights: Tensor
+    places: Tensor
 
 
 class Trainer:
-    """One run; `run` goes from the last checkpoint to the end."""
+    """One run; `run` goes from the last checkpoint to the end.
 
-    def __init__(self, options: QuantizerTrainOptions) -> None:
-        self.options = options
-        self.pictures = Pictures(options.images, options.size, options.seed)
+    Args:
+        options: What to do.
+        rank: This process, from 0.
+        ranks: How many share the work.
+        device: Where this one computes.
+    """
+
+    def __init__(
+        self, options: QuantizerTrainOptions, rank: int = 0, ranks: int = 1, device: str = "cpu"
+    ) -> None:
+        if options.batch_size % ranks:
+            raise ConfigError(
+                f"batch_size: {options.batch_size} cannot be shared evenly by {ranks} processes"
+            )
+        self.options, self.rank, self.device = options, rank, device
+        self.crops = Crops(
+            options.images, options.held_out, options.crop or options.size, options.tile, options.seed
+        )
+        self.steps = Steps(self.crops, options.batch_size, rank, ranks)
         torch.manual_seed(options.seed)
-        self.model = new_model(options.codebook_size, options.code_dim, options.tile, options.width)
-        self.model.to(options.device)
-        self.discriminator = Discriminator().to(options.device)
-        self.codebook = Codebook(self.model.quantize.embedding.weight.data, options.decay, options.dead)
+        self.model = new_model(
+            options.codebook_size, options.code_dim, options.tile, options.width, options.layers
+        ).to(device)
+        self.discriminator = Discriminator().to(device)
+        self.perceptual = Perceptual(options.vgg, options.lpips).to(device) if options.vgg else None
+        weight = self.model.quantize.embedding.weight
+        self.codebook = Codebook(weight.data, options.decay, options.dead, options.codebook == "ema")
+        generator: list[dict[str, Any]] = [{"params": list(trained_parameters(self.model))}]
+        if options.codebook == "gradient":
+            generator.append({"params": [weight], "weight_decay": 0.0})
         self.optimizers = [
-            torch.optim.AdamW(parameters, options.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
-            for parameters in (trained_parameters(self.model), self.discriminator.parameters())
+            torch.optim.AdamW(groups, options.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
+            for groups in (generator, [{"params": list(self.discriminator.parameters())}])
         ]
         self.done = 0
-        self.held_out = {name: self.pictures.fitted(paths) for name, paths in self.pictures.held_out.items()}
+        self.encode, self.decode, self.judge = encode_tiles, decode_codes, self.discriminator.__call__
+        if options.compile:
+            self.encode = torch.compile(encode_tiles, dynamic=True)
+            self.decode, self.judge = torch.compile(decode_codes), torch.compile(self.discriminator)
 
     def run(self) -> None:
         """Train to the last step, logging and saving."""
-        options = self.options
-        options.out.mkdir(parents=True, exist_ok=True)
+        options, first = self.options, self.rank == 0
         self._resume()
-        with (
-            (options.out / "log.jsonl").open("a", encoding="utf-8", buffering=1) as file,
-            tqdm(total=options.steps, initial=self.done, unit="step", desc="quantizer", disable=None) as bar,
-        ):
-            while self.done < options.steps:
-                entry = self.step()
-                last = self.done == options.steps
-                save = last or self.done % options.checkpoint_every == 0
+        with ExitStack() as stack:
+            if first:
+                options.out.mkdir(parents=True, exist_ok=True)
+                _cut_log(options.out / "log.jsonl", self.done)
+                path = options.out / "log.jsonl"
+                file = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
+                board = SummaryWriter(str(options.out / "tensorboard"), purge_step=self.done + 1)
+                stack.callback(board.close)
+            bar = stack.enter_context(
+                tqdm(
+                    total=options.steps,
+                    initial=self.done,
+                    unit="step",
+                    desc="quantizer",
+                    disable=None if first else True,
+                )
+            )
+            for groups in self.steps.batches(range(self.done, options.steps), options.workers):
+                entry: dict[str, Any] = self.step(groups)
+                bar.update()
+                save = self.done == options.steps or self.done % options.checkpoint_every == 0
+                if not first or not (save or self.done % options.log_every == 0):
+                    continue
                 if save:
-                    entry |= self.measure()
-                if save or self.done % options.log_every == 0:
-                    file.write(json.dumps({"step": self.done, **entry}) + "\n")
-                    log.info("step %d/%d: %s", self.done, options.steps, entry)
+                    measured, sheets = self.measure()
+                    entry |= measured
+                    _show(sheets, options.out / "reconstructions", self.done, board)
+                file.write(json.dumps({"step": self.done, **entry}) + "\n")
+                for name, value in _flat(entry):
+                    board.add_scalar(name, value, self.done)
+                log.info("step %d/%d: %s", self.done, options.steps, entry)
                 if save:
                     self._save()
-                bar.update()
 
-    def step(self) -> dict[str, float]:
-        """One optimiser step of both networks."""
+    def step(self, groups: list[Group] | None = None) -> dict[str, float]:
+        """One optimiser step of both networks, on this process's crops."""
         options = self.options
-        rng = np.random.default_rng([options.seed, 1, self.done])
-        codes_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        groups = self.steps[self.done] if groups is None else groups
         if self.done == 0:
-            self._start(codes_rng)
-        images = self.pictures.batch(rng, options.batch_size).to(options.device)
+            self._start()
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * _schedule(self.done, options.steps)
-
-        tiles, places, counts = cut_tiles(self.model, images).unique(
-            dim=0, return_inverse=True, return_counts=True
-        )
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = options.learning_rate * _schedule(self.done, options.steps)
         settled = self.done >= options.settle * options.steps
-        with torch.set_grad_enabled(not settled):
-            latents = encode_tiles(self.model, tiles)
-        ids = squared_distances(latents.detach(), self.codebook.weight).argmin(1)
-        codes = self.codebook.weight[ids]
-        commitment = F.mse_loss(latents, codes)
-        quantized = latents + (codes - latents).detach()
-        made = self._decode(quantized[places], images)
-        error = (made - images) * self._per_pixel(len(places) / len(tiles) / counts[places], images)
-        pixels, edges = error.abs().mean(), edge_loss(error)
-        reconstruction = pixels + options.edges * edges
-        loss = reconstruction + options.commitment * commitment
-        entry = {"pixels": pixels.item(), "edges": edges.item(), "commitment": commitment.item()}
-
         adversarial = options.adversarial > 0 and self.done >= options.adversarial_start * options.steps
+        count = sum(len(group.pixels) for group in groups)
+        zero = torch.zeros((), device=self.device)
+        terms = dict.fromkeys(
+            ("pixels", "perceptual", "commitment", "codebook", "opinion", "discriminator"), zero
+        )
+        images = [group.pixels.to(self.device, non_blocking=True) for group in groups]
+        passed = [self._pass(pixels, settled) for pixels in images]
+
+        for pixels, p in zip(images, passed, strict=True):
+            share = len(pixels) / count
+            away = F.mse_loss(p.latents, p.codes.detach(), reduction="none").mean(1)
+            learned = F.mse_loss(p.codes, p.latents.detach(), reduction="none").mean(1)
+            terms["pixels"] = terms["pixels"] + share * p.error.abs().mean()
+            terms["perceptual"] = terms["perceptual"] + share * self._perceptual(pixels, p)
+            terms["commitment"] = terms["commitment"] + (p.weights * away).sum() / count
+            terms["codebook"] = terms["codebook"] + (p.weights * learned).sum() / count
+            if adversarial:
+                with self._precision():
+                    terms["opinion"] = terms["opinion"] - share * self.judge(p.made).float().mean()
+        reconstruction = terms["pixels"] + options.perceptual * terms["perceptual"]
+        loss = reconstruction + options.commitment * terms["commitment"]
+        if options.codebook == "gradient" and not settled:
+            loss = loss + terms["codebook"]
         if adversarial:
-            opinion = -self.discriminator(made).mean()
-            weight = self._balance(reconstruction, opinion)
-            loss = loss + options.adversarial * weight * opinion
-            entry |= {"opinion": opinion.item(), "opinion_weight": weight.item()}
+            weight = self._balance(reconstruction, terms["opinion"])
+            loss = loss + options.adversarial * weight * terms["opinion"]
         self._optimize(0, loss)
-        entry["loss"] = loss.item()
         if adversarial:
-            real, fake = self.discriminator(images), self.discriminator(made.detach())
-            hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-            self._optimize(1, hinge)
-            entry["discriminator"] = hinge.item()
+            for pixels, p in zip(images, passed, strict=True):
+                with self._precision():
+                    real, fake = self.judge(pixels).float(), self.judge(p.made.detach()).float()
+                hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+                terms["discriminator"] = terms["discriminator"] + len(pixels) / count * hinge
+            self._optimize(1, terms["discriminator"])
         if not settled:
-            self.codebook.update(latents.detach(), ids, codes_rng)
+            chances = torch.cat([self._chances(g, p) for g, p in zip(groups, passed, strict=True)])
+            latents = torch.cat([p.latents.detach() for p in passed])
+            self.codebook.update(latents, torch.cat([p.ids for p in passed]), chances)
         self.done += 1
-        return entry
+
+        names = ["pixels", "perceptual", "commitment"] + ["opinion", "discriminator"] * adversarial
+        values = averaged(torch.stack([loss.detach(), *(terms[name].detach() for name in names)])).tolist()
+        entry = dict(zip(["loss", *names], values, strict=True))
+        return entry | ({"opinion_weight": float(weight)} if adversarial else {})
 
     @torch.no_grad()
-    def measure(self) -> dict[str, Any]:
-        """Mean PSNR, in dB, of the held-out images of each folder, and the share of the codes they use."""
-        used = torch.zeros(self.options.codebook_size, dtype=torch.bool)
-        psnr = {}
-        for name, images in self.held_out.items():
-            errors = []
-            for part in images.to(self.options.device).split(32):
-                ids = squared_distances(self._latents(part), self.codebook.weight).argmin(1)
-                used[ids.cpu()] = True
-                made = self._decode(self.codebook.weight[ids], part).clamp(-1, 1)
-                errors.append(((made - part) / 2).square().mean((1, 2, 3)))
-            psnr[name] = round(float(-10 * torch.cat(errors).clamp(min=1e-10).log10().mean()), 3)
-        return {"psnr": psnr, "codes_used": round(float(used.float().mean()), 4)}
+    def measure(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """How well held-out pictures come back.
 
-    def _latents(self, images: Tensor) -> Tensor:
-        return encode_tiles(self.model, cut_tiles(self.model, images))
+        Returns:
+            Mean PSNR, in dB, and mean SSIM of each folder, and the share of the codes that all of them use; and some
+            pictures of each folder beside what became of them, (3, height, width) of -1 to 1.
+        """
+        used = torch.zeros(self.options.codebook_size, dtype=torch.bool, device=self.device)
+        measured: dict[str, dict[str, float]] = {"psnr": {}, "ssim": {}}
+        sheets = {}
+        for name, paths in self.crops.held_out.items():
+            found: list[tuple[Tensor, Tensor]] = []
+            shown: list[tuple[Tensor, Tensor]] = []
+            for pixels in self.crops.whole(paths):
+                p = self._pass(pixels.to(self.device), settled=True)
+                used[p.ids] = True
+                made = p.made.clamp(-1, 1)
+                found.append((psnr(made, pixels.to(made)), ssim(made, pixels.to(made))))
+                if len(shown) < SHOWN:
+                    shown.append((pixels[0], made[0].cpu()))
+            for kind, values in zip(measured, zip(*found, strict=True), strict=True):
+                measured[kind][name] = round(float(torch.cat(values).mean()), 4)
+            sheets[name] = _sheet(shown)
+        return {**measured, "codes_used": round(float(used.float().mean()), 4)}, sheets
 
-    def _decode(self, codes: Tensor, images: Tensor) -> Tensor:
+    def _pass(self, images: Tensor, settled: bool) -> Passed:
+        """Through encoder, codebook and decoder; with `settled` nothing but the decoder gets a gradient."""
+        every = cut_tiles(self.model, images)
+        per_image = len(every) // len(images)
+        image = torch.arange(len(images), device=every.device).repeat_interleave(per_image)
+        # Equal tiles of a picture are encoded once.
+        marked = torch.cat([every.flatten(1), image[:, None].to(every)], 1)
+        tiles, places, counts = marked.unique(dim=0, return_inverse=True, return_counts=True)
+        image = tiles[:, -1].long()
+        distinct = torch.bincount(image, minlength=len(images))
+        weights = 1 / distinct[image].float()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not settled), self._precision():
+            latents = self.encode(self.model, tiles[:, :-1, None, None]).float()
+        ids = self.codebook.nearest(latents.detach())
+        learned = self.options.codebook == "gradient" and not settled
+        codes = self.model.quantize.embedding(ids) if learned else self.codebook.weight[ids]
+        quantized = latents + (codes - latents).detach()
         side = images.shape[-1] // self.options.tile
-        return decode_codes(self.model, codes.reshape(len(images), side, side, -1))
+        with self._precision():
+            made = self.decode(self.model, quantized[places].reshape(len(images), side, side, -1)).float()
+        counts_as = (per_image * weights / counts)[places].reshape(len(images), 1, side, side)
+        error = (made - images) * F.interpolate(counts_as, scale_factor=float(self.options.tile))
+        return Passed(made, error, latents, codes, ids, weights, places)
 
-    def _per_pixel(self, of_tiles: Tensor, images: Tensor) -> Tensor:
-        """Values of tiles (N,) in raster order for each of their pixels: (n, 1, height, width)."""
-        tile = self.options.tile
-        side = images.shape[-1] // tile
-        return (
-            of_tiles.reshape(len(images), 1, side, side).repeat_interleave(tile, 2).repeat_interleave(tile, 3)
+    def _perceptual(self, images: Tensor, passed: Passed) -> Tensor:
+        if self.perceptual is None:
+            return edge_loss(passed.error)
+        with self._precision():
+            distance: Tensor = self.perceptual(passed.made, images).mean()
+        return distance
+
+    def _chances(self, group: Group, passed: Passed) -> Tensor:
+        """A random number for each of the tiles that were encoded."""
+        return torch.zeros(len(passed.ids), dtype=group.chances.dtype, device=self.device).scatter_reduce(
+            0, passed.places, group.chances.to(self.device), "amin", include_self=False
         )
+
+    def _precision(self) -> torch.autocast:
+        bfloat16 = self.options.precision == "bfloat16"
+        return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=bfloat16)
 
     def _balance(self, reconstruction: Tensor, opinion: Tensor) -> Tensor:
         """Makes both losses pull equally at the last layer (VQ-GAN, equation 7)."""
         last: Tensor = self.model.decoder.conv_out.weight
-        (pull,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
-        (other,) = torch.autograd.grad(opinion, last, retain_graph=True)
-        weight: Tensor = (pull.norm() / (other.norm() + 1e-4)).clamp(max=1e4)
+        pull, other = (
+            averaged(torch.autograd.grad(loss, last, retain_graph=True)[0]).norm()
+            for loss in (reconstruction, opinion)
+        )
+        weight: Tensor = (pull / (other + 1e-4)).clamp(max=1e4)
         return weight
 
     def _optimize(self, which: int, loss: Tensor) -> None:
         optimizer = self.optimizers[which]
-        optimizer.zero_grad(set_to_none=True)
+        for each in self.optimizers:
+            each.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(p for group in optimizer.param_groups for p in group["params"])
         optimizer.step()
 
     @torch.no_grad()
-    def _start(self, rng: torch.Generator) -> None:
-        """Principal components and k-means of the tiles of some batches."""
-        options = self.options
-        tiles_per_batch = options.batch_size * (options.size // options.tile) ** 2
-        batches = (
-            self.pictures.batch(np.random.default_rng([options.seed, 2, n]), options.batch_size)
-            for n in range(min(64, -(-START_TILES // tiles_per_batch)))
-        )
-        tiles = torch.cat([cut_tiles(self.model, batch.to(options.device)) for batch in batches]).unique(
-            dim=0
-        )
-        start_linear(self.model, tiles.flatten(1))
-        latents = torch.cat([encode_tiles(self.model, part) for part in tiles.split(4096)])
-        self.codebook.place(latents, rng)
+    def _start(self) -> None:
+        """Principal components and k-means of the tiles of some crops of each folder."""
+        if self.rank == 0:
+            options = self.options
+            most = min(START_TILES, START_TILES_PER_CODE * options.codebook_size)
+            folders = [
+                self._start_tiles(options.images.index(folder), most)
+                for folder in dict.fromkeys(options.images)
+            ]
+            least = min(map(len, folders))
+            rng = torch.Generator().manual_seed(options.seed)
+            start_linear(
+                self.model,
+                torch.cat([tiles[torch.randperm(len(tiles), generator=rng)[:least]] for tiles in folders]),
+            )
+            latents = [
+                torch.cat([encode_tiles(self.model, part[:, :, None, None]) for part in tiles.split(4096)])
+                for tiles in folders
+            ]
+            self.codebook.place(latents, round(options.reserved * options.codebook_size), rng)
+        same_everywhere([*self.model.state_dict().values(), self.codebook.counts, self.codebook.sums])
+
+    def _start_tiles(self, folder: int, most: int) -> Tensor:
+        """Different tiles (N, channels) of random crops of a folder that have `most` or a few more, equal ones too."""
+        tiles: list[Tensor] = []
+        while sum(map(len, tiles)) < most:
+            rng = np.random.default_rng([self.options.seed, 2, folder, len(tiles)])
+            pixels = self.crops.draw(folder, rng)[None].to(self.device)
+            tiles.append(cut_tiles(self.model, pixels).flatten(1))
+        different: Tensor = torch.cat(tiles).unique(dim=0)
+        return different
 
     @property
     def _identity(self) -> str:
         """Of the options that decide the result."""
-        free = {"out", "log_every", "device"}
-        return digest({name: value for name, value in asdict(self.options).items() if name not in free})
+        free = {"out", "log_every", "device", "workers"}
+        options = {name: value for name, value in asdict(self.options).items() if name not in free}
+        return digest(options)
 
     def _save(self) -> None:
         state = {
@@ -339,30 +371,59 @@ class Trainer:
 
     def _resume(self) -> None:
         path = self.options.out / "checkpoint.pt"
-        if path.is_file():
-            try:
-                state = torch.load(path, map_location=self.options.device, weights_only=True)
-            except Exception as error:
-                raise CheckpointError(f"{path}: cannot be read ({error}); remove it to start anew") from error
-            if state["options"] != self._identity:
-                raise CheckpointError(
-                    f"{path}: is of a training with other options; use them, or another folder for `out`"
-                )
-            for network, saved in zip((self.model, self.discriminator), state["networks"], strict=True):
-                network.load_state_dict(saved)
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            self.codebook.counts, self.codebook.sums = state["codebook"]
-            self.done = state["done"]
-        entries = self.options.out / "log.jsonl"
-        lines = entries.read_text(encoding="utf-8").splitlines(keepends=True) if entries.is_file() else []
-        with write_aside(entries) as aside:
-            aside.write_text("".join(line for line in lines if _is_done(line, self.done)), encoding="utf-8")
+        if not path.is_file():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); remove it to start anew") from error
+        if state["options"] != self._identity:
+            raise CheckpointError(
+                f"{path}: is of a training with other options; use them, or another folder for `out`"
+            )
+        for network, saved in zip((self.model, self.discriminator), state["networks"], strict=True):
+            network.load_state_dict(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.codebook.counts, self.codebook.sums = state["codebook"]
+        self.done = state["done"]
 
 
-def _is_done(line: str, done: int) -> bool:
-    """Whether a line of the log is whole and not beyond the checkpoint."""
-    return line.endswith("\n") and json.loads(line)["step"] <= done
+def _cut_log(path: Path, done: int) -> None:
+    """Leave the lines that are whole and not beyond the checkpoint."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
+    with write_aside(path) as aside:
+        aside.write_text("".join(kept), encoding="utf-8")
+
+
+def _flat(entry: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Names and numbers of a line of the log."""
+    for name, value in entry.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{Path(part).name}", number) for part, number in value.items())
+        else:
+            yield name, value
+
+
+def _sheet(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Pictures above what became of them, on white."""
+    widest = max(a.shape[-1] for a, _ in pairs) + GAP
+    cells = [
+        torch.cat([F.pad(x, (0, widest - x.shape[-1], 0, widest - x.shape[-2]), value=1) for x in pair], 1)
+        for pair in pairs
+    ]
+    return torch.cat(cells, 2)
+
+
+def _show(sheets: dict[str, Tensor], folder: Path, step: int, board: SummaryWriter) -> None:
+    """To a PNG in `folder`, and to TensorBoard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    widest = max(sheet.shape[-1] for sheet in sheets.values())
+    rows = [F.pad(sheet, (0, widest - sheet.shape[-1]), value=1) for sheet in sheets.values()]
+    pixels = ((torch.cat(rows, 1).permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+    Image.fromarray(pixels).save(folder / f"{step:07d}.png")
+    board.add_image("reconstructions", pixels, step, dataformats="HWC")
 
 
 @torch.no_grad()
@@ -388,6 +449,9 @@ def start_linear(model: VQModel, tiles: Tensor) -> None:
     size = float(10 * scale * sizes[0] / len(tiles) ** 0.5)
     inward, outward = scale * axes @ fade, torch.linalg.solve(fade, axes[:dim].T) / scale
 
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.weight.mul_(torch.eye(3)[1].outer(torch.eye(3)[1]))  # of one place, only the middle counts
     for convolution in (encoder.conv_in, encoder.conv_out, model.quant_conv, model.post_quant_conv):
         nn.init.zeros_(convolution.weight)
         nn.init.zeros_(convolution.bias)
@@ -438,26 +502,6 @@ def _fade_levels(pixels: int) -> Tensor:
     return torch.eye(3 * pixels) - (1 - LEVELS) * mean
 
 
-def edge_loss(error: Tensor) -> Tensor:
-    """Mean absolute difference between the errors of neighbours, of pixels and of means of 2×2 pixels."""
-    loss = torch.zeros((), device=error.device)
-    for _ in range(2):
-        loss = loss + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        error = F.avg_pool2d(error, 2)
-    return loss / 2
-
-
 def _schedule(step: int, steps: int) -> float:
     """Linear warm-up over 100 steps, then a cosine to 2 %."""
     return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
-
-
-def _gather(latents: Tensor, ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """How many latents (N, D) have each id, and their sums: (size,), (size, D)."""
-    counts = torch.bincount(ids, minlength=size).to(latents.dtype)
-    return counts, torch.zeros(size, latents.shape[1], device=latents.device).index_add_(0, ids, latents)
-
-
-def _draw(weights: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """`count` indices, drawn with replacement by `weights`."""
-    return torch.multinomial(weights.cpu().double(), count, True, generator=rng).to(weights.device)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from being_vl.errors import QuantizerError
 from being_vl.files import digest, write_manifest
+from being_vl.quantize.base import Precision
 from being_vl.quantize.checkpoint import Checkpoint
 from being_vl.quantize.network import checked_ids
 from being_vl.quantize.preprocessing import Area, Pad, Preprocessing
@@ -61,6 +62,7 @@ class VQGAN:
                 f"quantizer {name!r}: size is {size}; expected a positive multiple of {self.downsample}"
             )
         self.model = model.half().float().to(device).eval().requires_grad_(False)
+        self._encode_tiles = encode_tiles
 
     @property
     def codebook_size(self) -> int:
@@ -103,6 +105,18 @@ class VQGAN:
         device = str(self.model.device)
         return type(self)(self.model, self.name, self.size if size is None else size, device, aspect)
 
+    def in_precision(self, precision: Precision) -> Self:
+        """This quantizer: its ids are exact, so there is only float32."""
+        if precision != "float32":
+            raise QuantizerError(
+                f"quantizer {self.name!r}: computes in float32 alone, got {precision}; leave it out of the name"
+            )
+        return self
+
+    def compile(self) -> None:
+        """Compile the encoder, by torch.compile. The ids stay the same."""
+        self._encode_tiles = torch.compile(encode_tiles, dynamic=True)
+
     def encode(self, images: Sequence[Image.Image]) -> list[NDArray[np.int64]]:
         """Grids (height, width), int64, one per image; (size / downsample)² unless the proportions are kept."""
         return self.encode_prepared([np.array(self.prepare(image)) for image in images])
@@ -128,7 +142,7 @@ class VQGAN:
     def _ids(self, tiles: Tensor) -> Tensor:
         """Ids (N,) of tiles (N, channels, h, w)."""
         with torch.backends.cudnn.flags(allow_tf32=False):
-            latents, codes = encode_tiles(self.model, tiles), self.model.quantize.embedding.weight
+            latents, codes = self._encode_tiles(self.model, tiles), self.model.quantize.embedding.weight
             distances, nearest = squared_distances(latents, codes).topk(2, largest=False)
             ids = nearest[:, 0].clone()
             scale = latents.square().sum(1) + codes.square().sum(1).max()
@@ -170,8 +184,10 @@ class VQGAN:
         return cls(model, fields["name"], fields["size"], device, aspect=fields["fit"] == FIT_ASPECT)
 
 
-def new_model(codebook_size: int, code_dim: int, tile: int, width: int) -> VQModel:
+def new_model(codebook_size: int, code_dim: int, tile: int, width: int, layers: int = 0) -> VQModel:
     """An untrained `VQModel` for tiles of `tile` pixels on a side, all folded into channels.
+
+    Encoder and decoder have `3 + layers` residual blocks each.
 
     The decoder's norms are conditioned on the codes (`norm_type="spatial"`, as in MoVQ): plain group norms over
     the whole picture lose its contrast, which costs such a small decoder 2 to 3 dB.
@@ -186,7 +202,7 @@ def new_model(codebook_size: int, code_dim: int, tile: int, width: int) -> VQMod
         norm_num_groups=8,
         norm_type="spatial",
         mid_block_add_attention=False,
-        layers_per_block=0,
+        layers_per_block=layers,
     )
 
 
@@ -225,5 +241,5 @@ def decode_codes(model: VQModel, codes: Tensor) -> Tensor:
 
 
 def trained_parameters(model: VQModel) -> Iterable[Tensor]:
-    """All parameters but the codebook, which is a moving average and has no gradient."""
+    """All parameters but the codebook."""
     return (p for name, p in model.named_parameters() if not name.startswith("quantize."))

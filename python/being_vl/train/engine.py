@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -38,9 +37,10 @@ from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.weights import load_causal_lm
 from being_vl.train.checkpoint import Checkpoints, any_rank, newest
+from being_vl.train.kernels import attention_kernel, use_liger
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
-from being_vl.train.optimizer import attention_kernel, deepspeed_config, factor, make_optimizer, set_rates
+from being_vl.train.optimizer import deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.plan import Seen, StagePlan, check_packing, plan
 from being_vl.train.retention import TextProbe
@@ -159,9 +159,9 @@ def _train_stage(
         check_packing(model.lm, flat)
     logger = TrainingLog(options, stage.name, steps, done, before)
     watch = Watch(engine, optimizer, options.on_spike, options.spike_deviations, logger.entries)
-    probe = _text_probe(options, source)
+    probe = TextProbe.of(options, source)
     if probe and done == 0:
-        logger.probe(0, probe.perplexity(engine))
+        probe.measure(engine, logger, 0)
     seen = Seen(plan)
     batches = load(seen.after(done), sequences, accumulation, rank, world, options.workers, flat)
     started = time.perf_counter()
@@ -216,14 +216,7 @@ def _train_stage(
         started = time.perf_counter()
 
     if probe:
-        kept, now = logger.text_perplexity, probe.perplexity(engine)
-        logger.probe(steps, now)
-        if kept and now > kept * (1 + options.retention_tolerance):
-            _say(
-                f"{stage.name}: the perplexity of {options.retention} rose from {kept:.4g} to {now:.4g}, more than "
-                f"{options.retention_tolerance:.0%}: the model is losing its language",
-                logging.WARNING,
-            )
+        probe.measure(engine, logger, steps)
     checkpoints.finish()
     _save_plain(engine, model, options, stage, source, steps)
     logger.close()
@@ -270,9 +263,9 @@ def _world_of_one() -> dict[str, str]:
     }
 
 
-def _say(message: str, level: int = logging.INFO) -> None:
+def _say(message: str) -> None:
     if not dist.is_initialized() or dist.get_rank() == 0:
-        log.log(level, message)
+        log.info(message)
 
 
 def load_sequences(options: TrainOptions) -> PreparedSequences:
@@ -310,7 +303,7 @@ def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tup
     if options.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     if options.liger:
-        _use_liger(lm)
+        use_liger(lm)
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
     model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size, options.loss_chunk)
     if stage.lora:
@@ -319,40 +312,6 @@ def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tup
     table = freeze(model, stage)
     model.train()
     return model, table
-
-
-def _use_liger(lm: Any) -> None:
-    """Exchange the norms and MLPs of this model for Liger's kernels; the loss is in chunks anyway."""
-    if not torch.cuda.is_available():
-        _say("liger: its kernels need a GPU, so PyTorch's are used", logging.WARNING)
-        return
-    try:
-        from liger_kernel.transformers.monkey_patch import (
-            MODEL_TYPE_TO_APPLY_LIGER_FN,
-            _apply_liger_kernel_to_instance,
-        )
-    except ImportError as error:
-        raise ConfigError("liger-kernel is not installed: pip install 'being-vl[liger]'") from error
-    if lm.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        _say(f"liger: has no kernels for {lm.config.model_type}, so PyTorch's are used", logging.WARNING)
-        return
-    # It also exchanges the classes of all models to come, among them those that a saved stage is checked with.
-    family = vars(sys.modules[type(lm).__module__])
-    classes = dict(family)
-    _apply_liger_kernel_to_instance(
-        model=lm, rope=False, cross_entropy=False, fused_linear_cross_entropy=False
-    )
-    family.update(classes)
-
-
-def _text_probe(options: TrainOptions, source: Path) -> TextProbe | None:
-    from transformers import AutoConfig, AutoTokenizer
-
-    if options.retention is None:
-        return None
-    config = AutoConfig.from_pretrained(source)
-    window = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
-    return TextProbe(options.retention, AutoTokenizer.from_pretrained(source), window)
 
 
 def _stopped(stop: StopRequest, where: str) -> NoReturn:

@@ -6,25 +6,9 @@ from typing import Any
 import torch
 
 from being_vl.errors import ConfigError
+from being_vl.train.kernels import compute_dtype
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.split import TrainedLM
-
-
-def compute_dtype(options: TrainOptions) -> torch.dtype:
-    """What weights and activations are computed in."""
-    if options.dtype == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return torch.bfloat16 if options.dtype == "bf16" else torch.float32
-
-
-def attention_kernel(options: TrainOptions) -> str | None:
-    """The attention's kernel, as transformers names it; None leaves the choice to transformers: SDPA where it can."""
-    if options.attention != "auto":
-        return options.attention
-    from transformers.utils import is_flash_attn_2_available
-
-    fits = compute_dtype(options) is torch.bfloat16 and is_flash_attn_2_available()
-    return "flash_attention_2" if fits else None
 
 
 def make_optimizer(model: TrainedLM, options: TrainOptions, stage: StageOptions) -> torch.optim.Optimizer:

@@ -1,5 +1,6 @@
 """How much of its language a model keeps: its perplexity on a text."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,10 @@ import torch
 from torch import distributed as dist
 
 from being_vl.errors import ConfigError
+from being_vl.train.log import TrainingLog
+from being_vl.train.options import TrainOptions
+
+log = logging.getLogger(__name__)
 
 
 class TextProbe:
@@ -17,12 +22,14 @@ class TextProbe:
         path: File of UTF-8 text.
         tokenizer: The model's tokenizer; special tokens in the text stay text.
         window: Tokens of a window; the first of each has no loss.
+        tolerance: Share by which a stage may raise the perplexity without a warning.
 
     Raises:
         ConfigError: if the file cannot be read, or has less than two tokens.
     """
 
-    def __init__(self, path: Path, tokenizer: Any, window: int) -> None:
+    def __init__(self, path: Path, tokenizer: Any, window: int, tolerance: float) -> None:
+        self._path, self._tolerance = path, tolerance
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -32,6 +39,27 @@ class TextProbe:
         self._windows = [torch.tensor([part]) for part in cut if len(part) > 1]
         if not self._windows:
             raise ConfigError(f"retention: {path} holds {len(ids)} tokens; expected some text")
+
+    @classmethod
+    def of(cls, options: TrainOptions, model: Path) -> "TextProbe | None":
+        """The probe that a training asks for, of the model in a folder."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        if options.retention is None:
+            return None
+        config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+        window = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
+        return cls(options.retention, tokenizer, window, options.retention_tolerance)
+
+    def measure(self, engine: Any, logger: TrainingLog, step: int) -> None:
+        """Log the perplexity after a stage's last step, or its step 0, and warn if the stage has raised it."""
+        before, now = logger.text_perplexity, self.perplexity(engine)
+        logger.probe(step, now)
+        if step and before and now > before * (1 + self._tolerance) and dist.get_rank() == 0:
+            log.warning(
+                "%s: the perplexity of %s rose from %.4g to %.4g, more than %.0f %%: the model is losing its language",
+                *(logger.stage, self._path, before, now, 100 * self._tolerance),
+            )
 
     def perplexity(self, engine: Any) -> float:
         """To be called on all ranks; leaves the engine training."""

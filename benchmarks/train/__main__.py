@@ -1,0 +1,254 @@
+"""Stage 1 by being-vl, beside the Hugging Face Trainer as the published code uses it, on one model and its data.
+
+    python -m benchmarks.train [--folder DIR] [--layers 4] [--hidden 128] [--row 1024] [--steps 12] [--rounds 3]
+
+Three contenders read the same mixture of the same records and train the new rows of a tied Llama of random weights:
+
+- `masked`: transformers' Trainer, batches padded, the whole embedding trained, its text rows' gradient set to zero.
+- `packed`: the same with being-vl's packed rows in place of padding.
+- `being-vl`: `being-vl train` with packed rows.
+
+Each runs in a process of its own, turn about. Tokens are those of records, not padding; the time is a step's median but
+for the first two steps. Memory is what a process took at its peak above what it held before the model was loaded (on
+a GPU, what was allocated). Optimizer state is counted tensor by tensor. MFU needs `--peak_flops` on a CPU; all three
+have the operations that the task needs in its numerator, `being_vl.train.metrics.Cost`.
+"""
+
+import argparse
+import gc
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from being_vl.data.batches import collate
+from being_vl.demo import shapesworld
+from being_vl.demo.llm import word_tokenizer
+from being_vl.model.expand import expand
+from being_vl.model.layout import VocabularyLayout
+from being_vl.model.options import ExpandOptions
+from being_vl.quantize.job import quantize
+from being_vl.quantize.options import QuantizeOptions
+from being_vl.train.engine import load_sequences, train
+from being_vl.train.log import read_log
+from being_vl.train.metrics import Cost, peak_flops
+from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.plan import plan
+from being_vl.train.split import TrainedLM
+from being_vl.train.stages import freeze
+from being_vl.vocabulary import VocabOptions, train_vocabulary
+
+CONTENDERS = ("masked", "packed", "being-vl")
+MIXTURE = {"foundation": 40.0, "perception": 30.0, "reasoning": 20.0, "instruction": 10.0}
+
+
+def prepare(folder, args):
+    """Records, grids, and an expanded Llama of random weights."""
+    shapesworld.generate(folder / "data", args.pictures, seed=0)
+    quantize(QuantizeOptions(images=folder / "data" / "images", out=folder / "grids"))
+    train_vocabulary(VocabOptions([folder / "grids"], folder / "vocabulary.json", num_merges=args.merges))
+    tokenizer = word_tokenizer(folder / "data" / "train.json")
+    config = LlamaConfig(
+        vocab_size=args.text_rows,
+        hidden_size=args.hidden,
+        intermediate_size=4 * args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // 64,
+        num_key_value_heads=args.hidden // 64,
+        max_position_embeddings=args.row,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    expand(ExpandOptions(str(folder / "llm"), folder / "vocabulary.json", folder / "model"))
+
+
+def options_of(folder, args, packing):
+    """Of `being-vl train`: two packed rows a step, or as many records as have about their tokens."""
+    records = round(2 * args.row / args.mean) if args.mean else 2
+    return TrainOptions(
+        folder / "model",
+        [folder / "data" / "train.json"],
+        folder / "run",
+        folder / "grids",
+        max_length=args.row,
+        packing=args.row if packing else None,
+        micro_batch_size=2 if packing else records,
+        stages=[StageOptions("stage1", 0, 1e-3, MIXTURE, max_steps=args.steps)],
+    )
+
+
+def padded(rows, pad_id):
+    """A batch as the Trainer's users have it: padded, with an attention mask."""
+    batch = collate(rows, pad_id, list(MIXTURE))
+    lengths = torch.tensor([sum(len(example.ids) for example in row) for row in rows])
+    mask = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+    return {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": batch["labels"]}
+
+
+def packed(rows, pad_id):
+    """A batch of packed rows, whose positions say where records begin."""
+    batch = collate(rows, pad_id, list(MIXTURE))
+    return {name: batch[name] for name in ("input_ids", "position_ids", "labels")}
+
+
+class Timed(Trainer):
+    """The Trainer over batches made beforehand; takes the time of each step."""
+
+    batches: list
+    began: list
+
+    def get_train_dataloader(self):
+        return DataLoader(self.batches, batch_size=None)
+
+    def training_step(self, *args, **kwargs):
+        self.began.append(time.perf_counter())
+        return super().training_step(*args, **kwargs)
+
+
+def by_trainer(options, steps, pad_id):
+    """Seconds of each step but the last of the Hugging Face Trainer over the rows of each step."""
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    matrix = model.get_input_embeddings().weight
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter is matrix)
+    text_size = VocabularyLayout.load(options.model).text_size
+    matrix.register_hook(lambda grad: torch.cat([torch.zeros_like(grad[:text_size]), grad[text_size:]]))
+    settings = TrainingArguments(
+        output_dir=str(options.out / "trainer"),
+        max_steps=len(steps),
+        learning_rate=1e-3,
+        weight_decay=0.01,
+        optim="adamw_torch",
+        bf16=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Timed(model=model, args=settings)
+    trainer.began = []
+    trainer.batches = [(packed if options.packing else padded)(rows, pad_id) for rows in steps]
+    trainer.train()
+    return [after - before for before, after in pairwise(trainer.began)]
+
+
+def contend(name, folder, args):
+    """Run one contender in this process; returns what it took."""
+    held = {}
+
+    def count(optimizer, *_):
+        tensors = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+        held["optimizer"] = sum(t.numel() * t.element_size() for t in tensors if t.dim())
+
+    register_optimizer_step_post_hook(count)
+    import deepspeed  # noqa: F401  imported before memory is measured
+
+    gc.collect()
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    with tempfile.TemporaryDirectory() as out:
+        options = options_of(folder, args, packing=name != "masked")
+        options.out = Path(out) / "run"
+        sequences = load_sequences(options)
+        plans = list(plan(options, sequences.lengths, 1)[0])
+        get = sequences.get
+        steps = [[[get(e.group, e.number, e.position) for e in row] for row in rows] for rows in plans]
+        if name == "being-vl":
+            train(options)
+            seconds = [entry["seconds"] for entry in read_log(options.out / "log.jsonl")]
+        else:
+            seconds = by_trainer(options, steps, sequences.pad_id)
+    if torch.cuda.is_available():
+        held["memory"] = torch.cuda.max_memory_allocated()
+    else:
+        held["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    read = [[example for row in rows for example in row] for rows in steps]
+    tokens = [sum(len(example.ids) for example in records) for records in read]
+    held["tokens_per_second"] = median([t / s for t, s in zip(tokens, seconds, strict=False)][2:])
+    held["lengths"] = [len(example.ids) for records in read for example in records]
+    held["labelled"] = sum(int((example.weights[1:] > 0).sum()) for records in read for example in records)
+    return held
+
+
+def useful(folder, found):
+    """Floating-point operations a token of what a contender has read."""
+    text_size = VocabularyLayout.load(folder / "model").text_size
+    model = TrainedLM(AutoModelForCausalLM.from_pretrained(folder / "model"), text_size, 1024)
+    freeze(model, StageOptions("stage1", 0, 1e-3, MIXTURE))
+    return Cost.of(model).flops(found["lengths"], found["labelled"]) / sum(found["lengths"])
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, help="where model and data are made, or lie already")
+    sizes = {"pictures": 60, "merges": 200, "text_rows": 8000, "hidden": 128, "layers": 4, "row": 1024}
+    for name, value in (sizes | {"steps": 12, "rounds": 3}).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--peak_flops", type=float)
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--mean", type=float, default=0.0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp())
+    if args.contender:
+        print(json.dumps(contend(args.contender, folder.resolve(), args)))
+        return
+    if not (folder / "model").exists():
+        prepare(folder, args)
+    with tempfile.TemporaryDirectory() as out:
+        options = options_of(folder, args, packing=False)
+        options.out = Path(out)
+        lengths = load_sequences(options).lengths
+    mean = sum(sum(found.tolist()) for found in lengths.values()) / sum(map(len, lengths.values()))
+    sizes = [f"--{name}={getattr(args, name)}" for name in (*sizes, "steps")]
+    runs = {name: [] for name in CONTENDERS}
+    for _ in range(args.rounds):
+        for name in CONTENDERS:
+            command = [sys.executable, "-m", "benchmarks.train", "--contender", name, "--folder", str(folder)]
+            done = subprocess.run(
+                [*command, f"--mean={mean}", *sizes], stdout=subprocess.PIPE, text=True, check=True
+            )
+            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+    layout = VocabularyLayout.load(folder / "model")
+    rows = AutoModelForCausalLM.from_pretrained(folder / "model").config.vocab_size
+    share = 1 - layout.text_size / rows
+    print(
+        f"{rows:,} rows, {share:.1%} of them new; width {args.hidden}, {args.layers} layers; records of {mean:.0f} "
+        "tokens\n"
+    )
+    print("| | tokens/s | to masked | MFU | peak memory | optimizer state |\n|---|---|---|---|---|---|")
+    peak = peak_flops(args.peak_flops)
+    for name, found in runs.items():
+        speed = median(run["tokens_per_second"] for run in found)
+        ratios = [
+            f["tokens_per_second"] / m["tokens_per_second"]
+            for f, m in zip(found, runs["masked"], strict=True)
+        ]
+        mfu = f"{speed * useful(folder, found[0]) / peak:.1%}" if peak else "n/a"
+        memory = median(run["memory"] for run in found) / 1e6
+        state = found[0]["optimizer"]
+        print(
+            f"| {name} | {speed:,.0f} | {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {mfu} "
+            f"| {memory:,.0f} MB | {state / 1e6:.2f} MB |"
+        )
+    ratio = runs["being-vl"][0]["optimizer"] / runs["masked"][0]["optimizer"]
+    print(f"\nOptimizer state, being-vl to masked: {ratio:.4f}; new rows to all rows: {share:.4f}")
+
+
+if __name__ == "__main__":
+    main()
