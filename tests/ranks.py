@@ -47,14 +47,19 @@ def by_command(recipe: Path, ranks: int = 1) -> str:
     return done.stderr
 
 
+def free_port() -> str:
+    """A port that nothing listens on."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 class ForkedTraining:
     """A training that has just been started on `ranks` forked processes, whose files can grow to `limit` bytes."""
 
     def __init__(self, recipe: Path, ranks: int = 1, limit: int = -1) -> None:
         self.said = recipe.with_suffix(".said")
-        with closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = free_port()
         self.ranks = []
         for rank in range(ranks):
             told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}

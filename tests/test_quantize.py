@@ -3,10 +3,12 @@
 import io
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import tiny
@@ -88,6 +90,20 @@ def test_batches_and_shards_change_no_grid(quantizer: Path, tmp_path: Path) -> N
     for key in stores[0]:
         for store in stores[1:]:
             np.testing.assert_array_equal(store[key], stores[0][key])
+
+
+def test_a_compiled_encoder_makes_the_same_grids(
+    quantizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    backend = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda *words, **more: calls.append(1) or backend(*words, **more))
+    images = folder_of(tmp_path / "images", 5)
+    plain = quantize(options(images, tmp_path / "plain", quantizer))
+    compiled = quantize(options(images, tmp_path / "compiled", quantizer, compile=True))
+    assert len(calls) == 1
+    for key in plain:
+        np.testing.assert_array_equal(compiled[key], plain[key])
 
 
 def test_unreadable_images_are_listed_with_the_reason(quantizer: Path, tmp_path: Path) -> None:

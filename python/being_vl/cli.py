@@ -2,10 +2,12 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
@@ -13,7 +15,8 @@ from jsonargparse import ArgumentParser, Namespace
 from being_vl.data.options import PrepareOptions
 from being_vl.demo.options import DemoOptions
 from being_vl.errors import BeingVLError
-from being_vl.flags import add_flags
+from being_vl.files import plain, write_json
+from being_vl.flags import REST, add_flags
 from being_vl.model.options import ExpandOptions, GenerateOptions
 from being_vl.quantize.options import (
     GridsDecodeOptions,
@@ -22,8 +25,10 @@ from being_vl.quantize.options import (
     QuantizeOptions,
     QuantizerTrainOptions,
 )
-from being_vl.run import recipe_parser
-from being_vl.train.options import CheckOptions, TrainOptions
+from being_vl.recipes import find_recipe
+from being_vl.run import is_run, model_of, recipe_parser, training_of
+from being_vl.train.launch import LaunchOptions
+from being_vl.train.options import CheckOptions, PlanOptions, TrainOptions
 from being_vl.vocabulary.options import (
     EncodeOptions,
     ImportOptions,
@@ -124,6 +129,22 @@ def _train(options: TrainOptions) -> None:
     train(options)
 
 
+def _launch(options: LaunchOptions) -> None:
+    from being_vl.train.launch import launch
+
+    training, flags = training_of(options.recipe, options.overrides)
+    if is_run(find_recipe(options.recipe)):
+        write_json(Path(flags[1]), plain(training))
+    launch(options, training, flags, print)
+
+
+def _plan(options: PlanOptions) -> None:
+    from being_vl.train.estimate import plan_recipe
+
+    training, _ = training_of(options.recipe, options.overrides)
+    print(plan_recipe(options, training, *model_of(options.recipe, options.overrides)))
+
+
 def _generate(options: GenerateOptions) -> None:
     from being_vl.model.generate import generate
 
@@ -152,18 +173,22 @@ class Command(NamedTuple):
     positional: str | None = None
 
     def parser(self) -> ArgumentParser:
-        """Flags of this command, and `--recipe`."""
+        """Flags of this command, and `--recipe`, unless the command is about a recipe."""
         parser = ArgumentParser(description=self.text)
-        parser.add_argument(
-            "--recipe", action="config", help="YAML file of these options; flags override it."
-        )
+        if self.positional != "recipe":
+            parser.add_argument(
+                "--recipe", action="config", help="YAML file of these options; flags override it."
+            )
         add_flags(parser, self.options, self.positional)
         return parser
 
-    def __call__(self, config: Namespace) -> None:
-        """Run with what its parser parsed."""
+    def __call__(self, config: Namespace, rest: list[str]) -> None:
+        """Run with what its parser parsed, and what stood behind `--`."""
         values = vars(self.parser().instantiate(config))
-        values.pop("recipe", None)
+        if self.positional != "recipe":
+            values.pop("recipe", None)
+        if rest:
+            values[REST] = rest
         self.function(self.options(**values))
 
 
@@ -199,6 +224,12 @@ COMMANDS = {
     "prepare": Command(_prepare, PrepareOptions, "Turn records and grids into tokenised records."),
     "check": Command(_check, CheckOptions, "Show what a training will see, before it starts."),
     "train": Command(_train, TrainOptions, "Train an expanded model in stages, or a plain one on text."),
+    "launch": Command(
+        _launch, LaunchOptions, "Start a training on one or several machines, or print how.", "recipe"
+    ),
+    "plan": Command(
+        _plan, PlanOptions, "Say what a training takes: memory, disk, operations, hours.", "recipe"
+    ),
     "generate": Command(_generate, GenerateOptions, "Ask a trained model about images."),
     "demo": Command(_demo, DemoOptions, "Run the whole chain on built-in data, on a CPU."),
 }
@@ -230,6 +261,11 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def _with_underscores(word: str) -> str:
+    """A flag's name as its field has it: `--gpus-per-node` is `--gpus_per_node`."""
+    return re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 (missing extra), 2 (bad input), 130 (Ctrl-C)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -238,9 +274,17 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    rest: list[str] = []
+    if arguments[:1] in (["launch"], ["plan"]) and "--" in arguments:
+        place = arguments.index("--")
+        arguments, rest = arguments[:place], arguments[place + 1 :]
+    arguments, rest = ([_with_underscores(word) for word in words] for words in (arguments, rest))
     if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--recipe")
     try:
+        for place, word in enumerate(arguments[:-1]):
+            if word == "--recipe":
+                arguments[place + 1] = str(find_recipe(arguments[place + 1]))
         config = build_parser().parse_args(arguments)
         if config.subcommand == "run":
             _run(config.run)
@@ -248,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
             name, values = config.subcommand, config[config.subcommand]
             if name in GROUPS:
                 name, values = f"{name} {values.subcommand}", values[values.subcommand]
-            COMMANDS[name](values)
+            COMMANDS[name](values, rest)
     except KeyboardInterrupt:
         print("being-vl: stopped", file=sys.stderr)
         return 130

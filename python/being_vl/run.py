@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from being_vl.errors import ConfigError, ImageError
@@ -16,10 +17,13 @@ from being_vl.files import digest, plain, sha256, write_json
 from being_vl.flags import add_flags
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+from being_vl.recipes import find_recipe
 from being_vl.train.options import TrainOptions
 from being_vl.vocabulary.options import VocabOptions
 
 log = logging.getLogger(__name__)
+CHAMELEON = "zawnpn/being-vq-8k"
+"""The papers' quantizer, of 8192 ids; a run can be planned before it is downloaded."""
 
 
 @dataclass
@@ -34,6 +38,7 @@ class RunOptions:
         train_quantizer: Train a VQ-GAN on the images first, instead of taking `quantizer`.
         quantizer: Named as for `being-vl quantize`: `builtin`, a folder, a file or a hub name.
         ranks: Processes that train together; one per GPU by default, one on a CPU.
+        until: The last step to do; `expand` leaves the training to `being-vl launch`.
     """
 
     images: Path
@@ -43,6 +48,7 @@ class RunOptions:
     train_quantizer: bool = False
     quantizer: str = "builtin"
     ranks: int | None = None
+    until: Literal["quantize", "vocab", "expand", "train"] = "train"
 
 
 def recipe_parser() -> ArgumentParser:
@@ -81,14 +87,80 @@ def _quantizer(trained: bool, name: str, out: Path) -> str:
     return str(Path(out) / "quantizer") if trained else name
 
 
+def training_of(recipe: Path, flags: list[str]) -> tuple[TrainOptions, list[str]]:
+    """The training that a recipe describes, be it one of a training or of a run, and flags that override it.
+
+    Args:
+        recipe: Its file, or the name of a shipped one.
+        flags: As on the command line.
+
+    Returns:
+        The options, and the flags with which `being-vl train` has the same. Where the recipe is one of a run, that is
+        the file `options.json` in the training's folder, still to be written.
+
+    Raises:
+        ConfigError: if there is no such file, or it is no YAML of options.
+    """
+    path = find_recipe(recipe)
+    if is_run(path):
+        options = recipe_parser().instantiate(recipe_parser().parse_args(["--recipe", str(path), *flags]))
+        return options.train, ["--recipe", str(options.train.out / "options.json")]
+    parser = ArgumentParser(prog="being-vl train")
+    parser.add_argument("--recipe", action="config")
+    add_flags(parser, TrainOptions)
+    arguments = ["--recipe", str(path), *flags]
+    values = vars(parser.instantiate(parser.parse_args(arguments)))
+    values.pop("recipe")
+    return TrainOptions(**values), arguments
+
+
+def model_of(recipe: Path, flags: list[str]) -> tuple[str, int | None]:
+    """The model that a recipe trains, or if it is still to be expanded the LLM, and the rows that expanding adds.
+
+    Args:
+        recipe: Its file, or the name of a shipped one.
+        flags: As on the command line.
+    """
+    path = find_recipe(recipe)
+    if not is_run(path):
+        return str(training_of(recipe, flags)[0].model), None
+    options = recipe_parser().instantiate(recipe_parser().parse_args(["--recipe", str(path), *flags]))
+    if (options.train.model / "config.json").is_file():
+        return str(options.train.model), None
+    if options.train_quantizer:
+        codebook = options.quantizer_training.codebook_size
+    elif options.quantizer.partition("@")[0] == CHAMELEON:
+        codebook = 8192
+    else:
+        from being_vl.quantize.base import load_quantizer
+
+        codebook = load_quantizer(options.quantizer).codebook_size
+    return options.llm, 2 + codebook + options.vocab.num_merges
+
+
+def is_run(recipe: Path) -> bool:
+    """Whether a recipe's file is one of `being-vl run`.
+
+    Raises:
+        ConfigError: if it is no YAML of options.
+    """
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{recipe}: no YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{recipe}: expected options, `name: value`, found {type(content).__name__}")
+    return "llm" in content
+
+
 def run(config: Namespace) -> Path:
-    """Quantize, learn the vocabulary, expand and train; steps that are finished are skipped.
+    """Quantize, learn the vocabulary, expand and train, up to `until`; steps that are finished are skipped.
 
     Args:
         config: What `recipe_parser()` parsed.
 
     Returns:
-        The folder of the trained model.
+        The folder of the trained model, or what the last step made.
 
     Raises:
         ConfigError: if a finished step in `out` was made with other options or inputs.
@@ -99,7 +171,6 @@ def run(config: Namespace) -> Path:
     from being_vl.quantize.job import quantize
     from being_vl.quantize.training import train_quantizer
     from being_vl.train.ranks import train_on_ranks
-    from being_vl.vocabulary import train_vocabulary
 
     options = recipe_parser().instantiate(config)
     _check(options)
@@ -108,15 +179,34 @@ def run(config: Namespace) -> Path:
     steps = Steps(Path(options.out))
     if options.train_quantizer:
         steps.do("quantizer", train_quantizer, options.quantizer_training, images)
-    steps.do("quantize", quantize, options.quantize, images)
-    steps.do("vocab", lambda o: train_vocabulary(dataclasses.replace(o, resume=True)), options.vocab)
-    steps.do("expand", expand, options.expand)
-    steps.do("train", lambda o: train_on_ranks(o, options.ranks), options.train, records)
     train: TrainOptions = options.train
-    model = train.out / train.stages[-1].name
-    log.info("trained model: %s", model)
-    log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", model)
-    return model
+    to_do: dict[str, tuple[Callable[[Any], Any], Any, Any, Path]] = {
+        "quantize": (quantize, options.quantize, images, options.quantize.out),
+        "vocab": (_train_vocabulary, options.vocab, None, options.vocab.out),
+        "expand": (expand, options.expand, None, options.expand.out),
+        "train": (
+            lambda o: train_on_ranks(o, options.ranks),
+            train,
+            records,
+            train.out / train.stages[-1].name,
+        ),
+    }
+    for name, (function, of_step, inputs, made) in to_do.items():  # noqa: B007
+        steps.do(name, function, of_step, inputs)
+        if name == options.until:
+            break
+    if name == "train":
+        log.info("trained model: %s", made)
+        log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", made)
+    else:
+        log.info("%s is as far as asked for: %s", name, made)
+    return made
+
+
+def _train_vocabulary(options: VocabOptions) -> None:
+    from being_vl.vocabulary import train_vocabulary
+
+    train_vocabulary(dataclasses.replace(options, resume=True))
 
 
 def _check(options: Namespace) -> None:

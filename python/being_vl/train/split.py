@@ -207,9 +207,10 @@ def _own_logits(lm: Any) -> Callable[[Tensor, nn.Module], Tensor]:
     It is that very method, called on a twin that shares everything with the model but for two modules: a decoder that
     returns what it is given, and an output head that is the projection asked for.
     """
-    decoder, head = lm.get_decoder(), lm.get_output_embeddings()
     names = {id(module): name for name, module in lm.named_children()}
-    if id(decoder) not in names or id(head) not in names:
+    # By name: to hold on to the head itself would keep its rows, which are about to be copied, in memory.
+    decoder, head = names.get(id(lm.get_decoder())), names.get(id(lm.get_output_embeddings()))
+    if decoder is None or head is None:
         raise ModelError(f"{lm.name_or_path}: decoder and output head are not modules side by side")
 
     def passed_on(inputs_embeds: Tensor, **_: Any) -> MoeModelOutputWithPast:
@@ -217,7 +218,7 @@ def _own_logits(lm: Any) -> Callable[[Tensor, nn.Module], Tensor]:
 
     def finish(hidden: Tensor, projection: nn.Module) -> Tensor:
         twin = copy.copy(lm)
-        changed = {names[id(decoder)]: _Called(passed_on), names[id(head)]: projection}
+        changed = {decoder: _Called(passed_on), head: projection}
         twin._modules = lm._modules | changed
         logits: Tensor = twin.forward(inputs_embeds=hidden[None], use_cache=False).logits[0]
         return logits
