@@ -205,10 +205,10 @@ def _train_stage(
         logger.step(entry)
         watch.report(stage.name, entry)
         stopping = checkpoints.agree(stop.signal is not None)
-        if stopping:
-            stop.heard.set()
         if step < steps and (stopping or step % options.save_every == 0):
             checkpoints.save(step)
+        if stopping:
+            stop.heard.set()
         if step < steps and stopping:
             checkpoints.finish()
             logger.close()

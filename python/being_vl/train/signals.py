@@ -17,11 +17,11 @@ ONE_EVENT = 2.0
 
 
 PATIENCE = 25.0
-"""Seconds after SIGTERM in which a step must end: torchrun and Slurm send it when a rank is lost, and kill after 30."""
+"""Seconds after SIGTERM to end a step and copy it: torchrun and Slurm send it when a rank is lost, and kill after 30."""
 
 
 class StopRequest:
-    """Whether this process has been asked to stop, by which signal, and whether it has been heard by all ranks."""
+    """Whether this process has been asked to stop, by which signal, and whether all ranks have acted on it."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
