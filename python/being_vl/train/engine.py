@@ -72,27 +72,28 @@ def train(options: TrainOptions) -> Path:
         CheckpointError: if `out` holds a run of another recipe.
     """
     _start_ranks()
-    sequences = load_sequences(options)
-    path = options.out / "recipe.json"
-    # The number of ranks of the first start: batches are as large as it made them, on whatever ranks the run goes on.
-    ranks = json.loads(path.read_text())["ranks"] if path.is_file() else dist.get_world_size()
-    plans = plan(options, sequences.lengths, ranks)
-    recipe = _recipe(options, ranks)
-    check_recipe(path, recipe)
-    with _alone(options.out), stop_on_signals() as stop:
+    with _alone(options.out):
+        sequences = load_sequences(options)
+        path = options.out / "recipe.json"
+        # The ranks of the first start: batches are as large as it made them, on whatever ranks the run goes on.
+        ranks = json.loads(path.read_text())["ranks"] if path.is_file() else dist.get_world_size()
+        plans = plan(options, sequences.lengths, ranks)
+        recipe = _recipe(options, ranks)
+        check_recipe(path, recipe)
         if dist.get_rank() == 0:
             write_json(path, recipe)
         source, before = options.model, 0
-        for stage_plan in plans:
-            folder = options.out / stage_plan.stage.name
-            if (folder / MANIFEST).is_file():
-                read_manifest(folder, "stage")
-                _say(f"{folder.name}: finished before, kept ({folder})")
-            else:
-                if any_rank(stop.signal is not None)[0]:
-                    _stopped(stop, f"before {folder.name}, nothing to save")
-                _train_stage(options, stage_plan, sequences, source, before, stop)
-            source, before = folder, before + stage_plan.steps
+        with stop_on_signals() as stop:
+            for stage_plan in plans:
+                folder = options.out / stage_plan.stage.name
+                if (folder / MANIFEST).is_file():
+                    read_manifest(folder, "stage")
+                    _say(f"{folder.name}: finished before, kept ({folder})")
+                else:
+                    if any_rank(stop.signal is not None)[0]:
+                        _stopped(stop, f"before {folder.name}, nothing to save")
+                    _train_stage(options, stage_plan, sequences, source, before, stop)
+                source, before = folder, before + stage_plan.steps
     return source
 
 
