@@ -17,7 +17,7 @@ ONE_EVENT = 2.0
 
 
 PATIENCE = 25.0
-"""Seconds after SIGTERM to end a step and copy it: torchrun and Slurm send it when a rank is lost, and kill after 30."""
+"""Seconds after SIGTERM to end a step and copy it: torchrun and Slurm send it when a rank is lost and kill after 30."""
 
 
 class StopRequest:
