@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import tiny
 from being_vl.cli import main
 from being_vl.errors import ManifestError
 from being_vl.train.engine import load_sequences
@@ -22,9 +23,7 @@ def recipe(chain: Path, tmp_path: Path) -> Path:
         "mixture": {"foundation": 1, "perception": 3},
     }
     options = {
-        "model": str(chain / "tied"),
-        "grids": str(chain / "grids"),
-        "records": [str(chain / "data" / "train.json")],
+        **tiny.training_inputs(chain),
         "out": str(tmp_path / "run"),
         "micro_batch_size": 2,
         "stages": [{**stage, "max_steps": 10, "accumulation": 2}],

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from being_vl.data import readers
 from being_vl.data.readers import open_records
-from being_vl.data.records import Records, read_records
+from being_vl.data.records import Records
 from being_vl.errors import RecordError
 from being_vl.quantize.sources import find_sources
 
@@ -181,7 +181,7 @@ def test_a_damaged_line_is_named_and_the_others_are_read(tmp_path: Path) -> None
     assert str(latin) == f"{path}: record 1: byte {place} of the file: not UTF-8; expected a record"
     assert str(damaged) == f"{path}: record 2: column 8: not JSON (Expecting value); expected a record"
     with pytest.raises(RecordError, match="record 1: byte"):
-        read_records(path)
+        list(Records(path))
 
 
 @pytest.mark.parametrize("name", ["list.json", "lines.jsonl"])
@@ -189,7 +189,7 @@ def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path, name: str) -> N
     path = tmp_path / name
     path.write_text("[" * 100_000)
     with pytest.raises(RecordError, match=rf"{name}: .*nested too deeply"):
-        read_records(path)
+        list(Records(path))
 
 
 def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
@@ -200,13 +200,13 @@ def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi."}]},
     ]
     path.write_text(json.dumps(lines[0] | {"images": ["a.png"]}) + "\n" + json.dumps(lines[1]))
-    first, second = read_records(path)
+    first, second = list(Records(path))
     assert first.images == ("a.png",)
     assert [turn.text for turn in first.turns] == ["<image>\nWhat?", "A cat."]
     assert second.images == ()
     path.write_text(json.dumps({"messages": [{"role": "tool", "content": "Be nice."}]}))
     with pytest.raises(RecordError, match=r"'messages\[0\]' is from 'tool'; expected 'user' or 'assistant'"):
-        read_records(path)
+        list(Records(path))
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -214,7 +214,7 @@ def test_images_of_a_tar_have_the_keys_that_quantize_gives_them(tmp_path: Path, 
     path = tmp_path / "web.tar"
     write_tar(path, image=True, format=format)
     keys = [source.key for source in find_sources(path)]
-    assert [record.images for record in read_records(path)] == [(key,) for key in keys]
+    assert [record.images for record in list(Records(path))] == [(key,) for key in keys]
     assert Records(path)[31].images == (keys[31],)
 
 
@@ -235,7 +235,7 @@ def test_images_of_a_table_have_the_keys_that_quantize_gives_them(
             writer.write_table(table, max_chunksize=7)
     keys = [(source.key,) for source in find_sources(path)]
     keys[3] = ()
-    assert [record.images for record in read_records(path)] == keys
+    assert [record.images for record in list(Records(path))] == keys
     assert Records(path)[31].images == keys[31]
 
 
@@ -247,7 +247,7 @@ def test_files_that_are_empty_or_not_of_their_kind_are_named(tmp_path: Path, nam
         open_records(path)
     path.write_bytes(b"\x00nonsense" * 1000)
     with pytest.raises(RecordError, match=name):
-        read_records(path)
+        list(Records(path))
 
 
 def test_a_sample_without_a_record_is_named(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_sample_without_a_record_is_named(tmp_path: Path) -> None:
     with tarfile.open(path, "w") as tar:
         tar.addfile(tarfile.TarInfo("0.png"))
     with pytest.raises(RecordError, match=r"record 0 \(0\.png\): no \.json or \.txt beside it"):
-        read_records(path)
+        list(Records(path))
 
 
 def test_a_text_beside_an_image_of_a_tar_is_its_caption(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from being_vl.data.records import Record, Records, Turn, read_records
+from being_vl.data.records import Record, Records, Turn
 from being_vl.errors import RecordError
 
 ASK = {"from": "human", "value": "<image>\nWhat is it?"}
@@ -38,7 +38,7 @@ def test_reads_one_image_several_images_text_only_and_many_turns(tmp_path: Path)
     second = write(
         tmp_path, [{"id": "t", "conversations": [{"from": "human", "value": "Hi"}, ANSWER]}], "b.json"
     )
-    records = read_records([first, second], default_category="instruction")
+    records = list(Records([first, second], default_category="instruction"))
     assert records == [
         Record(
             "7",
@@ -63,14 +63,14 @@ def test_reads_one_image_several_images_text_only_and_many_turns(tmp_path: Path)
         ),
         Record("t", (), (Turn("user", "Hi"), Turn("assistant", "A cat.")), "instruction", second, 0),
     ]
-    assert read_records(str(first)) == read_records([first])
+    assert list(Records(str(first))) == list(Records([first]))
 
 
 def test_images_need_no_placeholder_and_utf8_with_bom_is_read(tmp_path: Path) -> None:
     path = tmp_path / "bom.json"
     turns = [{"from": "human", "value": "Was ist größer?"}, ANSWER]
     path.write_text(json.dumps([{"image": ["a", "b"], "conversations": turns}]), encoding="utf-8-sig")
-    assert read_records(path)[0].images == ("a", "b")
+    assert next(iter(Records(path))).images == ("a", "b")
 
 
 def good(**changes: Any) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def test_a_bad_record_is_named_with_its_file_and_what_is_wrong(
 ) -> None:
     path = write(tmp_path, [good(), good(), record])
     with pytest.raises(RecordError) as error:
-        read_records(path)
+        list(Records(path))
     text = str(error.value)
     assert message in text
     assert text.startswith(f"{path}: record 2")
@@ -164,34 +164,32 @@ def test_a_bad_record_is_named_with_its_file_and_what_is_wrong(
 def test_a_file_that_is_no_list_of_records_says_where(tmp_path: Path, content: str, message: str) -> None:
     path = write(tmp_path, content)
     with pytest.raises(RecordError) as error:
-        read_records([path])
+        list(Records([path]))
     assert str(error.value).startswith(f"{path}: {message}")
 
 
 def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"gone\.json: no such file"):
-        read_records(tmp_path / "gone.json")
+        list(Records(tmp_path / "gone.json"))
     with pytest.raises(RecordError, match="cannot be read"):
-        read_records(tmp_path)
+        list(Records(tmp_path))
     (tmp_path / "binary.json").write_bytes(b"[\xff\xfe]")
     with pytest.raises(RecordError, match=r"binary\.json: byte 1: not UTF-8"):
-        read_records(tmp_path / "binary.json")
+        list(Records(tmp_path / "binary.json"))
 
 
 def test_a_wrong_default_category_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="default category is 'other'"):
-        read_records(write(tmp_path, [good()]), default_category="other")
+        list(Records(write(tmp_path, [good()]), default_category="other"))
 
 
-def test_all_bad_records_are_counted_or_left_out_and_listed(tmp_path: Path) -> None:
+def test_bad_records_come_as_errors_in_their_places(tmp_path: Path) -> None:
     path = write(tmp_path, [good(), good(category="x"), good(), good(image=...), good(conversations=[])])
-    with pytest.raises(
-        RecordError, match=r"record 1 \(id 'x'\): 'category' is 'x'.*; and 2 more bad records$"
-    ):
-        read_records(path)
-    bad: list[str] = []
-    assert [record.index for record in read_records(path, bad=bad)] == [0, 2]
-    assert [message.partition(" (id")[0] for message in bad] == [f"{path}: record {n}" for n in (1, 3, 4)]
+    found = list(Records(path).checked())
+    assert [record.index for record in found if isinstance(record, Record)] == [0, 2]
+    assert [isinstance(record, RecordError) for record in found] == [False, True, False, True, True]
+    for number in (1, 3, 4):
+        assert str(found[number]).startswith(f"{path}: record {number} (id")
 
 
 def test_a_system_turn_and_a_caption_are_read(tmp_path: Path) -> None:
@@ -204,7 +202,7 @@ def test_a_system_turn_and_a_caption_are_read(tmp_path: Path) -> None:
             good(conversations=..., caption=" A cat. "),
         ],
     )
-    first, second, caption = read_records(path)
+    first, second, caption = list(Records(path))
     assert first.turns == (Turn("system", "Be nice."), *second.turns)
     assert [turn.role for turn in second.turns] == ["user", "assistant"]
     assert caption.turns == (Turn("assistant", "A cat."),)
@@ -216,7 +214,7 @@ def test_categories_are_those_asked_for(tmp_path: Path) -> None:
         RecordError,
         match=r"'category' is 'charts'; expected one of foundation, perception, reasoning, instruction$",
     ):
-        read_records(path)
+        list(Records(path))
     write(tmp_path, [good(category=...), good(category="foundation")])
     records = Records(path, "charts", ["foundation", "charts"])
     found = {name: numbers.tolist() for name, numbers in records.by_category().items()}

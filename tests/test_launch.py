@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import tiny
 from being_vl.train.log import read_log
 from commands import being_vl, refused
 from ranks import ENVIRONMENT, forked
@@ -31,9 +32,7 @@ def recipe(chain: Path, out: Path, ranks: int = 2, steps: int = STEPS, **changes
         "mixture": {"foundation": 1, "perception": 1},
     }
     options = {
-        "model": str(chain / "tied"),
-        "grids": str(chain / "grids"),
-        "records": [str(chain / "data" / "train.json")],
+        **tiny.training_inputs(chain),
         "out": str(out),
         "micro_batch_size": 1,
         "save_every": 2,

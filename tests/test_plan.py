@@ -185,9 +185,7 @@ def test_plan_of_a_training_counts_the_tokens_of_its_records(
     stage["mixture"] = {"foundation": 1, "reasoning": 1}
     recipe = tmp_path / "recipe.yaml"
     written = {
-        "model": str(chain / "tied"),
-        "grids": str(chain / "grids"),
-        "records": [str(chain / "data" / "train.json")],
+        **tiny.training_inputs(chain),
         "out": str(tmp_path / "out"),
         "micro_batch_size": 2,
         "stages": [stage],

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from being_vl.data.options import CATEGORIES
-from being_vl.data.records import read_records
+from being_vl.data.records import Records
 from being_vl.demo import shapesworld
 
 
@@ -53,10 +53,10 @@ def test_no_held_out_scene_is_trained_on() -> None:
 
 def test_records_are_llava_json_of_all_categories(world: Path) -> None:
     for split, count in (("train", 300), ("held-out", 60)):
-        records = read_records(world / f"{split}.json")
+        records = list(Records(world / f"{split}.json"))
         assert Counter(record.category for record in records) == dict.fromkeys(CATEGORIES, count)
         assert all((world / "images" / image).is_file() for record in records for image in record.images)
-    words = read_records(world / "text.json")
+    words = list(Records(world / "text.json"))
     assert len(words) == 400
     assert not any(record.images for record in words)
     for record in load(world / "train.json"):

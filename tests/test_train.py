@@ -24,7 +24,7 @@ from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES
 from being_vl.data.packing import pack
-from being_vl.data.records import read_records
+from being_vl.data.records import Records
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.model.layout import VocabularyLayout
 from being_vl.quantize.grids import GridStore
@@ -62,9 +62,8 @@ def recipe(
         for index, unfreeze in enumerate([0.0, 0.25, "all"])
     ]
     options = {
+        **tiny.training_inputs(chain),
         "model": str(chain / ("tied" if tied else "untied")),
-        "grids": str(chain / "grids"),
-        "records": [str(chain / "data" / "train.json")],
         "out": str(out),
         "micro_batch_size": 2,
         "weight_decay": 0.1,
@@ -103,7 +102,7 @@ def oracle(chain: Path, model: str, stages: int, steps: int, packing: int | None
     builder = SequenceBuilder(
         tokenizer, layout=layout, bpe=bpe, grids=GridStore.open(chain / "grids"), max_length=2048
     )
-    sequences = tiny.Listed(builder.build(read_records([chain / "data" / "train.json"])))
+    sequences = tiny.Listed(builder.build(list(Records([chain / "data" / "train.json"]))))
     matrices = list(
         {id(m.weight): m.weight for m in (lm.get_input_embeddings(), lm.get_output_embeddings())}.values()
     )

@@ -40,9 +40,7 @@ def recipe(chain: Path, out: Path, stages: list[dict[str, Any]], ranks: int = 1,
         "max_steps": 2,
     }
     options = {
-        "model": str(chain / "tied"),
-        "grids": str(chain / "grids"),
-        "records": [str(chain / "data" / "train.json")],
+        **tiny.training_inputs(chain),
         "out": str(out),
         "micro_batch_size": 2,
         "weight_decay": 0.1,

@@ -216,6 +216,12 @@ def expanded(
     return folder / "model", store
 
 
+def training_inputs(chain: Path) -> dict[str, Any]:
+    """What a recipe of a training on the tied model of the fixture `chain` begins with."""
+    records = [str(chain / "data" / "train.json")]
+    return {"model": str(chain / "tied"), "grids": str(chain / "grids"), "records": records}
+
+
 class Listed:
     """`Sequences` in memory."""
 

@@ -130,35 +130,6 @@ class Records:
         return _read_record(item, self.paths[file], index, self._default_category, self.categories)
 
 
-def read_records(
-    paths: Path | str | Iterable[Path | str],
-    default_category: str = "foundation",
-    bad: list[str] | None = None,
-) -> list[Record]:
-    """All records of files, in memory.
-
-    Args:
-        paths: As for `Records`.
-        default_category: As for `Records`.
-        bad: Takes a message for each bad record, and these are left out; without it they are an error.
-
-    Raises:
-        RecordError: as for `Records`, for the first bad record, with the number of the others.
-    """
-    found, errors = [], []
-    for record in Records(paths, default_category).checked():
-        if isinstance(record, RecordError):
-            errors.append(str(record))
-        else:
-            found.append(record)
-    if errors and bad is None:
-        others = f"; and {len(errors) - 1} more bad records" if len(errors) > 1 else ""
-        raise RecordError(errors[0] + others)
-    if bad is not None:
-        bad += errors
-    return found
-
-
 def _read_record(
     item: Any, path: Path, index: int, default_category: str, categories: Sequence[str]
 ) -> Record:

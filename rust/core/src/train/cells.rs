@@ -38,20 +38,104 @@ pub(super) struct Frequent {
     pub places: Vec<Vec<(u64, Places)>>,
 }
 
-/// Finds the pairs at or above a threshold that about `wanted` of them reach, within bounds; the lower one comes first.
-pub(super) fn frequent_pairs<W: Word>(
-    canvases: &[&Canvas<W>],
-    wanted: usize,
-    bounds: RangeInclusive<u64>,
-    threads: &Threads,
-    interrupt: &Interrupt,
-) -> Frequent {
-    match canvases {
-        [] => Frequent { threshold: *bounds.start(), ..Frequent::default() },
-        [first, ..] if first.border <= u16::MAX.into() => {
-            find::<W, u16>(canvases, wanted, bounds, threads, interrupt)
+/// A search for the frequent pairs of some canvases, in which every cell is a region of its own.
+pub(super) struct Search<'a, W> {
+    pub canvases: &'a [&'a Canvas<W>],
+    /// About how many pairs the threshold is to leave.
+    pub wanted: usize,
+    /// Of the threshold; the lower one comes first.
+    pub bounds: RangeInclusive<u64>,
+    pub threads: &'a Threads,
+    pub interrupt: &'a Interrupt,
+}
+
+impl<W: Word> Search<'_, W> {
+    /// Finds the pairs at or above a threshold that about the wanted number of pairs reach.
+    pub fn run(&self) -> Frequent {
+        match self.canvases {
+            [] => Frequent { threshold: *self.bounds.start(), ..Frequent::default() },
+            [first, ..] if first.border <= u16::MAX.into() => self.run_with::<u16>(first),
+            [first, ..] => self.run_with::<u32>(first),
         }
-        _ => find::<W, u32>(canvases, wanted, bounds, threads, interrupt),
+    }
+
+    /// `T` is large enough for every token.
+    fn run_with<T: Token>(&self, &Canvas { base_vocab_size, border, .. }: &Canvas<W>) -> Frequent {
+        let cells = self.cells();
+        // All cells are read for every group of classes, and those of its tokens sorted.
+        let groups = cells.div_ceil(MOST_SORTED).next_power_of_two().min(CLASSES as usize) as u32;
+        let sampled = if base_vocab_size < FEW_TOKENS { CLASSES / groups } else { 1 };
+
+        let mut all = Frequent { threshold: *self.bounds.start(), ..Frequent::default() };
+        all.places.resize_with(self.canvases.len(), Vec::new);
+        let mut counters: Vec<_> = (0..self.threads.count()).map(|_| Counter::new(border)).collect();
+        let mut sources: Vec<_> =
+            self.canvases.iter().map(|&canvas| (canvas, Sorted::<T>::default())).collect();
+        for group in 0..groups {
+            let classes = CLASSES / groups * group..CLASSES / groups * (group + 1);
+            self.threads.map(&mut sources, cells >= PARALLEL_CELLS, |(canvas, sorted)| {
+                sorted.sort(canvas, &classes);
+            });
+            let sources: Vec<_> = sources.iter().map(|(_, sorted)| sorted).collect();
+            // The frequent ones first, so that no thread waits long for another.
+            let mut tokens: Vec<u32> =
+                (0..base_vocab_size).filter(|&token| classes.contains(&class(token))).collect();
+            let count = |token: u32| sources.iter().map(|sorted| sorted.of(token).len()).sum::<usize>();
+            tokens.sort_by_cached_key(|&token| Reverse(count(token)));
+            if group == 0 {
+                let sample: Vec<u32> =
+                    tokens.iter().copied().filter(|&token| class(token) < sampled).collect();
+                let counts = self.count_each(&mut counters, &sample, &sources, |counter, _, found| {
+                    Vec::extend(found, counter.found().map(|(_, count)| count.all));
+                });
+                let mut counts = counts.concat();
+                let wanted = self.wanted * sampled as usize / CLASSES as usize;
+                if counts.len() > wanted {
+                    let (_, &mut reached, _) =
+                        counts.select_nth_unstable_by_key(wanted, |&count| Reverse(count));
+                    all.threshold = (reached + 1).min(*self.bounds.end()).max(*self.bounds.start());
+                }
+            }
+            let threshold = all.threshold;
+            let parts =
+                self.count_each(&mut counters, &tokens, &sources, |counter, a, part: &mut Frequent| {
+                    part.places.resize_with(sources.len(), Vec::new);
+                    counter.list(a, &sources, threshold, part);
+                });
+            for part in parts {
+                all.counts.extend(part.counts);
+                for (places, part) in all.places.iter_mut().zip(part.places) {
+                    places.extend(part);
+                }
+            }
+        }
+        all
+    }
+
+    fn cells(&self) -> usize {
+        self.canvases.iter().map(|canvas| canvas.len()).sum()
+    }
+
+    /// Counts the pairs that begin with each of `tokens`, on all threads; `take` makes of them what a thread returns.
+    fn count_each<T: Token, R: Default + Send>(
+        &self,
+        counters: &mut [Counter],
+        tokens: &[u32],
+        sources: &[&Sorted<T>],
+        take: impl Fn(&mut Counter, u32, &mut R) + Sync + Send,
+    ) -> Vec<R> {
+        let next = AtomicUsize::new(0);
+        self.threads.map(counters, self.cells() >= PARALLEL_CELLS, |counter| {
+            let mut taken = R::default();
+            while let Some(&a) = tokens.get(next.fetch_add(1, Ordering::Relaxed))
+                && !self.interrupt.is_set()
+            {
+                counter.count(a, sources);
+                take(counter, a, &mut taken);
+                counter.clear();
+            }
+            taken
+        })
     }
 }
 
@@ -59,79 +143,6 @@ pub(super) fn frequent_pairs<W: Word>(
 trait Token: Copy + Default + Send + Sync + TryFrom<u32> + Into<u32> {}
 impl Token for u16 {}
 impl Token for u32 {}
-
-fn find<W: Word, T: Token>(
-    canvases: &[&Canvas<W>],
-    wanted: usize,
-    bounds: RangeInclusive<u64>,
-    threads: &Threads,
-    interrupt: &Interrupt,
-) -> Frequent {
-    let Canvas { base_vocab_size, border, .. } = *canvases[0];
-    let cells: usize = canvases.iter().map(|canvas| canvas.len()).sum();
-    let parallel = cells >= PARALLEL_CELLS;
-    // All cells are read for every group of classes, and those of its tokens sorted.
-    let groups = cells.div_ceil(MOST_SORTED).next_power_of_two().min(CLASSES as usize) as u32;
-    let sampled = if base_vocab_size < FEW_TOKENS { CLASSES / groups } else { 1 };
-
-    let mut all = Frequent { threshold: *bounds.start(), ..Frequent::default() };
-    all.places.resize_with(canvases.len(), Vec::new);
-    let mut counters: Vec<_> = (0..threads.count()).map(|_| Counter::new(border)).collect();
-    let mut sources: Vec<_> = canvases.iter().map(|&canvas| (canvas, Sorted::<T>::default())).collect();
-    for group in 0..groups {
-        let classes = CLASSES / groups * group..CLASSES / groups * (group + 1);
-        threads.map(&mut sources, parallel, |(canvas, sorted)| sorted.sort(canvas, &classes));
-        let sources: Vec<_> = sources.iter().map(|(_, sorted)| sorted).collect();
-        // The frequent ones first, so that no thread waits long for another.
-        let mut tokens: Vec<u32> =
-            (0..base_vocab_size).filter(|&token| classes.contains(&class(token))).collect();
-        let count = |token: u32| sources.iter().map(|sorted| sorted.of(token).len()).sum::<usize>();
-        tokens.sort_by_cached_key(|&token| Reverse(count(token)));
-        if group == 0 {
-            let sample: Vec<u32> = tokens.iter().copied().filter(|&token| class(token) < sampled).collect();
-            let next = AtomicUsize::new(0);
-            let frequencies = threads.map(&mut counters, parallel, |counter| {
-                let mut found = Vec::new();
-                while let Some(&a) = sample.get(next.fetch_add(1, Ordering::Relaxed))
-                    && !interrupt.is_set()
-                {
-                    counter.count(a, &sources);
-                    found.extend(counter.found().map(|(_, count)| count.all));
-                    counter.clear();
-                }
-                found
-            });
-            let mut frequencies = frequencies.concat();
-            let wanted = wanted * sampled as usize / CLASSES as usize;
-            if frequencies.len() > wanted {
-                let (_, &mut reached, _) =
-                    frequencies.select_nth_unstable_by_key(wanted, |&count| Reverse(count));
-                all.threshold = (reached + 1).clamp(*bounds.start(), (*bounds.end()).max(*bounds.start()));
-            }
-        }
-        let threshold = all.threshold;
-        let next = AtomicUsize::new(0);
-        let parts = threads.map(&mut counters, parallel, |counter| {
-            let mut part = Frequent::default();
-            part.places.resize_with(canvases.len(), Vec::new);
-            while let Some(&a) = tokens.get(next.fetch_add(1, Ordering::Relaxed))
-                && !interrupt.is_set()
-            {
-                counter.count(a, &sources);
-                counter.list(a, &sources, threshold, &mut part);
-                counter.clear();
-            }
-            part
-        });
-        for part in parts {
-            all.counts.extend(part.counts);
-            for (places, part) in all.places.iter_mut().zip(part.places) {
-                places.extend(part);
-            }
-        }
-    }
-    all
-}
 
 /// A cell: its position and the tokens right of it and below it.
 #[derive(Debug, Default, Clone, Copy)]

@@ -26,7 +26,7 @@ use crate::threads::Threads;
 use crate::vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary, check_options};
 use candidates::{Best, Candidates, Evaluation};
 use canvas::{Canvas, Short, Word};
-use cells::frequent_pairs;
+use cells::Search;
 use count::{Count, Sketch};
 use shard::{Merge, NewPair, Pair, Shard, new_key, number};
 
@@ -528,7 +528,7 @@ impl<W: Word> Learner<W> {
         let (threshold, mut counts) = if shards.iter().all(|shard| shard.canvas().is_single()) {
             let canvases: Vec<_> = shards.iter().map(Shard::canvas).collect();
             let bounds = options.min_frequency..=limit;
-            let found = frequent_pairs(&canvases, wanted, bounds, threads, interrupt);
+            let found = Search { canvases: &canvases, wanted, bounds, threads, interrupt }.run();
             for (shard, places) in shards.iter_mut().zip(found.places) {
                 shard.set_counted(places);
             }
