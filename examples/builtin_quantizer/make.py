@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the built-in quantizer.")
     parser.add_argument("--packages", type=Path, required=True, help="folder with the unpacked packages")
     parser.add_argument("--out", type=Path, required=True, help="folder for images, checkpoint and quantizer")
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=2000)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)

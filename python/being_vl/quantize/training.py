@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -36,7 +37,7 @@ from being_vl.quantize.vqgan import (
 
 log = logging.getLogger(__name__)
 
-START_TILES = 131072  # of each folder, at most
+START_TILES = 131072  # of the folder that is listed most often, at most
 START_TILES_PER_CODE = 32
 LEVELS = 0.5
 SHOWN = 8  # held-out pictures of each folder that are shown
@@ -320,13 +321,15 @@ class Trainer:
 
     @torch.no_grad()
     def _start(self) -> None:
-        """Principal components and k-means of the tiles of some crops of each folder."""
+        """Principal components and k-means of the tiles of some crops; folders give as many as they take turns."""
         if self.rank == 0:
             options = self.options
             most = min(START_TILES, START_TILES_PER_CODE * options.codebook_size)
+            crops = most / (self.crops.size // options.tile) ** 2
+            turns = Counter(options.images)
             folders = [
-                self._start_tiles(options.images.index(folder), most)
-                for folder in dict.fromkeys(options.images)
+                self._start_tiles(options.images.index(folder), math.ceil(crops * count / max(turns.values())))
+                for folder, count in turns.items()
             ]
             least = min(map(len, folders))
             rng = torch.Generator().manual_seed(options.seed)
@@ -341,14 +344,12 @@ class Trainer:
             self.codebook.place(latents, round(options.reserved * options.codebook_size), rng)
         same_everywhere([*self.model.state_dict().values(), self.codebook.counts, self.codebook.sums])
 
-    def _start_tiles(self, folder: int, most: int) -> Tensor:
-        """Different tiles (N, channels) of random crops of a folder that have `most` or a few more, equal ones too."""
-        tiles: list[Tensor] = []
-        while sum(map(len, tiles)) < most:
-            rng = np.random.default_rng([self.options.seed, 2, folder, len(tiles)])
-            pixels = self.crops.draw(folder, rng)[None].to(self.device)
-            tiles.append(cut_tiles(self.model, pixels).flatten(1))
-        different: Tensor = torch.cat(tiles).unique(dim=0)
+    def _start_tiles(self, folder: int, crops: int) -> Tensor:
+        """The different tiles (N, channels) of random crops of a folder."""
+        rngs = (np.random.default_rng([self.options.seed, 2, folder, number]) for number in range(crops))
+        pixels = (self.crops.draw(folder, rng)[None].to(self.device) for rng in rngs)
+        tiles = torch.cat([cut_tiles(self.model, each).flatten(1) for each in pixels])
+        different: Tensor = tiles.unique(dim=0)
         return different
 
     @property
