@@ -99,7 +99,7 @@ def test_the_speed_of_quantizing():
 
 def test_the_speed_of_reading_records():
     table = python("-m", "benchmarks.records", "--count", 50).splitlines()
-    assert [line.split()[1] for line in table[2:]] == ["json", "jsonl", "parquet", "tar"]
+    assert [line.split()[1] for line in table[2:]] == ["json", "jsonl", "messages", "parquet", "tar"]
 
 
 def test_the_speed_of_preparing_records(tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from being_vl.data import readers
 from being_vl.data.readers import open_records
-from being_vl.data.records import Records
+from being_vl.data.records import Record, Records
 from being_vl.errors import RecordError
 from being_vl.quantize.sources import find_sources
 
@@ -26,7 +26,7 @@ def item(number: int) -> dict[str, Any]:
         "image": f"{number}.png",
         "category": ("foundation", "reasoning")[number % 3 == 0],
         "conversations": [
-            {"from": "human", "value": f"What is {number}, [a] {{b}}, \"c\" \\ '€'?"},
+            {"from": "human", "value": f"<image>\nWhat is {number}, [a] {{b}}, \"c\" \\ '€'?"},
             {"from": "gpt", "value": "A number. " * (number % 5 + 1)},
         ],
     }
@@ -233,10 +233,13 @@ def test_images_of_a_table_have_the_keys_that_quantize_gives_them(
     else:
         with pa.ipc.new_stream(path, table.schema) as writer:
             writer.write_table(table, max_chunksize=7)
-    keys = [(source.key,) for source in find_sources(path)]
-    keys[3] = ()
-    assert [record.images for record in list(Records(path))] == keys
-    assert Records(path)[31].images == keys[31]
+    keys = [source.key for source in find_sources(path)]
+    assert Records(path)[31].images == (keys[31],)
+    without, *others = sorted(Records(path).checked(), key=lambda record: isinstance(record, Record))
+    assert [record.images for record in others if isinstance(record, Record)] == [
+        (key,) for key in keys if key != keys[3]
+    ]
+    assert str(without).endswith("1 <image> in 'conversations' for 0 images; expected as many")
 
 
 @pytest.mark.parametrize("name", ["lines.jsonl", "web.tar", "table.parquet", "table.arrow"])

@@ -64,9 +64,9 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
         ConfigError, ModelError, QuantizerError: if the inputs do not fit together.
     """
     rank, ranks = rank_and_count()
-    records = Records(options.records, options.default_category, options.categories)
-    recipe = builder.recipe()
-    recipe |= {"default_category": options.default_category, "categories": options.categories}
+    reading = {name: getattr(options, name) for name in ("default_category", "categories", "images_in_front")}
+    records = Records(options.records, **reading)
+    recipe = builder.recipe() | reading
     check_recipe(options.out / "recipe.json", recipe)
     made_from = [recipe, sha256(options.grids / MANIFEST) if options.grids else None]
     starts = range(0, len(records), options.shard_size)

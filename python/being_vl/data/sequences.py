@@ -130,9 +130,9 @@ _Piece = tuple[str | _Image, float]
 class SequenceBuilder:
     """Turns records into examples, and questions into prompts, the same way to the id.
 
-    Images without placeholder, and images whose placeholders open the first question or close it on lines of their
-    own, come directly behind BOS. Any other placeholder stays where it is. Text is written by the tokenizer's chat
-    template, or `being_vl.data.chat.DEFAULT_TEMPLATE`; the labels are exactly the answers with their end-of-turn
+    Images of a text without any placeholder, and those whose placeholders open the first question or close it on lines
+    of their own, come directly behind BOS. Any other placeholder stays where it is. Text is written by the tokenizer's
+    chat template, or `being_vl.data.chat.DEFAULT_TEMPLATE`; the labels are exactly the answers with their end-of-turn
     tokens, unless `loss` says otherwise. A caption follows its images without a template, with an end-of-turn token.
     Strings of special tokens in the texts are text like any other and never become special.
 
