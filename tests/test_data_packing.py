@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig
@@ -18,9 +18,11 @@ from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig
 import tiny
 from being_vl.data.batches import collate, load
 from being_vl.data.curriculum import Entry
-from being_vl.data.options import CATEGORIES
+from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.packing import pack
+from being_vl.data.prepare import load_builder, prepare
 from being_vl.data.sequences import Example, Group
+from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.plan import Seen, StagePlan, check_packing, plan
@@ -208,6 +210,76 @@ def test_ranks_workers_and_stops_do_not_change_what_the_model_sees(
     (stage, _) = plan(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
     for done in range(6) if workers == 0 else (0, 3):
         assert seen_by(stage, ranks, workers, done) == reference[done:]
+
+
+@pytest.fixture(scope="module")
+def prepared(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareOptions:
+    """The chain's records, prepared."""
+    out = tmp_path_factory.mktemp("prepared") / "out"
+    made = PrepareOptions(chain / "tied", [chain / "data" / "train.json"], out, chain / "grids")
+    prepare(made)
+    return made
+
+
+@given(st.floats(0, 1), st.integers(0, 9), st.integers(0, 700), st.sampled_from([1, 2, 3]), st.integers(0, 2))
+@settings(max_examples=12)
+def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
+    prepared: PrepareOptions, dropout: float, seed: int, more: int, ranks: int, done: int
+) -> None:
+    builder = load_builder(prepared)
+    plain = PreparedSequences(prepared.out, builder)
+    packing = max(int(lengths.max()) for lengths in plain.lengths.values()) + more
+    sequences = PreparedSequences(prepared.out, builder, dropout, seed, packing)
+    assert all((sequences.lengths[group] >= plain.lengths[group]).all() for group in plain.lengths)
+    asked = replace(options(max_steps=3, batch_size=6), packing=packing, seed=seed)
+    (stage, _) = plan(asked, sequences.lengths, 1)
+    assert builder.layout is not None
+    first_visual = builder.layout.first_visual
+
+    def texts(rows: list[list[Example]]) -> list[list[int]]:
+        found = [np.concatenate([example.ids for example in row]) for row in rows]
+        return [ids[ids < first_visual].tolist() for ids in found]
+
+    def read(ranks: int, done: int) -> list[list[list[int]]]:
+        parts = 6 // ranks
+        loaders = [
+            load(Seen(stage).after(done), sequences, parts, rank, ranks, packing=packing)
+            for rank in range(ranks)
+        ]
+        micro = [
+            [batches[part] for part in range(parts) for _, batches in of] for of in zip(*loaders, strict=True)
+        ]
+        rows = [[batch["input_ids"][0, : int(batch["tokens"])] for batch in step] for step in micro]
+        assert all(batch["input_ids"].shape == (1, batch["tokens"]) for step in micro for batch in step)
+        return [[row.tolist() for row in step] for step in rows]
+
+    steps = read(ranks, done)
+    assert all(len(row) <= packing for step in steps for row in step)
+    planned = [sorted(step, key=lambda row: sum(entry.length for entry in row)) for step in stage]
+    for rows, step in zip(planned[done:], steps, strict=True):
+        wanted = [[plain.get(e.group, e.number, None) for e in row] for row in rows]
+        assert texts(wanted) == [[i for i in row if i < first_visual] for row in step]
+    assert steps == read(1, 0)[done:]
+    if dropout == 0:
+        assert [[len(row) for row in step] for step in steps] == [
+            [sum(entry.length for entry in row) for row in rows] for rows in planned[done:]
+        ]
+
+
+def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) -> None:
+    """And most of the records that could become longer by it do."""
+    builder = load_builder(prepared)
+    sequences = PreparedSequences(prepared.out, builder, 0.3, 0, 2000)
+    (stage, _) = plan(replace(options(max_steps=20, batch_size=6), packing=2000), sequences.lengths, 1)
+    tokens, entries = 0, []
+    for rows, batches in load(iter(stage), sequences, 6, packing=2000):
+        tokens += sum(int(batch["tokens"]) for batch in batches)
+        entries += [entry for row in rows for entry in row]
+    assert tokens == pytest.approx(sum(entry.length for entry in entries), rel=0.01)
+    prepared_only = [sequences.get(entry.group, entry.number, None) for entry in entries]
+    free = [sequences.get(entry.group, entry.number, entry.position) for entry in entries]
+    fewest, most = (sum(len(example.ids) for example in found) for found in (prepared_only, free))
+    assert tokens - fewest > 0.9 * (most - fewest) > 0
 
 
 def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:

@@ -1,5 +1,6 @@
 """Rows of records as batches of tensors, and the loader that each rank reads its own from."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -60,13 +61,30 @@ def collate(
 class _Batches(Dataset[dict[str, torch.Tensor]]):
     """Reads the records of rows; in a process of its own, if the loader has workers."""
 
-    def __init__(self, sequences: Sequences, flat: bool) -> None:
-        self.sequences, self.flat = sequences, flat
+    def __init__(self, sequences: Sequences, flat: bool, packing: int | None) -> None:
+        self.sequences, self.flat, self.packing = sequences, flat, packing
 
     def __getitem__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        examples = [self._read(row) for row in rows]
+        batch = collate(examples, self.sequences.pad_id, self.sequences.categories, self.flat)
+        return batch | {"tokens": torch.tensor(sum(len(example.ids) for row in examples for example in row))}
+
+    def _read(self, row: Row) -> list[Example]:
+        """A row's records. If BPE-dropout makes them too many tokens, some are read without it, as few as may be."""
         get = self.sequences.get
-        examples = [[get(entry.group, entry.number, entry.position) for entry in row] for row in rows]
-        return collate(examples, self.sequences.pad_id, self.sequences.categories, self.flat)
+        examples = [get(entry.group, entry.number, entry.position) for entry in row]
+        over = sum(len(example.ids) for example in examples) - (self.packing or math.inf)
+        if over <= 0:
+            return examples
+        prepared = [get(entry.group, entry.number, None) for entry in row]
+        grown = [len(a.ids) - len(b.ids) for a, b in zip(examples, prepared, strict=True)]
+        while over > 0:
+            # The least that is enough, or else the most.
+            place = min(range(len(row)), key=lambda n: (grown[n] < over, abs(grown[n] - over)))
+            examples[place] = prepared[place]
+            over -= grown[place]
+            grown[place] = 0
+        return examples
 
 
 def load(
@@ -77,6 +95,7 @@ def load(
     ranks: int = 1,
     workers: int = 0,
     flat: bool = False,
+    packing: int | None = None,
 ) -> Iterator[tuple[list[Row], list[dict[str, torch.Tensor]]]]:
     """Each step's rows, all of them, and this rank's own as micro-batches.
 
@@ -91,6 +110,11 @@ def load(
         ranks: How many there are.
         workers: Processes that read ahead; 0 reads in this one, when asked for.
         flat: As for `collate`.
+        packing: Tokens that a row has at most, whatever BPE-dropout makes of its records.
+
+    Yields:
+        The step's rows, and batches as `collate` makes them, with the number of their tokens, pads left out, as
+        `tokens`.
     """
     ahead: deque[list[Row]] = deque()
 
@@ -103,7 +127,7 @@ def load(
                 yield rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 
     loader = DataLoader(
-        _Batches(sequences, flat),
+        _Batches(sequences, flat, packing),
         batch_size=None,
         sampler=own(),
         num_workers=workers,

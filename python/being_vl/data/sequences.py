@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -246,13 +247,14 @@ class SequenceBuilder:
             "loss": plain(self.loss),
         }
 
-    def reencode(self, example: Example, dropout: float, seed: int) -> Example:
-        """The example with its images encoded by BPE-dropout; unchanged if that makes it longer than `max_length`.
+    def reencode(self, example: Example, dropout: float, seed: int, longest: float = math.inf) -> Example:
+        """The example with its images encoded by BPE-dropout; unchanged if that makes it longer than `longest`.
 
         Args:
             example: One that `build` made of the same grids.
             dropout: Probability with which each merge is skipped.
             seed: Below 2**63; same seed, same ids.
+            longest: Tokens.
         """
         if not example.images:
             return example
@@ -270,7 +272,7 @@ class SequenceBuilder:
             spans.append(image._replace(start=start, stop=start + len(tokens)))
             grown += len(tokens) - (image.stop - image.start)
             behind = image.stop
-        if len(example.ids) + grown > self.max_length:
+        if len(example.ids) + grown > longest:
             return example
         return dataclasses.replace(
             example,
