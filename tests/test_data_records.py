@@ -134,7 +134,7 @@ BAD = {
     "too few images": (good(image=...), "1 <image> in 'conversations' for 0 images"),
     "no marker": (
         good(conversations=[{"from": "human", "value": "What is it?"}, ANSWER]),
-        "0 <image> in 'conversations' for 1 images; expected as many, unless images_in_front is set",
+        "0 <image> in 'conversations' for 1 image; expected as many, unless images_in_front is set",
     ),
     "too many images": (good(image=["a", "b"]), "1 <image> in 'conversations' for 2 images"),
 }

@@ -185,8 +185,8 @@ def _read_record(
     found = sum(turn.text.count(PLACEHOLDER) for turn in turns)
     if found != len(images) and (found or (field != "caption" and not images_in_front)):
         raise RecordError(
-            f"{where}: {found} {PLACEHOLDER} in {field!r} for {len(images)} images; expected as many"
-            + ("" if found else ", unless images_in_front is set"),
+            f"{where}: {found} {PLACEHOLDER} in {field!r} for {len(images)} image{'s' * (len(images) != 1)}; "
+            "expected as many" + ("" if found else ", unless images_in_front is set"),
             "image markers",
         )
     return Record(identity, tuple(images), turns, category, path, index)
