@@ -9,7 +9,7 @@ of forward and backward passes of a small Llama, batches of equally many records
 turn about; medians, on a CPU of its CPU time.
 
 Of what `being-vl prepare` made, with BPE-dropout: the fill that was planned and the one of the rows that were read, and
-how many of the tokens that dropout adds are there, some records being read without it for their rows to be no longer.
+how much longer the records are than without, there and where they need not fit into rows.
 """
 
 import argparse
@@ -119,8 +119,12 @@ def with_dropout(folder, model, row, rows, dropouts):
         assert max(tokens) <= row
         planned = sum(entry.length for entries in packed for entry in entries)
         prepared, free = (
-            sum(len(sequences.get(e.group, e.number, place(e)).ids) for entries in packed for e in entries)
-            for place in (lambda entry: None, lambda entry: entry.position)
+            sum(
+                len(sequences.get(e.group, e.number, e.position, share).ids)
+                for entries in packed
+                for e in entries
+            )
+            for share in (0, 1)
         )
         longer = sum(tokens) - prepared
         print(

@@ -1,6 +1,5 @@
 """Rows of records as batches of tensors, and the loader that each rank reads its own from."""
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -70,21 +69,13 @@ class _Batches(Dataset[dict[str, torch.Tensor]]):
         return batch | {"tokens": torch.tensor(sum(len(example.ids) for row in examples for example in row))}
 
     def _read(self, row: Row) -> list[Example]:
-        """A row's records. If BPE-dropout makes them too many tokens, some are read without it, as few as may be."""
-        get = self.sequences.get
-        examples = [get(entry.group, entry.number, entry.position) for entry in row]
-        over = sum(len(example.ids) for example in examples) - (self.packing or math.inf)
-        if over <= 0:
-            return examples
-        prepared = [get(entry.group, entry.number, None) for entry in row]
-        grown = [len(a.ids) - len(b.ids) for a, b in zip(examples, prepared, strict=True)]
-        while over > 0:
-            # The least that is enough, or else the most.
-            place = min(range(len(row)), key=lambda n: (grown[n] < over, abs(grown[n] - over)))
-            examples[place] = prepared[place]
-            over -= grown[place]
-            grown[place] = 0
-        return examples
+        """A row's records; if BPE-dropout makes them too many tokens, by as much less of it as is needed."""
+        for sixteenths in range(16, -1, -1):
+            share = sixteenths / 16
+            found = [self.sequences.get(entry.group, entry.number, entry.position, share) for entry in row]
+            if not self.packing or sum(len(example.ids) for example in found) <= self.packing:
+                break
+        return found
 
 
 def load(

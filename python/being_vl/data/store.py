@@ -36,14 +36,14 @@ class Sequences(Protocol):
     def lengths(self) -> Mapping[Group, NDArray[np.int32]]:
         """Of each group the tokens of each of its records, with BPE-dropout as expected. Rows are planned by these."""
 
-    def get(self, group: Group, index: int, position: int | None) -> Example:
+    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> Example:
         """One record; also called in the processes of a data loader.
 
         Args:
             group: One of `lengths`.
             index: Of the record in its group, from 0.
             position: Of this reading in the training's stream of records; BPE-dropout is a function of it and the seed.
-                None is without dropout.
+            share: Of the dropout's probability; 0 is without.
         """
 
 
@@ -238,13 +238,13 @@ class PreparedSequences:
         expected = lengths + np.round(saved * share).astype(np.int32)
         return np.where(expected > self._longest, lengths, expected)
 
-    def get(self, group: Group, index: int, position: int | None) -> Example:
+    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> Example:
         """See `Sequences`."""
         example = self.read(int(self._rows[group][index]))
-        if not self.dropout or position is None:
+        if not self.dropout * share:
             return example
         seed = int(np.random.PCG64([self._seed, position]).random_raw()) >> 1
-        return self.builder.reencode(example, self.dropout, seed, self._longest)
+        return self.builder.reencode(example, self.dropout * share, seed, self._longest)
 
     def read(self, row: int) -> Example:
         """A record by its place among all that were prepared."""
