@@ -47,7 +47,7 @@ def write(path, count, words, keys):
                 "id": n,
                 "category": CATEGORIES[n % len(CATEGORIES)],
                 "conversations": [
-                    {"from": "human", "value": "What is it?"},
+                    {"from": "human", "value": "<image>\nWhat is it?" if keys else "What is it?"},
                     {"from": "gpt", "value": answer},
                 ],
             }
