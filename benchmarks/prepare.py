@@ -26,7 +26,7 @@ import numpy as np
 
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES, PrepareOptions
-from being_vl.data.prepare import load_builder, prepare
+from being_vl.data.prepare import FAULTS, load_builder, prepare
 from being_vl.data.sequences import Example
 from being_vl.data.store import PreparedSequences, shard_path, write_shard
 from being_vl.files import read_manifest, write_json
@@ -123,7 +123,8 @@ def generate(source, target, count):
         path = shard_path(target, len(shards))
         write_shard(path, examples, {})
         shards.append({"file": path.name, "examples": len(examples)})
-    write_json(target / "manifest.json", manifest | {"records": count, "shards": shards})
+    (target / FAULTS).touch()
+    write_json(target / "manifest.json", manifest | {"records": count, "examples": count, "shards": shards})
 
 
 def main():
