@@ -192,6 +192,38 @@ def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path, name: str) -> N
         list(Records(path))
 
 
+NUMBER, DEEP = "9" * 5000, "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("list.json", NUMBER),
+        ("lines.jsonl", NUMBER),
+        ("lines.jsonl", DEEP),
+        ("web.tar", NUMBER),
+        ("web.tar", DEEP),
+    ],
+    ids=["list-number", "lines-number", "lines-deep", "tar-number", "tar-deep"],
+)
+def test_json_that_python_cannot_hold_is_a_fault_of_its_record(tmp_path: Path, name: str, value: str) -> None:
+    path = tmp_path / name
+    items = [json.dumps(ITEMS[0]), '{"id": ' + value + "}", json.dumps(ITEMS[1])]
+    if name == "web.tar":
+        with tarfile.open(path, "w") as tar:
+            for number, text in enumerate(items):
+                info = tarfile.TarInfo(f"{number}.json")
+                info.size = len(text)
+                tar.addfile(info, io.BytesIO(text.encode()))
+    else:
+        path.write_text("[" + ",".join(items) + "]" if name == "list.json" else "\n".join(items))
+    first, wrong, last = open_records(path).read(0, 3)
+    assert [first["id"], last["id"]] == [ITEMS[0]["id"], ITEMS[1]["id"]]
+    assert isinstance(wrong, RecordError)
+    assert wrong.kind == "not JSON"
+    assert str(wrong).startswith(f"{path}: record 1")
+
+
 def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     content = [{"type": "image"}, {"type": "text", "text": "What?"}]

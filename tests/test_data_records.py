@@ -159,7 +159,10 @@ def test_a_bad_record_is_named_with_its_file_and_what_is_wrong(
     ("content", "message"),
     [
         ('[{"id": 1},\n {"id": }]', "line 2, column 9: not JSON"),
-        ('{"id": 1}\n{"id": 2}', "line 2, column 1: not JSON (Extra data)"),
+        (
+            '{"id": 1}\n{"id": 2}',
+            "line 2, column 1: not JSON (Extra data; JSON lines go by the suffix .jsonl)",
+        ),
         ("", "line 1, column 1: not JSON"),
         ('{"id": 1}', "a JSON object; expected a JSON list of records"),
         ("[]", "an empty list; expected a JSON list of records"),
