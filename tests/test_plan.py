@@ -73,7 +73,7 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    from being_vl.train.engine import _load_model
+    from being_vl.train.engine import _load_model, _place
     from being_vl.train.optimizer import deepspeed_config, make_optimizer
 
     torch.set_num_threads(1)
@@ -84,10 +84,10 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
         training = options(model, micro_batch_size=1, **changes)
         before = held()
         trained, _ = _load_model(training, stage, model)
+        config = deepspeed_config(training, stage.accumulation)
+        _place(trained, training, config)
         engine, *_ = deepspeed.initialize(
-            model=trained,
-            optimizer=make_optimizer(trained, training, stage),
-            config=deepspeed_config(training, stage.accumulation),
+            model=trained, optimizer=make_optimizer(trained, training, stage), config=config
         )
         most = 0
         for _ in range(2 * stage.accumulation):

@@ -126,6 +126,33 @@ def test_resumes_on_another_number_of_ranks(
     assert not list(out.glob("checkpoints/*.tmp"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [2, 3])
+def test_resumes_with_adapters_and_offload(zero: int, chain: Path, dropping: Path, tmp_path: Path) -> None:
+    """On as many ranks bit for bit, on one of two up to rounding; the next stage may have another ZeRO stage."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    lora = {"unfreeze": 0.5, "lora": {"rank": 2}, "batch_size": 4, "max_steps": 12}
+    after = {"unfreeze": 0, "batch_size": 4, "max_steps": 2}
+    rate = {"learning_rate": 3e-3, "mixture": {"foundation": 1, "perception": 1}}
+    stages = [rate | {"name": "adapters"} | lora, rate | {"name": "rows"} | after]
+    same = {"model": str(dropping), "offload": "optimizer", "micro_batch_size": 2, "stages": stages}
+    forked(recipe(chain, whole, **same, zero=zero), 2)
+    path = recipe(chain, out, **same, zero=zero)
+    training = ForkedTraining(path, 2)
+    until(lambda: len(read_log(out / "log.jsonl")) >= 5, training)
+    training.signal(signal.SIGUSR1)
+    assert training.statuses(GRACE) == [0, 0], training.said.read_text()
+    other = shutil.copytree(out, tmp_path / "other")
+    assert "adapters: resumed after step" in forked(path, 2)
+    assert losses(out) == losses(whole)
+    path = recipe(chain, other, **same | {"offload": "none", "micro_batch_size": 4}, zero=5 - zero)
+    training = ForkedTraining(path, 1)
+    assert training.statuses(GRACE) == [2]
+    assert f"was written with zero {zero}, and zero {5 - zero} cannot read it" in training.said.read_text()
+    forked(recipe(chain, other, **same, zero=zero))
+    assert losses(other) == pytest.approx(losses(whole), abs=1e-5)
+
+
 def test_damaged_checkpoint_is_passed_over(chain: Path, dropping: Path, whole: Path, tmp_path: Path) -> None:
     """One flipped bit in a file of the right length is found by its checksum, and the checkpoint before is loaded."""
     out = tmp_path / "run"

@@ -22,7 +22,7 @@ from being_vl import VisualBPE
 from being_vl.cli import COMMANDS, main
 from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
-from being_vl.data.options import CATEGORIES
+from being_vl.data.options import CATEGORIES, LossOptions
 from being_vl.data.packing import pack
 from being_vl.data.records import Records
 from being_vl.data.sequences import SequenceBuilder
@@ -90,17 +90,25 @@ def reference(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def oracle(chain: Path, model: str, stages: int, steps: int, packing: int | None = None) -> list[float]:
+def oracle(
+    chain: Path, model: str, stages: int, steps: int, packing: int | None = None, **loss: float
+) -> list[dict[str, float]]:
     """Losses by plain torch: whole matrices, full logits, one batch at a time, rows held by putting them back.
 
-    Records that training packs are rows of their own here.
+    Records that training packs are rows of their own here. Of each step the mean of all losses, and those by category
+    and kind of token.
     """
     lm = AutoModelForCausalLM.from_pretrained(chain / model)
     layout = VocabularyLayout.load(chain / model)
     tokenizer = AutoTokenizer.from_pretrained(chain / model)
     bpe = VisualBPE.load(chain / model / "visual_vocabulary.json")
     builder = SequenceBuilder(
-        tokenizer, layout=layout, bpe=bpe, grids=GridStore.open(chain / "grids"), max_length=2048
+        tokenizer,
+        layout=layout,
+        bpe=bpe,
+        grids=GridStore.open(chain / "grids"),
+        max_length=2048,
+        loss=LossOptions(**loss),
     )
     sequences = tiny.Listed(builder.build(list(Records([chain / "data" / "train.json"]))))
     matrices = list(
@@ -125,12 +133,23 @@ def oracle(chain: Path, model: str, stages: int, steps: int, packing: int | None
             entries = [e for row in islice(stream, BATCH) for e in row]
             batch = collate([[sequences.get(e.group, e.number, e.position)] for e in entries], 0, CATEGORIES)
             logits = lm(input_ids=batch["input_ids"]).logits
-            loss = F.cross_entropy(
-                logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
+            labels, weights = batch["labels"][:, 1:].flatten(), batch["weights"][:, 1:].flatten()
+            each = F.cross_entropy(
+                logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="none"
             )
-            found.append(loss.item())
+            kinds = {"loss": torch.ones_like(labels) > 0, "text": labels < layout.text_size}
+            kinds["visual"] = ~kinds["text"]
+            of_record = torch.tensor([CATEGORIES.index(e.group.category) for e in entries])
+            of_token = of_record.repeat_interleave(len(labels) // len(entries))
+            kinds |= {name: of_token == number for number, name in enumerate(CATEGORIES)}
+            means = {
+                kind: (each * weights)[which].sum() / weights[which].sum()
+                for kind, which in kinds.items()
+                if weights[which].any()
+            }
+            found.append({kind: mean.item() for kind, mean in means.items()})
             lm.zero_grad()
-            loss.backward()
+            means["loss"].backward()
             held = [matrix.detach()[: layout.text_size].clone() for matrix in matrices]
             if stage < 2:
                 for matrix in matrices:
@@ -160,25 +179,28 @@ def test_without_a_recipe_the_stages_are_the_papers() -> None:
 
 
 def test_losses_are_those_of_plain_torch(chain: Path, reference: Path) -> None:
-    expected = oracle(chain, "tied", stages=3, steps=4)
+    expected = [entry["loss"] for entry in oracle(chain, "tied", stages=3, steps=4)]
     assert losses(reference) == pytest.approx(expected, rel=2e-5)
     assert expected[0] - expected[-1] > 0.3, "the oracle itself should learn something"
 
 
 def test_losses_are_those_of_plain_torch_untied(chain: Path, tmp_path: Path) -> None:
     forked(recipe(chain, tmp_path / "run", tied=False))
-    assert losses(tmp_path / "run") == pytest.approx(oracle(chain, "untied", stages=3, steps=4), rel=2e-5)
+    expected = [entry["loss"] for entry in oracle(chain, "untied", stages=3, steps=4)]
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=2e-5)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_packed_records_train_as_if_each_were_alone(ranks: int, chain: Path, tmp_path: Path) -> None:
-    """On two ranks that read in two processes each."""
-    steps = (3, 3, 3)
-    forked(
-        recipe(chain, tmp_path / "run", ranks=ranks, steps=steps, packing=700, workers=2 * ranks - 2), ranks
-    )
-    assert losses(tmp_path / "run") == pytest.approx(oracle(chain, "tied", 3, 3, packing=700), rel=2e-5)
+@pytest.mark.parametrize(("ranks", "loss"), [(1, {}), (2, {"questions": 0.5, "images": 0.25})])
+def test_packed_records_train_as_if_each_were_alone(
+    ranks: int, loss: dict[str, float], chain: Path, tmp_path: Path
+) -> None:
+    """On two ranks that read in two processes each, with loss on questions and images too."""
+    same = {"steps": (3, 3, 3), "packing": 700, "loss": loss}
+    forked(recipe(chain, tmp_path / "run", ranks=ranks, workers=2 * ranks - 2, **same), ranks)
     entries = read_log(tmp_path / "run" / "log.jsonl")
+    for entry, expected in zip(entries, oracle(chain, "tied", 3, 3, packing=700, **loss), strict=True):
+        assert entry["losses"] | {"loss": entry["loss"]} == pytest.approx(expected, rel=2e-5)
+        assert ("visual" in expected) == bool(loss)
     assert sum(entry["padding"] for entry in entries) / len(entries) < 0.05
 
 

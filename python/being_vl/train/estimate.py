@@ -262,9 +262,10 @@ def memory(
     if zero == 3:
         weights = math.ceil(weights / ranks) + size * states.small * (ranks > 1)
         buffers += size * (min(states.total, max(GATHERED, states.largest)) if ranks > 1 else 0)
-    host = 4 * states.total  # each rank loads the model in float32
+    # Copies for saving: of a checkpoint's part, and on rank 0 of what trained.
+    host = optimizer + 2 * size * states.trained
     if options.offload == "optimizer":
-        host, optimizer = max(host, optimizer + 4 * trained), 0
+        host, optimizer = host + optimizer + 4 * trained, 0
     at_work = activations.of(options.micro_batch_size, options.gradient_checkpointing)
     return Memory(weights, gradients, optimizer, at_work, activations.chunk, buffers), host
 
