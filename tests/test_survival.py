@@ -105,20 +105,22 @@ def test_ten_interruptions_do_not_change_the_losses(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("zero", "before", "after"), [(2, 2, 1), (3, 1, 2), (1, 2, 4), (0, 2, 1)])
+@pytest.mark.parametrize(
+    ("zero", "before", "then", "after"), [(2, 2, 2, 1), (3, 1, 3, 2), (1, 2, 2, 4), (0, 2, 0, 1), (2, 2, 1, 2)]
+)
 def test_resumes_on_another_number_of_ranks(
-    zero: int, before: int, after: int, chain: Path, dropping: Path, whole: Path, tmp_path: Path
+    zero: int, before: int, then: int, after: int, chain: Path, dropping: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """With the same records, the same dropout, and losses that differ by rounding alone."""
+    """With the same records, the same dropout, and losses that differ by rounding alone; so too from ZeRO 1 to 2."""
     out = tmp_path / "run"
     path = recipe(chain, out, ranks=before, zero=zero, model=str(dropping), **SAME)
     training = ForkedTraining(path, before)
     until(lambda: len(read_log(out / "log.jsonl")) >= STEPS[0] + 5, training)
     training.signal(signal.SIGUSR1)
     assert training.statuses(GRACE) == [0] * before, training.said.read_text()
-    said = forked(path, after)
+    said = forked(recipe(chain, out, ranks=before, zero=then, model=str(dropping), **SAME), after)
     assert "stage2: resumed after step" in said
-    assert (f"converting it from {before} to {after} ranks" in said) == (zero > 0)
+    assert (f"converting it from {before} to {after} ranks" in said) == (zero > 0 and before != after)
     assert losses(out) == pytest.approx(losses(whole), abs=1e-5)
     entries, expected = read_log(out / "log.jsonl"), read_log(whole / "log.jsonl")
     for key in ("stage", "step", "tokens", "labelled_tokens", "mixture"):

@@ -25,7 +25,8 @@ up() {
 		SlurmdPort=$(free_port)
 		SlurmUser=root
 		AuthType=auth/munge
-		AuthInfo=socket=$dir/munge.socket
+		# Slurm lets a job's credentials expire, two minutes by default, before a job queued again may start.
+		AuthInfo=socket=$dir/munge.socket,cred_expire=5
 		StateSaveLocation=$dir/state
 		SlurmdSpoolDir=$dir/spool
 		SlurmctldPidFile=$dir/slurmctld.pid

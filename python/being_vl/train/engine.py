@@ -347,7 +347,7 @@ def _place(model: TrainedLM, options: TrainOptions, config: dict[str, Any]) -> N
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(device, compute_dtype(options))
+        parameter.data = parameter.data.to(device, compute_dtype(options), copy=True)
         if options.zero == 3:
             deepspeed.zero.Init(torch.nn.ParameterList([parameter]), config_dict_or_path=config)
 
