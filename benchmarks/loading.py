@@ -2,10 +2,10 @@
 
     python -m benchmarks.loading --folder /tmp/loading [--hidden 1024] [--layers 28] [--ranks 2] [--zero 0 2 3]
 
-Makes a Llama of random weights (about 350 million parameters with these values), once in bf16 and once in float32, and
-trains its final norm in bf16 for a step under each ZeRO stage. Meanwhile the memory of each rank is read a hundred times
-a second: its own, and with the pages of files that it has mapped, which ranks share and Linux takes back when it needs
-them. Printed is the most of both over the ranks, next to what a rank takes that trains a model of one small layer.
+Makes a Llama of random weights (about 350 million parameters with these values), once in bf16 and once in float32,
+and trains its final norm in bf16 for a step under each ZeRO stage. Meanwhile the memory of each rank is read a hundred
+times a second: its own, and with the pages of files that it has mapped, which ranks share and Linux takes back when it
+needs them. Printed is the most of both over the ranks, beyond what a rank takes that trains a model of one small layer.
 """
 
 import argparse
@@ -42,11 +42,20 @@ def peaks(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float, floa
     options = {"model": str(model), "records": [str(folder / "records.json")], "out": str(out)}
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(options | {"zero": zero, "dtype": "bf16", "stages": [stage]}))
-    command = [sys.executable, "-m", "being_vl.train.torchrun", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [
+        sys.executable,
+        "-m",
+        "being_vl.train.torchrun",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+    ]
     command += ["-m", "being_vl", "train", "--recipe", str(recipe)]
     log = out / "log.jsonl"
     own, resident = 0, 0
-    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE) as launcher:
+    with subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
+    ) as launcher:
         while launcher.poll() is None and not (log.is_file() and log.read_text()):
             for child in psutil.Process(launcher.pid).children():
                 try:
@@ -78,7 +87,9 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         model = make(given.folder, given.hidden, given.layers, dtype)
         size = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e6
-        print(f"{dtype}, {size:,.0f} MB; most MB of a rank, beyond those with a small model: own, and resident")
+        print(
+            f"{dtype}, {size:,.0f} MB; most MB of a rank, beyond those with a small model: own, and resident"
+        )
         for zero in given.zero:
             least, most = (peaks(given.folder, each, zero, given.ranks) for each in (small, model))
             print(f"  ZeRO-{zero}: {most[0] - least[0]:8,.0f} {most[1] - least[1]:8,.0f}")

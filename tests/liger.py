@@ -48,7 +48,9 @@ def main(folder: Path, *families: str) -> None:
         for loss in losses:
             loss.mean().backward()
         for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
-            torch.testing.assert_close(found.grad, expected.grad, msg=lambda said, name=name: f"{name}: {said}")
+            torch.testing.assert_close(
+                found.grad, expected.grad, msg=lambda said, name=name: f"{name}: {said}"
+            )
         print(family, *sorted(kernels))
 
 

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -18,16 +17,19 @@ from commands import being_vl, refused
 from ranks import ENVIRONMENT, forked
 
 CLUSTER = Path(__file__).parent / "cluster"
-STEPS = 40
+FEW, SOME = 12, 50
+"""Steps of trainings that are left alone, and of those that something happens to."""
 
 
-def recipe(chain: Path, out: Path, ranks: int = 2, steps: int = STEPS, **changes: object) -> Path:
-    """A short training whose global batch is the same on any number of ranks."""
+def recipe(chain: Path, out: Path, ranks: int = 2, steps: int = FEW, **changes: object) -> Path:
+    """A short training whose global batch is the same on any number of ranks; its losses do not depend on `steps`."""
     stage = {
         "name": "one",
         "unfreeze": 0.25,
         "learning_rate": 3e-3,
         "max_steps": steps,
+        "schedule": "constant",
+        "warmup": 0.0,
         "accumulation": 4 // ranks,
         "mixture": {"foundation": 1, "perception": 1},
     }
@@ -209,22 +211,31 @@ def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
         time.sleep(0.02)
 
 
-def one_host(chain: Path, tmp_path: Path, **changes: Any) -> list[float]:
-    forked(recipe(chain, tmp_path / "one-host", ranks=1, **changes))
-    return losses(tmp_path / "one-host")
+@pytest.fixture(scope="module")
+def one_host(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of one host with one rank."""
+    out = tmp_path_factory.mktemp("one-host") / "out"
+    forked(recipe(chain, out, ranks=1, steps=SOME))
+    return losses(out)
+
+
+def assert_same(out: Path, one_host: list[float], steps: int) -> None:
+    assert losses(out) == pytest.approx(one_host[:steps], abs=1e-5)
 
 
 @pytest.mark.slow
-def test_two_hosts_by_torchrun(chain: Path, tmp_path: Path, hosts: Path) -> None:
+def test_two_hosts_by_torchrun(chain: Path, tmp_path: Path, hosts: Path, one_host: list[float]) -> None:
     path = recipe(chain, tmp_path / "out", zero=2)
     finish(*(on_host(hosts, n, launch(path, "--hostfile", hosts / "hostfile")) for n in (0, 1)))
-    assert losses(tmp_path / "out") == pytest.approx(one_host(chain, tmp_path, zero=2), abs=1e-5)
+    assert_same(tmp_path / "out", one_host, FEW)
 
 
 @pytest.mark.slow
-def test_worker_killed_on_one_of_two_hosts_is_restarted(chain: Path, tmp_path: Path, hosts: Path) -> None:
+def test_worker_killed_on_one_of_two_hosts_is_restarted(
+    chain: Path, tmp_path: Path, hosts: Path, one_host: list[float]
+) -> None:
     """By the printed lines, and ZeRO-3."""
-    path, more = recipe(chain, tmp_path / "out"), ["--", "--zero", 3, "--max-length", 300]
+    path, more = recipe(chain, tmp_path / "out", steps=SOME), ["--", "--zero", 3, "--max-length", 300]
     lines = on_host(
         hosts, 0, launch(path, "--with=print", "--hostfile", hosts / "hostfile", "--max-restarts", 1, *more)
     ).communicate()[0]
@@ -233,9 +244,7 @@ def test_worker_killed_on_one_of_two_hosts_is_restarted(chain: Path, tmp_path: P
     wait_for(lambda: len(losses(tmp_path / "out")) > 4)
     os.kill(worker(nodes[1]), 9)
     finish(*nodes)
-    assert losses(tmp_path / "out") == pytest.approx(
-        one_host(chain, tmp_path, zero=3, max_length=300), abs=1e-5
-    )
+    assert_same(tmp_path / "out", one_host, SOME)
 
 
 def worker(node: subprocess.Popen[str]) -> int:
@@ -247,12 +256,14 @@ def worker(node: subprocess.Popen[str]) -> int:
 
 
 @pytest.mark.slow
-def test_two_hosts_by_deepspeed_over_ssh(chain: Path, tmp_path: Path, hosts: Path) -> None:
+def test_two_hosts_by_deepspeed_over_ssh(
+    chain: Path, tmp_path: Path, hosts: Path, one_host: list[float]
+) -> None:
     needs("sshd", "pdsh")
     path = recipe(chain, tmp_path / "out", zero=3)
     words = launch(path, "--with", "deepspeed", "--hostfile", hosts / "hostfile", "--env", *ENVIRONMENT)
     finish(on_host(hosts, 0, words, PDSH_SSH_ARGS_APPEND=f"-F {hosts}/ssh_config"))
-    assert losses(tmp_path / "out") == pytest.approx(one_host(chain, tmp_path, zero=3), abs=1e-5)
+    assert_same(tmp_path / "out", one_host, FEW)
 
 
 @pytest.fixture
@@ -267,9 +278,11 @@ def slurm() -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
-def test_slurm_job_saves_when_warned_and_queues_again(chain: Path, tmp_path: Path, slurm: list[str]) -> None:
+def test_slurm_job_saves_when_warned_and_queues_again(
+    chain: Path, tmp_path: Path, slurm: list[str], one_host: list[float]
+) -> None:
     """And is started again by Slurm, goes on, and ends."""
-    path = recipe(chain, tmp_path / "out", steps=100, zero=1)
+    path = recipe(chain, tmp_path / "out", steps=SOME, zero=1)
     words = launch(path, "--with", "slurm", "--cpu", "--gpus-per-node", 2, "--time", "0:10:00")
 
     def ask(*words: str) -> str:
@@ -291,4 +304,4 @@ def test_slurm_job_saves_when_warned_and_queues_again(chain: Path, tmp_path: Pat
     stopped, _, after = log.partition("stopped by SIGUSR1")
     assert "one: resumed after step" in after
     assert stopped
-    assert losses(tmp_path / "out") == pytest.approx(one_host(chain, tmp_path, steps=100, zero=1), abs=1e-5)
+    assert_same(tmp_path / "out", one_host, SOME)

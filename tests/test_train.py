@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from being_vl import VisualBPE
-from being_vl.cli import COMMANDS, main
+from being_vl.cli import main
 from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES, LossOptions
@@ -28,6 +28,7 @@ from being_vl.data.records import Records
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.model.layout import VocabularyLayout
 from being_vl.quantize.grids import GridStore
+from being_vl.run import training_of
 from being_vl.train.log import read_log
 from being_vl.train.options import TrainOptions
 from being_vl.train.ranks import train_on_ranks
@@ -134,9 +135,7 @@ def oracle(
             batch = collate([[sequences.get(e.group, e.number, e.position)] for e in entries], 0, CATEGORIES)
             logits = lm(input_ids=batch["input_ids"]).logits
             labels, weights = batch["labels"][:, 1:].flatten(), batch["weights"][:, 1:].flatten()
-            each = F.cross_entropy(
-                logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="none"
-            )
+            each = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="none")
             kinds = {"loss": torch.ones_like(labels) > 0, "text": labels < layout.text_size}
             kinds["visual"] = ~kinds["text"]
             of_record = torch.tensor([CATEGORIES.index(e.group.category) for e in entries])
@@ -290,29 +289,18 @@ def test_log_says_what_happened(reference: Path) -> None:
     assert [event.value for event in board.Scalars(name)] == pytest.approx(losses(reference), rel=1e-6)
 
 
-def options_of(path: Path) -> TrainOptions:
-    """A recipe as the command reads it."""
-    parser = COMMANDS["train"].parser()
-    values = vars(parser.instantiate(parser.parse_args(["--recipe", str(path)])))
-    return TrainOptions(**{name: value for name, value in values.items() if name != "recipe"})
-
-
 STEPS = (2, 12, 2)  # time to be killed in the middle of stage 2
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_and_resumed_run_has_the_same_losses(
-    ranks: int, chain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and train again, by torchrun if on two."""
+def test_killed_and_resumed_run_has_the_same_losses(chain: Path, tmp_path: Path) -> None:
+    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and train again."""
     whole, out, model = tmp_path / "whole", tmp_path / "killed", tmp_path / "model"
     shutil.copytree(chain / "tied", model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    same = {"ranks": ranks, "steps": STEPS, "zero": 2 * (ranks - 1), "model": str(model)}
-    forked(recipe(chain, whole, **same), ranks)
-    path = recipe(chain, out, save_every=2, **same)
-    training = ForkedTraining(path, ranks)
+    forked(recipe(chain, whole, steps=STEPS, model=str(model)))
+    path = recipe(chain, out, steps=STEPS, model=str(model), save_every=2)
+    training = ForkedTraining(path)
     deadline = time.monotonic() + 240
     while not (out / "checkpoints" / "stage2-00000004" / "complete.json").exists():
         assert not training.ended(), training.said.read_text()
@@ -324,11 +312,7 @@ def test_killed_and_resumed_run_has_the_same_losses(
     kept = sorted((out / "checkpoints").glob("stage2-????????"))
     biggest = max(kept[-1].rglob("*.pt"), key=lambda file: file.stat().st_size)
     os.truncate(biggest, biggest.stat().st_size // 2)
-    if ranks == 1:
-        said = forked(path)
-    else:
-        train_on_ranks(options_of(path), ranks)
-        said = capfd.readouterr().err
+    said = forked(path)
     if len(kept) > 1:
         assert f"{kept[-1].name} is damaged" in said
         assert f"resumed after step {int(kept[-2].name[-8:])}" in said
@@ -340,14 +324,23 @@ def test_killed_and_resumed_run_has_the_same_losses(
         assert torch.equal(tensor, weights(whole / "stage3")[name])
 
 
-def test_second_run_does_nothing(chain: Path, reference: Path, tmp_path: Path) -> None:
-    """Here and in a process of its own, started while this one is a world of one rank."""
+def test_second_run_does_nothing(
+    chain: Path, reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Here; and on ranks of their own, started while this one is a world of one rank, only what is left to do.
+
+    That may be done under another ZeRO stage, and in other micro-batches.
+    """
     out = tmp_path / "again"
     shutil.copytree(reference, out)
     path = recipe(chain, out)
     assert main(["train", "--recipe", str(path)]) == 0
-    assert by_command(path).count("finished before") == 3
     assert losses(out) == losses(reference)
+    shutil.rmtree(out / "stage3")
+    options, _ = training_of(recipe(chain, out, zero=3, ranks=2, micro_batch_size=4), [])
+    train_on_ranks(options, 2)
+    assert capfd.readouterr().err.count("finished before") == 2
+    assert losses(out) == pytest.approx(losses(reference), rel=2e-5)
 
 
 def test_text_model_trains_on_text(chain: Path, tmp_path: Path) -> None:
@@ -384,6 +377,18 @@ def test_another_recipe_is_refused(
     line = refused(capsys, recipe(chain, out, weight_decay=0.2))
     assert "weight_decay was 0.1, is 0.2" in line
     assert str(out) in line
+
+
+def test_nodes_with_other_copies_are_found(chain: Path, tmp_path: Path) -> None:
+    """Each node has its own `model`, under the same path; one of them is another."""
+    for node in ("0", "1"):
+        shutil.copytree(chain / "tied", tmp_path / node / "model")
+    file = tmp_path / "1" / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"0")
+    path = recipe(chain, tmp_path / "run", ranks=2, model="model")
+    training = ForkedTraining(path, 2, nodes=[tmp_path / "0", tmp_path / "1"])
+    assert training.statuses(60) == [2, 2]
+    assert training.said.read_text().count("error: model: not the same files on all nodes") == 2
 
 
 def test_second_training_in_the_same_folder_is_refused(

@@ -36,6 +36,7 @@ up() {
 		ProctrackType=proctrack/linuxproc
 		TaskPlugin=task/none
 		SelectType=select/cons_tres
+		SchedulerParameters=bf_interval=1,sched_interval=1
 		KillWait=5
 		MailProg=/bin/true
 		NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN

@@ -82,8 +82,8 @@ class Checkpoints:
         zero = self._engine.zero_optimization_stage()
         if found.zero != zero and {found.zero, zero} != {1, 2}:
             raise CheckpointError(
-                f"{found.folder}: was written with zero {found.zero}, and zero {zero} cannot read it; finish this stage "
-                f"with zero {found.zero} (the next one may have another), or remove {self._root} to start it anew"
+                f"{found.folder}: was written with zero {found.zero}, and zero {zero} cannot read it; finish this "
+                f"stage with zero {found.zero} (the next one may have another), or remove {self._root} to start it anew"
             )
         settings = [
             {name: value for name, value in group.items() if name != "params"}
@@ -188,7 +188,9 @@ class Checkpoints:
         listed = [file for of_rank in gathered for file in of_rank]
 
         def rename() -> None:
-            write_json(_aside(final) / COMPLETE, {"step": step, "ranks": ranks, "zero": zero, "files": listed})
+            write_json(
+                _aside(final) / COMPLETE, {"step": step, "ranks": ranks, "zero": zero, "files": listed}
+            )
             remove(final)
             _aside(final).rename(final)
             fsync(self._root)

@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 
 FREE = (
     *("out", "save_every", "keep", "workers", "shard_size", "gradient_checkpointing", "zero", "offload"),
+    "micro_batch_size",  # the batches count
     *("on_spike", "spike_deviations", "peak_flops", "retention", "retention_tolerance", "wandb"),
     *("model", "records", "grids"),  # their content counts, not where they lie
 )
@@ -290,7 +291,7 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
 def _recipe(options: TrainOptions, plans: list[StagePlan], ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
-    for free in (*FREE, "micro_batch_size"):
+    for free in FREE:
         del recipe[free]
     for stage, stage_plan in zip(recipe["stages"], plans, strict=True):
         del stage["accumulation"]
@@ -309,16 +310,17 @@ def _hashes(options: TrainOptions) -> dict[str, Any]:
         "model": sorted(options.model.glob("*.safetensors")),
         "grids": [options.grids / MANIFEST] if options.grids else [],
     }
-    found: list[Any] = [None] * dist.get_world_size()
     own = None
     if os.environ["LOCAL_RANK"] == "0":
         with ThreadPoolExecutor() as threads:
-            own = {f"{name}_sha256": list(threads.map(sha256, files)) for name, files in inputs.items()}
+            own = {name: list(threads.map(sha256, files)) for name, files in inputs.items()}
+    found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, own)
-    different = [name for name in inputs if any(f and f[f"{name}_sha256"] != found[0][f"{name}_sha256"] for f in found)]
+    first, *others = filter(None, found)
+    different = [name for name in inputs if any(other[name] != first[name] for other in others)]
     if different:
         raise ConfigError(f"{' and '.join(different)}: not the same files on all nodes; copy them again")
-    return dict(found[0])
+    return {f"{name}_sha256": hashes for name, hashes in first.items()}
 
 
 def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
