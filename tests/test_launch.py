@@ -137,6 +137,9 @@ def test_what_is_missing_is_said_before_a_machine_is_asked_for(
     assert "deepspeed needs a hostfile" in said(good, "--with", "deepspeed")
     assert "give gpus_per_node" in said(good, "--with", "slurm")
     assert "nodes is 0" in said(good, "--nodes", 0)
+    slurm = ["--with", "slurm", "--gpus-per-node", 1, "--time"]
+    assert "expected [DAYS-]HOURS:MINUTES:SECONDS" in said(good, *slurm, "2h")
+    assert "they would not get to training" in said(good, *slurm, "0:06:00")
 
 
 def test_wrong_key_of_a_recipe_fails_at_once(

@@ -28,6 +28,7 @@ from being_vl.train.estimate import (
     saved_bytes,
     without_memory,
 )
+from being_vl.train.kernels import recompute
 from being_vl.train.log import read_log
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.split import TrainedLM
@@ -152,7 +153,7 @@ def test_activations_are_those_of_a_real_forward_pass(
         freeze(real, stage)
         assert States.of(fake) == States.of(real)
         if checkpointing:
-            real.lm.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute(real.lm)
         ids = torch.randint(shape.config.vocab_size, (rows, length))
         labels = ids.clone()
         labels[:, : length - labelled] = -100

@@ -407,6 +407,11 @@ def test_wrong_options() -> None:
     for wrong in ({"unfreeze": 1.5}, {"unfreeze": -1}, {"final": 2.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             StageOptions(**{"name": "one", "unfreeze": 0, "learning_rate": 1.0, "mixture": {}} | wrong)
+    for name in ("../out", "a/b", "", "checkpoints"):
+        with pytest.raises(ConfigError, match="names its folder"):
+            StageOptions(name, 0, 1.0)
+    with pytest.raises(ConfigError, match="at least one"):
+        TrainOptions(Path("m"), [Path("r")], Path("o"), stages=[])
     with pytest.raises(ConfigError, match="rank 0"):
         LoraOptions(rank=0)
     with pytest.raises(ConfigError, match="offload needs ZeRO"):

@@ -38,7 +38,7 @@ from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.weights import load_causal_lm
 from being_vl.train.checkpoint import Checkpoints, any_rank, newest
-from being_vl.train.kernels import attention_kernel, compute_dtype, use_liger
+from being_vl.train.kernels import attention_kernel, compute_dtype, recompute, use_liger
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
 from being_vl.train.optimizer import deepspeed_config, factor, make_optimizer, set_rates
@@ -326,7 +326,7 @@ def _hashes(options: TrainOptions) -> dict[str, Any]:
 def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
     lm = load_causal_lm(source, "auto", attention_kernel(options))
     if options.gradient_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(lm)
     if options.liger:
         use_liger(lm)
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None

@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from being_vl.errors import ConfigError, ModelError
 from being_vl.recipes import FOLDER
+from being_vl.train.kernels import recompute
 from being_vl.train.metrics import Cost
 from being_vl.train.options import PlanOptions, StageOptions, TrainOptions
 from being_vl.train.split import TrainedLM
@@ -201,9 +202,9 @@ def measure_activations(model: TrainedLM, length: int, labelled: int) -> Activat
         return hidden
 
     kept, hidden = saved_bytes(model, body)
-    model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(model.lm)
     between, _ = saved_bytes(model, body)
-    model.lm.gradient_checkpointing_disable()
+    recompute(model.lm, False)
     some = hidden[0, :labelled]
     head, _ = saved_bytes(model, lambda: model.head(some, targets))
     rows = min(labelled, model.head.chunk)
