@@ -200,11 +200,6 @@ impl<W: Word> Canvas<W> {
         }
     }
 
-    /// Whether regions with this token are single cells.
-    pub fn is_cell(&self, token: u32) -> bool {
-        token < self.base_vocab_size
-    }
-
     /// Number of cells, borders included.
     pub fn len(&self) -> usize {
         self.cells.len()

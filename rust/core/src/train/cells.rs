@@ -203,6 +203,8 @@ struct Counter {
     /// The first `len` are the second tokens found.
     others: Vec<u32>,
     len: usize,
+    /// Empty, with room for what is not listed.
+    unlisted: Vec<u32>,
     border: u32,
 }
 
@@ -210,7 +212,14 @@ impl Counter {
     fn new(border: u32) -> Self {
         let tokens = border as usize + 1;
         let counts = vec![Count::default(); tokens];
-        Self { counts, numbers: vec![0; tokens], others: vec![0; tokens + 1], len: 0, border }
+        Self {
+            counts,
+            numbers: vec![0; tokens],
+            others: vec![0; tokens + 1],
+            len: 0,
+            unlisted: Vec::new(),
+            border,
+        }
     }
 
     fn count<T: Token>(&mut self, a: u32, sources: &[&Sorted<T>]) {
@@ -253,7 +262,8 @@ impl Counter {
                 len => (1.02 * count as f64 * len as f64 / all as f64) as usize + 4,
             };
             // List 0 takes what is not listed: a branch would be guessed wrong half the time.
-            let mut lists = vec![Vec::new()];
+            let mut lists = Vec::with_capacity(1 + listed.len());
+            lists.push(std::mem::take(&mut self.unlisted));
             lists.extend(listed.iter().map(|&(_, count)| Vec::with_capacity(capacity(count.all))));
             for chunk in here.chunks(1 << 12) {
                 for &Cell { x, right, below } in chunk {
@@ -264,7 +274,9 @@ impl Counter {
                 }
                 lists[0].clear();
             }
-            for (mut list, &(other, _)) in lists.into_iter().skip(1).zip(&listed) {
+            let mut lists = lists.into_iter();
+            self.unlisted = lists.next().unwrap_or_default();
+            for (mut list, &(other, _)) in lists.zip(&listed) {
                 if list.capacity() > list.len() + list.len() / 8 {
                     list.shrink_to_fit();
                 }

@@ -28,7 +28,7 @@ use candidates::{Best, Candidates, Evaluation};
 use canvas::{Canvas, Short, Word};
 use cells::Search;
 use count::{Count, Sketch};
-use shard::{Merge, NewPair, Pair, Shard, new_key, number};
+use shard::{Merge, NewPair, Pair, Shard, new_key};
 
 /// How to learn a vocabulary.
 #[derive(Debug, Clone, PartialEq)]
@@ -500,16 +500,16 @@ impl<W: Word> Learner<W> {
         let Self { shards, added, threshold, .. } = self;
         let mut found = Vec::new();
         for &(new, count) in shards.iter().flat_map(Shard::added) {
-            let sum = &mut added[number(new)];
+            let sum = &mut added[new as usize];
             let before = *sum;
             *sum += u64::from(count);
             if before < *threshold && *sum >= *threshold {
                 found.push(new);
             }
         }
-        let found = found.into_iter().map(|new| (new, added[number(new)])).collect();
+        let found = found.into_iter().map(|new| (new, added[new as usize])).collect();
         for &(new, _) in shards.iter().flat_map(Shard::added) {
-            added[number(new)] = 0;
+            added[new as usize] = 0;
         }
         found
     }

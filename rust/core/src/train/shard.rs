@@ -32,29 +32,28 @@ pub(super) struct Merge {
     pub token: u32,
 }
 
-/// What a rule (a, b) changes about the pairs with a token t: how many of (a, t), (t, a), (b, t), (t, b) are gone (if `a`
-/// is `b`, the first two alone count), and from `NEW` on, how many of (new, t), (t, new) have come.
-type Tally = [u32; 8];
+/// How many of the pairs (a, t), (t, a), (b, t), (t, b) with a token t a rule (a, b) takes away; if `a` is `b`, the first
+/// two alone count. In the low half of a number all of them, in the high half those whose second region lies below the
+/// first rather than right of it, which is so only for pairs of single cells.
+type Tally = [u64; 4];
 
-/// Where the counts of new pairs begin in a tally.
-const NEW: usize = 4;
+/// What a pair of regions that lie side by side adds to a [`Tally`].
+const BESIDE: u64 = 1;
 
-/// A new pair by its place in the table of all tallies.
+/// What a pair adds whose second region lies below the first.
+const BELOW: u64 = 1 | 1 << 32;
+
+/// A pair of the new token and another, which comes `before` it or after it; below twice the number of tokens.
 pub(super) type NewPair = u32;
 
-fn new_pair(token: u32, before: usize) -> NewPair {
-    token * 8 + (NEW + before) as u32
-}
-
-/// A number below twice that of tokens for such a pair.
-pub(super) fn number(pair: NewPair) -> usize {
-    (pair / 8 * 2 + pair % 2) as usize
+fn new_pair(token: u32, before: bool) -> NewPair {
+    token * 2 + u32::from(before)
 }
 
 /// The key of such a pair.
 pub(super) fn new_key(new: u32, pair: NewPair) -> u64 {
-    let token = pair / 8;
-    if pair == new_pair(token, 0) { key(new, token) } else { key(token, new) }
+    let token = pair / 2;
+    if pair == new_pair(token, false) { key(new, token) } else { key(token, new) }
 }
 
 /// An adjacency of the new token: which pair, the other region's anchor, the new one's.
@@ -65,8 +64,6 @@ type Adjacency = (NewPair, u32, u32);
 struct Changes {
     /// Per token; all 0 between rules.
     tallies: Vec<Tally>,
-    /// Of the pairs of single cells that are gone, how many lay one below the other; per token, all 0 between rules.
-    below: Vec<[u32; NEW]>,
     /// The first `len` count.
     adjacencies: Vec<Adjacency>,
     len: usize,
@@ -79,8 +76,8 @@ impl Changes {
         if self.adjacencies.len() < end {
             self.adjacencies.resize(2 * end, (0, 0, 0));
         }
-        let Self { tallies, below, adjacencies, len } = self;
-        Notes { token, tallies, below, adjacencies, len: *len }
+        let Self { tallies, adjacencies, len } = self;
+        Notes { token, tallies, adjacencies, len: *len }
     }
 }
 
@@ -89,31 +86,23 @@ struct Notes<'a> {
     /// The new token.
     token: u32,
     tallies: &'a mut [Tally],
-    below: &'a mut [[u32; NEW]],
     adjacencies: &'a mut [Adjacency],
     len: usize,
 }
 
 impl Notes<'_> {
-    /// Notes that these pairs of sides with a region's token are gone, if they are `lost`, and that this region now is
-    /// beside the region of the new token at `x`, if that is `fresh`. All is written in any case, since a branch would be
-    /// guessed wrong all the time.
+    /// Notes that these pairs of sides with a region's token are gone, and that this region now is beside the region of
+    /// the new token at `x`, if that is `fresh`. All is written in any case, since a branch would be guessed wrong all
+    /// the time.
     #[inline]
-    fn add<const N: usize>(&mut self, (z, other): Region, lost: [(usize, bool); N], x: u32, fresh: bool) {
+    #[expect(clippy::needless_bitwise_bool, reason = "a branch would be guessed wrong half the time")]
+    fn add<const N: usize>(&mut self, (z, other): Region, gone: [(usize, u64); N], x: u32, fresh: bool) {
         let tally = &mut self.tallies[other as usize];
-        for (side, lost) in lost {
-            tally[side % NEW] += u32::from(lost);
+        for (side, tallied) in gone {
+            tally[side % 4] += tallied;
         }
-        let before = usize::from(z < x) & usize::from(other != self.token);
-        tally[NEW + before] += u32::from(fresh);
-        self.adjacencies[self.len] = (new_pair(other, before), z, x);
+        self.adjacencies[self.len] = (new_pair(other, (z < x) & (other != self.token)), z, x);
         self.len += usize::from(fresh);
-    }
-
-    /// Notes that a pair of two cells that is gone was one `below` the other.
-    #[inline]
-    fn add_below(&mut self, other: u32, side: usize, below: bool) {
-        self.below[other as usize][side % NEW] += u32::from(below);
     }
 }
 
@@ -130,6 +119,10 @@ pub(super) struct Shard<W> {
     changes: Changes,
     /// After a rule, the pairs with the new token, each once, and their counts.
     added: Vec<(NewPair, u32)>,
+    /// Room for pairs with the new token.
+    others: Vec<NewPair>,
+    /// Per pair with the new token, how often it was found, then where its list is; all 0 between calls.
+    numbers: Vec<u32>,
     /// How often a pair occurs at which flat offset (difference of positions); all 0 between calls.
     flat: Vec<u32>,
     neighbours: Neighbours,
@@ -146,11 +139,12 @@ impl<W: Word> Shard<W> {
             // One more, for the border.
             changes: Changes {
                 tallies: vec![Tally::default(); tokens as usize + 1],
-                below: vec![[0; NEW]; tokens as usize + 1],
                 adjacencies: Vec::new(),
                 len: 0,
             },
             added: Vec::new(),
+            others: vec![0; 2 * (tokens as usize + 1) + 1],
+            numbers: vec![0; 2 * (tokens as usize + 1)],
             flat: Vec::new(),
             neighbours: Neighbours::default(),
         }
@@ -303,35 +297,36 @@ impl<W: Word> Shard<W> {
         }
         self.put(index, places);
         // The pairs of `a` and `b` themselves.
-        self.changes.tallies[b as usize][0] += merges as u32;
+        self.changes.tallies[b as usize][0] += merges;
         self.sum_changes(a, b, token);
         merges
     }
 
     /// Lists the pairs with the new token.
     fn sum_changes(&mut self, a: u32, b: u32, token: u32) {
-        let Changes { tallies, adjacencies, len, .. } = &mut self.changes;
-        // Pairs that came with one merge and went with a later one.
-        let [a_new, new_a, b_new, new_b, ..] = tallies[token as usize];
-        tallies[a as usize][NEW + 1] -= a_new;
-        tallies[a as usize][NEW] -= new_a;
-        tallies[b as usize][NEW + 1] -= b_new;
-        tallies[b as usize][NEW] -= new_b;
-        let counts = tallies.as_flattened_mut();
-        self.added.clear();
-        for &(pair, ..) in &adjacencies[..*len] {
-            let count = std::mem::take(&mut counts[pair as usize]);
-            if count > 0 {
-                self.added.push((pair, count));
-            }
+        let Self { changes: Changes { tallies, adjacencies, len }, added, numbers, others, .. } = self;
+        let mut found = 0;
+        for &(new, ..) in &adjacencies[..*len] {
+            let count = &mut numbers[new as usize];
+            others[found] = new;
+            found += usize::from(*count == 0);
+            *count += 1;
         }
+        // Pairs that came with one merge and went with a later one.
+        let [a_new, new_a, b_new, new_b] = tallies[token as usize].map(|tally| tally as u32);
+        for (other, before, gone) in
+            [(a, true, a_new), (a, false, new_a), (b, true, b_new), (b, false, new_b)]
+        {
+            numbers[new_pair(other, before) as usize] -= gone;
+        }
+        added.clear();
+        added.extend(others[..found].iter().map(|&new| (new, std::mem::take(&mut numbers[new as usize]))));
     }
 
     /// How many pairs with a token the last rule (a, b) took away, on this side of the tally.
     pub fn removed(&self, token: u32, side: usize) -> Count {
-        let Changes { tallies, below, .. } = &self.changes;
-        let [all, below] = [tallies[token as usize][side], below[token as usize][side]].map(u64::from);
-        Count { all, below }
+        let tallied = self.changes.tallies[token as usize][side];
+        Count { all: u64::from(tallied as u32), below: tallied >> 32 }
     }
 
     /// Pairs that came with the last rule, each once, and their counts.
@@ -341,17 +336,15 @@ impl<W: Word> Shard<W> {
 
     /// Ends a rule: starts the lists of those new pairs that were taken up, given their indices.
     pub fn index_added(&mut self, merge: Merge, pairs: &[(NewPair, u32)]) {
-        let Self { changes: Changes { tallies, below, adjacencies, len }, added, places, .. } = self;
-        let others = added.iter().map(|&(new, _)| new / 8);
+        let Self { changes: Changes { tallies, adjacencies, len }, added, numbers, places, .. } = self;
+        let others = added.iter().map(|&(new, _)| new / 2);
         for token in others.chain([merge.pair.a, merge.pair.b, merge.token]) {
             tallies[token as usize] = Tally::default();
-            below[token as usize] = [0; NEW];
         }
         let Some(&(_, last)) = pairs.last() else { return };
         if places.len() <= last as usize {
             places.resize_with(last as usize + 1, Places::default);
         }
-        let numbers = tallies.as_flattened_mut();
         for &(new, pair) in pairs {
             numbers[new as usize] = pair + 1;
         }
@@ -360,10 +353,16 @@ impl<W: Word> Shard<W> {
                 places[pair as usize] = Places::Regions(Vec::with_capacity(count as usize));
             }
         }
-        for &(new, z, x) in &adjacencies[..*len] {
-            if let Some(pair) = numbers[new as usize].checked_sub(1)
-                && let Places::Regions(places) = &mut places[pair as usize]
-            {
+        // First those of listed pairs are picked, without a branch.
+        let mut kept = 0;
+        for i in 0..*len {
+            let (new, z, x) = adjacencies[i];
+            let number = numbers[new as usize];
+            adjacencies[kept] = (number.wrapping_sub(1), z, x);
+            kept += usize::from(number > 0);
+        }
+        for &(pair, z, x) in &adjacencies[..kept] {
+            if let Places::Regions(places) = &mut places[pair as usize] {
                 places.push(pack(x.min(z), x.max(z)));
             }
         }
@@ -427,22 +426,20 @@ fn join_cells<W: Word>(
         let beside_x = |z: u32| (z == u.0) | (z == v.0) | (z == w.0);
         let side_of_x = |z: u32| usize::from(z < x);
         let side_of_y = |z: u32| side_of_b + usize::from(z < y);
-        for (region, once, below) in
-            [(u, around_x[0], true), (v, around_x[1], false), (w, around_x[2], to_right)]
+        let across = 1 | u64::from(to_right) << 32;
+        for (region, once, pair) in
+            [(u, around_x[0], BELOW), (v, around_x[1], BESIDE), (w, around_x[2], across)]
         {
-            let side = side_of_x(region.0);
-            notes.add_below(region.1, side, once & below);
-            notes.add(region, [(side, once)], x, once);
+            notes.add(region, [(side_of_x(region.0), u64::from(once) * pair)], x, once);
         }
-        for (region, once, below) in
-            [(p, around_y[0], to_right), (q, around_y[1], false), (r, around_y[2], true)]
+        for (region, once, pair) in
+            [(p, around_y[0], across), (q, around_y[1], BESIDE), (r, around_y[2], BELOW)]
         {
-            let side = side_of_y(region.0);
-            notes.add_below(region.1, side, once & below);
-            notes.add(region, [(side, once)], x, once & !beside_x(region.0));
+            let gone = [(side_of_y(region.0), u64::from(once) * pair)];
+            notes.add(region, gone, x, once & !beside_x(region.0));
         }
     }
-    notes.below[b as usize][0] += to_below;
+    notes.tallies[b as usize][0] += u64::from(to_below) << 32;
     changes.len = notes.len;
     merges
 }
@@ -458,7 +455,6 @@ fn join_regions<W: Word>(
     left: &mut Vec<u64>,
 ) -> u64 {
     let Merge { pair: Pair { a, b, .. }, offset, token } = merge;
-    let of_cell = canvas.is_cell(a) || canvas.is_cell(b);
     let step = offset.map(|offset| (offset.dy as u32).wrapping_mul(stride).wrapping_add(offset.dx as u32));
     let side_of_b = if a == b { 0 } else { 2 };
     canvas.fetch(block, stride);
@@ -483,16 +479,14 @@ fn join_regions<W: Word>(
         let mut notes = changes.notes(most, token);
         neighbours.for_each(|Neighbour { region, of_x, of_y }| {
             let (z, other) = region;
-            let lost = [(usize::from(z < x), of_x), (side_of_b + usize::from(z < y), of_y)];
-            notes.add(region, lost, x, other != border);
+            // Single cells that are not side by side in a row are in a column.
+            let pair = |x: u32| 1 | u64::from(z.wrapping_sub(x).wrapping_add(1) & !2 != 0) << 32;
+            let gone = [
+                (usize::from(z < x), u64::from(of_x) * pair(x)),
+                (side_of_b + usize::from(z < y), u64::from(of_y) * pair(y)),
+            ];
+            notes.add(region, gone, x, other != border);
         });
-        if of_cell {
-            // Cells that are not side by side in a row are in a column.
-            neighbours.for_each(|Neighbour { region: (z, other), of_x, of_y }| {
-                notes.add_below(other, usize::from(z < x), of_x & (z.abs_diff(x) != 1));
-                notes.add_below(other, side_of_b + usize::from(z < y), of_y & (z.abs_diff(y) != 1));
-            });
-        }
         changes.len = notes.len;
     }
     merges
