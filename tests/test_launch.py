@@ -123,10 +123,11 @@ def test_hostfile_that_does_not_fit_is_refused(
 def test_what_is_missing_is_said_before_a_machine_is_asked_for(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(path: Path, *words: object) -> str:
+    def said(path: Path | str, *words: object) -> str:
         return refused(capsys, being_vl("launch", path, *words))
 
     assert "no such recipe" in said(tmp_path / "none.yaml")
+    assert "`being-vl run qwen3-1.7b --until expand` makes it" in said("qwen3-1.7b", "--dry-run")
     assert "no config.json" in said(recipe(chain, tmp_path / "a", model=str(tmp_path)))
     assert "nothing.json: there is no such" in said(recipe(chain, tmp_path / "b", records=["nothing.json"]))
     assert "manifest.json" in said(recipe(chain, tmp_path / "c", grids=str(tmp_path)))

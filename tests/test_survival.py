@@ -197,10 +197,10 @@ def test_rank_that_waits_for_a_lost_one_ends(chain: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_under_torchrun(chain: Path, dropping: Path, whole: Path, tmp_path: Path) -> None:
-    """A killed rank: restarted once, then all end with the cause. SIGTERM to the launcher: saved, its status is 0."""
+    """A killed rank: all end with the cause. SIGTERM to the launcher: saved, its status is 0."""
     out = tmp_path / "run"
     path = recipe(chain, out, ranks=2, zero=2, model=str(dropping), **SAME, save_every=1)
-    words = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "-m", "being_vl", "train"]
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "being_vl", "train"]
     command = [sys.executable, "-m", "being_vl.train.torchrun", *words, "--recipe", str(path)]
 
     def launch() -> subprocess.Popen[str]:
@@ -215,18 +215,17 @@ def test_under_torchrun(chain: Path, dropping: Path, whole: Path, tmp_path: Path
             time.sleep(0.005)
 
     launcher = launch()
-    for step in (2, 8):
-        wait_for(step)
-        psutil.Process(launcher.pid).children()[1].kill()
+    wait_for(2)
+    psutil.Process(launcher.pid).children()[1].kill()
     said = launcher.communicate(timeout=GRACE)[1]
     assert launcher.returncode == 1
     assert "SIGKILL" in said
-    assert said.count("resumed after step") == 1
     launcher = launch()
-    wait_for(14)
+    wait_for(8)
     launcher.terminate()
     said = launcher.communicate(timeout=GRACE)[1]
     assert launcher.returncode == 0, said
+    assert "resumed after step" in said
     assert re.search(r"stopped by SIGTERM after step \d+ of stage2, saved", said)
     forked(path, 2)
     assert losses(out) == losses(whole)

@@ -134,6 +134,10 @@ def _launch(options: LaunchOptions) -> None:
 
     training, flags = training_of(options.recipe, options.overrides)
     if is_run(find_recipe(options.recipe)):
+        if not (training.model / "config.json").is_file():
+            raise ConfigError(
+                f"{training.model}: there is no model yet; `being-vl run {options.recipe} --until expand` makes it"
+            )
         write_json(Path(flags[1]), plain(training))
     launch(options, training, flags, print)
 
