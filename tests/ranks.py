@@ -71,7 +71,8 @@ class ForkedTraining:
             told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             told |= {"LOCAL_RANK": "0"} if nodes else {}
             folder = nodes[rank] if nodes else Path.cwd()
-            arguments = (recipe, self.said, told if ranks > 1 else {}, limit, folder)
+            variables = os.environ | ENVIRONMENT | (told if ranks > 1 else {})
+            arguments = (recipe, self.said, variables, limit, folder)
             process = FORKS.Process(target=_train, args=arguments, daemon=True)
             process.start()
             self.ranks.append(process)
@@ -113,13 +114,13 @@ def forked(recipe: Path, ranks: int = 1) -> str:
     return ForkedTraining(recipe, ranks).finish()
 
 
-def _train(recipe: Path, said: Path, told: dict[str, str], limit: int, folder: Path) -> None:
+def _train(recipe: Path, said: Path, variables: dict[str, str], limit: int, folder: Path) -> None:
     """Be one rank."""
     os.chdir(folder)
     multiprocessing.current_process()._config["daemon"] = False  # it may have workers, which a daemon may not
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     gc.freeze()  # what was imported before need not be searched for garbage
-    os.environ.update(ENVIRONMENT | told)
+    os.environ.update(variables)  # the server's are those of the test that came first
     with said.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
