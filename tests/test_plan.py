@@ -86,10 +86,9 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
         before = held()
         trained, _ = _load_model(training, stage, model)
         config = deepspeed_config(training, stage.accumulation)
+        optimizer = make_optimizer(trained, training, stage)
         _place(trained, training, config)
-        engine, *_ = deepspeed.initialize(
-            model=trained, optimizer=make_optimizer(trained, training, stage), config=config
-        )
+        engine, *_ = deepspeed.initialize(model=trained, optimizer=optimizer, config=config)
         most = 0
         for _ in range(2 * stage.accumulation):
             engine.backward(engine(input_ids=ids, labels=ids, attention_mask=ids).sum())

@@ -153,8 +153,8 @@ def _train_stage(
     model, table = _load_model(options, stage, source)
     _say(table)
     cost, peak = Cost.of(model), peak_flops(options.peak_flops)
+    optimizer = make_optimizer(model, options, stage)  # which looks at the shapes that ZeRO-3 hides
     _place(model, options, config)
-    optimizer = make_optimizer(model, options, stage)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     checkpoints = Checkpoints(engine, options.out / "checkpoints", stage.name, options.keep)
     done = checkpoints.resume(found)
