@@ -328,7 +328,9 @@ class Trainer:
             crops = most / (self.crops.size // options.tile) ** 2
             turns = Counter(options.images)
             folders = [
-                self._start_tiles(options.images.index(folder), math.ceil(crops * count / max(turns.values())))
+                self._start_tiles(
+                    options.images.index(folder), math.ceil(crops * count / max(turns.values()))
+                )
                 for folder, count in turns.items()
             ]
             least = min(map(len, folders))
