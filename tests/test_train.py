@@ -435,3 +435,7 @@ def test_nothing_to_train_is_refused(chain: Path, tmp_path: Path, capsys: pytest
         stages=[stage],
     )
     assert "nothing would train" in refused(capsys, path)
+    path.write_text(path.read_text().replace("foundation:", "nothing:").replace("perception: 20", ""))
+    line = refused(capsys, path)
+    assert "stage 'one': no category has both a weight and records: weights nothing" in line
+    assert "there are" in line
