@@ -348,6 +348,8 @@ def _place(model: TrainedLM, options: TrainOptions, config: dict[str, Any]) -> N
     import deepspeed
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+    for buffer in model.buffers():  # DeepSpeed leaves those of a model that is partitioned where they are
+        buffer.data = buffer.data.to(device)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(device, compute_dtype(options), copy=True)
         if options.zero == 3:
