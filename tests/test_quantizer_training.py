@@ -288,6 +288,7 @@ def test_folders_are_checked(options: QuantizerTrainOptions, tmp_path: Path) -> 
         {"width": 48},
         {"code_dim": 11},
         {"codebook_size": 0},
+        {"codebook_size": 2**20 + 1},
         {"batch_size": 0},
         {"batch_size": 3},
         {"crop": 60},

@@ -8,7 +8,7 @@ from being_vl.data.curriculum import Entry
 
 WINDOW = 512
 """Records looked ahead. On mixed lengths more of them hardly fill rows better (`python -m benchmarks.packing`)."""
-AHEAD = 24
+AHEAD = 16
 """Records by which keys of the mixture may be read before their turn for the sake of fuller rows; all keys together."""
 
 

@@ -173,11 +173,14 @@ class _Inert:
 def _pickle(path: Path) -> Source:
     """A checkpoint of torch; nested under `state_dict` (Lightning), `ema` or `model` (LlamaGen), or plain."""
     try:
-        others, mmap = torch.serialization.get_unsafe_globals_in_checkpoint(path), True
-    except ValueError:  # written before torch 1.6
-        others, mmap = [], False
-    with torch.serialization.safe_globals([(_Inert, name) for name in others]):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        try:
+            others, mmap = torch.serialization.get_unsafe_globals_in_checkpoint(path), True
+        except ValueError:  # written before torch 1.6
+            others, mmap = [], False
+        with torch.serialization.safe_globals([(_Inert, name) for name in others]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # of many kinds; their texts recommend what could run a stranger's code
+        raise QuantizerError(f"{path}: damaged, or no checkpoint that torch.save wrote") from error
     content = content if isinstance(content, dict) else {}  # training_args.bin and the like
     nested = next((content[key] for key in ("ema", "model", "state_dict") if key in content), content)
     tensors = {name: value for name, value in nested.items() if isinstance(value, Tensor)}

@@ -57,9 +57,7 @@ def quantize(options: QuantizeOptions) -> GridStore | None:
         (options.out / MANIFEST).unlink(missing_ok=True)
     todo = [shard for shard in shards[rank::ranks] if shard.finished is None]
     if options.engine == "ray":
-        from being_vl.quantize.ray_engine import encode_with_ray
-
-        failed = encode_with_ray(options, todo, len(sources))
+        failed = _encode_with_ray(options, todo, len(sources))
     else:
         if options.compile:
             quantizer.compile()
@@ -113,6 +111,39 @@ class Shard:
         assert self.finished is not None
         grids = len(self.sources) - len(self.finished["failed"])
         return {"file": self.path.name, "grids": grids, "sha256": sha256(self.path)}
+
+
+def _encode_with_ray(options: QuantizeOptions, shards: list[Shard], total: int) -> dict[str, str]:
+    """Make files as `encode_shards` does, in actors of `workers` + 1 CPUs or of a GPU."""
+    from being_vl.ray_engine import make_with_ray
+
+    made = make_with_ray(
+        _ShardMaker,
+        options,
+        shards,
+        total,
+        files=len(shards),
+        cpus=options.workers + 1,
+        on_gpu=options.device.startswith("cuda"),
+    )
+    failed: dict[str, str] = {}
+    for n, bad in enumerate(made, 1):
+        failed |= bad
+        log.info("made %d of %d files, %d images failed", n, len(shards), len(failed))
+    return failed
+
+
+class _ShardMaker:
+    """Makes one file after the other with a quantizer that is loaded once."""
+
+    def __init__(self, options: QuantizeOptions, shards: list[Shard], total: int) -> None:
+        self.options, self.shards, self.total = options, shards, total
+        self.quantizer = load_quantizer(options.quantizer, options.device)
+        if options.compile:
+            self.quantizer.compile()
+
+    def __call__(self, number: int) -> dict[str, str]:
+        return encode_shards(self.options, [self.shards[number]], self.quantizer, self.total)
 
 
 def encode_shards(

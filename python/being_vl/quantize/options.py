@@ -6,6 +6,8 @@ from typing import Literal
 
 from being_vl.errors import ConfigError
 
+LARGEST_CODEBOOK = 1 << 20
+
 
 @dataclass
 class QuantizeOptions:
@@ -194,6 +196,10 @@ class QuantizerTrainOptions:
         _at_least("checkpoint_every", self.checkpoint_every, 1)
         _at_least("layers", self.layers, 0)
         _at_least("workers", self.workers, 0)
+        if self.codebook_size > LARGEST_CODEBOOK:
+            raise ConfigError(
+                f"codebook_size: expected at most {LARGEST_CODEBOOK}, as visual BPE does, got {self.codebook_size}"
+            )
         if not 0 <= self.reserved < 1:
             raise ConfigError(f"reserved: expected a share from 0 to less than 1, got {self.reserved}")
         if self.reserved and len(set(self.images)) < 2:

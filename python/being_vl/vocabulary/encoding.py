@@ -2,7 +2,9 @@
 
 import logging
 import time
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,13 +45,13 @@ def encode(options: EncodeOptions) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         (options.out / MANIFEST).unlink(missing_ok=True)
-    with tqdm(total=len(paths[rank::ranks]), unit="file", desc="encode", disable=None) as bar:
-        for path, job, shard in list(zip(paths, jobs, grids["shards"], strict=True))[rank::ranks]:
-            if finished_shard(path, job) is None:
-                batch, _ = read_shard(options.grids / shard["file"])
-                columns, counts = _encode(batch, bpe, options.num_threads)
-                write_table(path, columns, {"job": job} | counts)
-            bar.update()
+    todo = [
+        _File(path, job, options.grids / shard["file"])
+        for path, job, shard in list(zip(paths, jobs, grids["shards"], strict=True))[rank::ranks]
+        if finished_shard(path, job) is None
+    ]
+    for _ in tqdm(_make(options, todo), total=len(todo), unit="file", desc="encode", disable=None):
+        pass
     if rank > 0:
         return
     entries: list[dict[str, Any]] = []
@@ -68,6 +70,35 @@ def encode(options: EncodeOptions) -> None:
         options.out,
         *map(total.get, ("cells", "grids", "tokens")),
     )
+
+
+class _File(NamedTuple):
+    """A file of tokens, what its content follows from, and the file of grids that it is made of."""
+
+    path: Path
+    job: str
+    grids: Path
+
+
+class _FileMaker:
+    """Makes one file after the other with a vocabulary that is loaded once."""
+
+    def __init__(self, vocabulary: Path, files: list[_File], num_threads: int | None) -> None:
+        self.bpe, self.files, self.num_threads = VisualBPE.load(vocabulary), files, num_threads
+
+    def __call__(self, number: int) -> None:
+        path, job, grids = self.files[number]
+        columns, counts = _encode(read_shard(grids)[0], self.bpe, self.num_threads)
+        write_table(path, columns, {"job": job} | counts)
+
+
+def _make(options: EncodeOptions, files: list[_File]) -> Iterator[None]:
+    if options.engine == "local":
+        return map(_FileMaker(options.vocabulary, files, options.num_threads), range(len(files)))
+    from being_vl.ray_engine import make_with_ray
+
+    cpus = options.num_threads or 1
+    return make_with_ray(_FileMaker, options.vocabulary, files, cpus, files=len(files), cpus=cpus)
 
 
 def _encode(

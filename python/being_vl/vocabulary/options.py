@@ -69,12 +69,15 @@ class EncodeOptions:
         vocabulary: The vocabulary file.
         out: Folder that the tokens are written to. An interrupted job goes on from its last whole file.
         num_threads: Threads; all cores by default. The result does not depend on it.
+        engine: `local`, in this process or those of torchrun; `ray`, by actors on a Ray cluster (extra `ray`), of
+            `num_threads` CPUs, one by default.
     """
 
     grids: Path
     vocabulary: Path
     out: Path
     num_threads: int | None = None
+    engine: Literal["local", "ray"] = "local"
 
     def __post_init__(self) -> None:
         """Check the values."""
