@@ -221,7 +221,8 @@ def _check(options: Namespace) -> None:
         raise ConfigError(f"images: there is no folder {folder}")
     known = {source.key for source in find_sources(folder)}
     records = Records(options.records, train.default_category, train.categories, train.images_in_front)
-    bad, first = 0, []
+    bad = 0
+    first: list[str] = []
     for record in () if train.lenient else records.checked():
         if isinstance(record, RecordError):
             fault = str(record)
