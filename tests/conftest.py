@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         llm = tiny.llm(folder / ("llm" if tied else "llm-untied"), tied=tied)
         expand(ExpandOptions(str(llm), folder / "vocabulary.json", folder / name, quantizer))
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests first, so that processes that share the files end at about the same time."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_configure():

@@ -55,16 +55,24 @@ def free_port() -> str:
 
 
 class ForkedTraining:
-    """A training that has just been started on `ranks` forked processes, whose files can grow to `limit` bytes."""
+    """A training that has just been started on `ranks` forked processes, whose files can grow to `limit` bytes.
 
-    def __init__(self, recipe: Path, ranks: int = 1, limit: int = -1) -> None:
+    With `nodes` each rank takes itself for a node's first and works in that node's folder.
+    """
+
+    def __init__(
+        self, recipe: Path, ranks: int = 1, limit: int = -1, nodes: list[Path] | None = None
+    ) -> None:
         self.said = recipe.with_suffix(".said")
         port = free_port()
         self.ranks = []
         for rank in range(ranks):
             told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            arguments = (recipe, self.said, told if ranks > 1 else {}, limit)
+            told |= {"LOCAL_RANK": "0"} if nodes else {}
+            folder = nodes[rank] if nodes else Path.cwd()
+            variables = os.environ | ENVIRONMENT | (told if ranks > 1 else {})
+            arguments = (recipe, self.said, variables, limit, folder)
             process = FORKS.Process(target=_train, args=arguments, daemon=True)
             process.start()
             self.ranks.append(process)
@@ -106,12 +114,13 @@ def forked(recipe: Path, ranks: int = 1) -> str:
     return ForkedTraining(recipe, ranks).finish()
 
 
-def _train(recipe: Path, said: Path, told: dict[str, str], limit: int) -> None:
+def _train(recipe: Path, said: Path, variables: dict[str, str], limit: int, folder: Path) -> None:
     """Be one rank."""
+    os.chdir(folder)
     multiprocessing.current_process()._config["daemon"] = False  # it may have workers, which a daemon may not
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     gc.freeze()  # what was imported before need not be searched for garbage
-    os.environ.update(ENVIRONMENT | told)
+    os.environ.update(variables)  # the server's are those of the test that came first
     with said.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -18,16 +17,19 @@ from commands import being_vl, refused
 from ranks import ENVIRONMENT, forked
 
 CLUSTER = Path(__file__).parent / "cluster"
-STEPS = 40
+FEW, SOME = 12, 50
+"""Steps of trainings that are left alone, and of those that something happens to."""
 
 
-def recipe(chain: Path, out: Path, ranks: int = 2, steps: int = STEPS, **changes: object) -> Path:
-    """A short training whose global batch is the same on any number of ranks."""
+def recipe(chain: Path, out: Path, ranks: int = 2, steps: int = FEW, **changes: object) -> Path:
+    """A short training whose global batch is the same on any number of ranks; its losses do not depend on `steps`."""
     stage = {
         "name": "one",
         "unfreeze": 0.25,
         "learning_rate": 3e-3,
         "max_steps": steps,
+        "schedule": "constant",
+        "warmup": 0.0,
         "accumulation": 4 // ranks,
         "mixture": {"foundation": 1, "perception": 1},
     }
@@ -121,10 +123,11 @@ def test_hostfile_that_does_not_fit_is_refused(
 def test_what_is_missing_is_said_before_a_machine_is_asked_for(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(path: Path, *words: object) -> str:
+    def said(path: Path | str, *words: object) -> str:
         return refused(capsys, being_vl("launch", path, *words))
 
     assert "no such recipe" in said(tmp_path / "none.yaml")
+    assert "`being-vl run qwen3-1.7b --until expand` makes it" in said("qwen3-1.7b", "--dry-run")
     assert "no config.json" in said(recipe(chain, tmp_path / "a", model=str(tmp_path)))
     assert "nothing.json: there is no such" in said(recipe(chain, tmp_path / "b", records=["nothing.json"]))
     assert "manifest.json" in said(recipe(chain, tmp_path / "c", grids=str(tmp_path)))
@@ -135,6 +138,9 @@ def test_what_is_missing_is_said_before_a_machine_is_asked_for(
     assert "deepspeed needs a hostfile" in said(good, "--with", "deepspeed")
     assert "give gpus_per_node" in said(good, "--with", "slurm")
     assert "nodes is 0" in said(good, "--nodes", 0)
+    slurm = ["--with", "slurm", "--gpus-per-node", 1, "--time"]
+    assert "expected [DAYS-]HOURS:MINUTES:SECONDS" in said(good, *slurm, "2h")
+    assert "they would not get to training" in said(good, *slurm, "0:06:00")
 
 
 def test_wrong_key_of_a_recipe_fails_at_once(
@@ -209,22 +215,31 @@ def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
         time.sleep(0.02)
 
 
-def one_host(chain: Path, tmp_path: Path, **changes: Any) -> list[float]:
-    forked(recipe(chain, tmp_path / "one-host", ranks=1, **changes))
-    return losses(tmp_path / "one-host")
+@pytest.fixture(scope="module")
+def one_host(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of one host with one rank."""
+    out = tmp_path_factory.mktemp("one-host") / "out"
+    forked(recipe(chain, out, ranks=1, steps=SOME))
+    return losses(out)
+
+
+def assert_same(out: Path, one_host: list[float], steps: int) -> None:
+    assert losses(out) == pytest.approx(one_host[:steps], abs=1e-5)
 
 
 @pytest.mark.slow
-def test_two_hosts_by_torchrun(chain: Path, tmp_path: Path, hosts: Path) -> None:
+def test_two_hosts_by_torchrun(chain: Path, tmp_path: Path, hosts: Path, one_host: list[float]) -> None:
     path = recipe(chain, tmp_path / "out", zero=2)
     finish(*(on_host(hosts, n, launch(path, "--hostfile", hosts / "hostfile")) for n in (0, 1)))
-    assert losses(tmp_path / "out") == pytest.approx(one_host(chain, tmp_path, zero=2), abs=1e-5)
+    assert_same(tmp_path / "out", one_host, FEW)
 
 
 @pytest.mark.slow
-def test_worker_killed_on_one_of_two_hosts_is_restarted(chain: Path, tmp_path: Path, hosts: Path) -> None:
+def test_worker_killed_on_one_of_two_hosts_is_restarted(
+    chain: Path, tmp_path: Path, hosts: Path, one_host: list[float]
+) -> None:
     """By the printed lines, and ZeRO-3."""
-    path, more = recipe(chain, tmp_path / "out"), ["--", "--zero", 3, "--max-length", 300]
+    path, more = recipe(chain, tmp_path / "out", steps=SOME), ["--", "--zero", 3, "--max-length", 300]
     lines = on_host(
         hosts, 0, launch(path, "--with=print", "--hostfile", hosts / "hostfile", "--max-restarts", 1, *more)
     ).communicate()[0]
@@ -233,9 +248,7 @@ def test_worker_killed_on_one_of_two_hosts_is_restarted(chain: Path, tmp_path: P
     wait_for(lambda: len(losses(tmp_path / "out")) > 4)
     os.kill(worker(nodes[1]), 9)
     finish(*nodes)
-    assert losses(tmp_path / "out") == pytest.approx(
-        one_host(chain, tmp_path, zero=3, max_length=300), abs=1e-5
-    )
+    assert_same(tmp_path / "out", one_host, SOME)
 
 
 def worker(node: subprocess.Popen[str]) -> int:
@@ -247,12 +260,14 @@ def worker(node: subprocess.Popen[str]) -> int:
 
 
 @pytest.mark.slow
-def test_two_hosts_by_deepspeed_over_ssh(chain: Path, tmp_path: Path, hosts: Path) -> None:
+def test_two_hosts_by_deepspeed_over_ssh(
+    chain: Path, tmp_path: Path, hosts: Path, one_host: list[float]
+) -> None:
     needs("sshd", "pdsh")
     path = recipe(chain, tmp_path / "out", zero=3)
     words = launch(path, "--with", "deepspeed", "--hostfile", hosts / "hostfile", "--env", *ENVIRONMENT)
     finish(on_host(hosts, 0, words, PDSH_SSH_ARGS_APPEND=f"-F {hosts}/ssh_config"))
-    assert losses(tmp_path / "out") == pytest.approx(one_host(chain, tmp_path, zero=3), abs=1e-5)
+    assert_same(tmp_path / "out", one_host, FEW)
 
 
 @pytest.fixture
@@ -267,8 +282,11 @@ def slurm() -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
-def test_slurm_job_saves_when_warned_and_queues_again(chain: Path, tmp_path: Path, slurm: list[str]) -> None:
-    path = recipe(chain, tmp_path / "out", steps=100, zero=1)
+def test_slurm_job_saves_when_warned_and_queues_again(
+    chain: Path, tmp_path: Path, slurm: list[str], one_host: list[float]
+) -> None:
+    """And is started again by Slurm, goes on, and ends."""
+    path = recipe(chain, tmp_path / "out", steps=SOME, zero=1)
     words = launch(path, "--with", "slurm", "--cpu", "--gpus-per-node", 2, "--time", "0:10:00")
 
     def ask(*words: str) -> str:
@@ -283,8 +301,11 @@ def test_slurm_job_saves_when_warned_and_queues_again(chain: Path, tmp_path: Pat
 
     wait_for(lambda: len(losses(tmp_path / "out")) > 4 or shows("JobState=FAILED"))
     ask("scancel", "--signal=USR1", job)  # as Slurm does before the time limit
-    wait_for(lambda: shows("Restarts=1") and shows("JobState=PENDING"))
+    wait_for(lambda: shows("JobState=COMPLETED", "JobState=FAILED"))
     log = (tmp_path / "out" / f"slurm-{job}.log").read_text()
-    assert "stopped by SIGUSR1" in log
-    forked(path, ranks=2)  # what Slurm itself would start two minutes later
-    assert losses(tmp_path / "out") == pytest.approx(one_host(chain, tmp_path, steps=100, zero=1), abs=1e-5)
+    assert shows("JobState=COMPLETED"), log[-4000:]
+    assert shows("Restarts=1")
+    stopped, _, after = log.partition("stopped by SIGUSR1")
+    assert "one: resumed after step" in after
+    assert stopped
+    assert_same(tmp_path / "out", one_host, SOME)

@@ -28,6 +28,7 @@ from being_vl.train.estimate import (
     saved_bytes,
     without_memory,
 )
+from being_vl.train.kernels import recompute
 from being_vl.train.log import read_log
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.split import TrainedLM
@@ -73,7 +74,7 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    from being_vl.train.engine import _load_model
+    from being_vl.train.engine import _load_model, _place
     from being_vl.train.optimizer import deepspeed_config, make_optimizer
 
     torch.set_num_threads(1)
@@ -84,11 +85,10 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
         training = options(model, micro_batch_size=1, **changes)
         before = held()
         trained, _ = _load_model(training, stage, model)
-        engine, *_ = deepspeed.initialize(
-            model=trained,
-            optimizer=make_optimizer(trained, training, stage),
-            config=deepspeed_config(training, stage.accumulation),
-        )
+        config = deepspeed_config(training, stage.accumulation)
+        optimizer = make_optimizer(trained, training, stage)
+        _place(trained, training, config)
+        engine, *_ = deepspeed.initialize(model=trained, optimizer=optimizer, config=config)
         most = 0
         for _ in range(2 * stage.accumulation):
             engine.backward(engine(input_ids=ids, labels=ids, attention_mask=ids).sum())
@@ -152,7 +152,7 @@ def test_activations_are_those_of_a_real_forward_pass(
         freeze(real, stage)
         assert States.of(fake) == States.of(real)
         if checkpointing:
-            real.lm.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute(real.lm)
         ids = torch.randint(shape.config.vocab_size, (rows, length))
         labels = ids.clone()
         labels[:, : length - labelled] = -100

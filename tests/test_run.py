@@ -12,6 +12,7 @@ import yaml
 from being_vl import VisualBPE
 from being_vl.cli import main
 from being_vl.run import recipe_parser
+from commands import refused
 
 STAGES = [
     {"name": "rows", "unfreeze": 0.0, "learning_rate": 1e-3, "max_steps": 2, "mixture": {"foundation": 1}},
@@ -140,6 +141,12 @@ def test_wrong_flags_are_named(arguments: list[str], named: str, capsys: pytest.
         main(arguments)
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["prepare", "check", "train"])
+def test_recipe_of_a_run_is_not_one_of_a_training(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, main([command, "--recipe", "qwen3-1.7b"]))
+    assert "qwen3-1.7b: is a recipe for `being-vl run`" in line
 
 
 def test_wrong_key_in_a_recipe_is_named(

@@ -19,15 +19,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from being_vl import VisualBPE
-from being_vl.cli import COMMANDS, main
+from being_vl.cli import main
 from being_vl.data.batches import collate
 from being_vl.data.curriculum import Curriculum
-from being_vl.data.options import CATEGORIES
+from being_vl.data.options import CATEGORIES, LossOptions
 from being_vl.data.packing import pack
 from being_vl.data.records import Records
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.model.layout import VocabularyLayout
 from being_vl.quantize.grids import GridStore
+from being_vl.run import training_of
 from being_vl.train.log import read_log
 from being_vl.train.options import TrainOptions
 from being_vl.train.ranks import train_on_ranks
@@ -90,17 +91,25 @@ def reference(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def oracle(chain: Path, model: str, stages: int, steps: int, packing: int | None = None) -> list[float]:
+def oracle(
+    chain: Path, model: str, stages: int, steps: int, packing: int | None = None, **loss: float
+) -> list[dict[str, float]]:
     """Losses by plain torch: whole matrices, full logits, one batch at a time, rows held by putting them back.
 
-    Records that training packs are rows of their own here.
+    Records that training packs are rows of their own here. Of each step the mean of all losses, and those by category
+    and kind of token.
     """
     lm = AutoModelForCausalLM.from_pretrained(chain / model)
     layout = VocabularyLayout.load(chain / model)
     tokenizer = AutoTokenizer.from_pretrained(chain / model)
     bpe = VisualBPE.load(chain / model / "visual_vocabulary.json")
     builder = SequenceBuilder(
-        tokenizer, layout=layout, bpe=bpe, grids=GridStore.open(chain / "grids"), max_length=2048
+        tokenizer,
+        layout=layout,
+        bpe=bpe,
+        grids=GridStore.open(chain / "grids"),
+        max_length=2048,
+        loss=LossOptions(**loss),
     )
     sequences = tiny.Listed(builder.build(list(Records([chain / "data" / "train.json"]))))
     matrices = list(
@@ -125,12 +134,21 @@ def oracle(chain: Path, model: str, stages: int, steps: int, packing: int | None
             entries = [e for row in islice(stream, BATCH) for e in row]
             batch = collate([[sequences.get(e.group, e.number, e.position)] for e in entries], 0, CATEGORIES)
             logits = lm(input_ids=batch["input_ids"]).logits
-            loss = F.cross_entropy(
-                logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
-            )
-            found.append(loss.item())
+            labels, weights = batch["labels"][:, 1:].flatten(), batch["weights"][:, 1:].flatten()
+            each = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="none")
+            kinds = {"loss": torch.ones_like(labels) > 0, "text": labels < layout.text_size}
+            kinds["visual"] = ~kinds["text"]
+            of_record = torch.tensor([CATEGORIES.index(e.group.category) for e in entries])
+            of_token = of_record.repeat_interleave(len(labels) // len(entries))
+            kinds |= {name: of_token == number for number, name in enumerate(CATEGORIES)}
+            means = {
+                kind: (each * weights)[which].sum() / weights[which].sum()
+                for kind, which in kinds.items()
+                if weights[which].any()
+            }
+            found.append({kind: mean.item() for kind, mean in means.items()})
             lm.zero_grad()
-            loss.backward()
+            means["loss"].backward()
             held = [matrix.detach()[: layout.text_size].clone() for matrix in matrices]
             if stage < 2:
                 for matrix in matrices:
@@ -160,25 +178,25 @@ def test_without_a_recipe_the_stages_are_the_papers() -> None:
 
 
 def test_losses_are_those_of_plain_torch(chain: Path, reference: Path) -> None:
-    expected = oracle(chain, "tied", stages=3, steps=4)
+    expected = [entry["loss"] for entry in oracle(chain, "tied", stages=3, steps=4)]
     assert losses(reference) == pytest.approx(expected, rel=2e-5)
     assert expected[0] - expected[-1] > 0.3, "the oracle itself should learn something"
 
 
 def test_losses_are_those_of_plain_torch_untied(chain: Path, tmp_path: Path) -> None:
     forked(recipe(chain, tmp_path / "run", tied=False))
-    assert losses(tmp_path / "run") == pytest.approx(oracle(chain, "untied", stages=3, steps=4), rel=2e-5)
+    expected = [entry["loss"] for entry in oracle(chain, "untied", stages=3, steps=4)]
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=2e-5)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_packed_records_train_as_if_each_were_alone(ranks: int, chain: Path, tmp_path: Path) -> None:
-    """On two ranks that read in two processes each."""
-    steps = (3, 3, 3)
-    forked(
-        recipe(chain, tmp_path / "run", ranks=ranks, steps=steps, packing=700, workers=2 * ranks - 2), ranks
-    )
-    assert losses(tmp_path / "run") == pytest.approx(oracle(chain, "tied", 3, 3, packing=700), rel=2e-5)
+def test_packed_records_train_as_if_each_were_alone(chain: Path, tmp_path: Path) -> None:
+    """On two ranks that read in two processes each, with loss on questions and images too."""
+    loss = {"questions": 0.5, "images": 0.25}
+    forked(recipe(chain, tmp_path / "run", 2, steps=(3, 3, 3), workers=2, packing=700, loss=loss), 2)
     entries = read_log(tmp_path / "run" / "log.jsonl")
+    for entry, expected in zip(entries, oracle(chain, "tied", 3, 3, packing=700, **loss), strict=True):
+        assert "visual" in expected
+        assert entry["losses"] | {"loss": entry["loss"]} == pytest.approx(expected, rel=2e-5)
     assert sum(entry["padding"] for entry in entries) / len(entries) < 0.05
 
 
@@ -268,29 +286,18 @@ def test_log_says_what_happened(reference: Path) -> None:
     assert [event.value for event in board.Scalars(name)] == pytest.approx(losses(reference), rel=1e-6)
 
 
-def options_of(path: Path) -> TrainOptions:
-    """A recipe as the command reads it."""
-    parser = COMMANDS["train"].parser()
-    values = vars(parser.instantiate(parser.parse_args(["--recipe", str(path)])))
-    return TrainOptions(**{name: value for name, value in values.items() if name != "recipe"})
-
-
 STEPS = (2, 12, 2)  # time to be killed in the middle of stage 2
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_and_resumed_run_has_the_same_losses(
-    ranks: int, chain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and train again, by torchrun if on two."""
+def test_killed_and_resumed_run_has_the_same_losses(chain: Path, tmp_path: Path) -> None:
+    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and train again."""
     whole, out, model = tmp_path / "whole", tmp_path / "killed", tmp_path / "model"
     shutil.copytree(chain / "tied", model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    same = {"ranks": ranks, "steps": STEPS, "zero": 2 * (ranks - 1), "model": str(model)}
-    forked(recipe(chain, whole, **same), ranks)
-    path = recipe(chain, out, save_every=2, **same)
-    training = ForkedTraining(path, ranks)
+    forked(recipe(chain, whole, steps=STEPS, model=str(model)))
+    path = recipe(chain, out, steps=STEPS, model=str(model), save_every=2)
+    training = ForkedTraining(path)
     deadline = time.monotonic() + 240
     while not (out / "checkpoints" / "stage2-00000004" / "complete.json").exists():
         assert not training.ended(), training.said.read_text()
@@ -302,11 +309,7 @@ def test_killed_and_resumed_run_has_the_same_losses(
     kept = sorted((out / "checkpoints").glob("stage2-????????"))
     biggest = max(kept[-1].rglob("*.pt"), key=lambda file: file.stat().st_size)
     os.truncate(biggest, biggest.stat().st_size // 2)
-    if ranks == 1:
-        said = forked(path)
-    else:
-        train_on_ranks(options_of(path), ranks)
-        said = capfd.readouterr().err
+    said = forked(path)
     if len(kept) > 1:
         assert f"{kept[-1].name} is damaged" in said
         assert f"resumed after step {int(kept[-2].name[-8:])}" in said
@@ -318,14 +321,23 @@ def test_killed_and_resumed_run_has_the_same_losses(
         assert torch.equal(tensor, weights(whole / "stage3")[name])
 
 
-def test_second_run_does_nothing(chain: Path, reference: Path, tmp_path: Path) -> None:
-    """Here and in a process of its own, started while this one is a world of one rank."""
+def test_second_run_does_nothing(
+    chain: Path, reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Here; and on ranks of their own, started while this one is a world of one rank, only what is left to do.
+
+    That may be done under another ZeRO stage, and in other micro-batches.
+    """
     out = tmp_path / "again"
     shutil.copytree(reference, out)
     path = recipe(chain, out)
     assert main(["train", "--recipe", str(path)]) == 0
-    assert by_command(path).count("finished before") == 3
     assert losses(out) == losses(reference)
+    shutil.rmtree(out / "stage3")
+    options, _ = training_of(recipe(chain, out, zero=3, ranks=2, micro_batch_size=4), [])
+    train_on_ranks(options, 2)
+    assert capfd.readouterr().err.count("finished before") == 2
+    assert losses(out) == pytest.approx(losses(reference), rel=2e-5)
 
 
 def test_text_model_trains_on_text(chain: Path, tmp_path: Path) -> None:
@@ -362,6 +374,18 @@ def test_another_recipe_is_refused(
     line = refused(capsys, recipe(chain, out, weight_decay=0.2))
     assert "weight_decay was 0.1, is 0.2" in line
     assert str(out) in line
+
+
+def test_nodes_with_other_copies_are_found(chain: Path, tmp_path: Path) -> None:
+    """Each node has its own `model`, under the same path; one of them is another."""
+    for node in ("0", "1"):
+        shutil.copytree(chain / "tied", tmp_path / node / "model")
+    file = tmp_path / "1" / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"0")
+    path = recipe(chain, tmp_path / "run", ranks=2, model="model")
+    training = ForkedTraining(path, 2, nodes=[tmp_path / "0", tmp_path / "1"])
+    assert training.statuses(60) == [2, 2]
+    assert training.said.read_text().count("error: model: not the same files on all nodes") == 2
 
 
 def test_second_training_in_the_same_folder_is_refused(
@@ -411,3 +435,7 @@ def test_nothing_to_train_is_refused(chain: Path, tmp_path: Path, capsys: pytest
         stages=[stage],
     )
     assert "nothing would train" in refused(capsys, path)
+    path.write_text(path.read_text().replace("foundation:", "nothing:").replace("perception: 20", ""))
+    line = refused(capsys, path)
+    assert "stage 'one': no category has both a weight and records: weights nothing" in line
+    assert "there are" in line

@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -25,10 +29,11 @@ from being_vl.train.optimizer import factor, make_optimizer, set_rates
 from being_vl.train.options import LoraOptions, StageOptions, TrainOptions
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import add_adapters, freeze
-from ranks import ForkedTraining, forked
+from ranks import ENVIRONMENT, ForkedTraining, forked
 
 MIXTURE = {"foundation": 40, "perception": 30, "reasoning": 20, "instruction": 10}
 BATCH = 4
+LIGER = ["llama", "qwen3", "gemma2"]
 
 
 def recipe(chain: Path, out: Path, stages: list[dict[str, Any]], ranks: int = 1, **changes: object) -> Path:
@@ -99,6 +104,17 @@ def test_losses_and_gradients_are_the_models_own(
     model.merge_into(plain, {name: p.grad for name, p in model.lm.named_parameters()})
     for name, parameter in own.named_parameters():
         torch.testing.assert_close(plain.get_parameter(name).data, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("liger_kernel"), reason="liger-kernel is not installed")
+def test_ligers_kernels_compute_the_same(tmp_path: Path) -> None:
+    """Those of norms and MLPs, forward and backward, in Triton's interpreter; not what a GPU makes of them."""
+    words = [sys.executable, str(Path(__file__).with_name("liger.py")), str(tmp_path), *LIGER]
+    environment = os.environ | ENVIRONMENT | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert {*LIGER} <= {*done.stdout.split()}
 
 
 STAGES = [
@@ -391,6 +407,11 @@ def test_wrong_options() -> None:
     for wrong in ({"unfreeze": 1.5}, {"unfreeze": -1}, {"final": 2.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             StageOptions(**{"name": "one", "unfreeze": 0, "learning_rate": 1.0, "mixture": {}} | wrong)
+    for name in ("../out", "a/b", "", "checkpoints"):
+        with pytest.raises(ConfigError, match="names its folder"):
+            StageOptions(name, 0, 1.0)
+    with pytest.raises(ConfigError, match="at least one"):
+        TrainOptions(Path("m"), [Path("r")], Path("o"), stages=[])
     with pytest.raises(ConfigError, match="rank 0"):
         LoraOptions(rank=0)
     with pytest.raises(ConfigError, match="offload needs ZeRO"):

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from being_vl.data.options import PrepareOptions
 from being_vl.demo.options import DemoOptions
-from being_vl.errors import BeingVLError
+from being_vl.errors import BeingVLError, ConfigError
 from being_vl.files import plain, write_json
 from being_vl.flags import REST, add_flags
 from being_vl.model.options import ExpandOptions, GenerateOptions
@@ -134,6 +134,10 @@ def _launch(options: LaunchOptions) -> None:
 
     training, flags = training_of(options.recipe, options.overrides)
     if is_run(find_recipe(options.recipe)):
+        if not (training.model / "config.json").is_file():
+            raise ConfigError(
+                f"{training.model}: there is no model yet; `being-vl run {options.recipe} --until expand` makes it"
+            )
         write_json(Path(flags[1]), plain(training))
     launch(options, training, flags, print)
 
@@ -284,7 +288,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for place, word in enumerate(arguments[:-1]):
             if word == "--recipe":
-                arguments[place + 1] = str(find_recipe(arguments[place + 1]))
+                recipe = find_recipe(arguments[place + 1])
+                if arguments[0] in ("prepare", "check", "train") and is_run(recipe):
+                    raise ConfigError(
+                        f"{arguments[place + 1]}: is a recipe for `being-vl run`, which does all steps; "
+                        f"`being-vl launch` and `plan` take it too, but not `{arguments[0]}`"
+                    )
+                arguments[place + 1] = str(recipe)
         config = build_parser().parse_args(arguments)
         if config.subcommand == "run":
             _run(config.run)

@@ -25,7 +25,8 @@ up() {
 		SlurmdPort=$(free_port)
 		SlurmUser=root
 		AuthType=auth/munge
-		AuthInfo=socket=$dir/munge.socket
+		# Slurm lets a job's credentials expire, two minutes by default, before a job queued again may start.
+		AuthInfo=socket=$dir/munge.socket,cred_expire=5
 		StateSaveLocation=$dir/state
 		SlurmdSpoolDir=$dir/spool
 		SlurmctldPidFile=$dir/slurmctld.pid
@@ -35,6 +36,7 @@ up() {
 		ProctrackType=proctrack/linuxproc
 		TaskPlugin=task/none
 		SelectType=select/cons_tres
+		SchedulerParameters=bf_interval=1,sched_interval=1
 		KillWait=5
 		MailProg=/bin/true
 		NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN

@@ -137,7 +137,10 @@ def copy_companions(source: Path, target: Path) -> None:
     for pattern in COMPANIONS:
         for path in source.glob(pattern):
             if path.is_dir():
-                shutil.copytree(path, target / path.name, dirs_exist_ok=True)
+                try:
+                    shutil.copytree(path, target / path.name, dirs_exist_ok=True)
+                except shutil.Error as error:  # of each file that could not be copied
+                    raise OSError(error.args[0][0][2]) from error
             else:
                 shutil.copyfile(path, target / path.name)
 

@@ -26,11 +26,19 @@ COMPLETE = "complete.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete and undamaged checkpoint folder of one stage after one optimizer step, and the ranks that wrote it."""
+    """A complete and undamaged checkpoint of one stage.
+
+    Args:
+        folder: Where it is.
+        step: The optimizer step after which it was written.
+        ranks: Number of ranks that wrote it.
+        zero: Their ZeRO stage.
+    """
 
     folder: Path
     step: int
     ranks: int
+    zero: int
 
     @property
     def partitioned(self) -> bool:
@@ -64,9 +72,19 @@ class Checkpoints:
         engine.checkpoint_engine.save = self._write  # DeepSpeed decides which state belongs in which file
 
     def resume(self, found: Checkpoint | None) -> int:
-        """Load what `newest` found into the engine; returns the steps that it holds, 0 without one."""
+        """Load what `newest` found into the engine; returns the steps that it holds, 0 without one.
+
+        Raises:
+            CheckpointError: if it was written under a ZeRO stage that has its state in other files.
+        """
         if found is None:
             return 0
+        zero = self._engine.zero_optimization_stage()
+        if found.zero != zero and {found.zero, zero} != {1, 2}:
+            raise CheckpointError(
+                f"{found.folder}: was written with zero {found.zero}, and zero {zero} cannot read it; finish this "
+                f"stage with zero {found.zero} (the next one may have another), or remove {self._root} to start it anew"
+            )
         settings = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self._engine.basic_optimizer.param_groups
@@ -166,11 +184,13 @@ class Checkpoints:
         dist.all_gather_object(gathered, files)
         if dist.get_rank() != 0:
             return
-        final, ranks = self._folder(step), len(gathered)
+        final, ranks, zero = self._folder(step), len(gathered), self._engine.zero_optimization_stage()
         listed = [file for of_rank in gathered for file in of_rank]
 
         def rename() -> None:
-            write_json(_aside(final) / COMPLETE, {"step": step, "ranks": ranks, "files": listed})
+            write_json(
+                _aside(final) / COMPLETE, {"step": step, "ranks": ranks, "zero": zero, "files": listed}
+            )
             remove(final)
             _aside(final).rename(final)
             fsync(self._root)
@@ -219,7 +239,7 @@ def newest(root: Path, stage: str) -> Checkpoint | None:
         problem = next(filter(None, problems), None)
         if problem is None:
             head = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-            return Checkpoint(folder, head["step"], head["ranks"])
+            return Checkpoint(folder, head["step"], head["ranks"], head["zero"])
         if rank == 0:
             log.warning("checkpoint %s is damaged (%s); looking for the one before it", folder, problem)
     return None
@@ -235,7 +255,7 @@ def _problem(folder: Path, rank: int, world: int) -> str | None:
     try:
         head = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
         files = [(file["name"], file["bytes"], file["sha256"]) for file in head["files"]]
-        int(head["step"]), int(head["ranks"])
+        int(head["step"]), int(head["ranks"]), int(head["zero"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{COMPLETE}: {error}"
     for name, size, checksum in files[rank::world]:

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,7 +38,7 @@ from being_vl.model.expand import copy_companions
 from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.weights import load_causal_lm
 from being_vl.train.checkpoint import Checkpoints, any_rank, newest
-from being_vl.train.kernels import attention_kernel, use_liger
+from being_vl.train.kernels import attention_kernel, compute_dtype, recompute, use_liger
 from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
 from being_vl.train.optimizer import deepspeed_config, factor, make_optimizer, set_rates
@@ -52,7 +53,8 @@ from being_vl.train.stages import add_adapters, freeze
 log = logging.getLogger(__name__)
 
 FREE = (
-    *("out", "save_every", "keep", "workers", "shard_size", "gradient_checkpointing"),
+    *("out", "save_every", "keep", "workers", "shard_size", "gradient_checkpointing", "zero", "offload"),
+    "micro_batch_size",  # the batches count
     *("on_spike", "spike_deviations", "peak_flops", "retention", "retention_tolerance", "wandb"),
     *("model", "records", "grids"),  # their content counts, not where they lie
 )
@@ -78,7 +80,7 @@ def train(options: TrainOptions) -> Path:
         # The ranks of the first start: batches are as large as it made them, on whatever ranks the run goes on.
         ranks = json.loads(path.read_text())["ranks"] if path.is_file() else dist.get_world_size()
         plans = plan(options, sequences.lengths, ranks)
-        recipe = _recipe(options, ranks)
+        recipe = _recipe(options, plans, ranks)
         check_recipe(path, recipe)
         if dist.get_rank() == 0:
             write_json(path, recipe)
@@ -145,13 +147,14 @@ def _train_stage(
         )
     accumulation = math.ceil(plan.batch_size / (options.micro_batch_size * world))
     _say(plan.describe())
-    model, table = _load_model(options, stage, source)
-    _say(table)
-    cost, peak = Cost.of(model), peak_flops(options.peak_flops)
-    optimizer = make_optimizer(model, options, stage)
     found = newest(options.out / "checkpoints", stage.name)
     config = deepspeed_config(options, accumulation)
     config["checkpoint"] = {"load_universal": found is not None and found.partitioned}
+    model, table = _load_model(options, stage, source)
+    _say(table)
+    cost, peak = Cost.of(model), peak_flops(options.peak_flops)
+    optimizer = make_optimizer(model, options, stage)  # which looks at the shapes that ZeRO-3 hides
+    _place(model, options, config)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     checkpoints = Checkpoints(engine, options.out / "checkpoints", stage.name, options.keep)
     done = checkpoints.resume(found)
@@ -285,24 +288,45 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
     return PreparedSequences(folder, builder, options.bpe_dropout, options.seed)
 
 
-def _recipe(options: TrainOptions, ranks: int) -> dict[str, Any]:
+def _recipe(options: TrainOptions, plans: list[StagePlan], ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
     recipe: dict[str, Any] = plain(options)
     for free in FREE:
         del recipe[free]
-    recipe["ranks"] = ranks
-    recipe["records_sha256"] = [
-        sha256(path / MANIFEST if path.is_dir() else path) for path in options.records
-    ]
-    recipe["model_sha256"] = [sha256(f) for f in sorted(options.model.glob("*.safetensors"))]
-    recipe["grids_sha256"] = sha256(options.grids / MANIFEST) if options.grids else None
-    return recipe
+    for stage, stage_plan in zip(recipe["stages"], plans, strict=True):
+        del stage["accumulation"]
+        stage["batch_size"] = stage_plan.batch_size
+    return recipe | {"ranks": ranks} | _hashes(options)
+
+
+def _hashes(options: TrainOptions) -> dict[str, Any]:
+    """SHA-256 of all that is read, by one rank on each node, since local copies may differ.
+
+    Raises:
+        ConfigError: if they do.
+    """
+    inputs = {
+        "records": [path / MANIFEST if path.is_dir() else path for path in options.records],
+        "model": sorted(options.model.glob("*.safetensors")),
+        "grids": [options.grids / MANIFEST] if options.grids else [],
+    }
+    own = None
+    if os.environ["LOCAL_RANK"] == "0":
+        with ThreadPoolExecutor() as threads:
+            own = {name: list(threads.map(sha256, files)) for name, files in inputs.items()}
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    first, *others = filter(None, found)
+    different = [name for name in inputs if any(other[name] != first[name] for other in others)]
+    if different:
+        raise ConfigError(f"{' and '.join(different)}: not the same files on all nodes; copy them again")
+    return {f"{name}_sha256": hashes for name, hashes in first.items()}
 
 
 def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
-    lm = load_causal_lm(source, torch.float32, attention_kernel(options))
+    lm = load_causal_lm(source, "auto", attention_kernel(options))
     if options.gradient_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(lm)
     if options.liger:
         use_liger(lm)
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
@@ -313,6 +337,23 @@ def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tup
     table = freeze(model, stage)
     model.train()
     return model, table
+
+
+def _place(model: TrainedLM, options: TrainOptions, config: dict[str, Any]) -> None:
+    """Bring the parameters to this rank's device, and under ZeRO-3 its part of each, in the dtype of the computation.
+
+    Until then they are the checkpoint's file, mapped into memory. One after the other, so that the host's memory never
+    holds the model.
+    """
+    import deepspeed
+
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+    for buffer in model.buffers():  # DeepSpeed leaves those of a model that is partitioned where they are
+        buffer.data = buffer.data.to(device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(device, compute_dtype(options), copy=True)
+        if options.zero == 3:
+            deepspeed.zero.Init(torch.nn.ParameterList([parameter]), config_dict_or_path=config)
 
 
 def _stopped(stop: StopRequest, where: str) -> NoReturn:

@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from being_vl.errors import ConfigError, ModelError
 from being_vl.recipes import FOLDER
+from being_vl.train.kernels import recompute
 from being_vl.train.metrics import Cost
 from being_vl.train.options import PlanOptions, StageOptions, TrainOptions
 from being_vl.train.split import TrainedLM
@@ -201,9 +202,9 @@ def measure_activations(model: TrainedLM, length: int, labelled: int) -> Activat
         return hidden
 
     kept, hidden = saved_bytes(model, body)
-    model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(model.lm)
     between, _ = saved_bytes(model, body)
-    model.lm.gradient_checkpointing_disable()
+    recompute(model.lm, False)
     some = hidden[0, :labelled]
     head, _ = saved_bytes(model, lambda: model.head(some, targets))
     rows = min(labelled, model.head.chunk)
@@ -262,9 +263,10 @@ def memory(
     if zero == 3:
         weights = math.ceil(weights / ranks) + size * states.small * (ranks > 1)
         buffers += size * (min(states.total, max(GATHERED, states.largest)) if ranks > 1 else 0)
-    host = 4 * states.total  # each rank loads the model in float32
+    # Copies for saving: of a checkpoint's part, and on rank 0 of what trained.
+    host = optimizer + 2 * size * states.trained
     if options.offload == "optimizer":
-        host, optimizer = max(host, optimizer + 4 * trained), 0
+        host, optimizer = host + optimizer + 4 * trained, 0
     at_work = activations.of(options.micro_batch_size, options.gradient_checkpointing)
     return Memory(weights, gradients, optimizer, at_work, activations.chunk, buffers), host
 

@@ -1,6 +1,7 @@
 """What a stage computes in, and by which kernels."""
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -29,13 +30,26 @@ def attention_kernel(options: TrainOptions) -> str | None:
     return "flash_attention_2" if fits else None
 
 
+def recompute(lm: Any, on: bool = True) -> None:
+    """Have a model's layers compute their activations again in the backward pass, or no longer."""
+    prefix = (
+        "activation" if hasattr(lm, "activation_checkpointing_enable") else "gradient"
+    )  # as transformers calls it
+    if on:
+        getattr(lm, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(lm, f"{prefix}_checkpointing_disable")()
+
+
 def use_liger(lm: Any) -> None:
     """Exchange the norms and MLPs of a model for Liger's kernels, or say why not; the loss is in chunks anyway.
+
+    `TRITON_INTERPRET=1` runs them on a CPU, slowly, to see what they compute.
 
     Raises:
         ConfigError: if Liger is not installed.
     """
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         log.warning("liger: its kernels need a GPU, so PyTorch's are used")
         return
     try:

@@ -22,6 +22,8 @@ PORT = 29500
 """Where ranks meet if no port is given and none can be looked for."""
 ALONE = 0
 """The port of a training on one machine, where torchrun finds one itself."""
+STARTING = 60
+"""Seconds that a job needs to start; and Slurm may warn it a minute early."""
 PASSED_ON = (
     "NCCL_",
     "GLOO_",
@@ -89,6 +91,15 @@ class LaunchOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; expected at least 1")
+        limit = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", self.time)
+        if limit is None:
+            raise ConfigError(f"time is {self.time!r}; expected [DAYS-]HOURS:MINUTES:SECONDS")
+        days, hours, minutes, seconds = (int(part or 0) for part in limit.groups())
+        if ((days * 24 + hours) * 60 + minutes) * 60 + seconds <= self.warning + STARTING:
+            raise ConfigError(
+                f"time is {self.time}, and {self.warning} seconds (warning) before it is over the ranks are told to "
+                "save: they would not get to training; give more time, or a shorter warning"
+            )
         if self.max_restarts < 0:
             raise ConfigError(f"max_restarts is {self.max_restarts}; expected at least 0")
         if self.launcher == "deepspeed" and self.max_restarts:

@@ -1,11 +1,15 @@
 """Options of staged training; importable without torch."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from being_vl.data.options import PrepareOptions
 from being_vl.errors import ConfigError
+
+OWN_FOLDERS = ("prepared", "checkpoints", "tensorboard", "wandb", "lock")
+"""What a training's folder holds besides one folder per stage."""
 
 
 @dataclass
@@ -37,7 +41,7 @@ class StageOptions:
     """One stage of training.
 
     Args:
-        name: Name of the stage, its output folder and its log entries.
+        name: Name of the stage, its output folder and its log entries: letters, digits, - and _.
         unfreeze: What trains besides the new visual rows: `0` nothing; a share such as `0.25` the first quarter of the
             decoder layers (rounded up), a whole number as many of the first ones; a list of parts of names, such as
             `[layers.0, layers.31.mlp, "layers.*.self_attn"]`, those parameters; `all` every parameter.
@@ -78,6 +82,11 @@ class StageOptions:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w-]*", self.name) or self.name in OWN_FOLDERS:
+            raise ConfigError(
+                f"stage {self.name!r}: names its folder; expected letters, digits, - and _, and none of "
+                + ", ".join(OWN_FOLDERS)
+            )
         if (isinstance(self.unfreeze, float) and not 0 <= self.unfreeze <= 1) or (
             isinstance(self.unfreeze, int) and self.unfreeze < 0
         ):
@@ -190,6 +199,8 @@ class TrainOptions(PrepareOptions):
         super().__post_init__()
         if not 0 <= self.bpe_dropout <= 1:
             raise ConfigError(f"bpe_dropout is {self.bpe_dropout}; expected a probability, 0 to 1")
+        if not self.stages:
+            raise ConfigError("stages: expected at least one")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")

@@ -105,7 +105,10 @@ def plan(options: TrainOptions, lengths: Lengths, ranks: int) -> list[StagePlan]
     for index, stage in enumerate(options.in_order()):
         batch_size = stage.batch_size or options.micro_batch_size * ranks * stage.accumulation
         blank = StagePlan(stage, lengths, options.seed + index, options.packing, batch_size)
-        curriculum = blank.curriculum(1)
+        try:
+            curriculum = blank.curriculum(1)
+        except ConfigError as error:
+            raise ConfigError(f"stage {stage.name!r}: {error}; {_listed(lengths)}") from None
         for key in {**stage.mixture, **(stage.mixture_end or {})}:
             if key not in curriculum.keys and key not in options.categories and stage.mixture.get(key) != 0:
                 raise ConfigError(

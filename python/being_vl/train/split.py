@@ -53,7 +53,7 @@ class SplitEmbedding(nn.Module):
 
 
 def _split(weight: Tensor, text_size: int) -> tuple[nn.Parameter, nn.Parameter | None]:
-    text, new = weight.detach()[:text_size].clone(), weight.detach()[text_size:].clone()
+    text, new = weight.detach()[:text_size], weight.detach()[text_size:]
     return nn.Parameter(text), nn.Parameter(new) if len(new) else None
 
 
@@ -182,7 +182,7 @@ class TrainedLM(nn.Module):
                 rows = slice(0, text_size) if last == "text" else slice(text_size, None)
                 split[module].data[rows] = value.to(split[module].dtype)
             elif LORA not in name:
-                parameters[name].data.copy_(value)
+                parameters[name].data = value.to(parameters[name].dtype)
             elif f"{LORA}A." in name:
                 adapted, other = name.partition(LORA)[0], name.replace(f"{LORA}A.", f"{LORA}B.")
                 scale = self.lm.get_submodule(adapted).scaling["default"]
