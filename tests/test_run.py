@@ -1,7 +1,9 @@
 """The whole chain as a recipe, and the command line around it."""
 
+import io
 import json
 import sys
+import tarfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import yaml
 
 from being_vl import VisualBPE
 from being_vl.cli import main
+from being_vl.quantize.grids import GridStore
 from being_vl.run import recipe_parser
 from commands import refused
 
@@ -124,6 +127,39 @@ def test_what_is_missing_or_wrong_is_named_before_any_work(
         assert main(["run", str(write_recipe(chain, tmp_path / "run", **changes))]) == 2
         assert name in capsys.readouterr().err.strip().splitlines()[-1]
         assert not (tmp_path / "run" / "grids").exists()
+
+
+def test_all_bad_records_are_counted_before_any_work(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = json.loads((chain / "data" / "train.json").read_text())
+    records[1]["image"] = "lost.png"
+    records[3]["category"] = "other"
+    (tmp_path / "bad.json").write_text(json.dumps(records))
+    assert (
+        main(["run", str(write_recipe(chain, tmp_path / "run", records=[str(tmp_path / "bad.json")]))]) == 2
+    )
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"2 of {len(records)} records are bad, the first: {tmp_path / 'bad.json'}: record 1 " in line
+    assert "record 3 " in line
+
+
+def test_records_and_images_out_of_one_tar(chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "web.tar", "w") as tar:
+        for number, record in enumerate(json.loads((chain / "data" / "train.json").read_text())[:3]):
+            image = (chain / "data" / "images" / record.pop("image")).read_bytes()
+            for suffix, data in {"png": image, "json": json.dumps(record).encode()}.items():
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    sources = {"images": str(tmp_path / "data"), "records": [str(tmp_path / "data" / "web.tar")]}
+    assert main(["run", str(write_recipe(chain, tmp_path / "run", until="quantize", **sources))]) == 0
+    assert sorted(GridStore.open(tmp_path / "run" / "grids")) == [
+        "web.tar/0.png",
+        "web.tar/1.png",
+        "web.tar/2.png",
+    ]
 
 
 @pytest.mark.parametrize(
