@@ -192,6 +192,28 @@ def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path, name: str) -> N
         list(Records(path))
 
 
+@pytest.mark.parametrize("name", ["table.parquet", "table.arrow"])
+def test_a_row_that_is_not_utf8_is_a_fault_of_its_own(tmp_path: Path, name: str) -> None:
+    latin = pa.array([b"gr\xf6\xdfe" if n == 5 else f"{n}".encode() for n in range(9)], pa.binary())
+    captions = pa.StringArray.from_buffers(9, *latin.buffers()[1:])
+    table = pa.table({"image": [f"{n}.png" for n in range(9)], "caption": captions})
+    if name.endswith("parquet"):
+        pq.write_table(table, tmp_path / name)
+    else:
+        with pa.ipc.new_stream(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    records = Records(tmp_path / name)
+    found = list(records.checked())
+    assert [record.index for record in found if isinstance(record, Record)] == [0, 1, 2, 3, 4, 6, 7, 8]
+    wrong = found[5]
+    assert isinstance(wrong, RecordError)
+    assert wrong.kind == "wrong encoding"
+    assert str(wrong).startswith(f"{tmp_path / name}: record 5: a text that is not UTF-8")
+    assert records[6] == found[6]
+    with pytest.raises(RecordError, match="record 5: a text that is not UTF-8"):
+        records[5]
+
+
 NUMBER, DEEP = "9" * 5000, "[" * 5000 + "]" * 5000
 
 

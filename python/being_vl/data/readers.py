@@ -313,7 +313,10 @@ class TableReader:
         group = int(np.searchsorted(self._ends, index, side="right"))
         table = _group(self.path, self._columns, self._embedded, group)
         first = int(self._ends[group]) - table.num_rows
-        return self._item(table.slice(index - first, 1).to_pylist()[0], index)
+        (item,) = self._items(table.slice(index - first, 1), index)
+        if isinstance(item, RecordError):
+            raise item
+        return item
 
     def read(self, start: int, stop: int) -> Iterator[Any]:
         """See `Reader`."""
@@ -322,14 +325,24 @@ class TableReader:
             table = _group(self.path, self._columns, self._embedded, group)
             first, end = int(self._ends[group]) - table.num_rows, min(stop, int(self._ends[group]))
             for batch in table.slice(start - first, end - start).to_batches(1024):
-                for item in batch.to_pylist():
-                    yield self._item(item, start)
-                    start += 1
+                yield from self._items(batch, start)
+                start += batch.num_rows
 
-    def _item(self, item: dict[str, Any], index: int) -> dict[str, Any]:
-        if self._embedded:
-            item["image"] = f"{self.path.name}/{index:0{self._digits}d}" if item["image"] else None
-        return item
+    def _items(self, rows: Any, start: int) -> Iterator[Any]:
+        """Rows of a table or batch, the first of them record `start`."""
+        try:
+            items = rows.to_pylist()
+        except UnicodeDecodeError as error:
+            if rows.num_rows > 1:
+                for number in range(rows.num_rows):
+                    yield from self._items(rows.slice(number, 1), start + number)
+                return
+            reason = f"a text that is not UTF-8 ({error}); expected a record"
+            items = [RecordError(f"{self.path}: record {start}: {reason}", "wrong encoding")]
+        for index, item in enumerate(items, start):
+            if self._embedded and isinstance(item, dict):
+                item["image"] = f"{self.path.name}/{index:0{self._digits}d}" if item["image"] else None
+            yield item
 
 
 def _holds_names(kind: Any) -> bool:
