@@ -315,6 +315,15 @@ def test_a_sample_without_a_record_is_named(tmp_path: Path) -> None:
         list(Records(path))
 
 
+def test_a_member_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("gr\udcf6n.json"))
+    (wrong,) = Records(path).checked()
+    assert isinstance(wrong, RecordError)
+    assert str(wrong).encode().startswith(f"{path}: record 0 (gr\\udcf6n.json): ".encode())
+
+
 def test_a_text_beside_an_image_of_a_tar_is_its_caption(tmp_path: Path) -> None:
     path = tmp_path / "web.tar"
     with tarfile.open(path, "w") as tar:

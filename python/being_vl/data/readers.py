@@ -244,7 +244,10 @@ class TarReader:
                     yield error
 
     def _read(self, file: BinaryIO, sample: list[tarfile.TarInfo], index: int) -> Any:
-        where = f"{self.path}: record {index} ({sample[0].name})"
+        name = (
+            sample[0].name.encode(errors="backslashreplace").decode()
+        )  # it may hold bytes that are not UTF-8
+        where = f"{self.path}: record {index} ({name})"
         members = {
             suffix: m for m in reversed(sample) for suffix in (".json", ".txt") if m.name.endswith(suffix)
         }
