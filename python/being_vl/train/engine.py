@@ -342,8 +342,8 @@ def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tup
 def _place(model: TrainedLM, options: TrainOptions, config: dict[str, Any]) -> None:
     """Bring the parameters to this rank's device, and under ZeRO-3 its part of each, in the dtype of the computation.
 
-    Until then they are the checkpoint's file, mapped into memory. One after the other, so that the host's memory never
-    holds the model.
+    Until then they are the checkpoint's file, mapped into memory. One after the other, so that beside a GPU the host's
+    memory never holds all of them.
     """
     import deepspeed
 
