@@ -311,7 +311,7 @@ def _hashes(options: TrainOptions) -> dict[str, Any]:
         "grids": [options.grids / MANIFEST] if options.grids else [],
     }
     own = None
-    if os.environ["LOCAL_RANK"] == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         with ThreadPoolExecutor() as threads:
             own = {name: list(threads.map(sha256, files)) for name, files in inputs.items()}
     found: list[Any] = [None] * dist.get_world_size()
