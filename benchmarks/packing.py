@@ -1,26 +1,34 @@
 """How full packed rows are, what planning them costs, and what packing gains over padding.
 
     python -m benchmarks.packing [--records 100000] [--row 2048] [--steps 6]
+    python -m benchmarks.packing --prepared DIR --model DIR [--row 2048] [--rows 500] [--dropout 0 0.1 0.5]
 
 First table: fill of packed rows over lengths of three kinds, by the records looked ahead, and the time to plan a record
 (mixture and packing; it is also what a resumed run takes for each record that it has seen). Second: tokens per second
 of forward and backward passes of a small Llama, batches of equally many records padded, and the same records packed,
 turn about; medians, on a CPU of its CPU time.
+
+Of what `being-vl prepare` made, with BPE-dropout: the fill that was planned and the one of the rows that were read, and
+how much longer the records are than without, there and where they need not fit into rows.
 """
 
 import argparse
 import time
 from itertools import islice
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from being_vl.data.batches import collate
+from being_vl.data.batches import collate, load
 from being_vl.data.curriculum import Curriculum
+from being_vl.data.options import PrepareOptions
 from being_vl.data.packing import pack
+from being_vl.data.prepare import find_grids, load_builder
 from being_vl.data.sequences import Example, Group
+from being_vl.data.store import PreparedSequences
 
 GROUPS = [Group(name, "file", False) for name in ("foundation", "reasoning")]
 MIXTURE = {"foundation": 3, "reasoning": 1}
@@ -98,6 +106,34 @@ def speed(row, steps):
             print(f"| {kind} | {name} | {1 / median(took):,.0f} | {tokens / cells[name]:.1%} |", flush=True)
 
 
+def with_dropout(folder, model, row, rows, dropouts):
+    """The table of prepared records."""
+    builder = load_builder(PrepareOptions(model, [], folder, find_grids(folder, None)))
+    print("| dropout | planned | read | longer by | of |\n|---|---|---|---|---|")
+    for dropout in dropouts:
+        sequences = PreparedSequences(folder, builder, dropout, longest=row)
+        packed = list(islice(pack(Curriculum(sequences.lengths, {}, seed=0).draw, row), rows))
+        tokens = [
+            int(batch["tokens"]) for _, (batch,) in load(([r] for r in packed), sequences, 1, packing=row)
+        ]
+        assert max(tokens) <= row
+        planned = sum(entry.length for entries in packed for entry in entries)
+        prepared, free = (
+            sum(
+                len(sequences.get(e.group, e.number, e.position, share).ids)
+                for entries in packed
+                for e in entries
+            )
+            for share in (0, 1)
+        )
+        longer = sum(tokens) - prepared
+        print(
+            f"| {dropout} | {planned / rows / row:.2%} | {sum(tokens) / rows / row:.2%} "
+            f"| {longer / prepared:.2%} | {(free - prepared) / prepared:.2%} |",
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -105,6 +141,13 @@ if __name__ == "__main__":
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--row", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--prepared", type=Path)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--rows", type=int, default=500)
+    parser.add_argument("--dropout", type=float, nargs="+", default=[0, 0.1, 0.5])
     options = parser.parse_args()
-    fill(options.records, options.row)
-    speed(options.row, options.steps)
+    if options.prepared:
+        with_dropout(options.prepared, options.model, options.row, options.rows, options.dropout)
+    else:
+        fill(options.records, options.row)
+        speed(options.row, options.steps)

@@ -1,16 +1,16 @@
 """How fast records are prepared, how fast a training reads them, and in how much memory.
 
-    python -m benchmarks.prepare --model DIR [--grids DIR] [--count 100000] [--workers 0 2] [--words 8] [--links 1]
+    python -m benchmarks.prepare --model DIR [--grids DIR] [--count 100000] [--workers 0 2] [--words 8] [--opened N]
 
 Generates records of a question and an answer of `--words` words, each about one of the grids if there are some. A
-process of its own prepares them; another opens what was made and reads 10,000 of them in a random order. With
-`--links` N it is given each Arrow file N times, as links to it: so many more records are opened, as a training would,
-without preparing them.
+process of its own prepares them; another opens what was made, shuffles it as a training does, and reads the first
+10,000. With `--opened` N it is given N tokenised records instead, generated with as many tokens each, no two of them
+equal: so many more are opened than can be prepared in a short time.
 
 Reported: records and tokens per second of preparing, the CPU seconds of all its processes, imports included, and the
-peak of resident memory of its largest; the records that are opened, the seconds that takes and the process's peak of
-resident memory, imports included; the records read per second, and the process's memory then, without pages of files,
-which Linux takes back when it needs them.
+peak of resident memory of its largest; the records that are opened, the seconds that takes, those until the first
+record is there, the records read per second, the process's peak of resident memory, imports included, and what of it
+is left without pages of files, which Linux takes back when it needs them.
 """
 
 import argparse
@@ -24,13 +24,16 @@ from pathlib import Path
 
 import numpy as np
 
+from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES, PrepareOptions
-from being_vl.data.prepare import load_builder, prepare
-from being_vl.data.store import PreparedSequences, shard_path
+from being_vl.data.prepare import FAULTS, load_builder, prepare
+from being_vl.data.sequences import Example
+from being_vl.data.store import PreparedSequences, shard_path, write_shard
 from being_vl.files import read_manifest, write_json
 from being_vl.quantize.grids import GridStore
 
 READS = 10_000
+SHARD = 10_000
 WORDS = ["a", "red", "square", "is", "left", "of", "the", "blue", "circle", "and", "two", "green", "stars"]
 
 
@@ -44,7 +47,7 @@ def write(path, count, words, keys):
                 "id": n,
                 "category": CATEGORIES[n % len(CATEGORIES)],
                 "conversations": [
-                    {"from": "human", "value": "What is it?"},
+                    {"from": "human", "value": "<image>\nWhat is it?" if keys else "What is it?"},
                     {"from": "gpt", "value": answer},
                 ],
             }
@@ -71,14 +74,15 @@ def measure(job):
         began = time.perf_counter()
         sequences = PreparedSequences(options.out, builder)
         opened = time.perf_counter()
-        peak = memory("VmHWM")
-        places = [(group, n) for group, lengths in sequences.lengths.items() for n in [len(lengths)]]
-        draw = np.random.default_rng(0)
-        for position in range(READS):
-            group, records = places[position % len(places)]
-            sequences.get(group, int(draw.integers(records)), position)
+        draw = Curriculum(sequences.lengths, {}, seed=0).draw
+        shuffled = time.perf_counter()
+        for _ in range(READS):
+            entry = draw()
+            sequences.get(entry.group, entry.number, entry.position)
+        speed = READS / (time.perf_counter() - shuffled)
         records = sum(map(len, sequences.lengths.values()))
-        result = [records, opened - began, peak, READS / (time.perf_counter() - opened), memory("RssAnon")]
+        times = [opened - began, shuffled - opened, speed]
+        result = [records, *times, memory("VmHWM"), memory("RssAnon")]
     print(json.dumps(result))
 
 
@@ -97,19 +101,30 @@ def run(job, values):
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def link(source, target, times):
-    """A folder in which each Arrow file of another stands several times."""
+def generate(source, target, count):
+    """A folder of so many records of random ids, of the mean length of those in another and with its manifest."""
     target.mkdir()
     manifest = read_manifest(source, "sequences")
-    shards = [
-        shard | {"file": shard_path(target, n * times + copy).name}
-        for n, shard in enumerate(manifest["shards"])
-        for copy in range(times)
-    ]
-    for n, shard in enumerate(shards):
-        (target / shard["file"]).hardlink_to(source / manifest["shards"][n // times]["file"])
-    counts = {name: manifest[name] * times for name in ("records", "examples", "tokens")}
-    write_json(target / "manifest.json", manifest | counts | {"shards": shards})
+    tokens = manifest["tokens"] // manifest["records"]
+    weights = np.repeat(np.float32([0, 1]), [tokens // 2, tokens - tokens // 2])
+    draw, shards = np.random.default_rng(0), []
+    for start in range(0, count, SHARD):
+        ids = draw.integers(100, 300, (min(SHARD, count - start), tokens), dtype=np.int32)
+        examples = [
+            Example(
+                row,
+                weights,
+                CATEGORIES[n % len(CATEGORIES)],
+                "generated",
+                f"generated.jsonl: record {start + n}",
+            )
+            for n, row in enumerate(ids)
+        ]
+        path = shard_path(target, len(shards))
+        write_shard(path, examples, {})
+        shards.append({"file": path.name, "examples": len(examples)})
+    (target / FAULTS).touch()
+    write_json(target / "manifest.json", manifest | {"records": count, "examples": count, "shards": shards})
 
 
 def main():
@@ -122,7 +137,8 @@ def main():
     parser.add_argument("--count", type=int, nargs="+", default=[100_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[0])
     parser.add_argument("--words", type=int, default=8)
-    parser.add_argument("--links", type=int, default=1)
+    parser.add_argument("--opened", type=int)
+    parser.add_argument("--folder", type=Path, help="where the files are written; they are deleted")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -130,24 +146,27 @@ def main():
         return
     keys = list(GridStore.open(options.grids)) if options.grids else []
     print(
-        "| records | workers | prepared /s | tokens /s | CPU s | peak GB | opened | open s | peak GB | read /s | GB |"
+        "| records | workers | prepared /s | tokens /s | CPU s | peak GB "
+        "| opened | open s | shuffle s | read /s | peak GB | GB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for count in options.count:
         for workers in options.workers:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
                 path = Path(folder)
                 write(path / "records.jsonl", count, options.words, keys)
                 values = {"model": options.model, "records": [str(path / "records.jsonl")]}
                 values |= {"out": str(path / "out"), "grids": options.grids and str(options.grids)}
                 values["workers"] = workers
                 records, tokens, busy, peak = run(path / "job.json", values | {"kind": "prepare"})
-                link(path / "out", path / "links", options.links)
-                values |= {"out": str(path / "links"), "kind": "read"}
-                found, opened, at_open, read, after = run(path / "job.json", values)
+                if options.opened:
+                    generate(path / "out", path / "generated", options.opened)
+                    values["out"] = str(path / "generated")
+                found, *times, at_most, after = run(path / "job.json", values | {"kind": "read"})
+                opened, shuffled, read = times
                 print(
                     f"| {count:,} | {workers} | {records:,.0f} | {tokens:,.0f} | {busy:.0f} | {peak:.2f} "
-                    f"| {found:,} | {opened:.1f} | {at_open:.2f} | {read:,.0f} | {after:.2f} |",
+                    f"| {found:,} | {opened:.1f} | {shuffled:.1f} | {read:,.0f} | {at_most:.2f} | {after:.2f} |",
                     flush=True,
                 )
 

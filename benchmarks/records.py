@@ -1,10 +1,11 @@
 """How fast files of records are read, and in how much memory.
 
-    python -m benchmarks.records [--count 1000000 10000000] [--kinds json jsonl parquet tar]
+    python -m benchmarks.records [--count 1000000 10000000] [--kinds json jsonl messages parquet tar] [--folder DIR]
 
-Generates records of one short question and answer. Each file is then read by a process of its own that opens it, checks
-all records in turn and sorts them by category, and reads 10,000 in a random order. Reported: the file's size, the
-seconds to open it, records per second of each way, and the process's peak of resident memory, imports included.
+Generates records of one short question and answer, no two of them equal; `messages` is chat data as JSON lines. Each
+file is then read by a process of its own that opens it, checks all records in turn and sorts them by category, and
+reads 10,000 in a random order. Reported: the size of the file, the seconds to open it, records per second of each way,
+and the peak of resident memory of the process, imports included.
 """
 
 import argparse
@@ -25,24 +26,33 @@ from being_vl.data.records import Records
 
 RANDOM_READS = 10_000
 ROWS = 1000
+NAMES = {
+    "json": "records.json",
+    "jsonl": "records.jsonl",
+    "messages": "messages.jsonl",
+    "parquet": "records.parquet",
+    "tar": "records.tar",
+}
 
 
-def records(count):
-    """Generated LLaVA JSON."""
+def records(count, chat=False):
+    """Generated LLaVA JSON, or chat data."""
+    sides = ("role", "content", "user", "assistant") if chat else ("from", "value", "human", "gpt")
+    role, text, user, assistant = sides
     for n in range(count):
         yield {
             "id": str(n),
-            "image": f"{n}.png",
+            "images" if chat else "image": [f"{n}.png"] if chat else f"{n}.png",
             "category": CATEGORIES[n % len(CATEGORIES)],
-            "conversations": [
-                {"from": "human", "value": "<image>\nWhat is it?"},
-                {"from": "gpt", "value": f"Number {n}."},
+            "messages" if chat else "conversations": [
+                {role: user, text: "<image>\nWhat is it?"},
+                {role: assistant, text: f"Number {n}."},
             ],
         }
 
 
 def write(path, count):
-    """Write generated records to `path`, in the format of its suffix."""
+    """Write generated records to `path`, in the format of its name."""
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -67,7 +77,7 @@ def write(path, count):
         start, between, end = ("[", ",\n", "]") if path.suffix == ".json" else ("", "\n", "")
         with path.open("w") as file:
             file.write(start)
-            for n, record in enumerate(records(count)):
+            for n, record in enumerate(records(count, path.stem == "messages")):
                 file.write((between if n else "") + json.dumps(record))
             file.write(end)
 
@@ -93,7 +103,8 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--count", type=int, nargs="+", default=[1_000_000])
-    parser.add_argument("--kinds", nargs="+", default=["json", "jsonl", "parquet", "tar"])
+    parser.add_argument("--kinds", nargs="+", default=list(NAMES))
+    parser.add_argument("--folder", type=Path, help="where the files are written; they are deleted")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -104,8 +115,8 @@ def main():
     )
     for count in options.count:
         for kind in options.kinds:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / f"records.{kind}"
+            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+                path = Path(folder) / NAMES[kind]
                 write(path, count)
                 command = [sys.executable, "-m", "benchmarks.records", "--measure", str(path)]
                 result = subprocess.run(command, check=True, stdout=subprocess.PIPE)

@@ -99,12 +99,12 @@ def test_the_speed_of_quantizing():
 
 def test_the_speed_of_reading_records():
     table = python("-m", "benchmarks.records", "--count", 50).splitlines()
-    assert [line.split()[1] for line in table[2:]] == ["json", "jsonl", "parquet", "tar"]
+    assert [line.split()[1] for line in table[2:]] == ["json", "jsonl", "messages", "parquet", "tar"]
 
 
 def test_the_speed_of_preparing_records(tmp_path):
     model = tiny.expanded(tmp_path, ["a.png"])[0]
     command = ["-m", "benchmarks.prepare", "--model", model, "--grids", tmp_path / "grids"]
-    header, _, row = python(*command, "--count", 30, "--links", 2).splitlines()
+    header, _, row = python(*command, "--count", 30, "--opened", 60).splitlines()
     found = dict(zip(header.split("|")[1:-1], row.split("|")[1:-1], strict=True))
     assert (found[" records "], found[" opened "]) == (" 30 ", " 60 ")

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig
 
 import tiny
 from being_vl.data.batches import collate, load
-from being_vl.data.curriculum import Entry
-from being_vl.data.options import CATEGORIES
+from being_vl.data.curriculum import Curriculum, Entry
+from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.packing import pack
+from being_vl.data.prepare import load_builder, prepare
 from being_vl.data.sequences import Example, Group
+from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.plan import Seen, StagePlan, check_packing, plan
@@ -38,16 +40,24 @@ def options(**changes: Any) -> TrainOptions:
     return TrainOptions(Path("m"), [Path("r")], Path("o"), stages=stages, packing=32, micro_batch_size=3)
 
 
-def stream(lengths: list[int]) -> Any:
-    """`draw` of a stream whose records have these lengths, again and again."""
-    positions = count()
-    return lambda rows: Entry("a", GROUP, 0, lengths[(place := next(positions)) % len(lengths)], place)
+def stream(lengths: list[int], keys: str = "a") -> Any:
+    """`draw` of a stream whose records have these lengths and keys, again and again."""
+    places = count()
+    return lambda rows: Entry(
+        keys[(place := next(places)) % len(keys)], GROUP, 0, lengths[place % len(lengths)], place
+    )
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=80), st.integers(50, 120), st.integers(1, 40))
-def test_packing_loses_nothing_and_fits(lengths: list[int], capacity: int, window: int) -> None:
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=80),
+    st.integers(50, 120),
+    st.integers(1, 40),
+    st.text("abc", min_size=1, max_size=20),
+)
+def test_packing_loses_nothing_and_fits(lengths: list[int], capacity: int, window: int, keys: str) -> None:
     seen: set[int] = set()
-    for number, row in enumerate(islice(pack(stream(lengths), capacity, window), 60)):
+    longest_wait = 0 if len(set(keys)) == 1 else 2 * window
+    for number, row in enumerate(islice(pack(stream(lengths, keys), capacity, window), 100)):
         assert row
         assert sum(entry.length for entry in row) <= capacity
         positions = [entry.position for entry in row]
@@ -56,7 +66,33 @@ def test_packing_loses_nothing_and_fits(lengths: list[int], capacity: int, windo
         seen.update(positions)
         # All that came are seen or wait, and they wait for at most as many rows as there are places to wait.
         assert len(set(range(max(seen) + 1)) - seen) < window
-        assert not [place for place in range(number + 1) if place not in seen]
+        assert not [place for place in range(number + 1 - longest_wait) if place not in seen]
+
+
+@pytest.mark.parametrize("by", ["records", "tokens"])
+@pytest.mark.parametrize("row", [2048, 8192])
+def test_rows_keep_the_mixture_whatever_fits_best(row: int, by: Any) -> None:
+    """Within 0.5 % over 10,000 records; with the lengths of these keys each row would take the long ones first."""
+    generator = np.random.default_rng(0)
+    spans = {
+        "foundation": (690, 700),
+        "perception": (550, 1000),
+        "reasoning": (1300, 1350),
+        "instruction": (20, 90),
+    }
+    mixture = {"foundation": 30, "perception": 10, "reasoning": 10, "instruction": 50}
+    lengths = {
+        Group(key, "file", False): generator.integers(*span, 5000).astype(np.int32)
+        for key, span in spans.items()
+    }
+    read: Counter[str] = Counter()
+    for rows in pack(Curriculum(lengths, mixture, seed=0, by=by).draw, row):
+        for entry in rows:
+            read[entry.key] += entry.length if by == "tokens" else 1
+        if sum(read.values()) >= (10_000 if by == "records" else 10_000 * 400):
+            break
+    for key, share in mixture.items():
+        assert read[key] / sum(read.values()) == pytest.approx(share / 100, abs=0.005), key
 
 
 @pytest.mark.parametrize("kind", ["uniform", "skewed", "images and text"])
@@ -68,7 +104,7 @@ def test_rows_of_mixed_lengths_are_at_least_98_percent_full(kind: str) -> None:
         "skewed": np.clip(generator.lognormal(6, 0.8, n), 20, 2048),
         "images and text": generator.choice([0, 600, 1000], n) + generator.integers(20, 300, n),
     }[kind]
-    rows = list(islice(pack(stream(lengths.astype(int).tolist()), 2048), 2000))
+    rows = list(islice(pack(stream(lengths.astype(int).tolist(), "aaab"), 2048), 2000))
     assert sum(entry.length for row in rows for entry in row) / (2000 * 2048) > 0.98
 
 
@@ -208,6 +244,77 @@ def test_ranks_workers_and_stops_do_not_change_what_the_model_sees(
     (stage, _) = plan(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
     for done in range(6) if workers == 0 else (0, 3):
         assert seen_by(stage, ranks, workers, done) == reference[done:]
+
+
+@pytest.fixture(scope="module")
+def prepared(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareOptions:
+    """The chain's records, prepared."""
+    out = tmp_path_factory.mktemp("prepared") / "out"
+    made = PrepareOptions(chain / "tied", [chain / "data" / "train.json"], out, chain / "grids")
+    prepare(made)
+    return made
+
+
+@given(st.floats(0, 1), st.integers(0, 9), st.integers(0, 700), st.sampled_from([1, 2, 3]), st.integers(0, 2))
+@settings(max_examples=12)
+def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
+    prepared: PrepareOptions, dropout: float, seed: int, more: int, ranks: int, done: int
+) -> None:
+    builder = load_builder(prepared)
+    plain = PreparedSequences(prepared.out, builder)
+    packing = max(int(lengths.max()) for lengths in plain.lengths.values()) + more
+    sequences = PreparedSequences(prepared.out, builder, dropout, seed, packing)
+    assert all((sequences.lengths[group] >= plain.lengths[group]).all() for group in plain.lengths)
+    asked = replace(options(max_steps=3, batch_size=6), packing=packing, seed=seed)
+    (stage, _) = plan(asked, sequences.lengths, 1)
+    assert builder.layout is not None
+    first_visual = builder.layout.first_visual
+
+    def texts(rows: list[list[Example]]) -> list[list[int]]:
+        found = [np.concatenate([example.ids for example in row]) for row in rows]
+        return [ids[ids < first_visual].tolist() for ids in found]
+
+    def read(ranks: int, done: int) -> list[list[list[int]]]:
+        parts = 6 // ranks
+        loaders = [
+            load(Seen(stage).after(done), sequences, parts, rank, ranks, packing=packing)
+            for rank in range(ranks)
+        ]
+        micro = [
+            [batches[part] for part in range(parts) for _, batches in of] for of in zip(*loaders, strict=True)
+        ]
+        rows = [[batch["input_ids"][0, : int(batch["tokens"])] for batch in step] for step in micro]
+        assert all(batch["input_ids"].shape == (1, batch["tokens"]) for step in micro for batch in step)
+        return [[row.tolist() for row in step] for step in rows]
+
+    steps = read(ranks, done)
+    assert all(len(row) <= packing for step in steps for row in step)
+    planned = [sorted(step, key=lambda row: sum(entry.length for entry in row)) for step in stage]
+    for rows, step in zip(planned[done:], steps, strict=True):
+        wanted = [[plain.get(e.group, e.number, e.position) for e in row] for row in rows]
+        assert texts(wanted) == [[i for i in row if i < first_visual] for row in step]
+    assert steps == read(1, 0)[done:]
+    if dropout == 0:
+        assert [[len(row) for row in step] for step in steps] == [
+            [sum(entry.length for entry in row) for row in rows] for rows in planned[done:]
+        ]
+
+
+def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) -> None:
+    """And nearly all that dropout adds is there."""
+    builder = load_builder(prepared)
+    sequences = PreparedSequences(prepared.out, builder, 0.3, 0, 2000)
+    (stage, _) = plan(replace(options(max_steps=20, batch_size=6), packing=2000), sequences.lengths, 1)
+    tokens, entries = 0, []
+    for rows, batches in load(iter(stage), sequences, 6, packing=2000):
+        tokens += sum(int(batch["tokens"]) for batch in batches)
+        entries += [entry for row in rows for entry in row]
+    assert tokens == pytest.approx(sum(entry.length for entry in entries), rel=0.01)
+    fewest, most = (
+        sum(len(sequences.get(entry.group, entry.number, entry.position, share).ids) for entry in entries)
+        for share in (0, 1)
+    )
+    assert tokens - fewest > 0.9 * (most - fewest) > 0
 
 
 def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:

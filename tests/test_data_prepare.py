@@ -1,15 +1,19 @@
 """`being-vl prepare` on the chain of the other tests: what is in its files, and how it is stopped and resumed."""
 
 import hashlib
+import io
 import json
 import os
 import random
+import tarfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import tiny
@@ -255,6 +259,94 @@ def test_bad_records_are_named_and_reported_by_kind(
     assert sum(map(len, PreparedSequences(out, builder).lengths.values())) == 22
 
 
+def as_chat(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of LLaVA JSON as one of chat data."""
+    roles = {"human": "user", "gpt": "assistant"}
+    turns = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in record["conversations"]]
+    others = {"id": record["id"], "category": record["category"]}
+    return {**others, "images": record["image"], "messages": turns}
+
+
+def write_records(path: Path, items: list[dict[str, Any]]) -> None:
+    """A file of records of the kind that its name says."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps(items))
+    elif path.suffix == ".jsonl":
+        lines = map(as_chat, items) if path.stem == "messages" else items
+        path.write_text("\n".join(map(json.dumps, lines)))
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(items), path, row_group_size=3)
+    elif path.suffix == ".arrow":
+        table = pa.Table.from_pylist(items)
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    else:
+        with tarfile.open(path, "w") as tar:
+            for number, item in enumerate(items):
+                member = tarfile.TarInfo(f"{number}.json")
+                data = json.dumps(item).encode()
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+FILES = ["llava.json", "llava.jsonl", "messages.jsonl", "rows.parquet", "rows.arrow", "web.tar"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_file(
+    chain: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *_ = json.loads((chain / "data" / "train.json").read_text())
+    one, two = first["image"], second["image"]
+    question, answer = first["conversations"][:2]
+    texts = {
+        text: [question | {"value": text}, answer] for text in ("What?", "<image>\nWhat?", "<image><image>")
+    }
+    items = [
+        first | {"image": images, "conversations": texts[text]}
+        for images, text in [
+            ([one], "<image>\nWhat?"),
+            ([one], "What?"),
+            ([one, two], "<image>\nWhat?"),
+            ([one], "<image><image>"),
+            ([], "<image>\nWhat?"),
+            ([], "What?"),
+            ([one, two], "What?"),
+            ([one, two], "<image><image>"),
+        ]
+    ]
+    path = tmp_path / name
+    write_records(path, items)
+
+    def faults(out: Path) -> list[str]:
+        listed = [json.loads(line) for line in (out / FAULTS).read_text().splitlines()]
+        assert {fault["kind"] for fault in listed} <= {"image markers"}
+        return [fault["fault"].removeprefix(f"{path}: record ")[0] for fault in listed]
+
+    out = tmp_path / "out"
+    line = refused(capsys, being_vl("prepare", *flags(chain, [path], out)))
+    assert "5 of 8 records are bad (5 image markers;" in line
+    assert f"first: {path}: record 1 (id '{first['id']}'): 0 <image> in '" in line
+    assert being_vl("prepare", *flags(chain, [path], out), "--lenient", "true") == 0
+    assert faults(out) == ["1", "2", "3", "4", "6"]
+    model = ["--model", chain / "tied", "--grids", chain / "grids", "--show", 0, "--records", path]
+    checked = ["check", *model, "--out", tmp_path / "run"]
+    line = refused(capsys, being_vl(*checked))
+    assert "5 bad records, 62.50% of all, are more than the tolerated" in line
+    assert faults(tmp_path / "run" / "prepared") == ["1", "2", "3", "4", "6"]
+    line = refused(capsys, being_vl("train", *model[:4], *model[6:], "--out", tmp_path / "run"))
+    assert "5 of 8 records are bad (5 image markers;" in line
+    capsys.readouterr()
+    in_front = ["--images_in_front", "true", "--out", tmp_path / "front", "--tolerated", 0.5]
+    assert being_vl(*checked[:-2], *in_front) == 0
+    assert "image markers: 3 of 8 records" in capsys.readouterr().out
+    assert faults(tmp_path / "front" / "prepared") == ["2", "3", "4"]
+    sequences = PreparedSequences(tmp_path / "front" / "prepared", load_builder(options(chain, [path], out)))
+    marked, bare, _, both, marked_both = map(sequences.read, range(5))
+    assert bare.ids.tolist() == marked.ids.tolist()
+    assert [image.key for image in both.images] == [image.key for image in marked_both.images] == [one, two]
+
+
 def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
     chain: Path, records: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -275,7 +367,9 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
     assert counts["drop"] == {"dropped as too long": sum(length > limit for length in lengths)}
     assert sum(counts["truncate"].values()) == counts["drop"]["dropped as too long"]
     assert counts["truncate"]["truncated"] > 0
-    with pytest.raises(RecordError, match=rf"{len(lengths)} of {len(lengths)} records are bad|none"):
+    with pytest.raises(
+        RecordError, match=rf"none of {len(lengths)} records is left \(\d+ dropped as too long;"
+    ):
         prepare(options(chain, records, tmp_path / "none", max_length=3, too_long="drop"))
 
 

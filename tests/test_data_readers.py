@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from being_vl.data import readers
 from being_vl.data.readers import open_records
-from being_vl.data.records import Records
+from being_vl.data.records import Record, Records
 from being_vl.errors import RecordError
 from being_vl.quantize.sources import find_sources
 
@@ -26,7 +26,7 @@ def item(number: int) -> dict[str, Any]:
         "image": f"{number}.png",
         "category": ("foundation", "reasoning")[number % 3 == 0],
         "conversations": [
-            {"from": "human", "value": f"What is {number}, [a] {{b}}, \"c\" \\ '€'?"},
+            {"from": "human", "value": f"<image>\nWhat is {number}, [a] {{b}}, \"c\" \\ '€'?"},
             {"from": "gpt", "value": "A number. " * (number % 5 + 1)},
         ],
     }
@@ -192,6 +192,38 @@ def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path, name: str) -> N
         list(Records(path))
 
 
+NUMBER, DEEP = "9" * 5000, "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("list.json", NUMBER),
+        ("lines.jsonl", NUMBER),
+        ("lines.jsonl", DEEP),
+        ("web.tar", NUMBER),
+        ("web.tar", DEEP),
+    ],
+    ids=["list-number", "lines-number", "lines-deep", "tar-number", "tar-deep"],
+)
+def test_json_that_python_cannot_hold_is_a_fault_of_its_record(tmp_path: Path, name: str, value: str) -> None:
+    path = tmp_path / name
+    items = [json.dumps(ITEMS[0]), '{"id": ' + value + "}", json.dumps(ITEMS[1])]
+    if name == "web.tar":
+        with tarfile.open(path, "w") as tar:
+            for number, text in enumerate(items):
+                info = tarfile.TarInfo(f"{number}.json")
+                info.size = len(text)
+                tar.addfile(info, io.BytesIO(text.encode()))
+    else:
+        path.write_text("[" + ",".join(items) + "]" if name == "list.json" else "\n".join(items))
+    first, wrong, last = open_records(path).read(0, 3)
+    assert [first["id"], last["id"]] == [ITEMS[0]["id"], ITEMS[1]["id"]]
+    assert isinstance(wrong, RecordError)
+    assert wrong.kind == "not JSON"
+    assert str(wrong).startswith(f"{path}: record 1")
+
+
 def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     content = [{"type": "image"}, {"type": "text", "text": "What?"}]
@@ -233,10 +265,13 @@ def test_images_of_a_table_have_the_keys_that_quantize_gives_them(
     else:
         with pa.ipc.new_stream(path, table.schema) as writer:
             writer.write_table(table, max_chunksize=7)
-    keys = [(source.key,) for source in find_sources(path)]
-    keys[3] = ()
-    assert [record.images for record in list(Records(path))] == keys
-    assert Records(path)[31].images == keys[31]
+    keys = [source.key for source in find_sources(path)]
+    assert Records(path)[31].images == (keys[31],)
+    without, *others = sorted(Records(path).checked(), key=lambda record: isinstance(record, Record))
+    assert [record.images for record in others if isinstance(record, Record)] == [
+        (key,) for key in keys if key != keys[3]
+    ]
+    assert str(without).endswith("1 <image> in 'conversations' for 0 images; expected as many")
 
 
 @pytest.mark.parametrize("name", ["lines.jsonl", "web.tar", "table.parquet", "table.arrow"])

@@ -66,11 +66,11 @@ def test_reads_one_image_several_images_text_only_and_many_turns(tmp_path: Path)
     assert list(Records(str(first))) == list(Records([first]))
 
 
-def test_images_need_no_placeholder_and_utf8_with_bom_is_read(tmp_path: Path) -> None:
+def test_utf8_with_bom_is_read(tmp_path: Path) -> None:
     path = tmp_path / "bom.json"
     turns = [{"from": "human", "value": "Was ist größer?"}, ANSWER]
-    path.write_text(json.dumps([{"image": ["a", "b"], "conversations": turns}]), encoding="utf-8-sig")
-    assert next(iter(Records(path))).images == ("a", "b")
+    path.write_text(json.dumps([{"conversations": turns}]), encoding="utf-8-sig")
+    assert next(iter(Records(path))).turns[0].text == "Was ist größer?"
 
 
 def good(**changes: Any) -> dict[str, Any]:
@@ -131,8 +131,12 @@ BAD = {
         "'conversations[1]' holds '\\ud83d', half of a character, at 3; expected Unicode text",
     ),
     "no answer": (good(conversations=[ASK]), "ends with a question"),
-    "too few images": (good(image=...), "1 <image> in 'conversations' but 0 in 'image'"),
-    "too many images": (good(image=["a", "b"]), "1 <image> in 'conversations' but 2 in 'image'"),
+    "too few images": (good(image=...), "1 <image> in 'conversations' for 0 images"),
+    "no marker": (
+        good(conversations=[{"from": "human", "value": "What is it?"}, ANSWER]),
+        "0 <image> in 'conversations' for 1 image; expected as many, unless images_in_front is set",
+    ),
+    "too many images": (good(image=["a", "b"]), "1 <image> in 'conversations' for 2 images"),
 }
 
 
@@ -155,7 +159,10 @@ def test_a_bad_record_is_named_with_its_file_and_what_is_wrong(
     ("content", "message"),
     [
         ('[{"id": 1},\n {"id": }]', "line 2, column 9: not JSON"),
-        ('{"id": 1}\n{"id": 2}', "line 2, column 1: not JSON (Extra data)"),
+        (
+            '{"id": 1}\n{"id": 2}',
+            "line 2, column 1: not JSON (Extra data; JSON lines go by the suffix .jsonl)",
+        ),
         ("", "line 1, column 1: not JSON"),
         ('{"id": 1}', "a JSON object; expected a JSON list of records"),
         ("[]", "an empty list; expected a JSON list of records"),

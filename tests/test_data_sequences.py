@@ -211,9 +211,13 @@ def test_records_without_grids_are_named_with_the_reason(
     assert str(error.value) == (
         "12 faults in records: "
         "data.json: record 1 (id 'r1'): the image 'gone.png' has no grid (not among the quantized images); "
-        "data.json: record 3 (id 'r3'): the image 'gone.png' has no grid (not among the quantized images); "
-        "data.json: record 2 (id 'r2'): the image 'broken.png' has no grid (broken.png: cannot be decoded); and 9 more"
+        "data.json: record 2 (id 'r2'): the image 'broken.png' has no grid (broken.png: cannot be decoded); "
+        "data.json: record 3 (id 'r3'): the image 'gone.png' has no grid (not among the quantized images); and 9 more"
     )
+    faults: list[Fault] = []
+    both = [record("<image><image>", "Red.", images=("gone.png", "broken.png"))]
+    assert builder(layout=layout, bpe=bpe, grids=store).build(both, faults) == []
+    assert [fault.kind for fault in faults] == ["missing image"]
     with pytest.raises(RecordError, match=r"record 0 .*no grids were given"):
         builder(layout=layout, bpe=bpe).build(records)
 
@@ -326,7 +330,7 @@ def test_prompts_that_do_not_end_with_a_question_or_lack_images_are_refused(
     for turns in ([], [Turn("assistant", "a")], [Turn("user", "a"), Turn("assistant", "b")]):
         with pytest.raises(RecordError, match="must alternate"):
             build.prompt(turns)
-    with pytest.raises(RecordError, match="2 <image> for 1 images"):
+    with pytest.raises(RecordError, match="2 <image> for 1 image"):
         build.prompt([Turn("user", "<image> or <image>?")], [[1]])
     with pytest.raises(ModelError, match=r"visual BPE id 21 at index 1 is outside 0\.\.20"):
         build.prompt([Turn("user", "What?")], [[1, 21]])
@@ -496,5 +500,5 @@ def test_dropout_encodes_the_images_of_an_example_anew(
     np.testing.assert_array_equal(other.ids[text], example.ids[example.ids < layout.first_visual])
     np.testing.assert_array_equal(other.weights[text], example.weights[example.ids < layout.first_visual])
     assert (other.weights[~text] == 0.5).all()
-    build.max_length = len(other.ids) - 1
-    np.testing.assert_array_equal(build.reencode(example, 0.5, seed=3).ids, example.ids)
+    too_long = build.reencode(example, 0.5, seed=3, longest=len(other.ids) - 1)
+    np.testing.assert_array_equal(too_long.ids, example.ids)

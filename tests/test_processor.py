@@ -133,6 +133,8 @@ def test_it_is_saved_and_found_by_the_auto_class(processor: BeingVLProcessor, tm
 
 
 def test_what_is_no_chat_is_refused(processor: BeingVLProcessor, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="message 0 is 'W'; expected an object with 'role' and 'content'"):
+        processor("What?")
     with pytest.raises(RecordError, match="no messages"):
         processor([])
     with pytest.raises(

@@ -237,5 +237,5 @@ class Listed:
             group: np.array([len(e.ids) for e in found], np.int32) for group, found in self.examples.items()
         }
 
-    def get(self, group: Group, index: int, position: int) -> Example:
+    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> Example:
         return self.examples[group][index]

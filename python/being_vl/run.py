@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from being_vl.errors import ConfigError, ImageError
+from being_vl.errors import ConfigError, RecordError
 from being_vl.files import digest, plain, sha256, write_json
 from being_vl.flags import add_flags
 from being_vl.model.options import ExpandOptions
@@ -214,15 +214,28 @@ def _check(options: Namespace) -> None:
     from being_vl.data.records import Records
     from being_vl.model.expand import check_llm
     from being_vl.quantize.base import load_quantizer
+    from being_vl.quantize.sources import find_sources
 
-    folder = Path(options.images)
+    folder, train = Path(options.images), options.train
     if not folder.is_dir():
         raise ConfigError(f"images: there is no folder {folder}")
-    records = Records(options.records, options.train.default_category, options.train.categories)
-    for record in () if options.train.lenient else records:
-        for image in record.images:
-            if not (folder / image).is_file():
-                raise ImageError(f"{record.where}: names the image {image!r}, which is not in {folder}")
+    known = {source.key for source in find_sources(folder)}
+    records = Records(options.records, train.default_category, train.categories, train.images_in_front)
+    bad = 0
+    first: list[str] = []
+    for record in () if train.lenient else records.checked():
+        if isinstance(record, RecordError):
+            fault = str(record)
+        elif lost := [image for image in record.images if image not in known]:
+            fault = f"{record.where}: names the image {lost[0]!r}, which is not in {folder}"
+        else:
+            continue
+        bad += 1
+        first += [fault][: 3 - len(first)]
+    if bad:
+        raise RecordError(
+            f"{bad} of {len(records)} records are bad, the first: {'; '.join(first)}; mend them, or set train.lenient"
+        )
     check_llm(options.llm)
     if not options.train_quantizer:
         load_quantizer(options.quantizer)

@@ -60,13 +60,22 @@ def collate(
 class _Batches(Dataset[dict[str, torch.Tensor]]):
     """Reads the records of rows; in a process of its own, if the loader has workers."""
 
-    def __init__(self, sequences: Sequences, flat: bool) -> None:
-        self.sequences, self.flat = sequences, flat
+    def __init__(self, sequences: Sequences, flat: bool, packing: int | None) -> None:
+        self.sequences, self.flat, self.packing = sequences, flat, packing
 
     def __getitem__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        get = self.sequences.get
-        examples = [[get(entry.group, entry.number, entry.position) for entry in row] for row in rows]
-        return collate(examples, self.sequences.pad_id, self.sequences.categories, self.flat)
+        examples = [self._read(row) for row in rows]
+        batch = collate(examples, self.sequences.pad_id, self.sequences.categories, self.flat)
+        return batch | {"tokens": torch.tensor(sum(len(example.ids) for row in examples for example in row))}
+
+    def _read(self, row: Row) -> list[Example]:
+        """A row's records; if BPE-dropout makes them too many tokens, by as much less of it as is needed."""
+        for sixteenths in range(16, -1, -1):
+            share = sixteenths / 16
+            found = [self.sequences.get(entry.group, entry.number, entry.position, share) for entry in row]
+            if not self.packing or sum(len(example.ids) for example in found) <= self.packing:
+                break
+        return found
 
 
 def load(
@@ -77,6 +86,7 @@ def load(
     ranks: int = 1,
     workers: int = 0,
     flat: bool = False,
+    packing: int | None = None,
 ) -> Iterator[tuple[list[Row], list[dict[str, torch.Tensor]]]]:
     """Each step's rows, all of them, and this rank's own as micro-batches.
 
@@ -91,6 +101,11 @@ def load(
         ranks: How many there are.
         workers: Processes that read ahead; 0 reads in this one, when asked for.
         flat: As for `collate`.
+        packing: Tokens that a row has at most, whatever BPE-dropout makes of its records.
+
+    Yields:
+        The step's rows, and batches as `collate` makes them, with the number of their tokens, pads left out, as
+        `tokens`.
     """
     ahead: deque[list[Row]] = deque()
 
@@ -103,7 +118,7 @@ def load(
                 yield rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 
     loader = DataLoader(
-        _Batches(sequences, flat),
+        _Batches(sequences, flat, packing),
         batch_size=None,
         sampler=own(),
         num_workers=workers,

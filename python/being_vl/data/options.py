@@ -53,6 +53,7 @@ class PrepareOptions:
         lenient: Leave out and list bad records, rather than stop.
         default_category: Category of the records that name none.
         categories: The categories that records may name.
+        images_in_front: Put the images of a record whose text has no `<image>` at all in front of it; else it is bad.
         loss: What carries loss.
         shard_size: Records per Arrow file.
         workers: Processes that make files; 0 for this one alone.
@@ -67,6 +68,7 @@ class PrepareOptions:
     lenient: bool = False
     default_category: str = "foundation"
     categories: list[str] = field(default_factory=lambda: [*CATEGORIES])
+    images_in_front: bool = False
     loss: LossOptions = field(default_factory=LossOptions)
     shard_size: int = 10_000
     workers: int = 0

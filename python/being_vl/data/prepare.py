@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,9 +64,9 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
         ConfigError, ModelError, QuantizerError: if the inputs do not fit together.
     """
     rank, ranks = rank_and_count()
-    records = Records(options.records, options.default_category, options.categories)
-    recipe = builder.recipe()
-    recipe |= {"default_category": options.default_category, "categories": options.categories}
+    reading = {name: getattr(options, name) for name in ("default_category", "categories", "images_in_front")}
+    records = Records(options.records, **reading)
+    recipe = builder.recipe() | reading
     check_recipe(options.out / "recipe.json", recipe)
     made_from = [recipe, sha256(options.grids / MANIFEST) if options.grids else None]
     starts = range(0, len(records), options.shard_size)
@@ -267,30 +267,29 @@ def check_faults(folder: Path, lenient: bool) -> None:
     bad = records - manifest["examples"] - kinds.get(DROPPED, 0)
     if (not bad or lenient) and manifest["examples"]:
         return
+    what, remedy = f"{bad} of {records} records are bad", "mend them, or set lenient"
+    if not manifest["examples"]:
+        what, remedy = f"none of {records} records is left", "mend them"
+    kinds = {kind: n for kind, n in kinds.items() if kind not in (DROPPED, TRUNCATED)} or kinds
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    real = [kind for kind in kinds if kind not in (DROPPED, TRUNCATED)] or list(kinds)
-    first = _first_faults(folder, real)[real[0]][0]
-    raise RecordError(
-        f"{bad} of {records} records are bad ({counted}; see {folder / FAULTS}); first: {first}; mend them, or set "
-        "lenient"
-    )
+    first = next(fault["fault"] for fault in _read_faults(folder) if fault["kind"] in kinds)
+    raise RecordError(f"{what} ({counted}; see {folder / FAULTS}); first: {first}; {remedy}")
 
 
 def describe_faults(folder: Path) -> Iterator[str]:
     """Lines that count what a preparation has left out or cut, by kind, with the first few of each."""
     manifest = read_manifest(folder, "sequences")
-    for kind, texts in _first_faults(folder, manifest["faults"]).items():
+    first: dict[str, list[str]] = {kind: [] for kind in manifest["faults"]}
+    for fault in _read_faults(folder):
+        if len(first[fault["kind"]]) < 3:
+            first[fault["kind"]].append(fault["fault"])
+    for kind, texts in first.items():
         yield f"{kind}: {manifest['faults'][kind]:,} of {manifest['records']:,} records"
         yield from (f"  {text}" for text in texts)
-    if manifest["faults"]:
+    if first:
         yield f"all of them: {folder / FAULTS}"
 
 
-def _first_faults(folder: Path, kinds: Iterable[str], count: int = 3) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {kind: [] for kind in kinds}
+def _read_faults(folder: Path) -> Iterator[dict[str, str]]:
     with (folder / FAULTS).open(encoding="utf-8") as file:
-        for line in file:
-            fault = json.loads(line)
-            if fault["kind"] in found and len(found[fault["kind"]]) < count:
-                found[fault["kind"]].append(fault["fault"])
-    return found
+        yield from map(json.loads, file)

@@ -28,7 +28,9 @@ LARGEST = 1 << 26
 _FIELDS = ("id", "category", "image", "images", "conversations", "messages", "caption")
 _PLACE = np.dtype((np.int64, 2))
 _SPACE = re.compile(r"[ \t\r\n]*")
-_decode = json.JSONDecoder().raw_decode
+_decode = json.JSONDecoder(
+    parse_int=float
+).raw_decode  # where a value ends; int() refuses more than 4300 digits
 
 
 class Reader(Protocol):
@@ -110,6 +112,10 @@ class JsonReader:
                 f"{self.path}: record {index}: column {error.colno}: not JSON ({error.msg}); expected a record",
                 "not JSON",
             ) from None
+        except ValueError as error:  # an integer of too many digits
+            raise RecordError(
+                f"{self.path}: record {index}: {error}; expected a record", "not JSON"
+            ) from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int]]:
@@ -172,7 +178,8 @@ def _no_list(path: Path, text: str, base: int) -> RecordError:
     try:
         value, end = _decode(text, _skip(text, 0))
         if text[end:].strip():
-            raise json.JSONDecodeError("Extra data", text, _skip(text, end))
+            lines = "; JSON lines go by the suffix .jsonl" if isinstance(value, dict) else ""
+            raise json.JSONDecodeError("Extra data" + lines, text, _skip(text, end))
     except json.JSONDecodeError as error:
         return _not_json(path, text, base, error)
     return RecordError(f"{path}: a JSON {kind_of(value)}; expected a JSON list of records")
@@ -252,8 +259,8 @@ class TarReader:
             item = json.loads(data.decode()) if suffix == ".json" else {"caption": data.decode()}
         except UnicodeDecodeError as error:
             raise RecordError(f"{where}: its {suffix} is not UTF-8 ({error})", "wrong encoding") from None
-        except ValueError as error:
-            raise RecordError(f"{where}: its .json is not JSON in UTF-8 ({error})", "not JSON") from None
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"{where}: its .json is not JSON ({error})", "not JSON") from None
         if isinstance(item, dict) and not (item.get("image") or item.get("images")):
             images = (m.name.removeprefix("./") for m in sample if Path(m.name).suffix.lower() in SUFFIXES)
             item["image"] = [f"{self.path.name}/{name}" for name in images]

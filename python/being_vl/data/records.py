@@ -66,6 +66,7 @@ class Records:
             all of them.
         default_category: Category of the records that name none.
         categories: The categories that there are.
+        images_in_front: Whether a record with images may have no placeholder at all; they come in front of its text.
 
     Raises:
         RecordError: naming file, record (counted from 0 in its file) and field, for what is wrong.
@@ -76,6 +77,7 @@ class Records:
         paths: Path | str | Iterable[Path | str],
         default_category: str = "foundation",
         categories: Sequence[str] = CATEGORIES,
+        images_in_front: bool = False,
     ) -> None:
         if default_category not in categories:
             raise RecordError(
@@ -84,6 +86,7 @@ class Records:
         self.categories = categories
         self.paths = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
         self._default_category = default_category
+        self._images_in_front = images_in_front
         self._readers = [open_records(path) for path in self.paths]
         self._ends = np.cumsum([len(reader) for reader in self._readers])
 
@@ -127,11 +130,17 @@ class Records:
         return {names[n]: np.flatnonzero(found == n) for n in np.unique(found)}
 
     def _read(self, item: Any, file: int, index: int) -> Record:
-        return _read_record(item, self.paths[file], index, self._default_category, self.categories)
+        path, allowed = self.paths[file], self._images_in_front
+        return _read_record(item, path, index, self._default_category, self.categories, allowed)
 
 
 def _read_record(
-    item: Any, path: Path, index: int, default_category: str, categories: Sequence[str]
+    item: Any,
+    path: Path,
+    index: int,
+    default_category: str,
+    categories: Sequence[str],
+    images_in_front: bool,
 ) -> Record:
     if isinstance(item, RecordError):
         raise item
@@ -151,12 +160,13 @@ def _read_record(
         expected = f"expected one of {', '.join(categories)}"
         raise RecordError(f"{where}: 'category' is {category!r}; {expected}", "unknown category")
 
-    images = item.get("image", item.get("images", []))
+    named = "image" if "image" in item else "images"
+    images = item.get(named, [])
     images = images if isinstance(images, list) else [images]
     for image in images:
         if not isinstance(image, str) or not image:
             raise RecordError(
-                f"{where}: 'image' holds {image!r:.80}; expected a file name or a list of file names"
+                f"{where}: {named!r} holds {image!r:.80}; expected a file name or a list of file names"
             )
 
     field = next((field for field in (*_DIALECTS, "caption") if field in item), None)
@@ -164,18 +174,19 @@ def _read_record(
         raise RecordError(f"{where}: no field 'conversations' or 'messages'; expected a list of turns")
     if field == "caption":
         turns: tuple[Turn, ...] = (Turn("assistant", _checked_text(item[field], "'caption'", where)),)
-        if not turns[0].text or not images:
-            lacking = "is empty" if images else "has no image"
-            raise RecordError(f"{where}: its 'caption' {lacking}; expected a text about images")
+        if not images:
+            raise RecordError(f"{where}: its 'caption' has no image; expected a text about images")
+        if not turns[0].text:
+            raise RecordError(f"{where}: its 'caption' is empty; expected a text", "empty answer")
         if PLACEHOLDER in turns[0].text:
             raise RecordError(f"{where}: {PLACEHOLDER} in its 'caption'; expected text", "image markers")
     else:
         turns = _read_turns(item[field], field, where)
-    placeholders = sum(turn.text.count(PLACEHOLDER) for turn in turns)
-    if placeholders not in (0, len(images)):
+    found = sum(turn.text.count(PLACEHOLDER) for turn in turns)
+    if found != len(images) and (found or (field != "caption" and not images_in_front)):
         raise RecordError(
-            f"{where}: {placeholders} {PLACEHOLDER} in {field!r} but {len(images)} in 'image'; expected as many, "
-            "or no placeholder at all",
+            f"{where}: {found} {PLACEHOLDER} in {field!r} for {len(images)} image{'s' * (len(images) != 1)}; "
+            "expected as many" + ("" if found else ", unless images_in_front is set"),
             "image markers",
         )
     return Record(identity, tuple(images), turns, category, path, index)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,9 +131,9 @@ _Piece = tuple[str | _Image, float]
 class SequenceBuilder:
     """Turns records into examples, and questions into prompts, the same way to the id.
 
-    Images without placeholder, and images whose placeholders open the first question or close it on lines of their
-    own, come directly behind BOS. Any other placeholder stays where it is. Text is written by the tokenizer's chat
-    template, or `being_vl.data.chat.DEFAULT_TEMPLATE`; the labels are exactly the answers with their end-of-turn
+    Images of a text without any placeholder, and those whose placeholders open the first question or close it on lines
+    of their own, come directly behind BOS. Any other placeholder stays where it is. Text is written by the tokenizer's
+    chat template, or `being_vl.data.chat.DEFAULT_TEMPLATE`; the labels are exactly the answers with their end-of-turn
     tokens, unless `loss` says otherwise. A caption follows its images without a template, with an end-of-turn token.
     Strings of special tokens in the texts are text like any other and never become special.
 
@@ -246,13 +247,14 @@ class SequenceBuilder:
             "loss": plain(self.loss),
         }
 
-    def reencode(self, example: Example, dropout: float, seed: int) -> Example:
-        """The example with its images encoded by BPE-dropout; unchanged if that makes it longer than `max_length`.
+    def reencode(self, example: Example, dropout: float, seed: int, longest: float = math.inf) -> Example:
+        """The example with its images encoded by BPE-dropout; unchanged if that makes it longer than `longest`.
 
         Args:
             example: One that `build` made of the same grids.
             dropout: Probability with which each merge is skipped.
             seed: Below 2**63; same seed, same ids.
+            longest: Tokens.
         """
         if not example.images:
             return example
@@ -270,7 +272,7 @@ class SequenceBuilder:
             spans.append(image._replace(start=start, stop=start + len(tokens)))
             grown += len(tokens) - (image.stop - image.start)
             behind = image.stop
-        if len(example.ids) + grown > self.max_length:
+        if len(example.ids) + grown > longest:
             return example
         return dataclasses.replace(
             example,
@@ -400,35 +402,29 @@ class SequenceBuilder:
         return {text: np.concatenate([rows[part] for part in cut]) for text, cut in parts.items()}
 
     def _encode_images(self, records: Sequence[Record], found: list[Fault]) -> dict[str, _Encoded]:
-        """Each image of the records that can be encoded; why others can't, into `found`."""
-        users: dict[str, list[Record]] = {}
-        for record in records:
-            for key in dict.fromkeys(record.images):
-                users.setdefault(key, []).append(record)
-        grids = {}
-        for key in users:
-            kind, reason = "missing image", None
-            if self.bpe is None or self.grids is None:
-                lacking = "no grids were given (--grids)"
-                if self.bpe is None:
-                    lacking = "the model is not expanded by visual tokens (being-vl expand)"
-                reason = f"has the image {key!r}, but {lacking}"
+        """Each image of the records that can be encoded; why a record has others, into `found`."""
+        grids: dict[str, NDArray[np.int64]] = {}
+        wrong: dict[str, Fault] = {}
+        for key in dict.fromkeys(key for record in records for key in record.images):
+            if self.bpe is None:
+                reason = "but the model is not expanded by visual tokens (being-vl expand)"
+                wrong[key] = Fault("missing image", f"has the image {key!r}, {reason}")
+            elif self.grids is None:
+                reason = "but no grids were given (--grids)"
+                wrong[key] = Fault("missing image", f"has the image {key!r}, {reason}")
             elif key not in self.grids:
                 why = self.grids.failed.get(key, "not among the quantized images")
-                reason = f"the image {key!r} has no grid ({why})"
+                wrong[key] = Fault("missing image", f"the image {key!r} has no grid ({why})")
             else:
-                grid = self.grids[key]
+                grids[key] = grid = self.grids[key]
                 outside = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]
                 if outside.size:
-                    kind = "bad grid"
-                    reason = (
-                        f"the grid of {key!r} holds the id {outside[0]}, outside the codebook of "
-                        f"{self.bpe.base_vocab_size}"
-                    )
-                else:
-                    grids[key] = grid
-            if reason:
-                found += [Fault(kind, f"{record.where}: {reason}") for record in users[key]]
+                    reason = f"outside the codebook of {self.bpe.base_vocab_size}"
+                    wrong[key] = Fault("bad grid", f"the grid of {key!r} holds the id {outside[0]}, {reason}")
+                    del grids[key]
+        for record in records:
+            if fault := next((wrong[key] for key in record.images if key in wrong), None):
+                found.append(fault._replace(text=f"{record.where}: {fault.text}"))
         if self.bpe is None or not grids:
             return {}
         batch = self.bpe.encode_batch(list(grids.values()), self.num_threads)

@@ -1,6 +1,7 @@
 """Tokenised records on disk, grouped as mixtures name them. Reading needs numpy and pyarrow alone."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,9 @@ from being_vl.data.sequences import Example, Group, ImageSpan, SequenceBuilder
 from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import read_manifest
 from being_vl.quantize.grids import METADATA, write_table
+
+_SAMPLE = 256
+"""Records with images, evenly spread, of which is measured how much longer BPE-dropout makes them."""
 
 
 class Sequences(Protocol):
@@ -30,15 +34,16 @@ class Sequences(Protocol):
 
     @property
     def lengths(self) -> Mapping[Group, NDArray[np.int32]]:
-        """Of each group the length in tokens of each of its records, without BPE-dropout. Rows are planned by these."""
+        """Of each group the tokens of each of its records, with BPE-dropout as expected. Rows are planned by these."""
 
-    def get(self, group: Group, index: int, position: int) -> Example:
+    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> Example:
         """One record; also called in the processes of a data loader.
 
         Args:
             group: One of `lengths`.
             index: Of the record in its group, from 0.
             position: Of this reading in the training's stream of records; BPE-dropout is a function of it and the seed.
+            share: Of the dropout's probability; 0 is without.
         """
 
 
@@ -166,6 +171,7 @@ class PreparedSequences:
         builder: What BPE-dropout encodes images with.
         dropout: Probability with which it skips a merge. Where a sequence would become too long by it, there is none.
         seed: Its seed.
+        longest: Tokens beyond which a sequence is too long, if less than those that it was prepared for.
 
     Attributes:
         manifest: The folder's manifest.
@@ -177,7 +183,14 @@ class PreparedSequences:
         ConfigError: if there is to be dropout, but no grids.
     """
 
-    def __init__(self, folder: Path, builder: SequenceBuilder, dropout: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        builder: SequenceBuilder,
+        dropout: float = 0.0,
+        seed: int = 0,
+        longest: int | None = None,
+    ) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder, "sequences")
         made, now = self.manifest["recipe"], builder.recipe()
@@ -190,6 +203,7 @@ class PreparedSequences:
         self.categories: Sequence[str] = self.manifest["recipe"]["categories"]
         self.dropout = dropout
         self.builder = builder
+        self._longest = min(self.manifest["recipe"]["max_length"], longest or math.inf)
         self._seed = seed
         if dropout and (builder.grids is None or builder.bpe is None):
             raise ConfigError(
@@ -202,19 +216,35 @@ class PreparedSequences:
         names = sorted(known)
         order = np.array([names.index(name) for name in known], np.uint16)[numbers]
         rows = np.argsort(order, kind="stable").astype(np.int32)
-        lengths = np.concatenate([shard.lengths() for shard in self.shards])[rows]
+        lengths = np.concatenate([shard.lengths() for shard in self.shards])
+        if dropout:
+            lengths = self._expected(lengths)
+        lengths = lengths[rows]
         ends = np.cumsum(np.bincount(order, minlength=len(names))).tolist()
         slices = dict(zip(names, map(slice, [0, *ends], ends), strict=False))
         self.lengths = {group: lengths[part] for group, part in slices.items()}
         self._rows = {group: rows[part] for group, part in slices.items()}
 
-    def get(self, group: Group, index: int, position: int) -> Example:
+    def _expected(self, lengths: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The lengths with BPE-dropout: of what merges have saved in a record's images, it gives back a share."""
+        saved = np.concatenate([shard.saved() for shard in self.shards])
+        sample = np.flatnonzero(saved)
+        sample = sample[:: max(1, len(sample) // _SAMPLE)].tolist()
+        grown = 0
+        for row in sample:
+            example = self.read(row)
+            grown += len(self.builder.reencode(example, self.dropout, row).ids) - len(example.ids)
+        share = max(0.0, grown / max(1, saved[sample].sum()))
+        expected = lengths + np.round(saved * share).astype(np.int32)
+        return np.where(expected > self._longest, lengths, expected)
+
+    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> Example:
         """See `Sequences`."""
         example = self.read(int(self._rows[group][index]))
-        if not self.dropout:
+        if not self.dropout * share:
             return example
         seed = int(np.random.PCG64([self._seed, position]).random_raw()) >> 1
-        return self.builder.reencode(example, self.dropout, seed)
+        return self.builder.reencode(example, self.dropout * share, seed, self._longest)
 
     def read(self, row: int) -> Example:
         """A record by its place among all that were prepared."""

@@ -174,6 +174,10 @@ def _turns(messages: Sequence[Message]) -> tuple[list[Turn], list[Picture]]:
     """Turns with placeholders, and the images that these stand for."""
     turns, pictures = [], []
     for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise RecordError(
+                f"message {number} is {message!r:.80}; expected an object with 'role' and 'content'"
+            )
         role, content, text = message.get("role"), message.get("content"), ""
         if role not in ("system", "user", "assistant"):
             raise RecordError(f"message {number}: role is {role!r}; expected 'system', 'user' or 'assistant'")

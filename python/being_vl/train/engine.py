@@ -167,14 +167,18 @@ def _train_stage(
     if probe and done == 0:
         probe.measure(engine, logger, 0)
     seen = Seen(plan)
-    batches = load(seen.after(done), sequences, accumulation, rank, world, options.workers, flat)
+    steps_left = seen.after(done)
+    batches = load(steps_left, sequences, accumulation, rank, world, options.workers, flat, options.packing)
     started = time.perf_counter()
     for step, (rows, micro_batches) in enumerate(batches, start=done + 1):
         rates = set_rates(optimizer, factor(stage, step - 1, steps))
-        own = [[float(micro["weights"].sum()), micro["weights"].numel()] for micro in micro_batches]
+        own = [
+            [float(micro["weights"].sum()), int(micro.pop("tokens")), micro["weights"].numel()]
+            for micro in micro_batches
+        ]
         sizes = torch.tensor(own, dtype=torch.float64, device=engine.device).sum(0)
         dist.all_reduce(sizes)
-        weight, cells = sizes.tolist()
+        weight, tokens, cells = sizes.tolist()
         tally = Tally(model.embedding.text_size, sequences.categories, engine.device)
         for index, micro in enumerate(micro_batches):
             # What dropout draws depends on the position alone, so a resumed run draws the same, on any number of ranks.
@@ -192,14 +196,14 @@ def _train_stage(
         seconds = time.perf_counter() - started
         seen.add(rows)
         read = [record for row in rows for record in row]
-        lengths = [record.length for record in read]
-        flops = cost.flops(lengths, entry["labelled_tokens"]) if cost else None
+        flops = cost.flops([record.length for record in read], entry["labelled_tokens"]) if cost else None
         entry |= {
             **rates,
-            "tokens": sum(lengths),
-            "tokens_per_second": sum(lengths) / seconds,
+            "tokens": int(tokens),
+            "tokens_per_second": tokens / seconds,
             "mfu": flops / (seconds * world * peak) if flops and peak else None,
-            "padding": 1 - sum(lengths) / cells,
+            "padding": 1 - tokens / cells,
+            "fill": tokens / (plan.batch_size * options.packing) if options.packing else None,
             "memory": memory(),
             "seconds": seconds,
             **seen.shares(),
@@ -285,7 +289,7 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
         if dist.is_initialized():
             dist.barrier()
     check_faults(folder, options.lenient)
-    return PreparedSequences(folder, builder, options.bpe_dropout, options.seed)
+    return PreparedSequences(folder, builder, options.bpe_dropout, options.seed, options.packing)
 
 
 def _recipe(options: TrainOptions, plans: list[StagePlan], ranks: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from being_vl.data.batches import Row, collate
-from being_vl.data.curriculum import Curriculum
+from being_vl.data.curriculum import TEXT_ONLY, Curriculum
 from being_vl.data.packing import WINDOW, pack
 from being_vl.data.sequences import Example, Group
 from being_vl.errors import ConfigError, ModelError
@@ -111,8 +111,11 @@ def plan(options: TrainOptions, lengths: Lengths, ranks: int) -> list[StagePlan]
             raise ConfigError(f"stage {stage.name!r}: {error}; {_listed(lengths)}") from None
         for key in {**stage.mixture, **(stage.mixture_end or {})}:
             if key not in curriculum.keys and key not in options.categories and stage.mixture.get(key) != 0:
+                taken = (
+                    f"; those without images belong to {TEXT_ONLY!r}" if TEXT_ONLY in curriculum.keys else ""
+                )
                 raise ConfigError(
-                    f"stage {stage.name!r}: there are no records of {key!r}; {_listed(lengths)}"
+                    f"stage {stage.name!r}: there are no records of {key!r}; {_listed(lengths)}{taken}"
                 )
         sample = list(blank.rows(_SAMPLE))
         records = sum(map(len, sample)) / _SAMPLE

@@ -23,6 +23,9 @@ const FEW_TOKENS: u32 = 1 << 12;
 /// With fewer cells than this, waking threads is not worth it.
 const PARALLEL_CELLS: usize = 1 << 14;
 
+/// Most places for which memory is kept from token to token.
+const MOST_KEPT: usize = 1 << 20;
+
 fn class(token: u32) -> u32 {
     token.wrapping_mul(0x9E37_79B1) >> (u32::BITS - CLASSES.ilog2())
 }
@@ -198,13 +201,13 @@ impl<T: Token> Sorted<T> {
 struct Counter {
     /// By the second token.
     counts: Vec<Count>,
-    /// By the second token, the number of the list of the pair's places; for pairs that are not listed, 0.
-    numbers: Vec<u32>,
+    /// By the second token, where the pair's next place goes in `listed`, and how far that moves.
+    cursors: Vec<(usize, usize)>,
+    /// The places of listed pairs, pair by pair.
+    listed: Vec<u32>,
     /// The first `len` are the second tokens found.
     others: Vec<u32>,
     len: usize,
-    /// Empty, with room for what is not listed.
-    unlisted: Vec<u32>,
     border: u32,
 }
 
@@ -214,10 +217,10 @@ impl Counter {
         let counts = vec![Count::default(); tokens];
         Self {
             counts,
-            numbers: vec![0; tokens],
+            cursors: vec![(0, 0); tokens],
+            listed: Vec::new(),
             others: vec![0; tokens + 1],
             len: 0,
-            unlisted: Vec::new(),
             border,
         }
     }
@@ -250,43 +253,42 @@ impl Counter {
         if listed.is_empty() {
             return;
         }
-        for (number, &(other, _)) in (1..).zip(&listed) {
-            self.numbers[other as usize] = number;
+        // Place 0 takes what is not listed: a branch would be guessed wrong half the time.
+        let mut end = 1;
+        let mut starts = Vec::with_capacity(listed.len());
+        for &(other, count) in &listed {
+            self.cursors[other as usize] = (end, 1);
+            starts.push(end);
+            end += count.all as usize;
         }
-        let all: usize = sources.iter().map(|sorted| sorted.of(a).len()).sum();
-        for (sorted, places) in sources.iter().zip(&mut result.places) {
-            let here = sorted.of(a);
-            // Canvases are alike, so this is seldom too little.
-            let capacity = |count: u64| match here.len() {
-                len if len == all => count as usize,
-                len => (1.02 * count as f64 * len as f64 / all as f64) as usize + 4,
+        self.listed.resize(self.listed.len().max(end), 0);
+        let Self { cursors, listed: places, border, .. } = self;
+        for (sorted, result) in sources.iter().zip(&mut result.places) {
+            let mut list = |token: u32, x: u32| {
+                let (cursor, step) = &mut cursors[token as usize];
+                places[*cursor] = x;
+                *cursor += *step;
             };
-            // List 0 takes what is not listed: a branch would be guessed wrong half the time.
-            let mut lists = Vec::with_capacity(1 + listed.len());
-            lists.push(std::mem::take(&mut self.unlisted));
-            lists.extend(listed.iter().map(|&(_, count)| Vec::with_capacity(capacity(count.all))));
-            for chunk in here.chunks(1 << 12) {
-                for &Cell { x, right, below } in chunk {
-                    let (right, below) = (right.into(), below.into());
-                    lists[self.numbers[right as usize] as usize].push(x);
-                    let once = u32::from(right != below);
-                    lists[(once * self.numbers[below as usize]) as usize].push(x);
-                }
-                lists[0].clear();
+            for &Cell { x, right, below } in sorted.of(a) {
+                let (right, below) = (right.into(), below.into());
+                list(right, x);
+                // Once is enough.
+                list(if below == right { *border } else { below }, x);
             }
-            let mut lists = lists.into_iter();
-            self.unlisted = lists.next().unwrap_or_default();
-            for (mut list, &(other, _)) in lists.zip(&listed) {
-                if list.capacity() > list.len() + list.len() / 8 {
-                    list.shrink_to_fit();
+            for (&(other, _), &start) in listed.iter().zip(&starts) {
+                let cursor = &mut cursors[other as usize].0;
+                if start < *cursor {
+                    let list = places[start..*cursor].to_vec();
+                    result.push((key(a, other), Places::Cells(list)));
                 }
-                if !list.is_empty() {
-                    places.push((key(a, other), Places::Cells(list)));
-                }
+                *cursor = start;
             }
+        }
+        if places.len() > MOST_KEPT {
+            *places = Vec::new();
         }
         for &(other, count) in &listed {
-            self.numbers[other as usize] = 0;
+            cursors[other as usize] = (0, 0);
             result.counts.push((key(a, other), count));
         }
     }

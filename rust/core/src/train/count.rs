@@ -99,6 +99,11 @@ impl Sketch {
         sum
     }
 
+    /// How many bounds reach a threshold.
+    pub fn count(&self, threshold: u64) -> usize {
+        self.counts.iter().filter(|&&count| u64::from(count) >= threshold).count()
+    }
+
     /// The least threshold that at most `wanted` bounds reach.
     pub fn threshold(&self, wanted: usize) -> u64 {
         let mut largest: Vec<u32> = Vec::new();

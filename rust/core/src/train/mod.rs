@@ -266,9 +266,6 @@ const PARALLEL_MERGES: u64 = 1 << 8;
 /// With fewer occurrences than this, neither is counting a pair's offsets nor listing new pairs.
 const PARALLEL_OCCURRENCES: u64 = 1 << 11;
 
-/// Counts below this are few, so the threshold takes larger steps.
-const FEW: u64 = 32;
-
 /// With fewer cells than this, a full count is not worth waking threads for.
 const PARALLEL_CELLS: u64 = 1 << 14;
 
@@ -411,11 +408,9 @@ impl<W: Word> Learner<W> {
                     }
                     ((priority - self.options.alpha) * max_frequency as f64).max(0.0) as u64
                 }
-                None => self.threshold,
+                None => self.threshold / 2,
             };
-            // Some way further down, so that the next count is not due after the next rule.
-            let below = |count: u64| count - if count < FEW { count.div_ceil(2) } else { count / 4 };
-            self.index(below(needed).min(below(self.threshold)), interrupt)?;
+            self.index(needed.min(missed), interrupt)?;
         }
     }
 
@@ -538,7 +533,9 @@ impl<W: Word> Learner<W> {
             threads.map(shards, parallel, |shard| shard.count_roughly(bits, interrupt));
             interrupt.check()?;
             let sketch = Sketch::sum(shards.iter().map(Shard::sketch));
-            let threshold = sketch.threshold(wanted).min(limit).max(options.min_frequency);
+            // Some more than the limit takes, so that the next count is not due after the next rule.
+            let least = sketch.count(limit) / 4 * 5;
+            let threshold = sketch.threshold(wanted.max(least)).min(limit).max(options.min_frequency);
             let reaching = sketch.reaching(threshold);
             drop(sketch);
             (threshold, threads.map(shards, parallel, |shard| shard.count(&reaching, interrupt)).concat())

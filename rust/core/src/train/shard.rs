@@ -246,7 +246,6 @@ impl<W: Word> Shard<W> {
         let mut offsets = Vec::new();
         let mut places = self.take(pair.index);
         if let Places::Regions(list) = &mut places {
-            sort_nearly_sorted(list);
             let mut end = 0;
             for (stride, range) in self.canvas.by_stride(list, |&place| unpack(place).0) {
                 let part = &mut list[range.clone()];
@@ -282,7 +281,7 @@ impl<W: Word> Shard<W> {
                 *list = left;
             }
             Places::Regions(list) => {
-                // In raster order since the pair's histogram was asked for.
+                sort_nearly_sorted(list);
                 let mut left = Vec::new();
                 for (stride, range) in canvas.by_stride(list, |&place| unpack(place).0) {
                     for block in list[range].chunks(BLOCK) {
@@ -412,8 +411,8 @@ fn join_cells<W: Word>(
         // What is around x without y, and around y without x.
         let u = region(cells, x - stride);
         let v = region(cells, x - 1);
-        let w = region(cells, if to_right { x + stride } else { x + 1 });
-        let p = region(cells, if to_right { y - stride } else { y - 1 });
+        let w = region(cells, x + (1 + stride - distance));
+        let p = region(cells, y - (1 + stride - distance));
         let q = region(cells, y + 1);
         let r = region(cells, y + stride);
         cells[x as usize] = W::new(token, 0);
@@ -480,7 +479,7 @@ fn join_regions<W: Word>(
         neighbours.for_each(|Neighbour { region, of_x, of_y }| {
             let (z, other) = region;
             // Single cells that are not side by side in a row are in a column.
-            let pair = |x: u32| 1 | u64::from(z.wrapping_sub(x).wrapping_add(1) & !2 != 0) << 32;
+            let pair = |x: u32| 1 | u64::from((z.wrapping_sub(x).wrapping_add(1) & !2).min(1)) << 32;
             let gone = [
                 (usize::from(z < x), u64::from(of_x) * pair(x)),
                 (side_of_b + usize::from(z < y), u64::from(of_y) * pair(y)),
