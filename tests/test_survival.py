@@ -155,13 +155,17 @@ def test_resumes_with_adapters_and_offload(zero: int, chain: Path, dropping: Pat
 
 
 def test_damaged_checkpoint_is_passed_over(chain: Path, dropping: Path, whole: Path, tmp_path: Path) -> None:
-    """One flipped bit in a file of the right length is found by its checksum, and the checkpoint before is loaded."""
+    """One flipped bit in a file of the right length is found by its checksum, and the checkpoint before is loaded.
+
+    As many are kept as asked for, one more while old ones are removed, and none when the stage is done.
+    """
     out = tmp_path / "run"
-    path = recipe(chain, out, ranks=2, zero=2, model=str(dropping), **SAME, save_every=2)
+    path = recipe(chain, out, ranks=2, zero=2, model=str(dropping), **SAME, save_every=2, keep=3)
     training = ForkedTraining(path, 2)
-    until(lambda: "stage2-00000006" in saved(out), training)
+    until(lambda: "stage2-00000010" in saved(out), training)
     training.kill()
-    *_, older, newer = saved(out)
+    *oldest, older, newer = saved(out)
+    assert 1 <= len(oldest) <= 2
     file = max((out / "checkpoints" / newer).glob("*.pt"), key=lambda file: file.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -170,6 +174,7 @@ def test_damaged_checkpoint_is_passed_over(chain: Path, dropping: Path, whole: P
     assert f"{newer} is damaged ({file.name} does not have the checksum" in said
     assert f"resumed after step {int(older[-8:])} from" in said
     assert losses(out) == losses(whole)
+    assert not saved(out)
 
 
 @pytest.mark.slow

@@ -290,13 +290,14 @@ STEPS = (2, 12, 2)  # time to be killed in the middle of stage 2
 
 
 def test_killed_and_resumed_run_has_the_same_losses(chain: Path, tmp_path: Path) -> None:
-    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and train again."""
+    """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and train again; in bf16 under ZeRO-2."""
     whole, out, model = tmp_path / "whole", tmp_path / "killed", tmp_path / "model"
     shutil.copytree(chain / "tied", model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    forked(recipe(chain, whole, steps=STEPS, model=str(model)))
-    path = recipe(chain, out, steps=STEPS, model=str(model), save_every=2)
+    same = {"steps": STEPS, "model": str(model), "dtype": "bf16", "zero": 2}
+    forked(recipe(chain, whole, **same))
+    path = recipe(chain, out, save_every=2, **same)
     training = ForkedTraining(path)
     deadline = time.monotonic() + 240
     while not (out / "checkpoints" / "stage2-00000004" / "complete.json").exists():

@@ -315,7 +315,7 @@ def _hashes(options: TrainOptions) -> dict[str, Any]:
         "grids": [options.grids / MANIFEST] if options.grids else [],
     }
     own = None
-    if os.environ["LOCAL_RANK"] == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         with ThreadPoolExecutor() as threads:
             own = {name: list(threads.map(sha256, files)) for name, files in inputs.items()}
     found: list[Any] = [None] * dist.get_world_size()
@@ -346,8 +346,8 @@ def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tup
 def _place(model: TrainedLM, options: TrainOptions, config: dict[str, Any]) -> None:
     """Bring the parameters to this rank's device, and under ZeRO-3 its part of each, in the dtype of the computation.
 
-    Until then they are the checkpoint's file, mapped into memory. One after the other, so that the host's memory never
-    holds the model.
+    Until then they are the checkpoint's file, mapped into memory. One after the other, so that beside a GPU the host's
+    memory never holds all of them.
     """
     import deepspeed
 
