@@ -256,7 +256,7 @@ def prepared(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareOp
 
 
 @given(st.floats(0, 1), st.integers(0, 9), st.integers(0, 700), st.sampled_from([1, 2, 3]), st.integers(0, 2))
-@settings(max_examples=12)
+@settings(max_examples=30)
 def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     prepared: PrepareOptions, dropout: float, seed: int, more: int, ranks: int, done: int
 ) -> None:
@@ -265,8 +265,7 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     packing = max(int(lengths.max()) for lengths in plain.lengths.values()) + more
     sequences = PreparedSequences(prepared.out, builder, dropout, seed, packing)
     assert all((sequences.lengths[group] >= plain.lengths[group]).all() for group in plain.lengths)
-    asked = replace(options(max_steps=3, batch_size=6), packing=packing, seed=seed)
-    (stage, _) = plan(asked, sequences.lengths, 1)
+    stage = StagePlan(options().stages[0], sequences.lengths, seed, packing, batch_size=6, steps=3)
     assert builder.layout is not None
     first_visual = builder.layout.first_visual
 

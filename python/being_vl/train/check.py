@@ -34,7 +34,11 @@ def check(options: CheckOptions, say: Callable[[str], None]) -> None:
     counts = _count(sequences)
     for category in counts:
         groups = [group for group in sequences.lengths if group.category == category]
-        found = (sequences.get(group, n, 0) for group in groups for n in range(len(sequences.lengths[group])))
+        found = (
+            sequences.get(group, n, 0, share=0)  # as its image is drawn, without BPE-dropout
+            for group in groups
+            for n in range(len(sequences.lengths[group]))
+        )
         for example in islice(found, options.show):
             say(f"{category}: {_shown(builder, example)}\n")
     say("\n".join(_table(counts)) + "\n")
