@@ -18,6 +18,7 @@ from PIL import Image
 
 from being_vl.demo import shapesworld
 from being_vl.quantize.base import load_quantizer
+from being_vl.quantize.job import encode_batches
 from being_vl.quantize.loading import load_images
 from being_vl.quantize.sources import find_sources
 
@@ -36,15 +37,14 @@ def make_images(folder, count):
         crop.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{n:06d}.jpg", quality=90)
 
 
-def measure(sources, quantizer, batch_size, workers):
+def measure(sources, quantizer, device, batch_size, workers):
     """Images per second, and the share of the time spent encoding."""
-    encoding, started = 0.0, time.perf_counter()
-    for batch in load_images(sources, quantizer.preprocessing, batch_size, workers):
-        began = time.perf_counter()
-        quantizer.encode_prepared([image.pixels for image in batch if image.pixels is not None])
-        encoding += time.perf_counter() - began
+    encoding, started = [], time.perf_counter()
+    batches = load_images(sources, quantizer.preprocessing, batch_size, workers)
+    for _ in encode_batches(batches, quantizer, device, encoding):
+        pass
     seconds = time.perf_counter() - started
-    return len(sources) / seconds, encoding / seconds
+    return len(sources) / seconds, sum(encoding) / seconds
 
 
 def main():
@@ -67,11 +67,13 @@ def main():
         if options.images is None:
             make_images(Path(made), options.count)
         sources = find_sources(options.images or Path(made))[: options.count]
-        measure(sources[: options.batch_size], quantizer, options.batch_size, 0)  # first calls are slow
+        measure(
+            sources[: options.batch_size], quantizer, options.device, options.batch_size, 0
+        )  # first calls are slow
         print("| workers | images/s | × | encoding | waiting |\n|---|---|---|---|---|")
         first = 0.0
         for workers in options.workers:
-            speed, share = measure(sources, quantizer, options.batch_size, workers)
+            speed, share = measure(sources, quantizer, options.device, options.batch_size, workers)
             first = first or speed
             print(
                 f"| {workers} | {speed:.1f} | {speed / first:.2f} | {share:.0%} | {1 - share:.0%} |",

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from being_vl.files import read_manifest
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.grids import GridStore
 from being_vl.quantize.images import decode_image, find_images, fit_square, read_image
-from being_vl.quantize.job import quantize
+from being_vl.quantize.job import encode_batches, quantize
+from being_vl.quantize.loading import Loaded, load_images
 from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantize.sources import find_sources
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,30 @@ def test_batches_and_shards_change_no_grid(quantizer: Path, tmp_path: Path) -> N
     for key in stores[0]:
         for store in stores[1:]:
             np.testing.assert_array_equal(store[key], stores[0][key])
+
+
+def test_the_next_batch_is_fetched_while_the_network_encodes_one(quantizer: Path, tmp_path: Path) -> None:
+    loaded, asked = load_quantizer(quantizer), threading.Event()
+    images = folder_of(tmp_path / "images", 6)
+    (images / "bad.png").write_bytes(b"")
+    sources = find_sources(images)
+    fetched = list(load_images(sources, loaded.preprocessing, 2, 0))
+
+    class Waiting:
+        def encode_prepared(self, pictures: list[torch.Tensor]) -> list[np.ndarray]:
+            assert asked.wait(60)
+            return loaded.encode_prepared(pictures)
+
+    def batches() -> Iterator[list[Loaded]]:
+        yield fetched[0]
+        asked.set()
+        yield from fetched[1:]
+
+    rows = list(encode_batches(batches(), Waiting(), "cpu", []))  # type: ignore[arg-type]
+    assert [image.key for image, _ in rows] == [source.key for source in sources]
+    for image, grid in rows:
+        (expected,) = loaded.encode_prepared([image.pixels]) if image.pixels is not None else [None]
+        np.testing.assert_array_equal(grid, expected)
 
 
 def test_a_compiled_encoder_makes_the_same_grids(

@@ -15,6 +15,8 @@ from being_vl.errors import BeingVLError, QuantizerError
 from being_vl.quantize import adapters
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from being_vl.quantize.checkpoint import Checkpoint
     from being_vl.quantize.preprocessing import Preprocessing
 
@@ -53,8 +55,8 @@ class Quantizer(Protocol):
         The ids of an image do not depend on the other images of the call.
         """
 
-    def encode_prepared(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
-        """As `encode`, of what `preprocessing.prepare` made of images: uint8 (height, width, 3)."""
+    def encode_prepared(self, pictures: "Sequence[NDArray[np.uint8] | Tensor]") -> list[NDArray[np.int64]]:
+        """As `encode`, of what `preprocessing.prepare` made of images: uint8 (height, width, 3), on any device."""
 
     def decode(self, grids: Sequence[NDArray[np.integer]]) -> list[Image.Image]:
         """RGB pictures, `downsample` times as large as the grids (height, width), of any size.

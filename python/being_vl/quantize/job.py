@@ -4,12 +4,15 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from being_vl.errors import ImageError
@@ -153,7 +156,7 @@ def encode_shards(
     sources = [source for shard in shards for source in shard.sources]
     batches = load_images(sources, quantizer.preprocessing, options.batch_size, options.workers)
     encoding: list[float] = []
-    rows = _rows(batches, quantizer, encoding)
+    rows = encode_batches(batches, quantizer, _device(options.device), encoding)
     failed: dict[str, str] = {}
     done, started = 0, time.perf_counter()
     with tqdm(total=len(sources), unit="image", desc="quantize", disable=None) as bar:
@@ -178,15 +181,33 @@ def encode_shards(
     return failed
 
 
-def _rows(
-    batches: Iterable[list[Loaded]], quantizer: Quantizer, encoding: list[float]
+def encode_batches(
+    batches: Iterable[list[Loaded]], quantizer: Quantizer, device: str, encoding: list[float]
 ) -> Iterator[tuple[Loaded, NDArray[np.int64] | None]]:
-    """Images with their grids, None for those that can't be read; the seconds of encoding are added to `encoding`."""
-    for batch in batches:
+    """Images with their grids, None for those that can't be read; the seconds of encoding are added to `encoding`.
+
+    While the network encodes one batch, in a thread of its own, the next one is fetched and moved to the device.
+    """
+
+    # On a stream of their own copies do not wait for the network.
+    stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
+
+    def move(batch: list[Loaded]) -> list[Tensor]:
+        with torch.cuda.stream(stream):
+            return [torch.from_numpy(image.pixels).to(device) for image in batch if image.pixels is not None]
+
+    def encode(pixels: list[Tensor]) -> Iterator[NDArray[np.int64]]:
         began = time.perf_counter()
-        grids = iter(quantizer.encode_prepared([image.pixels for image in batch if image.pixels is not None]))
+        grids = quantizer.encode_prepared(pixels)
         encoding.append(time.perf_counter() - began)
-        yield from ((image, None if image.pixels is None else next(grids)) for image in batch)
+        return iter(grids)
+
+    with ThreadPoolExecutor(1) as network:
+        begun = ((batch, network.submit(encode, move(batch))) for batch in batches)
+        end: tuple[list[Loaded], Future[Iterator[NDArray[np.int64]]]] = [], Future()
+        for (batch, encoded), _ in pairwise(chain(begun, [end])):
+            grids = encoded.result()
+            yield from ((image, None if image.pixels is None else next(grids)) for image in batch)
 
 
 def _device(device: str) -> str:

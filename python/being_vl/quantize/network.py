@@ -106,9 +106,9 @@ class NetworkQuantizer(ABC):
         return self.encode_prepared([np.array(self.preprocessing.prepare(image)) for image in images])
 
     @torch.inference_mode()
-    def encode_prepared(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
+    def encode_prepared(self, pictures: Sequence[NDArray[np.uint8] | Tensor]) -> list[NDArray[np.int64]]:
         """Grids of prepared images, uint8 (height, width, 3)."""
-        ids = [self._encode(torch.from_numpy(picture)) for picture in pictures]
+        ids = [self._encode(torch.as_tensor(picture)) for picture in pictures]
         return [grid.cpu().numpy() for grid in ids]  # a GPU is waited for only now
 
     def _encode(self, picture: Tensor) -> Tensor:

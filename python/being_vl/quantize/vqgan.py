@@ -122,7 +122,7 @@ class VQGAN:
         return self.encode_prepared([np.array(self.prepare(image)) for image in images])
 
     @torch.inference_mode()
-    def encode_prepared(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int64]]:
+    def encode_prepared(self, pictures: Sequence[NDArray[np.uint8] | Tensor]) -> list[NDArray[np.int64]]:
         """Grids of prepared images, uint8 (height, width, 3).
 
         Equal tiles get equal ids whatever the batch, the number of threads and the device: where float32
@@ -133,7 +133,7 @@ class VQGAN:
         for start in range(0, len(pictures), per_call):
             part = pictures[start : start + per_call]
             shapes = [(p.shape[0] // self.downsample, p.shape[1] // self.downsample) for p in part]
-            cut = [cut_tiles(self.model, to_tensor(p[None]).to(self.model.device)) for p in part]
+            cut = [cut_tiles(self.model, to_tensor(p[None], self.model.device)) for p in part]
             tiles, places = torch.cat(cut).unique(dim=0, return_inverse=True)  # plain areas repeat a lot
             ids = self._ids(tiles)[places].cpu().split([height * width for height, width in shapes])
             grids += [each.reshape(shape).numpy() for each, shape in zip(ids, shapes, strict=True)]
@@ -211,9 +211,9 @@ def tile_side(model: VQModel) -> int:
     return math.isqrt(model.config.in_channels // 3)
 
 
-def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+def to_tensor(pixels: NDArray[np.uint8] | Tensor, device: torch.device | str | None = None) -> Tensor:
     """Pixels (n, height, width, 3) of 0 to 255 as float32 (n, 3, height, width) of -1 to 1."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.as_tensor(pixels, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def cut_tiles(model: VQModel, pixels: Tensor) -> Tensor:
