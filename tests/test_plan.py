@@ -57,13 +57,11 @@ def options(model: Path, **changes: Any) -> TrainOptions:
     return TrainOptions(model, [Path("none.json")], Path("none"), stages=STAGES, **changes)
 
 
-def held() -> dict[int, int]:
-    """Bytes of every storage that a tensor of this process has."""
-    found = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.device.type == "cpu":
-            found[thing.untyped_storage()._cdata] = thing.untyped_storage().nbytes()
-    return found
+def held() -> dict[int, torch.UntypedStorage]:
+    """Every storage that a tensor of this process has; as long as it is held, no other one gets its address."""
+    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    return {storage._cdata: storage for storage in storages}
 
 
 def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any], results: Any) -> None:
@@ -97,12 +95,13 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
             gc.collect()
             now = held()
             # The buffer for gradients to send is a constant of DeepSpeed's, and on a CPU never touched.
-            sizes = [size for key, size in now.items() if key not in before and size < 10**9]
-            most = max(most, sum(sizes))
+            sizes = [storage.nbytes() for key, storage in now.items() if key not in before]
+            most = max(most, sum(size for size in sizes if size < 10**9))
+            del now
             engine.step()
         results.put((rank, stage.name, changes, most))
         engine.destroy()
-        del engine, trained, now
+        del engine, trained
         gc.collect()
 
 
