@@ -55,7 +55,7 @@ def fill(records, row):
     print("| lengths | looked ahead | fill | planning, CPU µs a record |\n|---|---|---|---|")
     for kind in ("uniform", "log-normal", "image and text"):
         found = lengths(kind, records, row)
-        for window in (64, 512, 4096):
+        for window in (64, 256, 4096):
             began = time.process_time()
             draw, planned, tokens, rows = stream(found), 0, 0, 0
             for entries in pack(draw, row, window):

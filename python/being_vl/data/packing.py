@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from being_vl.data.curriculum import Entry
 
-WINDOW = 512
+WINDOW = 256
 """Records looked ahead. On mixed lengths more of them hardly fill rows better (`python -m benchmarks.packing`)."""
 AHEAD = 16
 """Records by which keys of the mixture may be read before their turn for the sake of fuller rows; all keys together."""
@@ -29,12 +29,10 @@ def pack(draw: Callable[[int], Entry], capacity: int, window: int = WINDOW) -> I
     waiting: dict[str, list[tuple[int, int]]] = {}
     arrived: dict[str, deque[Entry]] = {}
     entries: dict[int, Entry] = {}
-    stream: deque[str] = (
-        deque()
-    )  # keys of the records from the one on that would be read next in the stream's order
-    ahead: Counter[str] = (
-        Counter()
-    )  # records of each key read, less those that would have been in the stream's order
+    # Keys of the records from the one on that would be read next in the stream's order.
+    stream: deque[str] = deque()
+    # Records of each key read, less those that would have been in the stream's order.
+    ahead: Counter[str] = Counter()
     rows = 0
 
     def take(key: str, place: int) -> Entry:

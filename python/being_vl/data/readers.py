@@ -28,9 +28,8 @@ LARGEST = 1 << 26
 _FIELDS = ("id", "category", "image", "images", "conversations", "messages", "caption")
 _PLACE = np.dtype((np.int64, 2))
 _SPACE = re.compile(r"[ \t\r\n]*")
-_decode = json.JSONDecoder(
-    parse_int=float
-).raw_decode  # where a value ends; int() refuses more than 4300 digits
+# Where a value ends; int() refuses more than 4300 digits.
+_decode = json.JSONDecoder(parse_int=float).raw_decode
 
 
 class Reader(Protocol):
@@ -244,9 +243,8 @@ class TarReader:
                     yield error
 
     def _read(self, file: BinaryIO, sample: list[tarfile.TarInfo], index: int) -> Any:
-        name = (
-            sample[0].name.encode(errors="backslashreplace").decode()
-        )  # it may hold bytes that are not UTF-8
+        # It may hold bytes that are not UTF-8.
+        name = sample[0].name.encode(errors="backslashreplace").decode()
         where = f"{self.path}: record {index} ({name})"
         members = {
             suffix: m for m in reversed(sample) for suffix in (".json", ".txt") if m.name.endswith(suffix)

@@ -32,9 +32,8 @@ def attention_kernel(options: TrainOptions) -> str | None:
 
 def recompute(lm: Any, on: bool = True) -> None:
     """Have a model's layers compute their activations again in the backward pass, or no longer."""
-    prefix = (
-        "activation" if hasattr(lm, "activation_checkpointing_enable") else "gradient"
-    )  # as transformers calls it
+    # Transformers has called it one and then the other.
+    prefix = "activation" if hasattr(lm, "activation_checkpointing_enable") else "gradient"
     if on:
         getattr(lm, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
     else:
