@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from being_vl.demo.llm import TinyLlamaOptions, make_llama
+from being_vl.train.ranks import torchrun
 
 SENTENCE = "a red square is left of the blue circle and two green stars"
 
@@ -42,15 +42,7 @@ def peaks(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float, floa
     options = {"model": str(model), "records": [str(folder / "records.json")], "out": str(out)}
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(options | {"zero": zero, "dtype": "bf16", "stages": [stage]}))
-    command = [
-        sys.executable,
-        "-m",
-        "being_vl.train.torchrun",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-    ]
-    command += ["-m", "being_vl", "train", "--recipe", str(recipe)]
+    command = torchrun(ranks, recipe)
     log = out / "log.jsonl"
     own, resident = 0, 0
     with subprocess.Popen(

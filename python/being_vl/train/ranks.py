@@ -31,15 +31,7 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None) -> None:
         return
     recipe = Path(options.out) / "options.json"
     write_json(recipe, plain(options))
-    command = [
-        sys.executable,
-        "-m",
-        "being_vl.train.torchrun",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-    ]
-    command += ["-m", "being_vl", "train", "--recipe", str(recipe)]
+    command = torchrun(ranks, recipe)
     with pass_on_signals():
         failed = subprocess.run(command, check=False).returncode
     if failed:
@@ -48,3 +40,9 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None) -> None:
         )
     if not (Path(options.out) / options.stages[-1].name / MANIFEST).is_file():
         raise SystemExit(0)
+
+
+def torchrun(ranks: int, recipe: Path) -> list[str]:
+    """The command that trains a recipe on so many ranks of this machine."""
+    launcher = ["-m", "being_vl.train.torchrun", "--standalone", "--nproc-per-node", str(ranks)]
+    return [sys.executable, *launcher, "-m", "being_vl", "train", "--recipe", str(recipe)]
