@@ -1,12 +1,13 @@
 //! Stopping long work from another thread.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
-/// A flag that asks training or encoding to stop soon; share it by reference between threads.
-#[derive(Debug, Default)]
-pub struct Interrupt(AtomicBool);
+/// A flag that asks training or encoding to stop soon. Clones are the same flag.
+#[derive(Debug, Default, Clone)]
+pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// Asks the work that holds this flag to stop.

@@ -3,6 +3,7 @@
 //! The path of a grid through the crate: [`Grid`] holds the ids, [`train`] learns a [`Vocabulary`] from many grids,
 //! an [`Encoder`] turns a grid into tokens with it, and [`Vocabulary::decode`] turns tokens back into ids.
 
+mod crew;
 mod decode;
 mod encode;
 mod error;

@@ -35,14 +35,6 @@ impl Threads {
         self.0.as_ref()
     }
 
-    /// Calls `work` on one of the threads, if they are not the calling thread anyway.
-    pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.0 {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
-    }
-
     /// Calls `work` for every item, on all threads if it is `worthwhile`, and returns the results in order.
     pub fn map<T: Send, R: Send>(
         &self,

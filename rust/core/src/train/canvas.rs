@@ -14,7 +14,7 @@ use super::count::unpack;
 use crate::grid::Offset;
 
 /// A cell: the token of its region, and how far before it the region's anchor lies.
-pub(super) trait Word: Copy + PartialEq + Debug + Send + Sync {
+pub(super) trait Word: Copy + PartialEq + Debug + Send + Sync + 'static {
     /// The largest token.
     const MAX_TOKEN: u32;
     /// No distance is as large.

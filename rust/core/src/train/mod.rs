@@ -15,8 +15,9 @@ mod count;
 mod shard;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::MutexGuard;
 
+use crate::crew::Crew;
 use crate::encode::{EncodeOptions, Encoder};
 use crate::error::{Error, Result};
 use crate::grid::{Grid, Offset, check_size};
@@ -187,8 +188,10 @@ impl Trainer {
         progress: impl FnMut(Progress) + Send,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        // All on a thread of the pool, because handing over to it for every rule takes longer than many a rule.
-        self.grids.threads().enter(|| self.learn(limit, progress, interrupt))
+        self.grids.start_threads()?;
+        let result = self.learn(limit, progress, interrupt);
+        self.grids.stop_threads();
+        result
     }
 
     fn learn(
@@ -261,10 +264,10 @@ fn check_resume(vocabulary: &Vocabulary, options: &TrainOptions, sizes: &[GridSi
 }
 
 /// With fewer occurrences than this, merging a pair is not worth waking threads for.
-const PARALLEL_MERGES: u64 = 1 << 8;
+const PARALLEL_MERGES: u64 = 1 << 6;
 
 /// With fewer occurrences than this, neither is counting a pair's offsets nor listing new pairs.
-const PARALLEL_OCCURRENCES: u64 = 1 << 11;
+const PARALLEL_OCCURRENCES: u64 = 1 << 8;
 
 /// With fewer cells than this, a full count is not worth waking threads for.
 const PARALLEL_CELLS: u64 = 1 << 14;
@@ -288,13 +291,15 @@ trait Learn: Send {
     fn learn(&mut self, interrupt: &Interrupt) -> Result<Option<Rule>>;
     /// Number of regions.
     fn tokens(&self) -> u64;
-    fn threads(&self) -> Arc<Threads>;
+    fn start_threads(&mut self) -> Result<()>;
+    fn stop_threads(&mut self);
 }
 
-struct Learner<W> {
+struct Learner<W: Word> {
     options: TrainOptions,
-    threads: Arc<Threads>,
-    shards: Vec<Shard<W>>,
+    /// For work that is not shard by shard.
+    threads: Threads,
+    shards: Crew<Shard<W>>,
     /// Per grid, its shard and its position there.
     places: Vec<(u32, u32)>,
     num_tokens: u64,
@@ -313,7 +318,7 @@ struct Learner<W> {
 impl<W: Word> Learn for Learner<W> {
     fn set(&mut self, index: usize, width: u32, ids: &[u32]) {
         let (shard, position) = self.places[index];
-        self.shards[shard as usize].set(position, width, ids);
+        self.shards.item(shard as usize).set(position, width, ids);
         self.num_tokens += ids.len() as u64;
     }
 
@@ -321,7 +326,7 @@ impl<W: Word> Learn for Learner<W> {
         let (shard, position) = self.places[index];
         let options = EncodeOptions { regions: true, ..EncodeOptions::default() };
         let encoding = encoder.encode(grid, &options, &Interrupt::default())?;
-        self.shards[shard as usize].set_encoded(position, grid.width(), &encoding);
+        self.shards.item(shard as usize).set_encoded(position, grid.width(), &encoding);
         self.num_tokens += encoding.ids.len() as u64;
         Ok(())
     }
@@ -342,15 +347,19 @@ impl<W: Word> Learn for Learner<W> {
         self.num_tokens
     }
 
-    fn threads(&self) -> Arc<Threads> {
-        self.threads.clone()
+    fn start_threads(&mut self) -> Result<()> {
+        self.shards.start()
+    }
+
+    fn stop_threads(&mut self) {
+        self.shards.stop();
     }
 }
 
 impl<W: Word> Learner<W> {
     /// Deals grids out to shards of about equal numbers of cells. Grids of one width go together.
     fn new(sizes: &[(u32, u32)], options: &TrainOptions) -> Result<Self> {
-        let threads = Arc::new(Threads::new(options.num_threads)?);
+        let threads = Threads::new(options.num_threads)?;
         let tokens = options.base_vocab_size + options.num_merges as u32;
         let cells = |&(height, width): &(u32, u32)| Canvas::<W>::footprint(height, width);
         let total: u64 = sizes.iter().map(cells).sum();
@@ -377,7 +386,7 @@ impl<W: Word> Learner<W> {
             }
             shard
         };
-        let shards = shards.into_iter().enumerate().map(fill).collect();
+        let shards = Crew::new(shards.into_iter().enumerate().map(fill).collect(), threads.count());
         Ok(Self {
             options: options.clone(),
             threads,
@@ -415,7 +424,7 @@ impl<W: Word> Learner<W> {
     }
 
     fn best_indexed(&mut self, interrupt: &Interrupt) -> Result<Option<Best>> {
-        let Self { options, threads, shards, candidates, threshold, sizes, .. } = self;
+        let Self { options, shards, candidates, threshold, sizes, .. } = self;
         let mut dropped = Vec::new();
         let evaluate = |index: u32, key: u64, count: Count| {
             interrupt.check()?;
@@ -423,7 +432,7 @@ impl<W: Word> Learner<W> {
             let histogram = if pair.a.max(pair.b) < options.base_vocab_size {
                 histogram_of_cells(count)
             } else {
-                histogram(shards, threads, pair, count.all)
+                histogram(shards, pair, count.all)
             };
             let (offset, offset_count) = most_frequent(&histogram);
             let frequency = match options.merge_mode {
@@ -438,10 +447,8 @@ impl<W: Word> Learner<W> {
             Ok(Some(Evaluation { frequency, offset, offset_count, consistency }))
         };
         let best = candidates.best(options.alpha, evaluate)?;
-        for pair in dropped {
-            for shard in &mut *shards {
-                shard.forget(pair);
-            }
+        for mut shard in shards.items() {
+            dropped.iter().for_each(|&pair| shard.forget(pair));
         }
         Ok(best)
     }
@@ -457,56 +464,39 @@ impl<W: Word> Learner<W> {
         let pair = sized(&self.sizes, pair, key);
         self.sizes.push(pair.size);
 
-        let Self { threads, shards, .. } = self;
         let merge = Merge { pair, offset, token };
-        let merges = threads.map(shards, count >= PARALLEL_MERGES, |shard| shard.apply(merge, interrupt));
+        let flag = interrupt.clone();
+        self.shards.each(count >= PARALLEL_MERGES, move |shard| shard.apply(merge, &flag));
         interrupt.check()?;
-        self.num_tokens -= merges.into_iter().sum::<u64>();
 
-        let Self { shards, candidates, pairs_of, threshold, .. } = self;
+        let Self { shards, num_tokens, candidates, pairs_of, threshold, added, .. } = self;
+        let mut shards_now = shards.items();
+        *num_tokens -= shards_now.iter().map(|shard| shard.merged()).sum::<u64>();
         for (token, side) in [(a, 0), (b, 2)].into_iter().take(if a == b { 1 } else { 2 }) {
             pairs_of[token as usize].retain(|&PairOf { pair, other, before }| {
                 let side = side + usize::from(before);
                 let mut removed = Count::default();
-                for shard in &**shards {
+                for shard in &shards_now {
                     removed += shard.removed(other, side);
                 }
                 let kept = candidates.is_indexed(pair)
                     && (removed == Count::default() || candidates.remove(pair, removed, *threshold));
                 if !kept {
-                    for shard in &mut **shards {
+                    for shard in &mut shards_now {
                         shard.forget(pair);
                     }
                 }
                 kept
             });
         }
-        let added = self.sum_added();
+        let added = sum_added(&shards_now, added, *threshold);
+        drop(shards_now);
         let keys = added.iter().map(|&(new, all)| (new_key(token, new), Count { all, below: 0 }));
-        let pairs = take_up(&mut self.candidates, &mut self.pairs_of, keys);
+        let pairs = take_up(candidates, pairs_of, keys);
         let pairs: Vec<_> = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
         let parallel = count >= PARALLEL_OCCURRENCES;
-        self.threads.map(&mut self.shards, parallel, |shard| shard.index_added(merge, &pairs));
+        shards.each(parallel, move |shard| shard.index_added(merge, &pairs));
         Ok(Rule { a, b, offset, count, offset_count, consistency })
-    }
-
-    /// The new pairs at or above the threshold after a rule, and their counts.
-    fn sum_added(&mut self) -> Vec<(NewPair, u64)> {
-        let Self { shards, added, threshold, .. } = self;
-        let mut found = Vec::new();
-        for &(new, count) in shards.iter().flat_map(Shard::added) {
-            let sum = &mut added[new as usize];
-            let before = *sum;
-            *sum += u64::from(count);
-            if before < *threshold && *sum >= *threshold {
-                found.push(new);
-            }
-        }
-        let found = found.into_iter().map(|new| (new, added[new as usize])).collect();
-        for &(new, _) in shards.iter().flat_map(Shard::added) {
-            added[new as usize] = 0;
-        }
-        found
     }
 
     /// Counts all pairs and indexes the frequent ones, with a threshold of at most `limit`.
@@ -520,25 +510,32 @@ impl<W: Word> Learner<W> {
         };
         let wanted = options.indexed_pairs.saturating_mul(halves) / 2;
         let parallel = self.num_tokens >= PARALLEL_CELLS;
-        let (threshold, mut counts) = if shards.iter().all(|shard| shard.canvas().is_single()) {
-            let canvases: Vec<_> = shards.iter().map(Shard::canvas).collect();
+        let mut all = shards.items();
+        let (threshold, mut counts) = if all.iter().all(|shard| shard.canvas().is_single()) {
+            let canvases: Vec<_> = all.iter().map(|shard| shard.canvas()).collect();
             let bounds = options.min_frequency..=limit;
             let found = Search { canvases: &canvases, wanted, bounds, threads, interrupt }.run();
-            for (shard, places) in shards.iter_mut().zip(found.places) {
+            for (shard, places) in all.iter_mut().zip(found.places) {
                 shard.set_counted(places);
             }
+            drop(all);
             (found.threshold, found.counts)
         } else {
+            drop(all);
             let bits = self.num_tokens.max(1).ilog2().clamp(10, MAX_SKETCH_BITS);
-            threads.map(shards, parallel, |shard| shard.count_roughly(bits, interrupt));
+            let flag = interrupt.clone();
+            shards.each(parallel, move |shard| shard.count_roughly(bits, &flag));
             interrupt.check()?;
-            let sketch = Sketch::sum(shards.iter().map(Shard::sketch));
+            let all = shards.items();
+            let sketch = Sketch::sum(all.iter().map(|shard| shard.sketch()));
             // Some more than the limit takes, so that the next count is not due after the next rule.
             let least = sketch.count(limit) / 4 * 5;
             let threshold = sketch.threshold(wanted.max(least)).min(limit).max(options.min_frequency);
             let reaching = sketch.reaching(threshold);
-            drop(sketch);
-            (threshold, threads.map(shards, parallel, |shard| shard.count(&reaching, interrupt)).concat())
+            drop((sketch, all));
+            let flag = interrupt.clone();
+            shards.each(parallel, move |shard| shard.count(&reaching, &flag));
+            (threshold, shards.items().iter().flat_map(|shard| shard.counts()).collect())
         };
         interrupt.check()?;
 
@@ -556,7 +553,7 @@ impl<W: Word> Learner<W> {
         counts.retain(|&(_, count)| count.all >= threshold);
         take_up(&mut self.candidates, &mut self.pairs_of, counts.iter().copied());
         let keys: Vec<_> = counts.into_iter().map(|(key, _)| key).collect();
-        self.threads.map(&mut self.shards, parallel, |shard| shard.index_counted(&keys));
+        self.shards.each(parallel, move |shard| shard.index_counted(&keys));
         Ok(())
     }
 }
@@ -586,6 +583,28 @@ fn take_up(
     counts.map(insert).collect()
 }
 
+/// The new pairs at or above the threshold after a rule, and their counts. `sums` are all 0 between calls.
+fn sum_added<W: Word>(
+    shards: &[MutexGuard<'_, Shard<W>>],
+    sums: &mut [u64],
+    threshold: u64,
+) -> Vec<(NewPair, u64)> {
+    let mut found = Vec::new();
+    for &(new, count) in shards.iter().flat_map(|shard| shard.added()) {
+        let sum = &mut sums[new as usize];
+        let before = *sum;
+        *sum += u64::from(count);
+        if before < threshold && *sum >= threshold {
+            found.push(new);
+        }
+    }
+    let found = found.into_iter().map(|new| (new, sums[new as usize])).collect();
+    for &(new, _) in shards.iter().flat_map(|shard| shard.added()) {
+        sums[new as usize] = 0;
+    }
+    found
+}
+
 /// A pair with the number of its regions' cells.
 fn sized(sizes: &[u64], index: u32, key: u64) -> Pair {
     let (a, b) = tokens(key);
@@ -599,22 +618,17 @@ fn histogram_of_cells(Count { all, below }: Count) -> Vec<(Offset, u64)> {
 }
 
 /// How often an indexed pair of regions occurs at which offset, in ascending order of offsets.
-fn histogram<W: Word>(
-    shards: &mut [Shard<W>],
-    threads: &Threads,
-    pair: Pair,
-    count: u64,
-) -> Vec<(Offset, u64)> {
-    let worthwhile = count >= PARALLEL_OCCURRENCES;
-    let mut parts = threads.map(shards, worthwhile, |shard| shard.histogram(pair)).concat();
+fn histogram<W: Word>(shards: &Crew<Shard<W>>, pair: Pair, count: u64) -> Vec<(Offset, u64)> {
+    shards.each(count >= PARALLEL_OCCURRENCES, move |shard| shard.histogram(pair));
+    let mut parts: Vec<_> = shards.items().iter().flat_map(|shard| shard.offsets()).copied().collect();
     parts.sort_unstable();
-    let mut histogram: Vec<(Offset, u64)> = Vec::with_capacity(parts.len());
-    for (offset, count) in parts {
-        match histogram.last_mut() {
-            Some((last, sum)) if *last == offset => *sum += count,
-            _ => histogram.push((offset, count)),
+    parts.dedup_by(|part, sum| {
+        let same = part.0 == sum.0;
+        if same {
+            sum.1 += part.1;
         }
-    }
-    debug_assert_eq!(histogram.iter().map(|(_, count)| count).sum::<u64>(), count);
-    histogram
+        same
+    });
+    debug_assert_eq!(parts.iter().map(|(_, count)| count).sum::<u64>(), count);
+    parts
 }

@@ -114,9 +114,14 @@ pub(super) struct Shard<W> {
     /// has another token: a region's token never comes back.
     places: Vec<Places>,
     sketch: Sketch,
-    /// Keys of pairs that were counted, and where they occur.
+    /// The pairs counted last: how often and where they occur, by key.
+    counts: Vec<(u64, Count)>,
     counted: Vec<(u64, Places)>,
     changes: Changes,
+    /// How many regions the last rule merged.
+    merged: u64,
+    /// The last histogram.
+    offsets: Vec<(Offset, u64)>,
     /// After a rule, the pairs with the new token, each once, and their counts.
     added: Vec<(NewPair, u32)>,
     /// Room for pairs with the new token.
@@ -135,6 +140,7 @@ impl<W: Word> Shard<W> {
             canvas: Canvas::new(base_vocab_size, tokens),
             places: Vec::new(),
             sketch: Sketch::default(),
+            counts: Vec::new(),
             counted: Vec::new(),
             // One more, for the border.
             changes: Changes {
@@ -142,6 +148,8 @@ impl<W: Word> Shard<W> {
                 adjacencies: Vec::new(),
                 len: 0,
             },
+            merged: 0,
+            offsets: Vec::new(),
             added: Vec::new(),
             others: vec![0; 2 * (tokens as usize + 1) + 1],
             numbers: vec![0; 2 * (tokens as usize + 1)],
@@ -205,13 +213,17 @@ impl<W: Word> Shard<W> {
     }
 
     /// Counts exactly those pairs whose hash has a bit in `reaching`, and notes where they occur.
-    pub fn count(&mut self, reaching: &[u64], interrupt: &Interrupt) -> Vec<(u64, Count)> {
+    pub fn count(&mut self, reaching: &[u64], interrupt: &Interrupt) {
         self.places = Vec::new();
         let sketch = std::mem::take(&mut self.sketch);
         let counted = count(&mut self.canvas, &sketch, reaching, interrupt);
-        let counts = counted.iter().map(|pair| (pair.key, pair.count)).collect();
+        self.counts = counted.iter().map(|pair| (pair.key, pair.count)).collect();
         self.counted = counted.into_iter().map(|pair| (pair.key, pair.places)).collect();
-        counts
+    }
+
+    /// What such a count found.
+    pub fn counts(&self) -> Vec<(u64, Count)> {
+        self.counts.clone()
     }
 
     /// Makes what was counted the new lists, given the pairs that were taken up, in order, their index being their place.
@@ -242,26 +254,30 @@ impl<W: Word> Shard<W> {
 
     /// Counts the offsets of a pair of regions, in no order and not all in one place, and forgets where it no longer
     /// occurs.
-    pub fn histogram(&mut self, pair: Pair) -> Vec<(Offset, u64)> {
-        let mut offsets = Vec::new();
+    pub fn histogram(&mut self, pair: Pair) {
+        self.offsets.clear();
         let mut places = self.take(pair.index);
         if let Places::Regions(list) = &mut places {
             let mut end = 0;
             for (stride, range) in self.canvas.by_stride(list, |&place| unpack(place).0) {
                 let part = &mut list[range.clone()];
                 let kept = self.canvas.retain(part, pair.a, pair.b);
-                region_offsets(&self.canvas, pair, stride, &part[..kept], &mut self.flat, &mut offsets);
+                region_offsets(&self.canvas, pair, stride, &part[..kept], &mut self.flat, &mut self.offsets);
                 list.copy_within(range.start..range.start + kept, end);
                 end += kept;
             }
             list.truncate(end);
         }
         self.put(pair.index, places);
-        offsets
     }
 
-    /// Applies a rule to the shard's grids, notes what it did to the counts, and returns how many regions it merged.
-    pub fn apply(&mut self, merge: Merge, interrupt: &Interrupt) -> u64 {
+    /// The last histogram.
+    pub fn offsets(&self) -> &[(Offset, u64)] {
+        &self.offsets
+    }
+
+    /// Applies a rule to the shard's grids, notes what it did to the counts, and how many regions it merged.
+    pub fn apply(&mut self, merge: Merge, interrupt: &Interrupt) {
         let Merge { pair: Pair { index, a, b, .. }, token, .. } = merge;
         let mut places = self.take(index);
         let Self { canvas, changes, neighbours, .. } = self;
@@ -273,7 +289,7 @@ impl<W: Word> Shard<W> {
                 for (stride, range) in canvas.by_stride(list, |&x| x) {
                     for block in list[range].chunks(BLOCK) {
                         if interrupt.is_set() {
-                            return merges;
+                            return;
                         }
                         merges += join_cells(canvas, merge, stride, block, changes, &mut left);
                     }
@@ -286,7 +302,7 @@ impl<W: Word> Shard<W> {
                 for (stride, range) in canvas.by_stride(list, |&place| unpack(place).0) {
                     for block in list[range].chunks(BLOCK) {
                         if interrupt.is_set() {
-                            return merges;
+                            return;
                         }
                         merges += join_regions(canvas, merge, stride, block, neighbours, changes, &mut left);
                     }
@@ -298,7 +314,12 @@ impl<W: Word> Shard<W> {
         // The pairs of `a` and `b` themselves.
         self.changes.tallies[b as usize][0] += merges;
         self.sum_changes(a, b, token);
-        merges
+        self.merged = merges;
+    }
+
+    /// How many regions the last rule merged.
+    pub fn merged(&self) -> u64 {
+        self.merged
     }
 
     /// Lists the pairs with the new token.
