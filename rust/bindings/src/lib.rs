@@ -6,7 +6,11 @@ mod errors;
 mod vocabulary;
 mod work;
 
+use being_vl_core::HugePages;
 use pyo3::prelude::*;
+
+#[global_allocator]
+static ALLOCATOR: HugePages = HugePages;
 
 /// Visual BPE in Rust; `being_vl.VisualBPE` is its public face.
 #[pymodule]

@@ -1,8 +1,9 @@
 //! Threads that keep to their own items, for jobs that come thousands of times a second.
 //!
-//! A pool's threads fall asleep between such jobs, and waking one takes longer than most jobs do; and as any of them takes
-//! any item, items wander from one core's cache to another's. These threads stay awake for a moment, and item `i` is
-//! always worked on by the same one.
+//! A pool's threads fall asleep between such jobs, and waking one takes longer than most of these jobs do; and as any
+//! thread takes any item, items wander from one core's cache to another's. These threads stay awake for a moment after
+//! each job, and work on the same items each time. Only items that their thread does not come to, perhaps because
+//! another program has its core, are taken over by the calling thread.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,32 +11,33 @@ use std::thread::{self, JoinHandle, Thread};
 
 use crate::error::{Error, Result};
 
-/// Looks without a pause, then looks with giving way to other programs in between, before a thread falls asleep.
-const LOOKS: [u32; 2] = [2000, 100];
+/// How often a waiting thread looks before it falls asleep: for some 30 microseconds.
+const LOOKS: usize = 2000;
 
 type Work<T> = dyn Fn(&mut T) + Send + Sync;
 
-/// What all workers are to do.
-enum Job<T> {
-    /// Work on their items, and then wake this thread.
-    Work(Arc<Work<T>>, Thread),
-    Stop,
+/// What all threads are to do.
+struct Job<T> {
+    /// Counts up.
+    number: usize,
+    /// None ends the threads.
+    work: Option<Arc<Work<T>>>,
+    caller: Thread,
+}
+
+struct Item<T> {
+    /// The last job for which a thread has taken it.
+    job: AtomicUsize,
+    content: Mutex<T>,
 }
 
 struct Shared<T> {
-    items: Vec<Mutex<T>>,
+    items: Vec<Item<T>>,
     job: Mutex<Job<T>>,
-    /// Number of jobs handed out so far.
-    jobs: AtomicUsize,
-    /// Number of workers that are not done with the last one.
-    busy: AtomicUsize,
-}
-
-impl<T> Shared<T> {
-    /// Works on the items of one of `threads` threads.
-    fn work(&self, thread: usize, threads: usize, work: &Work<T>) {
-        self.items.iter().skip(thread).step_by(threads).for_each(|item| work(&mut lock(item)));
-    }
+    /// Number of the last job.
+    last: AtomicUsize,
+    /// Number of items on which it is not done.
+    open: AtomicUsize,
 }
 
 /// Items, and threads that work on them.
@@ -48,19 +50,23 @@ pub(crate) struct Crew<T: Send + 'static> {
 impl<T: Send + 'static> Crew<T> {
     /// For this many threads, the calling one among them; none is started yet.
     pub fn new(items: Vec<T>, threads: usize) -> Self {
-        let items: Vec<_> = items.into_iter().map(Mutex::new).collect();
         let threads = threads.min(items.len());
-        let shared =
-            Shared { items, job: Mutex::new(Job::Stop), jobs: AtomicUsize::new(0), busy: AtomicUsize::new(0) };
+        let item = |content| Item { job: AtomicUsize::new(0), content: Mutex::new(content) };
+        let shared = Shared {
+            items: items.into_iter().map(item).collect(),
+            job: Mutex::new(Job { number: 0, work: None, caller: thread::current() }),
+            last: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+        };
         Self { shared: Arc::new(shared), threads, workers: Vec::new() }
     }
 
-    /// Starts the threads. Until then, and after [`Crew::stop`], the calling thread does all work.
+    /// Starts the threads. Before that, and after [`Crew::stop`], the calling thread does all work.
     pub fn start(&mut self) -> Result<()> {
-        let (threads, jobs) = (self.threads, self.shared.jobs.load(Ordering::Acquire));
+        let (threads, last) = (self.threads, self.shared.last.load(Ordering::Acquire));
         for number in 1..threads {
             let shared = self.shared.clone();
-            let start = thread::Builder::new().spawn(move || serve(&shared, number, threads, jobs));
+            let start = thread::Builder::new().spawn(move || shared.serve(number, threads, last));
             let worker = start.map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
             self.workers.push(worker);
         }
@@ -69,40 +75,49 @@ impl<T: Send + 'static> Crew<T> {
 
     /// Ends the threads.
     pub fn stop(&mut self) {
-        self.hand_out(Job::Stop);
+        self.hand_out(None);
         for worker in self.workers.drain(..) {
-            // If it panicked, its item is poisoned.
+            // If it panicked, its item is poisoned, which says so.
             let _ = worker.join();
         }
     }
 
-    fn hand_out(&self, job: Job<T>) {
-        *lock(&self.shared.job) = job;
-        self.shared.busy.store(self.workers.len(), Ordering::Relaxed);
-        self.shared.jobs.fetch_add(1, Ordering::Release);
+    fn hand_out(&self, work: Option<Arc<Work<T>>>) -> usize {
+        let Shared { items, job, last, open } = &*self.shared;
+        let mut job = lock(job);
+        *job = Job { number: job.number + 1, work, caller: thread::current() };
+        open.store(items.len(), Ordering::Relaxed);
+        last.store(job.number, Ordering::Release);
+        let number = job.number;
+        drop(job);
         self.workers.iter().for_each(|worker| worker.thread().unpark());
+        number
     }
 
     /// Calls `work` for every item, on all threads if it is `worthwhile`.
     pub fn each(&self, worthwhile: bool, work: impl Fn(&mut T) + Send + Sync + 'static) {
         if !worthwhile || self.workers.is_empty() {
-            return self.shared.work(0, 1, &work);
+            return self.items().iter_mut().for_each(|item| work(item));
         }
         let work: Arc<Work<T>> = Arc::new(work);
-        self.hand_out(Job::Work(work.clone(), thread::current()));
-        self.shared.work(0, self.threads, &*work);
-        wait(|| self.shared.busy.load(Ordering::Acquire) == 0);
-        assert!(!self.shared.items.iter().any(Mutex::is_poisoned), "a thread panicked");
+        let (number, shared) = (self.hand_out(Some(work.clone())), &*self.shared);
+        let own = shared.items.iter().step_by(self.threads);
+        for item in own.chain(&shared.items) {
+            item.work(number, &*work, || shared.close());
+        }
+        wait(|| shared.open.load(Ordering::Acquire) == 0);
+        // Fails if another thread has panicked.
+        drop(self.items());
     }
 
     /// The items, locked.
     pub fn items(&self) -> Vec<MutexGuard<'_, T>> {
-        self.shared.items.iter().map(lock).collect()
+        self.shared.items.iter().map(|item| lock(&item.content)).collect()
     }
 
     /// One item, locked.
     pub fn item(&self, index: usize) -> MutexGuard<'_, T> {
-        lock(&self.shared.items[index])
+        lock(&self.shared.items[index].content)
     }
 }
 
@@ -112,52 +127,106 @@ impl<T: Send + 'static> Drop for Crew<T> {
     }
 }
 
+impl<T> Item<T> {
+    /// Works on it, unless a thread already has for this job, and says when it is `done`, even if that panics.
+    fn work(&self, job: usize, work: &Work<T>, done: impl Fn()) {
+        if self.job.fetch_max(job, Ordering::Relaxed) < job {
+            let _done = OnDrop(done);
+            work(&mut lock(&self.content));
+        }
+    }
+}
+
+impl<T> Shared<T> {
+    /// Says that the last job is done on one more item.
+    fn close(&self) {
+        self.open.fetch_sub(1, Ordering::Release);
+    }
+
+    /// What one of the threads does after job `last`.
+    fn serve(&self, thread: usize, threads: usize, mut last: usize) {
+        loop {
+            wait(|| self.last.load(Ordering::Acquire) != last);
+            let (work, caller);
+            {
+                let job = lock(&self.job);
+                last = job.number;
+                caller = job.caller.clone();
+                work = match &job.work {
+                    Some(work) => work.clone(),
+                    None => return,
+                };
+            }
+            for item in self.items.iter().skip(thread).step_by(threads) {
+                item.work(last, &*work, || {
+                    self.close();
+                    caller.unpark();
+                });
+            }
+        }
+    }
+}
+
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no thread panicked")
 }
 
-/// What a worker does, `jobs` having been handed out so far.
-fn serve<T>(shared: &Shared<T>, number: usize, threads: usize, mut jobs: usize) {
-    loop {
-        wait(|| shared.jobs.load(Ordering::Acquire) != jobs);
-        jobs = jobs.wrapping_add(1);
-        let (work, caller) = match &*lock(&shared.job) {
-            Job::Work(work, caller) => (work.clone(), caller.clone()),
-            Job::Stop => return,
-        };
-        let _done = Done { busy: &shared.busy, caller };
-        shared.work(number, threads, &*work);
-    }
-}
-
-/// Says that a worker is done, also if it panics.
-struct Done<'a> {
-    busy: &'a AtomicUsize,
-    caller: Thread,
-}
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.busy.fetch_sub(1, Ordering::Release);
-        self.caller.unpark();
-    }
-}
-
-/// Waits until `ready`, at first awake. Whoever makes it ready must unpark this thread.
+/// Waits until `ready`, at first awake. Whoever makes it ready then unparks this thread.
 fn wait(ready: impl Fn() -> bool) {
-    for _ in 0..LOOKS[0] {
+    for _ in 0..LOOKS {
         if ready() {
             return;
         }
         std::hint::spin_loop();
     }
-    for _ in 0..LOOKS[1] {
-        if ready() {
-            return;
-        }
-        thread::yield_now();
-    }
     while !ready() {
         thread::park();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn every_job_is_done_once_on_every_item() {
+        for (items, threads) in [(1, 1), (2, 2), (3, 2), (2, 5), (7, 3)] {
+            let mut crew = Crew::new(vec![Vec::new(); items], threads);
+            let jobs = 3000;
+            for job in 0..jobs {
+                if job % 1000 == 0 {
+                    crew.stop();
+                    crew.start().unwrap();
+                }
+                // Sometimes the others are asleep by then.
+                if job % 500 == 0 {
+                    thread::sleep(std::time::Duration::from_millis(1));
+                }
+                crew.each(job % 3 != 0, move |done| done.push(job));
+            }
+            for done in crew.items() {
+                assert!(done.iter().copied().eq(0..jobs));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_of_any_thread_reaches_the_caller() {
+        for bad in 0..3 {
+            let mut crew = Crew::new(vec![0, 1, 2], 3);
+            crew.start().unwrap();
+            let work = move |item: &mut i32| assert!(*item != bad, "on purpose");
+            assert!(catch_unwind(AssertUnwindSafe(|| crew.each(true, work))).is_err());
+        }
     }
 }

@@ -9,6 +9,7 @@ mod encode;
 mod error;
 mod grid;
 mod interrupt;
+mod memory;
 mod rules;
 mod sheet;
 mod statistics;
@@ -20,5 +21,6 @@ pub use encode::{Dropout, EncodeOptions, EncodedBatch, Encoder, Encoding, Region
 pub use error::{Error, Result};
 pub use grid::{Grid, MAX_CELLS, MAX_SIDE, MAX_VOCAB_SIZE, Offset, check_size};
 pub use interrupt::Interrupt;
+pub use memory::HugePages;
 pub use train::{Progress, TrainOptions, Trainer, train};
 pub use vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary};

@@ -15,6 +15,7 @@ mod count;
 mod shard;
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 use std::sync::MutexGuard;
 
 use crate::crew::Crew;
@@ -46,7 +47,7 @@ pub struct TrainOptions {
     pub sigma: f64,
     /// Least frequency of a pair that is merged.
     pub min_frequency: u64,
-    /// Number of threads; 0 means one per core. The result does not depend on it.
+    /// Number of threads; 0 means one per core, but fewer for few grids. The result does not depend on it.
     pub num_threads: usize,
     /// About how many pairs to index when all pairs are counted, or up to twice as many in oriented mode or with a large
     /// alpha. The result does not depend on it: fewer mean counting more often, more mean more to keep up to date.
@@ -263,17 +264,20 @@ fn check_resume(vocabulary: &Vocabulary, options: &TrainOptions, sizes: &[GridSi
     Ok(())
 }
 
-/// With fewer occurrences than this, merging a pair is not worth waking threads for.
-const PARALLEL_MERGES: u64 = 1 << 6;
+/// With fewer occurrences than this, merging a pair is not worth handing to threads.
+const PARALLEL_MERGES: u64 = 1 << 7;
 
 /// With fewer occurrences than this, neither is counting a pair's offsets nor listing new pairs.
-const PARALLEL_OCCURRENCES: u64 = 1 << 8;
+const PARALLEL_OCCURRENCES: u64 = 1 << 9;
 
 /// With fewer cells than this, a full count is not worth waking threads for.
 const PARALLEL_CELLS: u64 = 1 << 14;
 
 /// Most bits of the hashes that pairs are counted by.
 const MAX_SKETCH_BITS: u32 = 22;
+
+/// With fewer cells than this, a shard is not worth a thread, unless somebody asks for so many threads.
+const MIN_SHARD_CELLS: u64 = 1 << 21;
 
 /// Most cells of a shard before its last grid is added. With that grid there are fewer than 2^31 cells, so positions
 /// and all counts within a shard fit 32 bits.
@@ -363,7 +367,9 @@ impl<W: Word> Learner<W> {
         let tokens = options.base_vocab_size + options.num_merges as u32;
         let cells = |&(height, width): &(u32, u32)| Canvas::<W>::footprint(height, width);
         let total: u64 = sizes.iter().map(cells).sum();
-        let target = total.div_ceil(threads.count() as u64).clamp(1, MAX_SHARD_CELLS);
+        let worthwhile = if options.num_threads == 0 { total / MIN_SHARD_CELLS } else { u64::MAX };
+        let parts = worthwhile.clamp(1, threads.count() as u64);
+        let target = total.div_ceil(parts).clamp(1, MAX_SHARD_CELLS);
         let mut order: Vec<usize> = (0..sizes.len()).collect();
         order.sort_by_key(|&index| sizes[index].1);
         let mut shards: Vec<Vec<usize>> = Vec::new();
@@ -448,7 +454,9 @@ impl<W: Word> Learner<W> {
         };
         let best = candidates.best(options.alpha, evaluate)?;
         for mut shard in shards.items() {
-            dropped.iter().for_each(|&pair| shard.forget(pair));
+            for &pair in &dropped {
+                shard.forget(pair);
+            }
         }
         Ok(best)
     }
@@ -535,21 +543,14 @@ impl<W: Word> Learner<W> {
             drop((sketch, all));
             let flag = interrupt.clone();
             shards.each(parallel, move |shard| shard.count(&reaching, &flag));
-            (threshold, shards.items().iter().flat_map(|shard| shard.counts()).collect())
+            (threshold, shards.items().iter_mut().flat_map(|shard| shard.take_counts()).collect())
         };
         interrupt.check()?;
 
         self.threshold = threshold;
         self.candidates = Candidates::default();
         self.pairs_of.iter_mut().for_each(Vec::clear);
-        counts.sort_unstable_by_key(|&(key, _)| key);
-        counts.dedup_by(|part, sum| {
-            let same = part.0 == sum.0;
-            if same {
-                sum.1 += part.1;
-            }
-            same
-        });
+        add_up(&mut counts);
         counts.retain(|&(_, count)| count.all >= threshold);
         take_up(&mut self.candidates, &mut self.pairs_of, counts.iter().copied());
         let keys: Vec<_> = counts.into_iter().map(|(key, _)| key).collect();
@@ -621,14 +622,19 @@ fn histogram_of_cells(Count { all, below }: Count) -> Vec<(Offset, u64)> {
 fn histogram<W: Word>(shards: &Crew<Shard<W>>, pair: Pair, count: u64) -> Vec<(Offset, u64)> {
     shards.each(count >= PARALLEL_OCCURRENCES, move |shard| shard.histogram(pair));
     let mut parts: Vec<_> = shards.items().iter().flat_map(|shard| shard.offsets()).copied().collect();
-    parts.sort_unstable();
-    parts.dedup_by(|part, sum| {
+    add_up(&mut parts);
+    debug_assert_eq!(parts.iter().map(|(_, count)| count).sum::<u64>(), count);
+    parts
+}
+
+/// Sorts counts, of which there may be several of a kind, and makes them one of each.
+fn add_up<K: Ord + Copy, C: AddAssign + Copy>(counts: &mut Vec<(K, C)>) {
+    counts.sort_unstable_by_key(|&(kind, _)| kind);
+    counts.dedup_by(|part, sum| {
         let same = part.0 == sum.0;
         if same {
             sum.1 += part.1;
         }
         same
     });
-    debug_assert_eq!(parts.iter().map(|(_, count)| count).sum::<u64>(), count);
-    parts
 }

@@ -221,9 +221,9 @@ impl<W: Word> Shard<W> {
         self.counted = counted.into_iter().map(|pair| (pair.key, pair.places)).collect();
     }
 
-    /// What such a count found.
-    pub fn counts(&self) -> Vec<(u64, Count)> {
-        self.counts.clone()
+    /// What such a count found, taken out.
+    pub fn take_counts(&mut self) -> Vec<(u64, Count)> {
+        std::mem::take(&mut self.counts)
     }
 
     /// Makes what was counted the new lists, given the pairs that were taken up, in order, their index being their place.

@@ -1,0 +1,79 @@
+//! Large blocks of memory on huge pages.
+
+#![expect(unsafe_code, reason = "an allocator cannot be written without")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// Blocks of at least this many bytes are meant to lie on huge pages, as numpy's arrays are.
+const LARGE: usize = 1 << 22;
+
+/// The system's allocator, which asks Linux for huge pages where blocks are large: cells are read all over, and each
+/// page costs once when it is touched first and again when it is looked up.
+pub struct HugePages;
+
+// SAFETY: every call goes to `System` with the same arguments, and what it returns is handed on; in between, the kernel
+// is only told how to back the memory, which changes neither what is in it nor where it is.
+unsafe impl GlobalAlloc for HugePages {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract of `alloc`, which is the same.
+        advise(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        advise(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as above; the block came from `System` with this layout.
+        advise(unsafe { System.realloc(block, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+/// Returns the block, its pages being huge if they are still to come and the kernel can.
+#[inline]
+fn advise(block: *mut u8, size: usize) -> *mut u8 {
+    #[cfg(target_os = "linux")]
+    if size >= LARGE && !block.is_null() {
+        // SAFETY: asks for a number.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1) as usize;
+        let before = block as usize % page;
+        // SAFETY: this advice never changes memory, and an error means that nothing happens. The range is the block and
+        // what lies before it on its first page, so that a page that the allocator's own note begins is huge, too.
+        unsafe { libc::madvise(block.wrapping_sub(before).cast(), size + before, libc::MADV_HUGEPAGE) };
+    }
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_hold_what_is_written_when_they_grow_and_shrink() {
+        for align in [1, 8, 4096] {
+            let layout = |size| Layout::from_size_align(size, align).unwrap();
+            let sizes = [LARGE - 1, LARGE, 3 * LARGE, 5 * LARGE + 7, 100];
+            // SAFETY: nothing is read or written but within the block, which is used with its layout and freed once.
+            unsafe {
+                let zeroed = HugePages.alloc_zeroed(layout(LARGE));
+                assert!((0..LARGE).all(|i| *zeroed.add(i) == 0));
+                HugePages.dealloc(zeroed, layout(LARGE));
+                let mut block = HugePages.alloc(layout(sizes[0]));
+                (0..sizes[0]).for_each(|i| *block.add(i) = i as u8);
+                for pair in sizes.windows(2) {
+                    block = HugePages.realloc(block, layout(pair[0]), pair[1]);
+                    assert_eq!(block as usize % align, 0);
+                    assert!((0..pair[0].min(pair[1])).all(|i| *block.add(i) == i as u8));
+                    (0..pair[1]).for_each(|i| *block.add(i) = i as u8);
+                }
+                HugePages.dealloc(block, layout(100));
+            }
+        }
+    }
+}
