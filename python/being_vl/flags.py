@@ -32,7 +32,8 @@ class Parser(ArgumentParser):
     def parse_args(self, args: Any = None, *more: Any, **named: Any) -> Any:
         recipe = _recipe_of(args)
         content = read_recipe(Path(recipe)) if recipe else {}
-        for action in self._actions:  # jsonargparse goes through the letters of a string, and does not say which one
+        # jsonargparse would take the letters of a string, and not say which option.
+        for action in self._actions:
             if action.nargs == "+" and not isinstance(content.get(action.dest), list | None):
                 found = content[action.dest]
                 raise ConfigError(f"{recipe}: {action.dest}: expected list, found {found}")

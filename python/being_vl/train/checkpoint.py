@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import distributed as dist
@@ -217,8 +217,8 @@ def _aside(folder: Path) -> Path:
 class _HashedFile:
     """What `torch.save` writes to: bytes are hashed on their way, and every few MB are flushed to the disk.
 
-    What is on the disk leaves the page cache, so that a file of any size takes the few pages that it had before. Pages
-    that nobody has used for a while are slow, and writing them took longer than all else.
+    What is on the disk leaves the page cache, so that a file of any size goes through the same few pages: new ones are
+    slow where a virtual machine must first be given them, and training would have to take what is left.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -248,7 +248,7 @@ def _write_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         with path.open("wb") as file:
             hashed = _HashedFile(file)
-            torch.save(state, hashed)
+            torch.save(state, cast(BinaryIO, hashed))
             hashed.flush()
     except Exception as error:  # torch may put an error of its own over that of a full disk
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
