@@ -5,11 +5,12 @@
 trains a Llama of random weights on random tokens, one rank per process (several under torchrun). A round is `--every`
 steps, the first of them preceded by a save in one of three ways, in turn: none; `Checkpoints.save`; DeepSpeed's
 `save_checkpoint`. A round ends when its checkpoint is complete, so it should be long enough for that. Printed are the
-medians of the rounds' seconds, and what a save adds, in seconds and in steps: by the clock, and in CPU time of the
-thread that trains, which on a CPU tells more where other programs run beside it.
+medians of the rounds' seconds, and what a save adds to the round without one just before, in seconds and in steps: by
+the clock, and in CPU time of the thread that trains, which on a CPU tells more where other programs run beside it.
 """
 
 import argparse
+import operator
 import shutil
 import statistics
 import time
@@ -95,13 +96,11 @@ def main() -> None:
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{parameters:,} parameters, {size / 1e6:,.0f} MB on {dist.get_world_size()} rank(s)")
         for index, measure in enumerate(("by the clock", "CPU time of the training thread")):
-            medians = {way: statistics.median(seconds[index] for seconds in found[way]) for way in ways}
-            step = medians["none"] / given.every
-            print(
-                f"{measure}: a step takes {step:.3f} s, a round of {given.every} without a save {medians['none']:.3f} s"
-            )
+            taken = {way: [seconds[index] for seconds in found[way]] for way in ways}
+            step = statistics.median(taken["none"]) / given.every
+            print(f"{measure}: a step takes {step:.3f} s")
             for way in ways[1:]:
-                extra = medians[way] - medians["none"]
+                extra = statistics.median(map(operator.sub, taken[way], taken["none"]))
                 print(f"  a save by {way:<10} adds {extra:7.3f} s, {extra / step:6.1%} of a step")
     dist.barrier()
     shutil.rmtree(given.folder, ignore_errors=True)

@@ -67,9 +67,8 @@ def main():
         if options.images is None:
             make_images(Path(made), options.count)
         sources = find_sources(options.images or Path(made))[: options.count]
-        measure(
-            sources[: options.batch_size], quantizer, options.device, options.batch_size, 0
-        )  # first calls are slow
+        # First calls are slow.
+        measure(sources[: options.batch_size], quantizer, options.device, options.batch_size, 0)
         print("| workers | images/s | × | encoding | waiting |\n|---|---|---|---|---|")
         first = 0.0
         for workers in options.workers:

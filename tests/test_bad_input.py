@@ -179,3 +179,39 @@ def test_generate_without_picture_or_model(
 def test_vocabulary_is_what_it_was(chain: Path) -> None:
     """Guards the fixtures above: without the damage the file loads."""
     assert VisualBPE.load(chain / "vocabulary.json").num_merges == 40
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe", "said"),
+    [
+        (["train"], "zero: two", "zero: expected int, found two"),
+        (["train"], "learning: 1", "Option 'learning' is not accepted"),
+        (["train"], "stages: 3", "stages: expected list, found 3"),
+        (["train"], "stages: [{name: a, epochs: [1]}]", "stages: epochs: expected float, found [1]"),
+        (["prepare"], "records: a.json", "records: expected list, found a.json"),
+        (["vocab", "train", "grids"], "num_merges: [1, 2]", "num_merges: expected int, found [1, 2]"),
+        (["vocab", "train", "grids"], "merges: 3", "Option 'merges' is not accepted"),
+        (["run"], "images: [a, b]\nllm: c", "images: expected a path, found list"),
+        (["run"], "train: {zero: 7}", "train.zero: expected one of 0, 1, 2, 3, found 7"),
+        (["launch"], "zero: [2]", "zero: expected one of 0, 1, 2, 3, found [2]"),
+        (["plan"], "seed: {a: 1}", "seed: expected int, found {'a': 1}"),
+        (["encode", "grids"], "a: [", "no YAML (while parsing"),
+    ],
+)
+def test_wrong_types_in_a_recipe(
+    command: list[str], recipe: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    place = [] if command[0] in ("run", "launch", "plan") else ["--recipe"]
+    assert line_of(capsys, *command, *place, path).startswith(f"being-vl: error: {path}: {said}")
+
+
+def test_wrong_flag_beside_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("seed: 1")
+    for flags, said in [
+        (["--zero", "two"], "zero: expected int, found two"),
+        (["--zeros", "2"], "unrecognized arguments: --zeros 2"),
+    ]:
+        assert line_of(capsys, "train", "--recipe", path, *flags) == f"being-vl: error: {said}"

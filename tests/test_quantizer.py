@@ -167,9 +167,8 @@ def test_saved_and_loaded_it_gives_the_same_ids_and_pictures(
     grids = builtin.encode(pictures[:2])
     for a, b in zip(builtin.decode(grids), again.decode(grids), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert (
-        VQModel.from_pretrained(tmp_path / "q").config.vq_embed_dim == 24
-    )  # plain diffusers can read it too
+    # Plain diffusers can read it too.
+    assert VQModel.from_pretrained(tmp_path / "q").config.vq_embed_dim == 24
 
 
 def test_the_fingerprint_follows_what_decides_ids_and_nothing_else(tmp_path: Path) -> None:

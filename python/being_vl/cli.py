@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from being_vl.data.options import PrepareOptions
 from being_vl.demo.options import DemoOptions
 from being_vl.errors import BeingVLError, ConfigError
 from being_vl.files import plain, write_json
-from being_vl.flags import REST, add_flags
+from being_vl.flags import REST, Parser, add_flags
 from being_vl.model.options import ExpandOptions, GenerateOptions
 from being_vl.quantize.options import (
     GridsDecodeOptions,
@@ -176,9 +176,9 @@ class Command(NamedTuple):
     text: str
     positional: str | None = None
 
-    def parser(self) -> ArgumentParser:
+    def parser(self) -> Parser:
         """Flags of this command, and `--recipe`, unless the command is about a recipe."""
-        parser = ArgumentParser(description=self.text)
+        parser = Parser(description=self.text)
         if self.positional != "recipe":
             parser.add_argument(
                 "--recipe", action="config", help="YAML file of these options; flags override it."
@@ -245,16 +245,16 @@ GROUPS = {
 
 
 @cache
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The parser of the whole command line."""
-    parser = ArgumentParser(prog="being-vl", version=version("being-vl"), description=__doc__)
+    parser = Parser(prog="being-vl", version=version("being-vl"), description=__doc__)
     commands = parser.add_subcommands()
     commands.add_subcommand(
         "run", recipe_parser(), help="Do all steps on your own images and records: run RECIPE."
     )
     groups = {}
     for name, text in GROUPS.items():
-        group = ArgumentParser(description=text)
+        group = Parser(description=text)
         commands.add_subcommand(name, group, help=text)
         groups[name] = group.add_subcommands()
     for name, command in COMMANDS.items():
@@ -295,14 +295,17 @@ def main(arguments: list[str] | None = None) -> int:
                         f"`being-vl launch` and `plan` take it too, but not `{arguments[0]}`"
                     )
                 arguments[place + 1] = str(recipe)
-        config = build_parser().parse_args(arguments)
-        if config.subcommand == "run":
-            _run(config.run)
+        name = next((n for n in ("run", *COMMANDS) if arguments[: len(n.split())] == n.split()), None)
+        if name is None:
+            build_parser().parse_args(arguments)  # shows help or the version, or says what is wrong
+            return 0
+        parser = recipe_parser() if name == "run" else COMMANDS[name].parser()
+        parser.prog = f"being-vl {name}"
+        config = parser.parse_args(arguments[len(name.split()) :])
+        if name == "run":
+            _run(config)
         else:
-            name, values = config.subcommand, config[config.subcommand]
-            if name in GROUPS:
-                name, values = f"{name} {values.subcommand}", values[values.subcommand]
-            COMMANDS[name](values, rest)
+            COMMANDS[name](config, rest)
     except KeyboardInterrupt:
         print("being-vl: stopped", file=sys.stderr)
         return 130

@@ -1,14 +1,57 @@
 """Options dataclasses as flags of the command line."""
 
 import dataclasses
+import re
+from argparse import ArgumentError
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from docstring_parser import parse
 from jsonargparse import ActionYesNo, ArgumentParser
 
+from being_vl.errors import ConfigError
+from being_vl.recipes import read_recipe
+
 REST = "overrides"
 """Name of a field that takes what stands behind `--`: flags for what the command starts."""
+
+PHRASES = {
+    r'Parser key "(.+?)":': r"\1:",
+    r"Not of type Path: .*, not (\w+)": r"expected a path, found \1",
+    r"Expected an? (.*?)\. Got value: ": r"expected \1, found ",
+    r"<class '(?:\w+\.)*(\w+)'>": r"\1",
+    r"typing\.Literal\[(.*?)\]": r"one of \1",
+}
+"""What jsonargparse says about values, and how we say it."""
+
+
+class Parser(ArgumentParser):
+    """A parser that answers bad flags and recipes by a `ConfigError` of one line, not by all its flags and an exit."""
+
+    def parse_args(self, args: Any = None, *more: Any, **named: Any) -> Any:
+        recipe = _recipe_of(args)
+        content = read_recipe(Path(recipe)) if recipe else {}
+        # jsonargparse would take the letters of a string, and not say which option.
+        for action in self._actions:
+            if action.nargs == "+" and not isinstance(content.get(action.dest), list | None):
+                found = content[action.dest]
+                raise ConfigError(f"{recipe}: {action.dest}: expected list, found {found}")
+        return super().parse_args(args, *more, **named)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        words = getattr(self, "args", None) or []
+        recipe, flags = _recipe_of(words), {word.partition("=")[0] for word in words}
+        key = re.match(r'Parser key "(.+?)"', message)
+        by_flag = ex is None or isinstance(ex, ArgumentError) or (key is not None and f"--{key[1]}" in flags)
+        line = " ".join(message.split())
+        for theirs, ours in PHRASES.items():
+            line = re.sub(theirs, ours, line)
+        raise ConfigError(f"{recipe}: {line}" if recipe and not by_flag else line) from ex
+
+
+def _recipe_of(words: list[str]) -> str | None:
+    return next((after for word, after in pairwise(words) if word == "--recipe"), None)
 
 
 def add_flags(parser: ArgumentParser, options: Any, positional: str | None = None) -> None:

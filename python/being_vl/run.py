@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from being_vl.errors import ConfigError, RecordError
 from being_vl.files import digest, plain, sha256, write_json
-from being_vl.flags import add_flags
+from being_vl.flags import Parser, add_flags
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
-from being_vl.recipes import find_recipe
+from being_vl.recipes import find_recipe, read_recipe
 from being_vl.train.options import TrainOptions
 from being_vl.vocabulary.options import VocabOptions
 
@@ -51,9 +50,9 @@ class RunOptions:
     until: Literal["quantize", "vocab", "expand", "train"] = "train"
 
 
-def recipe_parser() -> ArgumentParser:
+def recipe_parser() -> Parser:
     """The parser of a recipe: `RunOptions`, and a section for each step whose paths follow from them."""
-    parser = ArgumentParser(description=run.__doc__)
+    parser = Parser(description=run.__doc__)
     parser.add_argument("--recipe", action="config", help="YAML file of these options; flags override it.")
     add_flags(parser, RunOptions)
     parser.add_class_arguments(QuantizerTrainOptions, "quantizer_training")
@@ -105,7 +104,7 @@ def training_of(recipe: Path, flags: list[str]) -> tuple[TrainOptions, list[str]
     if is_run(path):
         options = recipe_parser().instantiate(recipe_parser().parse_args(["--recipe", str(path), *flags]))
         return options.train, ["--recipe", str(options.train.out / "options.json")]
-    parser = ArgumentParser(prog="being-vl train")
+    parser = Parser(prog="being-vl train")
     parser.add_argument("--recipe", action="config")
     add_flags(parser, TrainOptions)
     arguments = ["--recipe", str(path), *flags]
@@ -144,13 +143,7 @@ def is_run(recipe: Path) -> bool:
     Raises:
         ConfigError: if it is no YAML of options.
     """
-    try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{recipe}: no YAML ({error})") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{recipe}: expected options, `name: value`, found {type(content).__name__}")
-    return "llm" in content
+    return "llm" in read_recipe(recipe)
 
 
 def run(config: Namespace) -> Path:

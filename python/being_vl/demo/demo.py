@@ -120,7 +120,7 @@ def recipe(out: Path, size: Size, seed: int) -> Namespace:
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     arguments += ["--records", str(out / "train" / "train.json")]
     with as_file(files("being_vl.recipes") / "demo.yaml") as path:
-        config = recipe_parser().parse_args(["--recipe", str(path), *arguments])
+        config: Namespace = recipe_parser().parse_args(["--recipe", str(path), *arguments])
     if size.stage_steps:
         for stage, number in zip(config.train.stages, size.stage_steps, strict=True):
             stage.max_steps = number

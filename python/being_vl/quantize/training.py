@@ -481,9 +481,8 @@ def start_linear(model: VQModel, tiles: Tensor) -> None:
         if name.endswith("conv2"):
             module.weight.mul_(0.1)
             nn.init.zeros_(module.bias)
-    codes = torch.arange(
-        2 * dim
-    )  # the channels of the last layer that carry the codes; the others are the network's
+    # The channels of the last layer that carry the codes; the others are the network's.
+    codes = torch.arange(2 * dim)
     norm = decoder.conv_norm_out
     nn.init.zeros_(norm.conv_b.weight)
     nn.init.zeros_(norm.conv_b.bias)

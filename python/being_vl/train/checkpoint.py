@@ -1,6 +1,7 @@
 """Checkpoints to resume from: written in the background, complete or not there, and of this recipe or refused."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import distributed as dist
@@ -22,6 +23,7 @@ from being_vl.files import fsync, remove, sha256, write_json
 
 log = logging.getLogger(__name__)
 COMPLETE = "complete.json"
+PIECE = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -212,14 +214,47 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(folder.name + ".tmp")
 
 
+class _HashedFile:
+    """What `torch.save` writes to: bytes are hashed on their way, and every few MB are flushed to the disk.
+
+    What is on the disk leaves the page cache, so that a file of any size goes through the same few pages: new ones are
+    slow where a virtual machine must first be given them, and training would have to take what is left.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._waiting = file, 0
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        data = memoryview(data).cast("B")
+        for start in range(0, len(data), PIECE):
+            piece = data[start : start + PIECE]
+            self.sha256.update(piece)
+            self._file.write(piece)
+            self._waiting += len(piece)
+            if self._waiting >= PIECE:
+                self.flush()
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self._waiting = 0
+
+
 def _write_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
-        torch.save(state, path)
-        fsync(path)
-    except Exception as error:  # torch gives a full disk no type or name
+        with path.open("wb") as file:
+            hashed = _HashedFile(file)
+            torch.save(state, cast(BinaryIO, hashed))
+            hashed.flush()
+    except Exception as error:  # torch may put an error of its own over that of a full disk
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
         free = shutil.disk_usage(path.parent).free
-        raise CheckpointError(f"{path}: {error}; {free / 1e6:,.0f} MB are free there") from error
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        raise CheckpointError(f"{path}: {reason}; {free / 1e6:,.0f} MB are free there") from error
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": hashed.sha256.hexdigest()}
 
 
 def newest(root: Path, stage: str) -> Checkpoint | None:

@@ -212,9 +212,8 @@ def measure_activations(model: TrainedLM, length: int, labelled: int) -> Activat
     if labelled > model.head.chunk:
         chunk, _ = saved_bytes(model, lambda: model.head(some[:rows], targets[:rows]))
     size = sum(len(part) for part in (model.head.text, model.head.new) if part is not None)
-    chunk += (
-        rows * size * (4 + hidden.element_size())
-    )  # gradients: of the float32 logits, and of those before
+    # Gradients: of the float32 logits, and of those before.
+    chunk += rows * size * (4 + hidden.element_size())
     return Activations(kept + head, between + head, len(model.layers()), chunk)
 
 

@@ -143,9 +143,8 @@ def launch(
     """
     _check_inputs(training)
     if options.launcher == "slurm":
-        training.out.mkdir(
-            parents=True, exist_ok=True
-        )  # Slurm itself writes the log there, and makes no folder
+        # Slurm itself writes the log there, and makes no folder.
+        training.out.mkdir(parents=True, exist_ok=True)
         script = slurm_script(options, training, flags)
         say(script) if options.dry_run else _submit(script, training.out, say)
         return
