@@ -24,7 +24,7 @@ class VocabOptions:
         held_out: Share of the grids, 0 to 1, that is not learned from but used to measure; drawn with `seed`.
         held_out_every: Hold out every n-th grid instead of a share.
         seed: Seed of the share that is held out.
-        num_threads: Threads; all cores by default. The result does not depend on it.
+        num_threads: Threads; all cores by default, fewer for few grids. The result does not depend on it.
         checkpoint_every: Merges after which what was learned so far is saved, as `NAME.partial.json`.
         resume: Go on from `NAME.partial.json` if it is there. The vocabulary is that of an uninterrupted run.
     """
