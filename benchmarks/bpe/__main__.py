@@ -72,8 +72,8 @@ def run(job, options):
     checkouts = {"vBPE": options.vbpe, "MDBPE": options.mdbpe}
     paths = {"path": str(options.grids), "checkout": str(checkouts.get(job["contender"]))}
     command = [sys.executable, "-m", "benchmarks.bpe", "--job", json.dumps(job | paths)]
-    # One arena where there is one thread, as in a process that does not use Python's threads: peaks do not depend on where
-    # memory came from. Several threads would wait for each other there.
+    # One arena where there is one thread, as in a process without Python's threads: peaks do not depend on where memory
+    # came from. Several threads would wait for each other there.
     arenas = {"MALLOC_ARENA_MAX": "1"} if job["threads"] == 1 else {}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | arenas)
     if done.returncode != 0:
