@@ -192,6 +192,8 @@ def test_vocabulary_is_what_it_was(chain: Path) -> None:
         (["vocab", "train", "grids"], "num_merges: [1, 2]", "num_merges: expected int, found [1, 2]"),
         (["vocab", "train", "grids"], "merges: 3", "Option 'merges' is not accepted"),
         (["run"], "images: [a, b]\nllm: c", "images: expected a path, found list"),
+        (["run"], "llm: c", "images: is required"),
+        (["vocab", "train", "grids"], "num_threads: many", "num_threads: expected int, found many"),
         (["run"], "train: {zero: 7}", "train.zero: expected one of 0, 1, 2, 3, found 7"),
         (["launch"], "zero: [2]", "zero: expected one of 0, 1, 2, 3, found [2]"),
         (["plan"], "seed: {a: 1}", "seed: expected int, found {'a': 1}"),
@@ -215,3 +217,16 @@ def test_wrong_flag_beside_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--zeros", "2"], "unrecognized arguments: --zeros 2"),
     ]:
         assert line_of(capsys, "train", "--recipe", path, *flags) == f"being-vl: error: {said}"
+    path.write_text("zero: two")
+    assert (
+        line_of(capsys, "train", f"--recipe={path}")
+        == f"being-vl: error: {path}: zero: expected int, found two"
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["vocab"]])
+def test_without_a_command_help_is_shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 0
+    assert "{" in capsys.readouterr().out

@@ -270,6 +270,10 @@ def _with_underscores(word: str) -> str:
     return re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)
 
 
+def _split_recipe(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--recipe=") else [word]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 (missing extra), 2 (bad input), 130 (Ctrl-C)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -283,6 +287,9 @@ def main(arguments: list[str] | None = None) -> int:
         place = arguments.index("--")
         arguments, rest = arguments[:place], arguments[place + 1 :]
     arguments, rest = ([_with_underscores(word) for word in words] for words in (arguments, rest))
+    arguments = [part for word in arguments for part in _split_recipe(word)]
+    if arguments in ([], *([group] for group in GROUPS)):
+        arguments.append("--help")
     if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--recipe")
     try:

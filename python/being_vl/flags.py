@@ -17,10 +17,12 @@ REST = "overrides"
 """Name of a field that takes what stands behind `--`: flags for what the command starts."""
 
 PHRASES = {
-    r'Parser key "(.+?)":': r"\1:",
-    r"Not of type Path: .*, not (\w+)": r"expected a path, found \1",
-    r"Expected an? (.*?)\. Got value: ": r"expected \1, found ",
     r"<class '(?:\w+\.)*(\w+)'>": r"\1",
+    r'Parser key "(.+?)":': r"\1:",
+    r"Not of type Path: .*, not NoneType": "is required",
+    r"Not of type Path: .*, not (\w+)": r"expected a path, found \1",
+    r"Does not validate .* Subtypes: \[(.*?)(?:, NoneType)?\] .* Given value: ": r"expected \1, found ",
+    r"Expected an? (.*?)\. Got value: ": r"expected \1, found ",
     r"typing\.Literal\[(.*?)\]": r"one of \1",
 }
 """What jsonargparse says about values, and how we say it."""
