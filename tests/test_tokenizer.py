@@ -576,7 +576,7 @@ LONG_WORK = {
     "train": "VisualBPE.train(noise, 8192, 10**6, num_threads={threads}, min_frequency=1)",
     "train, all alike": "VisualBPE.train(np.zeros((800, 256, 256), np.uint8), 1, 99, num_threads={threads})",
     "encode_batch": "bpe.encode_batch(np.zeros((800, 256, 256), np.uint8), num_threads={threads})",
-    "encode": "bpe.encode(np.zeros((3000, 3000), np.uint8))",
+    "encode": "bpe.encode(np.zeros((6000, 6000), np.uint8))",
 }
 SCRIPT = """
 import sys, threading, time, os, signal
@@ -588,7 +588,7 @@ sent = []
 def interrupt():
     sent.append(time.monotonic())
     os.kill(os.getpid(), signal.SIGINT)
-threading.Timer(0.7, interrupt).start()
+threading.Timer(0.5, interrupt).start()
 try:
     {work}
 except KeyboardInterrupt:

@@ -74,7 +74,7 @@ def run(job, options):
     command = [sys.executable, "-m", "benchmarks.bpe", "--job", json.dumps(job | paths)]
     # One arena where there is one thread, as in a process without Python's threads: peaks do not depend on where memory
     # came from. Several threads would wait for each other there.
-    arenas = {"MALLOC_ARENA_MAX": "1"} if job["threads"] == 1 else {}
+    arenas = {"MALLOC_ARENA_MAX": "1"} if job.get("threads", 1) == 1 else {}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | arenas)
     if done.returncode != 0:
         return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
