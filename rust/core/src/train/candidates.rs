@@ -29,8 +29,15 @@ struct Pair {
     count: Count,
     /// The frequency is no higher: it was no higher before, and it never rises.
     bound: u64,
-    evaluation: Option<Evaluation>,
+    /// Where its evaluation is, or `NONE`.
+    evaluation: u32,
+    /// Whether it still holds.
+    evaluated: bool,
+    /// Whether it has not been dropped.
+    indexed: bool,
 }
+
+const NONE: u32 = u32::MAX;
 
 /// The winner among indexed pairs.
 #[derive(Debug, Clone, Copy)]
@@ -50,8 +57,8 @@ pub(super) struct Best {
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     pairs: Vec<Pair>,
-    /// Per pair, whether it has not been dropped.
-    indexed: Vec<bool>,
+    /// Of those pairs that were ever evaluated.
+    evaluations: Vec<Evaluation>,
     /// Pairs without an evaluation, by an upper bound of their frequencies, and some that have one by now.
     fresh: Vec<Vec<u32>>,
     /// No bucket above this one holds anything.
@@ -92,8 +99,14 @@ impl Candidates {
     /// Takes up a pair and returns its index.
     pub fn insert(&mut self, key: u64, count: Count) -> u32 {
         let pair = self.pairs.len() as u32;
-        self.pairs.push(Pair { key, count, bound: count.all, evaluation: None });
-        self.indexed.push(true);
+        self.pairs.push(Pair {
+            key,
+            count,
+            bound: count.all,
+            evaluation: NONE,
+            evaluated: false,
+            indexed: true,
+        });
         self.push_fresh(pair, count.all);
         pair
     }
@@ -109,21 +122,21 @@ impl Candidates {
 
     /// Whether a pair has not been dropped.
     pub fn is_indexed(&self, pair: u32) -> bool {
-        self.indexed[pair as usize]
+        self.pairs[pair as usize].indexed
     }
 
     /// Lowers a pair's count. Drops the pair and returns false if its frequency must be below the threshold.
     pub fn remove(&mut self, pair: u32, removed: Count, threshold: u64) -> bool {
-        let Pair { key, count, bound, evaluation } = &mut self.pairs[pair as usize];
+        let Pair { key, count, bound, evaluation, evaluated, indexed } = &mut self.pairs[pair as usize];
         *count -= removed;
-        let before = evaluation.take();
+        let before = std::mem::take(evaluated).then(|| self.evaluations[*evaluation as usize]);
         *bound = before.map_or(*bound, |before| before.frequency).min(count.all);
         let (key, bound) = (*key, *bound);
+        *indexed = bound >= threshold;
         if let Some(before) = before {
             self.withdraw(pair, key, before);
         }
         if bound < threshold {
-            self.indexed[pair as usize] = false;
             return false;
         }
         // Without an evaluation, the pair waits in the bucket of a bound that it had, which is looked at in time.
@@ -182,21 +195,26 @@ impl Candidates {
         index: u32,
         evaluate: &mut impl FnMut(u32, u64, Count) -> Result<Option<Evaluation>>,
     ) -> Result<()> {
-        let Pair { key, count, bound, evaluation } = &mut self.pairs[index as usize];
-        if !self.indexed[index as usize] || evaluation.is_some() {
+        let pair = &mut self.pairs[index as usize];
+        let Pair { key, count, bound, .. } = *pair;
+        if !pair.indexed || pair.evaluated {
             return Ok(());
         }
-        if bucket(*bound) < self.top {
-            let bound = *bound;
+        if bucket(bound) < self.top {
             self.push_fresh(index, bound);
             return Ok(());
         }
-        let key = *key;
-        *evaluation = evaluate(index, key, *count)?;
-        match *evaluation {
-            None => self.indexed[index as usize] = false,
-            Some(evaluation) => self.rank(index, key, evaluation),
+        let Some(evaluation) = evaluate(index, key, count)? else {
+            pair.indexed = false;
+            return Ok(());
+        };
+        pair.evaluated = true;
+        if pair.evaluation == NONE {
+            pair.evaluation = self.evaluations.len() as u32;
+            self.evaluations.push(evaluation);
         }
+        self.evaluations[pair.evaluation as usize] = evaluation;
+        self.rank(index, key, evaluation);
         Ok(())
     }
 
@@ -229,7 +247,8 @@ impl Candidates {
         }
         let (priority, Reverse(key), pair) = best?;
         let Pair { count, evaluation, .. } = self.pairs[pair as usize];
-        Some(Best { pair, key, count: count.all, evaluation: evaluation?, priority, max_frequency })
+        let evaluation = self.evaluations[evaluation as usize];
+        Some(Best { pair, key, count: count.all, evaluation, priority, max_frequency })
     }
 }
 

@@ -10,7 +10,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use super::count::unpack;
+use super::lists::unpack;
 use crate::grid::Offset;
 
 /// A cell: the token of its region, and how far before it the region's anchor lies.

@@ -2,11 +2,12 @@
 //! token are counted in one small table, exactly, and those that are frequent enough are listed at once.
 
 use std::cmp::Reverse;
-use std::ops::{Range, RangeInclusive};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::canvas::{Canvas, Word};
-use super::count::{Count, Places};
+use super::count::Count;
+use super::lists::{Found, Places};
 use crate::interrupt::Interrupt;
 use crate::statistics::key;
 use crate::threads::Threads;
@@ -23,6 +24,9 @@ const FEW_TOKENS: u32 = 1 << 12;
 /// With fewer cells than this, waking threads is not worth it.
 const PARALLEL_CELLS: usize = 1 << 14;
 
+/// With fewer cells than this, counts of pairs fit 32 bits.
+const FEW_CELLS: usize = 1 << 31;
+
 /// Most places for which memory is kept from token to token.
 const MOST_KEPT: usize = 1 << 20;
 
@@ -35,11 +39,22 @@ fn class(token: u32) -> u32 {
 pub(super) struct Frequent {
     /// No other pair is as frequent.
     pub threshold: u64,
-    /// By key.
     pub counts: Vec<(u64, Count)>,
-    /// Per canvas, where they occur, by key.
-    pub places: Vec<Vec<(u64, Places)>>,
+    /// Per canvas, where they occur, and memory for lists to come: fresh memory takes long where a virtual machine must
+    /// first be given it.
+    pub places: Vec<(Vec<Found>, Vec<u64>)>,
 }
+
+/// What a thread finds of them.
+#[derive(Default)]
+struct Part {
+    counts: Vec<(u64, Count)>,
+    /// Per canvas.
+    places: Vec<Listed>,
+}
+
+/// Keys of pairs and numbers of their places, and all these places.
+type Listed = (Vec<(u64, usize)>, Vec<u32>);
 
 /// A search for the frequent pairs of some canvases, in which every cell is a region of its own.
 pub(super) struct Search<'a, W> {
@@ -55,42 +70,43 @@ pub(super) struct Search<'a, W> {
 impl<W: Word> Search<'_, W> {
     /// Finds the pairs at or above a threshold that about the wanted number of pairs reach.
     pub fn run(&self) -> Frequent {
-        match self.canvases {
-            [] => Frequent { threshold: *self.bounds.start(), ..Frequent::default() },
-            [first, ..] if first.border <= u16::MAX.into() => self.run_with::<u16>(first),
-            [first, ..] => self.run_with::<u32>(first),
+        let border = self.canvases.iter().map(|canvas| canvas.border).max().unwrap_or_default();
+        match (border <= u16::MAX.into(), self.cells() < FEW_CELLS) {
+            (true, true) => self.run_with::<Narrow, u64>(),
+            (true, false) => self.run_with::<Narrow, Count>(),
+            (false, true) => self.run_with::<Wide, u64>(),
+            (false, false) => self.run_with::<Wide, Count>(),
         }
     }
 
-    /// `T` is large enough for every token.
-    fn run_with<T: Token>(&self, &Canvas { base_vocab_size, border, .. }: &Canvas<W>) -> Frequent {
+    fn run_with<P: Packing, C: Tally>(&self) -> Frequent {
+        let mut all = Frequent { threshold: *self.bounds.start(), ..Frequent::default() };
+        let Some(&&Canvas { base_vocab_size, border, .. }) = self.canvases.first() else { return all };
         let cells = self.cells();
         // All cells are read for every group of classes, and those of its tokens sorted.
         let groups = cells.div_ceil(MOST_SORTED).next_power_of_two().min(CLASSES as usize) as u32;
         let sampled = if base_vocab_size < FEW_TOKENS { CLASSES / groups } else { 1 };
 
-        let mut all = Frequent { threshold: *self.bounds.start(), ..Frequent::default() };
-        all.places.resize_with(self.canvases.len(), Vec::new);
-        let mut counters: Vec<_> = (0..self.threads.count()).map(|_| Counter::new(border)).collect();
-        let mut sources: Vec<_> =
-            self.canvases.iter().map(|&canvas| (canvas, Sorted::<T>::default())).collect();
+        let mut counters: Vec<_> = (0..self.threads.count()).map(|_| Counter::<C>::new(border)).collect();
+        let mut sources: Vec<_> = self.canvases.iter().map(|&canvas| (canvas, Sorted::default())).collect();
+        all.places.resize_with(sources.len(), Default::default);
         for group in 0..groups {
-            let classes = CLASSES / groups * group..CLASSES / groups * (group + 1);
             self.threads.map(&mut sources, cells >= PARALLEL_CELLS, |(canvas, sorted)| {
-                sorted.sort(canvas, &classes);
+                sorted.sort::<W, P>(canvas, group, groups);
             });
             let sources: Vec<_> = sources.iter().map(|(_, sorted)| sorted).collect();
             // The frequent ones first, so that no thread waits long for another.
             let mut tokens: Vec<u32> =
-                (0..base_vocab_size).filter(|&token| classes.contains(&class(token))).collect();
+                (0..base_vocab_size).filter(|&token| class(token) * groups / CLASSES == group).collect();
             let count = |token: u32| sources.iter().map(|sorted| sorted.of(token).len()).sum::<usize>();
             tokens.sort_by_cached_key(|&token| Reverse(count(token)));
             if group == 0 {
                 let sample: Vec<u32> =
                     tokens.iter().copied().filter(|&token| class(token) < sampled).collect();
-                let counts = self.count_each(&mut counters, &sample, &sources, |counter, _, found| {
-                    Vec::extend(found, counter.found().map(|(_, count)| count.all));
-                });
+                let counts =
+                    self.count_each::<P, C, _>(&mut counters, &sample, &sources, |counter, _, found| {
+                        Vec::extend(found, counter.found().map(|(_, count)| count.all));
+                    });
                 let mut counts = counts.concat();
                 let wanted = self.wanted * sampled as usize / CLASSES as usize;
                 if counts.len() > wanted {
@@ -100,17 +116,24 @@ impl<W: Word> Search<'_, W> {
                 }
             }
             let threshold = all.threshold;
-            let parts =
-                self.count_each(&mut counters, &tokens, &sources, |counter, a, part: &mut Frequent| {
-                    part.places.resize_with(sources.len(), Vec::new);
-                    counter.list(a, &sources, threshold, part);
-                });
-            for part in parts {
-                all.counts.extend(part.counts);
-                for (places, part) in all.places.iter_mut().zip(part.places) {
-                    places.extend(part);
+            let parts = self.count_each::<P, C, _>(
+                &mut counters,
+                &tokens,
+                &sources,
+                |counter, a, part: &mut Part| {
+                    part.places.resize_with(sources.len(), Default::default);
+                    counter.list::<P>(a, &sources, threshold, part);
+                },
+            );
+            for Part { counts, places } in parts {
+                all.counts.extend(counts);
+                for ((found, _), (pairs, places)) in all.places.iter_mut().zip(places) {
+                    found.push(Found { pairs, places: Places::Cells(places) });
                 }
             }
+        }
+        for ((_, memory), (_, sorted)) in all.places.iter_mut().zip(sources) {
+            *memory = sorted.words;
         }
         all
     }
@@ -120,12 +143,12 @@ impl<W: Word> Search<'_, W> {
     }
 
     /// Counts the pairs that begin with each of `tokens`, on all threads; `take` makes of them what a thread returns.
-    fn count_each<T: Token, R: Default + Send>(
+    fn count_each<P: Packing, C: Tally, R: Default + Send>(
         &self,
-        counters: &mut [Counter],
+        counters: &mut [Counter<C>],
         tokens: &[u32],
-        sources: &[&Sorted<T>],
-        take: impl Fn(&mut Counter, u32, &mut R) + Sync + Send,
+        sources: &[&Sorted],
+        take: impl Fn(&mut Counter<C>, u32, &mut R) + Sync + Send,
     ) -> Vec<R> {
         let next = AtomicUsize::new(0);
         self.threads.map(counters, self.cells() >= PARALLEL_CELLS, |counter| {
@@ -133,7 +156,7 @@ impl<W: Word> Search<'_, W> {
             while let Some(&a) = tokens.get(next.fetch_add(1, Ordering::Relaxed))
                 && !self.interrupt.is_set()
             {
-                counter.count(a, sources);
+                counter.count::<P>(a, sources);
                 take(counter, a, &mut taken);
                 counter.clear();
             }
@@ -142,67 +165,144 @@ impl<W: Word> Search<'_, W> {
     }
 }
 
-/// A number that holds a token.
-trait Token: Copy + Default + Send + Sync + TryFrom<u32> + Into<u32> {}
-impl Token for u16 {}
-impl Token for u32 {}
-
 /// A cell: its position and the tokens right of it and below it.
-#[derive(Debug, Default, Clone, Copy)]
-struct Cell<T> {
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Cell {
     x: u32,
-    right: T,
-    below: T,
+    right: u32,
+    below: u32,
 }
 
-/// The cells of some tokens, token by token, in raster order.
+/// How a cell is packed.
+trait Packing {
+    /// Number of words.
+    const WORDS: usize;
+    fn pack(cell: Cell, words: &mut [u64]);
+    fn unpack(words: &[u64]) -> Cell;
+}
+
+/// For tokens of 16 bits.
+struct Narrow;
+
+impl Packing for Narrow {
+    const WORDS: usize = 1;
+    #[inline]
+    fn pack(Cell { x, right, below }: Cell, words: &mut [u64]) {
+        words[0] = u64::from(x) | u64::from(right) << 32 | u64::from(below) << 48;
+    }
+    #[inline]
+    fn unpack(words: &[u64]) -> Cell {
+        let word = words[0];
+        Cell { x: word as u32, right: (word >> 32) as u32 & 0xFFFF, below: (word >> 48) as u32 }
+    }
+}
+
+/// For any tokens.
+struct Wide;
+
+impl Packing for Wide {
+    const WORDS: usize = 2;
+    #[inline]
+    fn pack(Cell { x, right, below }: Cell, words: &mut [u64]) {
+        (words[0], words[1]) = (u64::from(x) | u64::from(right) << 32, below.into());
+    }
+    #[inline]
+    fn unpack(words: &[u64]) -> Cell {
+        Cell { x: words[0] as u32, right: (words[0] >> 32) as u32, below: words[1] as u32 }
+    }
+}
+
+/// The packed cells of some tokens, token by token, in raster order.
 #[derive(Debug, Default)]
-struct Sorted<T> {
-    cells: Vec<Cell<T>>,
+struct Sorted {
+    /// How many cells each token has.
+    counts: Vec<u32>,
+    words: Vec<u64>,
     /// Per token, where its cells begin and end.
-    ranges: Vec<(u32, u32)>,
+    ranges: Vec<(usize, usize)>,
 }
 
-impl<T: Token> Sorted<T> {
-    /// Sorts the cells of the tokens of some classes.
-    fn sort<W: Word>(&mut self, canvas: &Canvas<W>, classes: &Range<u32>) {
-        let mut counts = vec![0_u32; canvas.border as usize + 1];
-        canvas.for_each_cell(|_, token, _, _| counts[token as usize] += 1);
+impl Sorted {
+    /// Sorts the cells of one group of tokens.
+    fn sort<W: Word, P: Packing>(&mut self, canvas: &Canvas<W>, group: u32, groups: u32) {
+        let group_of = |token: u32| class(token) * groups / CLASSES;
+        let Self { counts, words, ranges } = self;
+        if counts.is_empty() {
+            *counts = vec![0; canvas.border as usize + 1];
+            canvas.for_each_cell(|_, token, _, _| counts[token as usize] += 1);
+            let mut sizes = vec![0; groups as usize];
+            for (token, &count) in (0..canvas.base_vocab_size).zip(&*counts) {
+                sizes[group_of(token) as usize] += count as usize;
+            }
+            *words = vec![0; (1 + sizes.into_iter().max().unwrap_or_default()) * P::WORDS];
+        }
         // Other cells are written, too, since a branch would be guessed wrong half the time: all to place 0.
-        let mut end = 1;
-        let mut cursors = vec![(0_u32, 0_u32); counts.len()];
-        for (token, count) in (0..canvas.base_vocab_size).zip(counts) {
-            if classes.contains(&class(token)) {
-                cursors[token as usize] = (end, 1);
-                end += count;
+        let mut end = P::WORDS;
+        let mut cursors = vec![(0, 0); counts.len()];
+        for (token, &count) in (0..canvas.base_vocab_size).zip(&*counts) {
+            if group_of(token) == group {
+                cursors[token as usize] = (end, P::WORDS);
+                end += count as usize * P::WORDS;
             }
         }
-        self.ranges = cursors.iter().map(|&(start, _)| (start, start)).collect();
-        self.cells.resize(self.cells.len().max(end as usize), Cell::default());
-        let cells = &mut self.cells[..];
-        let narrow = |token: u32| T::try_from(token).unwrap_or_default();
+        *ranges = cursors.iter().map(|&(start, _)| (start, start)).collect();
         canvas.for_each_cell(|x, token, right, below| {
             let (cursor, step) = &mut cursors[token as usize];
-            cells[*cursor as usize] = Cell { x, right: narrow(right), below: narrow(below) };
+            P::pack(Cell { x, right, below }, &mut words[*cursor..]);
             *cursor += *step;
         });
-        for ((_, end), (cursor, _)) in self.ranges.iter_mut().zip(cursors) {
+        for ((_, end), (cursor, _)) in ranges.iter_mut().zip(cursors) {
             *end = cursor;
         }
     }
 
-    fn of(&self, token: u32) -> &[Cell<T>] {
+    /// The cells of a token, packed.
+    fn of(&self, token: u32) -> &[u64] {
         let (start, end) = self.ranges[token as usize];
-        &self.cells[start as usize..end as usize]
+        &self.words[start..end]
+    }
+
+    /// The cells of a token.
+    #[inline]
+    fn cells<P: Packing>(&self, token: u32) -> impl Iterator<Item = Cell> {
+        self.of(token).chunks_exact(P::WORDS).map(P::unpack)
+    }
+}
+
+/// A [`Count`], perhaps in less memory.
+trait Tally: Copy + Default + Send {
+    fn add(&mut self, below: bool);
+    fn count(self) -> Count;
+}
+
+impl Tally for Count {
+    fn add(&mut self, below: bool) {
+        self.all += 1;
+        self.below += u64::from(below);
+    }
+    fn count(self) -> Count {
+        self
+    }
+}
+
+/// For fewer than [`FEW_CELLS`]: all in the low half, below in the high half.
+impl Tally for u64 {
+    #[inline]
+    fn add(&mut self, below: bool) {
+        *self += 1 | u64::from(below) << 32;
+    }
+    #[inline]
+    fn count(self) -> Count {
+        Count { all: self & u64::from(u32::MAX), below: self >> 32 }
     }
 }
 
 /// Counts the pairs that begin with one token.
-struct Counter {
+struct Counter<C> {
     /// By the second token.
-    counts: Vec<Count>,
-    /// By the second token, where the pair's next place goes in `listed`, and how far that moves.
-    cursors: Vec<(usize, usize)>,
+    counts: Vec<C>,
+    /// By the second token, where the pair's next place goes in `listed`; 0 for pairs that are not listed.
+    cursors: Vec<usize>,
     /// The places of listed pairs, pair by pair.
     listed: Vec<u32>,
     /// The first `len` are the second tokens found.
@@ -211,13 +311,12 @@ struct Counter {
     border: u32,
 }
 
-impl Counter {
+impl<C: Tally> Counter<C> {
     fn new(border: u32) -> Self {
         let tokens = border as usize + 1;
-        let counts = vec![Count::default(); tokens];
         Self {
-            counts,
-            cursors: vec![(0, 0); tokens],
+            counts: vec![C::default(); tokens],
+            cursors: vec![0; tokens],
             listed: Vec::new(),
             others: vec![0; tokens + 1],
             len: 0,
@@ -225,30 +324,28 @@ impl Counter {
         }
     }
 
-    fn count<T: Token>(&mut self, a: u32, sources: &[&Sorted<T>]) {
+    fn count<P: Packing>(&mut self, a: u32, sources: &[&Sorted]) {
         let Self { counts, others, len, .. } = self;
-        let mut note = |token: T, below: u64| {
-            let token = token.into();
+        let mut note = |token: u32, below: bool| {
             let count = &mut counts[token as usize];
             others[*len] = token;
-            *len += usize::from(count.all == 0);
-            count.all += 1;
-            count.below += below;
+            *len += usize::from(count.count().all == 0);
+            count.add(below);
         };
-        for &Cell { right, below, .. } in sources.iter().flat_map(|sorted| sorted.of(a)) {
-            note(right, 0);
-            note(below, 1);
+        for Cell { right, below, .. } in sources.iter().flat_map(|sorted| sorted.cells::<P>(a)) {
+            note(right, false);
+            note(below, true);
         }
     }
 
     /// The pairs found, by their second token.
     fn found(&self) -> impl Iterator<Item = (u32, Count)> {
         let others = self.others[..self.len].iter().filter(|&&other| other != self.border);
-        others.map(|&other| (other, self.counts[other as usize]))
+        others.map(|&other| (other, self.counts[other as usize].count()))
     }
 
     /// Lists where pairs at or above the threshold occur.
-    fn list<T: Token>(&mut self, a: u32, sources: &[&Sorted<T>], threshold: u64, result: &mut Frequent) {
+    fn list<P: Packing>(&mut self, a: u32, sources: &[&Sorted], threshold: u64, part: &mut Part) {
         let listed: Vec<_> = self.found().filter(|&(_, count)| count.all >= threshold).collect();
         if listed.is_empty() {
             return;
@@ -257,30 +354,28 @@ impl Counter {
         let mut end = 1;
         let mut starts = Vec::with_capacity(listed.len());
         for &(other, count) in &listed {
-            self.cursors[other as usize] = (end, 1);
+            self.cursors[other as usize] = end;
             starts.push(end);
             end += count.all as usize;
         }
         self.listed.resize(self.listed.len().max(end), 0);
         let Self { cursors, listed: places, border, .. } = self;
-        for (sorted, result) in sources.iter().zip(&mut result.places) {
+        for (sorted, (pairs, found)) in sources.iter().zip(&mut part.places) {
             let mut list = |token: u32, x: u32| {
-                let (cursor, step) = &mut cursors[token as usize];
+                let cursor = &mut cursors[token as usize];
                 places[*cursor] = x;
-                *cursor += *step;
+                *cursor += usize::from(*cursor > 0);
             };
-            for &Cell { x, right, below } in sorted.of(a) {
-                let (right, below) = (right.into(), below.into());
+            for Cell { x, right, below } in sorted.cells::<P>(a) {
                 list(right, x);
                 // Once is enough.
                 list(if below == right { *border } else { below }, x);
             }
             for (&(other, _), &start) in listed.iter().zip(&starts) {
-                let cursor = &mut cursors[other as usize].0;
-                if start < *cursor {
-                    let list = places[start..*cursor].to_vec();
-                    result.push((key(a, other), Places::Cells(list)));
-                }
+                let cursor = &mut cursors[other as usize];
+                let list = &places[start..*cursor];
+                pairs.push((key(a, other), list.len()));
+                found.extend_from_slice(list);
                 *cursor = start;
             }
         }
@@ -288,15 +383,62 @@ impl Counter {
             *places = Vec::new();
         }
         for &(other, count) in &listed {
-            cursors[other as usize] = (0, 0);
-            result.counts.push((key(a, other), count));
+            cursors[other as usize] = 0;
+            part.counts.push((key(a, other), count));
         }
     }
 
     fn clear(&mut self) {
         for &other in &self.others[..self.len] {
-            self.counts[other as usize] = Count::default();
+            self.counts[other as usize] = C::default();
         }
         self.len = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::canvas::Short;
+    use super::*;
+
+    proptest! {
+        /// However cells and counts are packed, the same is found.
+        #[test]
+        fn packings_make_no_difference(
+            ids in prop::collection::vec(0..7_u32, 12..300),
+            border in 7..60_000_u32,
+            wanted in 1..30_usize,
+        ) {
+            let mut canvas = Canvas::<Short<18>>::new(7, border);
+            let start = canvas.push(ids.len() as u32 / 6, 6);
+            for (row, ids) in ids.chunks_exact(6).enumerate() {
+                canvas.set_row(start + 7 * row as u32, ids);
+            }
+            let (threads, interrupt) = (Threads::new(1).unwrap(), Interrupt::default());
+            let canvases = [&canvas];
+            let search = Search {
+                canvases: &canvases, wanted, bounds: 1..=100, threads: &threads, interrupt: &interrupt
+            };
+            let text = |Frequent { threshold, counts, places }: Frequent| {
+                format!("{threshold} {counts:?} {:?}", places.into_iter().map(|(found, _)| found).collect::<Vec<_>>())
+            };
+            let found = text(search.run());
+            prop_assert_eq!(&text(search.run_with::<Narrow, Count>()), &found);
+            prop_assert_eq!(&text(search.run_with::<Wide, u64>()), &found);
+            prop_assert_eq!(&text(search.run_with::<Wide, Count>()), &found);
+        }
+
+        #[test]
+        fn cells_are_unpacked_as_they_were_packed(x: u32, right: u32, below: u32) {
+            let mut words = [0; 2];
+            let cell = Cell { x, right, below };
+            Wide::pack(cell, &mut words);
+            prop_assert_eq!(Wide::unpack(&words), cell);
+            let cell = Cell { x, right: right & 0xFFFF, below: below & 0xFFFF };
+            Narrow::pack(cell, &mut words);
+            prop_assert_eq!(Narrow::unpack(&words), cell);
+        }
     }
 }

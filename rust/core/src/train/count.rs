@@ -3,6 +3,7 @@
 use std::ops::{AddAssign, SubAssign};
 
 use super::canvas::{Canvas, Word};
+use super::lists::{Places, pack};
 use crate::interrupt::Interrupt;
 use crate::statistics::{key, tokens};
 
@@ -133,33 +134,6 @@ impl Sketch {
         };
         self.counts.chunks(64).map(word).collect()
     }
-}
-
-/// Where a pair occurs.
-#[derive(Debug)]
-pub(super) enum Places {
-    /// Single cells of the codebook's tokens: the first of the two. The other lies right of it, below it, or both.
-    Cells(Vec<u32>),
-    /// Any regions: the anchors of both, packed.
-    Regions(Vec<u64>),
-}
-
-impl Default for Places {
-    fn default() -> Self {
-        Self::Cells(Vec::new())
-    }
-}
-
-/// Two anchors as one number; numbers are in raster order of the first, then of the second.
-#[inline]
-pub(super) fn pack(x: u32, y: u32) -> u64 {
-    u64::from(x) << 32 | u64::from(y)
-}
-
-/// The anchors in such a number.
-#[inline]
-pub(super) fn unpack(anchors: u64) -> (u32, u32) {
-    ((anchors >> 32) as u32, anchors as u32)
 }
 
 /// A pair counted exactly.

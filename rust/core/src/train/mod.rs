@@ -12,6 +12,7 @@ mod candidates;
 mod canvas;
 mod cells;
 mod count;
+mod lists;
 mod shard;
 
 use std::collections::BTreeMap;
@@ -523,8 +524,8 @@ impl<W: Word> Learner<W> {
             let canvases: Vec<_> = all.iter().map(|shard| shard.canvas()).collect();
             let bounds = options.min_frequency..=limit;
             let found = Search { canvases: &canvases, wanted, bounds, threads, interrupt }.run();
-            for (shard, places) in all.iter_mut().zip(found.places) {
-                shard.set_counted(places);
+            for (shard, (places, memory)) in all.iter_mut().zip(found.places) {
+                shard.set_counted(places, memory);
             }
             drop(all);
             (found.threshold, found.counts)
@@ -599,7 +600,11 @@ fn sum_added<W: Word>(
             found.push(new);
         }
     }
-    let found = found.into_iter().map(|new| (new, sums[new as usize])).collect();
+    for &(new, count) in shards.iter().flat_map(|shard| shard.gone()) {
+        sums[new as usize] -= u64::from(count);
+    }
+    let found = found.into_iter().map(|new| (new, sums[new as usize]));
+    let found = found.filter(|&(_, count)| count >= threshold).collect();
     for &(new, _) in shards.iter().flat_map(|shard| shard.added()) {
         sums[new as usize] = 0;
     }

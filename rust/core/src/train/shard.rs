@@ -1,7 +1,8 @@
 //! A shard: some of the grids, with lists of where the indexed pairs occur in them.
 
 use super::canvas::{Canvas, Neighbour, Neighbours, Region, Word, is, region};
-use super::count::{Count, Places, Sketch, count, pack, unpack};
+use super::count::{Count, Counted, Sketch, count};
+use super::lists::{Found, Lists, Places, pack, unpack};
 use crate::encode::Encoding;
 use crate::grid::Offset;
 use crate::interrupt::Interrupt;
@@ -112,11 +113,11 @@ pub(super) struct Shard<W> {
     canvas: Canvas<W>,
     /// Per indexed pair, where it occurs, and some places where it no longer does. A place is out of date when an anchor
     /// has another token: a region's token never comes back.
-    places: Vec<Places>,
+    lists: Lists,
     sketch: Sketch,
     /// The pairs counted last: how often and where they occur, by key.
     counts: Vec<(u64, Count)>,
-    counted: Vec<(u64, Places)>,
+    counted: Vec<Found>,
     changes: Changes,
     /// How many regions the last rule merged.
     merged: u64,
@@ -124,6 +125,8 @@ pub(super) struct Shard<W> {
     offsets: Vec<(Offset, u64)>,
     /// After a rule, the pairs with the new token, each once, and their counts.
     added: Vec<(NewPair, u32)>,
+    /// How many of these pairs came with one merge and went with a later one.
+    gone: [(NewPair, u32); 4],
     /// Room for pairs with the new token.
     others: Vec<NewPair>,
     /// Per pair with the new token, how often it was found, then where its list is; all 0 between calls.
@@ -138,7 +141,7 @@ impl<W: Word> Shard<W> {
     pub fn new(base_vocab_size: u32, tokens: u32) -> Self {
         Self {
             canvas: Canvas::new(base_vocab_size, tokens),
-            places: Vec::new(),
+            lists: Lists::default(),
             sketch: Sketch::default(),
             counts: Vec::new(),
             counted: Vec::new(),
@@ -151,6 +154,7 @@ impl<W: Word> Shard<W> {
             merged: 0,
             offsets: Vec::new(),
             added: Vec::new(),
+            gone: [(0, 0); 4],
             others: vec![0; 2 * (tokens as usize + 1) + 1],
             numbers: vec![0; 2 * (tokens as usize + 1)],
             flat: Vec::new(),
@@ -197,9 +201,9 @@ impl<W: Word> Shard<W> {
         &self.canvas
     }
 
-    /// Takes the places of pairs that were counted elsewhere.
-    pub fn set_counted(&mut self, counted: Vec<(u64, Places)>) {
-        self.counted = counted;
+    /// Takes the places of pairs that were counted elsewhere, and memory for lists to come.
+    pub fn set_counted(&mut self, counted: Vec<Found>, memory: Vec<u64>) {
+        (self.counted, self.lists) = (counted, Lists::new(memory));
     }
 
     /// Counts all pairs by a hash of 2^`bits` values: upper bounds of their counts.
@@ -214,11 +218,12 @@ impl<W: Word> Shard<W> {
 
     /// Counts exactly those pairs whose hash has a bit in `reaching`, and notes where they occur.
     pub fn count(&mut self, reaching: &[u64], interrupt: &Interrupt) {
-        self.places = Vec::new();
+        self.lists = Lists::default();
         let sketch = std::mem::take(&mut self.sketch);
         let counted = count(&mut self.canvas, &sketch, reaching, interrupt);
         self.counts = counted.iter().map(|pair| (pair.key, pair.count)).collect();
-        self.counted = counted.into_iter().map(|pair| (pair.key, pair.places)).collect();
+        let found = |Counted { key, places, .. }| Found { pairs: vec![(key, places.len())], places };
+        self.counted = counted.into_iter().map(found).collect();
     }
 
     /// What such a count found, taken out.
@@ -228,36 +233,21 @@ impl<W: Word> Shard<W> {
 
     /// Makes what was counted the new lists, given the pairs that were taken up, in order, their index being their place.
     pub fn index_counted(&mut self, keys: &[u64]) {
-        self.places.resize_with(keys.len(), Places::default);
-        for (key, places) in std::mem::take(&mut self.counted) {
-            if let Ok(pair) = keys.binary_search(&key) {
-                self.places[pair] = places;
-            }
+        for found in std::mem::take(&mut self.counted) {
+            self.lists.extend(keys, found);
         }
     }
 
     /// Gives up a pair's list.
     pub fn forget(&mut self, pair: u32) {
-        self.take(pair);
-    }
-
-    /// Where a pair occurs, taken out.
-    fn take(&mut self, pair: u32) -> Places {
-        self.places.get_mut(pair as usize).map(std::mem::take).unwrap_or_default()
-    }
-
-    fn put(&mut self, pair: u32, places: Places) {
-        if let Some(place) = self.places.get_mut(pair as usize) {
-            *place = places;
-        }
+        self.lists.truncate(pair, 0);
     }
 
     /// Counts the offsets of a pair of regions, in no order and not all in one place, and forgets where it no longer
     /// occurs.
     pub fn histogram(&mut self, pair: Pair) {
         self.offsets.clear();
-        let mut places = self.take(pair.index);
-        if let Places::Regions(list) = &mut places {
+        if let Places::Regions(list) = self.lists.get(pair.index) {
             let mut end = 0;
             for (stride, range) in self.canvas.by_stride(list, |&place| unpack(place).0) {
                 let part = &mut list[range.clone()];
@@ -266,9 +256,8 @@ impl<W: Word> Shard<W> {
                 list.copy_within(range.start..range.start + kept, end);
                 end += kept;
             }
-            list.truncate(end);
+            self.lists.truncate(pair.index, end);
         }
-        self.put(pair.index, places);
     }
 
     /// The last histogram.
@@ -279,11 +268,10 @@ impl<W: Word> Shard<W> {
     /// Applies a rule to the shard's grids, notes what it did to the counts, and how many regions it merged.
     pub fn apply(&mut self, merge: Merge, interrupt: &Interrupt) {
         let Merge { pair: Pair { index, a, b, .. }, token, .. } = merge;
-        let mut places = self.take(index);
-        let Self { canvas, changes, neighbours, .. } = self;
+        let Self { canvas, lists, changes, neighbours, .. } = self;
         changes.len = 0;
         let mut merges = 0;
-        match &mut places {
+        let left = match lists.get(index) {
             Places::Cells(list) => {
                 let mut left = Vec::new();
                 for (stride, range) in canvas.by_stride(list, |&x| x) {
@@ -294,7 +282,8 @@ impl<W: Word> Shard<W> {
                         merges += join_cells(canvas, merge, stride, block, changes, &mut left);
                     }
                 }
-                *list = left;
+                list[..left.len()].copy_from_slice(&left);
+                left.len()
             }
             Places::Regions(list) => {
                 sort_nearly_sorted(list);
@@ -307,10 +296,11 @@ impl<W: Word> Shard<W> {
                         merges += join_regions(canvas, merge, stride, block, neighbours, changes, &mut left);
                     }
                 }
-                *list = left;
+                list[..left.len()].copy_from_slice(&left);
+                left.len()
             }
-        }
-        self.put(index, places);
+        };
+        lists.truncate(index, left);
         // The pairs of `a` and `b` themselves.
         self.changes.tallies[b as usize][0] += merges;
         self.sum_changes(a, b, token);
@@ -324,7 +314,7 @@ impl<W: Word> Shard<W> {
 
     /// Lists the pairs with the new token.
     fn sum_changes(&mut self, a: u32, b: u32, token: u32) {
-        let Self { changes: Changes { tallies, adjacencies, len }, added, numbers, others, .. } = self;
+        let Self { changes: Changes { tallies, adjacencies, len }, added, gone, numbers, others, .. } = self;
         let mut found = 0;
         for &(new, ..) in &adjacencies[..*len] {
             let count = &mut numbers[new as usize];
@@ -332,13 +322,9 @@ impl<W: Word> Shard<W> {
             found += usize::from(*count == 0);
             *count += 1;
         }
-        // Pairs that came with one merge and went with a later one.
         let [a_new, new_a, b_new, new_b] = tallies[token as usize].map(|tally| tally as u32);
-        for (other, before, gone) in
-            [(a, true, a_new), (a, false, new_a), (b, true, b_new), (b, false, new_b)]
-        {
-            numbers[new_pair(other, before) as usize] -= gone;
-        }
+        *gone = [(a, true, a_new), (a, false, new_a), (b, true, b_new), (b, false, new_b)]
+            .map(|(other, before, gone)| (new_pair(other, before), gone));
         added.clear();
         added.extend(others[..found].iter().map(|&new| (new, std::mem::take(&mut numbers[new as usize]))));
     }
@@ -354,38 +340,38 @@ impl<W: Word> Shard<W> {
         &self.added
     }
 
+    /// Some of these pairs, and how many of them are gone already.
+    pub fn gone(&self) -> &[(NewPair, u32)] {
+        &self.gone
+    }
+
     /// Ends a rule: starts the lists of those new pairs that were taken up, given their indices.
     pub fn index_added(&mut self, merge: Merge, pairs: &[(NewPair, u32)]) {
-        let Self { changes: Changes { tallies, adjacencies, len }, added, numbers, places, .. } = self;
+        let Self { changes: Changes { tallies, adjacencies, len }, added, numbers, lists, .. } = self;
         let others = added.iter().map(|&(new, _)| new / 2);
         for token in others.chain([merge.pair.a, merge.pair.b, merge.token]) {
             tallies[token as usize] = Tally::default();
         }
-        let Some(&(_, last)) = pairs.last() else { return };
-        if places.len() <= last as usize {
-            places.resize_with(last as usize + 1, Places::default);
+        let Some(&(_, first)) = pairs.first() else { return };
+        for (number, &(new, _)) in (1..).zip(pairs) {
+            numbers[new as usize] = number;
         }
-        for &(new, pair) in pairs {
-            numbers[new as usize] = pair + 1;
+        let mut lens = vec![0; pairs.len() + 1];
+        for &(new, count) in &*added {
+            lens[numbers[new as usize] as usize] = count as usize;
         }
-        for &mut (new, count) in added {
-            if let Some(pair) = numbers[new as usize].checked_sub(1) {
-                places[pair as usize] = Places::Regions(Vec::with_capacity(count as usize));
+        let lens = &lens[1..];
+        // The last place takes what is not listed: a branch would be guessed wrong half the time.
+        let mut cursors = vec![lens.iter().sum()];
+        cursors.extend(lens.iter().scan(0, |end, len| Some(std::mem::replace(end, *end + len))));
+        lists.add(first, lens, |places| {
+            for &(new, z, x) in &adjacencies[..*len] {
+                let number = numbers[new as usize];
+                let cursor = &mut cursors[number as usize];
+                places[*cursor] = pack(x.min(z), x.max(z));
+                *cursor += usize::from(number > 0);
             }
-        }
-        // First those of listed pairs are picked, without a branch.
-        let mut kept = 0;
-        for i in 0..*len {
-            let (new, z, x) = adjacencies[i];
-            let number = numbers[new as usize];
-            adjacencies[kept] = (number.wrapping_sub(1), z, x);
-            kept += usize::from(number > 0);
-        }
-        for &(pair, z, x) in &adjacencies[..kept] {
-            if let Places::Regions(places) = &mut places[pair as usize] {
-                places.push(pack(x.min(z), x.max(z)));
-            }
-        }
+        });
         for &(new, _) in pairs {
             numbers[new as usize] = 0;
         }

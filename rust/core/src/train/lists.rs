@@ -1,0 +1,224 @@
+//! Where indexed pairs occur. There are tens of thousands of lists, most of them short, which come and go: with a piece of
+//! memory for each, a tenth of the time would go to getting and giving it back, and more with threads that do so at once.
+//! So they lie one after the other in two blocks.
+
+/// Two anchors as one number; numbers are in raster order of the first, then of the second.
+#[inline]
+pub(super) fn pack(x: u32, y: u32) -> u64 {
+    u64::from(x) << 32 | u64::from(y)
+}
+
+/// The anchors in such a number.
+#[inline]
+pub(super) fn unpack(anchors: u64) -> (u32, u32) {
+    ((anchors >> 32) as u32, anchors as u32)
+}
+
+/// Places of pairs.
+#[derive(Debug)]
+pub(super) enum Places<Cells = Vec<u32>, Regions = Vec<u64>> {
+    /// Single cells of the codebook's tokens: the first of the two. The other lies right of it, below it, or both.
+    Cells(Cells),
+    /// Any regions: the anchors of both, packed.
+    Regions(Regions),
+}
+
+impl Places {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Cells(places) => places.len(),
+            Self::Regions(places) => places.len(),
+        }
+    }
+}
+
+/// Places of some pairs, one pair after the other.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// Keys and numbers of places.
+    pub pairs: Vec<(u64, usize)>,
+    pub places: Places,
+}
+
+/// Lists of places, by the index of their pair.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    parts: Vec<Part>,
+    cells: Block<u32>,
+    regions: Block<u64>,
+}
+
+/// A part of a block.
+#[derive(Debug, Clone, Copy, Default)]
+struct Part {
+    start: usize,
+    len: u32,
+    of_regions: bool,
+}
+
+/// Lists, and what is left of others.
+#[derive(Debug, Default)]
+struct Block<T> {
+    places: Vec<T>,
+    /// How many places are in lists.
+    listed: usize,
+}
+
+impl Lists {
+    /// None, with memory for those of regions.
+    pub fn new(mut memory: Vec<u64>) -> Self {
+        memory.clear();
+        Self { regions: Block { places: memory, listed: 0 }, ..Self::default() }
+    }
+
+    /// Takes the places of those pairs that have an index, which is their place among `keys`.
+    pub fn extend(&mut self, keys: &[u64], Found { pairs, places }: Found) {
+        self.parts.resize(keys.len().max(self.parts.len()), Part::default());
+        let of_regions = matches!(places, Places::Regions(_));
+        let mut start = match places {
+            Places::Cells(places) => self.cells.append(places),
+            Places::Regions(places) => self.regions.append(places),
+        };
+        for (key, len) in pairs {
+            if let Ok(pair) = keys.binary_search(&key) {
+                self.parts[pair] = Part { start, len: len as u32, of_regions };
+                *if of_regions { &mut self.regions.listed } else { &mut self.cells.listed } += len;
+            }
+            start += len;
+        }
+    }
+
+    /// Adds lists of regions of these lengths for `first` and the pairs after it, to be filled: one after the other, and
+    /// one place more.
+    pub fn add(&mut self, first: u32, lens: &[usize], fill: impl FnOnce(&mut [u64])) {
+        self.regions.make_room(lens.iter().sum::<usize>() + 1, &mut self.parts, true);
+        self.parts.resize(first as usize, Part::default());
+        let first = self.regions.places.len();
+        let mut start = first;
+        for &len in lens {
+            self.parts.push(Part { start, len: len as u32, of_regions: true });
+            start += len;
+        }
+        self.regions.listed += start - first;
+        self.regions.places.resize(start + 1, 0);
+        fill(&mut self.regions.places[first..]);
+        self.regions.places.truncate(start);
+    }
+
+    /// The list of a pair.
+    pub fn get(&mut self, pair: u32) -> Places<&mut [u32], &mut [u64]> {
+        let Part { start, len, of_regions } = self.parts.get(pair as usize).copied().unwrap_or_default();
+        let range = start..start + len as usize;
+        if of_regions {
+            Places::Regions(&mut self.regions.places[range])
+        } else {
+            Places::Cells(&mut self.cells.places[range])
+        }
+    }
+
+    /// Drops all but the first `len` places of a pair.
+    pub fn truncate(&mut self, pair: u32, len: usize) {
+        let Some(part) = self.parts.get_mut(pair as usize) else { return };
+        let dropped = (part.len as usize).saturating_sub(len);
+        part.len -= dropped as u32;
+        if part.of_regions {
+            self.regions.listed -= dropped;
+        } else {
+            self.cells.listed -= dropped;
+            if self.cells.places.len() > 2 * self.cells.listed + self.parts.len() {
+                self.cells.compact(&mut self.parts, false);
+                self.cells.places.shrink_to_fit();
+            }
+        }
+    }
+}
+
+impl<T: Copy> Block<T> {
+    /// Adds places and returns where they begin.
+    fn append(&mut self, places: Vec<T>) -> usize {
+        let start = self.places.len();
+        if start == 0 {
+            self.places = places;
+        } else {
+            self.places.extend_from_slice(&places);
+        }
+        start
+    }
+
+    /// Makes room for more places: leaves out those that are in no list, if they are many, or else takes more memory.
+    fn make_room(&mut self, more: usize, parts: &mut [Part], of_regions: bool) {
+        if self.places.len() + more > self.places.capacity() {
+            let many = self.places.len() / 4 + parts.len();
+            if self.places.len() - self.listed > many {
+                self.compact(parts, of_regions);
+            }
+            if self.places.len() + more > self.places.capacity() {
+                self.places.reserve_exact(more + many);
+            }
+        }
+    }
+
+    /// Leaves out places that are in no list.
+    fn compact(&mut self, parts: &mut [Part], of_regions: bool) {
+        let mut parts: Vec<_> = parts.iter_mut().filter(|part| part.of_regions == of_regions).collect();
+        parts.sort_unstable_by_key(|part| part.start);
+        let mut end = 0;
+        for part in parts {
+            self.places.copy_within(part.start..part.start + part.len as usize, end);
+            part.start = end;
+            end += part.len as usize;
+        }
+        self.places.truncate(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// However many come and go, every list holds what was put there.
+        #[test]
+        fn lists_hold_what_plain_ones_do(
+            at_first in prop::collection::vec(0..300_usize, 0..20),
+            steps in prop::collection::vec((prop::collection::vec(0..200_usize, 1..4), any::<u32>(), 0..100_usize), 0..200),
+            memory in 0..1000_usize,
+        ) {
+            let mut lists = Lists::new(vec![7; memory]);
+            let mut plain: Vec<Vec<u64>> = Vec::new();
+            // Of every second key there is no index.
+            let keys: Vec<u64> = (0..at_first.len() as u64).map(|number| 2 * number).collect();
+            for (key, &len) in keys.iter().zip(&at_first) {
+                let places: Vec<u32> = (0..2 * len as u32 + 5).collect();
+                plain.push(places[5..5 + len].iter().map(|&place| place.into()).collect());
+                lists.extend(&keys, Found {
+                    pairs: vec![(key + 1, 5), (*key, len), (key + 1, len)],
+                    places: Places::Cells(places),
+                });
+            }
+            for (step, (lens, pair, len)) in steps.iter().enumerate() {
+                lists.add(plain.len() as u32, lens, |places| {
+                    assert_eq!(places.len(), lens.iter().sum::<usize>() + 1);
+                    places.iter_mut().zip(step as u64 * 1000..).for_each(|(place, value)| *place = value);
+                });
+                let mut values = step as u64 * 1000..;
+                plain.extend(lens.iter().map(|&len| values.by_ref().take(len).collect::<Vec<_>>()));
+                let pair = *pair as usize % (plain.len() + 1);
+                lists.truncate(pair as u32, *len);
+                if let Some(list) = plain.get_mut(pair) {
+                    list.truncate(*len);
+                }
+            }
+            for (pair, plain) in plain.iter().enumerate() {
+                let found: Vec<u64> = match lists.get(pair as u32) {
+                    Places::Cells(places) => places.iter().map(|&place| place.into()).collect(),
+                    Places::Regions(places) => places.to_vec(),
+                };
+                prop_assert_eq!(&found, plain);
+            }
+        }
+    }
+}
