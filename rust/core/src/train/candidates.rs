@@ -96,6 +96,11 @@ fn bucket_end(bucket: usize) -> u64 {
 }
 
 impl Candidates {
+    /// None, with room for some pairs.
+    pub fn with_capacity(pairs: usize) -> Self {
+        Self { pairs: Vec::with_capacity(pairs), ..Self::default() }
+    }
+
     /// Takes up a pair and returns its index.
     pub fn insert(&mut self, key: u64, count: Count) -> u32 {
         let pair = self.pairs.len() as u32;

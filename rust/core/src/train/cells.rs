@@ -121,7 +121,14 @@ impl<W: Word> Search<'_, W> {
                 &tokens,
                 &sources,
                 |counter, a, part: &mut Part| {
-                    part.places.resize_with(sources.len(), Default::default);
+                    if part.places.is_empty() {
+                        // Pages count when they are written.
+                        let room = |sorted: &&Sorted| sorted.words.len() / P::WORDS / self.threads.count();
+                        part.places = sources
+                            .iter()
+                            .map(|sorted| (Vec::new(), Vec::with_capacity(room(sorted))))
+                            .collect();
+                    }
                     counter.list::<P>(a, &sources, threshold, part);
                 },
             );

@@ -549,10 +549,11 @@ impl<W: Word> Learner<W> {
         interrupt.check()?;
 
         self.threshold = threshold;
-        self.candidates = Candidates::default();
         self.pairs_of.iter_mut().for_each(Vec::clear);
         add_up(&mut counts);
         counts.retain(|&(_, count)| count.all >= threshold);
+        // Of a vocabulary as large as its codebook, the rules bring half as many again.
+        self.candidates = Candidates::with_capacity(3 * counts.len());
         take_up(&mut self.candidates, &mut self.pairs_of, counts.iter().copied());
         let keys: Vec<_> = counts.into_iter().map(|(key, _)| key).collect();
         self.shards.each(parallel, move |shard| shard.index_counted(&keys));
