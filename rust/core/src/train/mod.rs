@@ -474,19 +474,26 @@ impl<W: Word> Learner<W> {
         self.sizes.push(pair.size);
 
         let merge = Merge { pair, offset, token };
-        let flag = interrupt.clone();
-        self.shards.each(count >= PARALLEL_MERGES, move |shard| shard.apply(merge, &flag));
+        let of_both = [(a, 0), (b, 2)].into_iter().take(if a == b { 1 } else { 2 });
+        let sides = of_both.clone().flat_map(|(token, side)| {
+            self.pairs_of[token as usize]
+                .iter()
+                .map(move |pair| (pair.other, side + usize::from(pair.before)))
+        });
+        let (sides, flag): (Vec<_>, _) = (sides.collect(), interrupt.clone());
+        self.shards.each(count >= PARALLEL_MERGES, move |shard| shard.apply(merge, &sides, &flag));
         interrupt.check()?;
 
         let Self { shards, num_tokens, candidates, pairs_of, threshold, added, .. } = self;
         let mut shards_now = shards.items();
         *num_tokens -= shards_now.iter().map(|shard| shard.merged()).sum::<u64>();
-        for (token, side) in [(a, 0), (b, 2)].into_iter().take(if a == b { 1 } else { 2 }) {
-            pairs_of[token as usize].retain(|&PairOf { pair, other, before }| {
-                let side = side + usize::from(before);
+        let mut numbers = 0..;
+        for (token, _) in of_both {
+            pairs_of[token as usize].retain(|&PairOf { pair, .. }| {
+                let number = numbers.next().unwrap_or_default();
                 let mut removed = Count::default();
                 for shard in &shards_now {
-                    removed += shard.removed(other, side);
+                    removed += shard.removed(number);
                 }
                 let kept = candidates.is_indexed(pair)
                     && (removed == Count::default() || candidates.remove(pair, removed, *threshold));

@@ -121,6 +121,8 @@ pub(super) struct Shard<W> {
     changes: Changes,
     /// How many regions the last rule merged.
     merged: u64,
+    /// What it took away, tallied.
+    removed: Vec<u64>,
     /// The last histogram.
     offsets: Vec<(Offset, u64)>,
     /// After a rule, the pairs with the new token, each once, and their counts.
@@ -152,6 +154,7 @@ impl<W: Word> Shard<W> {
                 len: 0,
             },
             merged: 0,
+            removed: Vec::new(),
             offsets: Vec::new(),
             added: Vec::new(),
             gone: [(0, 0); 4],
@@ -265,8 +268,9 @@ impl<W: Word> Shard<W> {
         &self.offsets
     }
 
-    /// Applies a rule to the shard's grids, notes what it did to the counts, and how many regions it merged.
-    pub fn apply(&mut self, merge: Merge, interrupt: &Interrupt) {
+    /// Applies a rule to the shard's grids, and notes what it did to the counts, how many regions it merged, and how many
+    /// pairs it took away with these tokens on these sides of the tally.
+    pub fn apply(&mut self, merge: Merge, sides: &[(u32, usize)], interrupt: &Interrupt) {
         let Merge { pair: Pair { index, a, b, .. }, token, .. } = merge;
         let Self { canvas, lists, changes, neighbours, .. } = self;
         changes.len = 0;
@@ -305,6 +309,8 @@ impl<W: Word> Shard<W> {
         self.changes.tallies[b as usize][0] += merges;
         self.sum_changes(a, b, token);
         self.merged = merges;
+        self.removed.clear();
+        self.removed.extend(sides.iter().map(|&(token, side)| self.changes.tallies[token as usize][side]));
     }
 
     /// How many regions the last rule merged.
@@ -329,9 +335,9 @@ impl<W: Word> Shard<W> {
         added.extend(others[..found].iter().map(|&new| (new, std::mem::take(&mut numbers[new as usize]))));
     }
 
-    /// How many pairs with a token the last rule (a, b) took away, on this side of the tally.
-    pub fn removed(&self, token: u32, side: usize) -> Count {
-        let tallied = self.changes.tallies[token as usize][side];
+    /// How many pairs the last rule took away, by the place among the tokens and sides it was given.
+    pub fn removed(&self, number: usize) -> Count {
+        let tallied = self.removed[number];
         Count { all: u64::from(tallied as u32), below: tallied >> 32 }
     }
 
