@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
+import xxhash
 from torch import distributed as dist
 
 from being_vl.errors import CheckpointError
-from being_vl.files import fsync, remove, sha256, write_json
+from being_vl.files import fsync, remove, write_json
 
 log = logging.getLogger(__name__)
 COMPLETE = "complete.json"
@@ -223,13 +224,13 @@ class _HashedFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._waiting = file, 0
-        self.sha256 = hashlib.sha256()
+        self.checksum = xxhash.xxh3_128()
 
     def write(self, data: Any) -> int:
         data = memoryview(data).cast("B")
         for start in range(0, len(data), PIECE):
             piece = data[start : start + PIECE]
-            self.sha256.update(piece)
+            self.checksum.update(piece)
             self._file.write(piece)
             self._waiting += len(piece)
             if self._waiting >= PIECE:
@@ -244,9 +245,20 @@ class _HashedFile:
         self._waiting = 0
 
 
+@contextlib.contextmanager
+def _without_crc32() -> Iterator[None]:
+    """`torch.save` without the CRC-32 of each tensor, which takes as long as writing it, and which nobody reads."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
 def _write_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
-        with path.open("wb") as file:
+        with path.open("wb") as file, _without_crc32():
             hashed = _HashedFile(file)
             torch.save(state, cast(BinaryIO, hashed))
             hashed.flush()
@@ -254,7 +266,7 @@ def _write_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         free = shutil.disk_usage(path.parent).free
         raise CheckpointError(f"{path}: {reason}; {free / 1e6:,.0f} MB are free there") from error
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": hashed.sha256.hexdigest()}
+    return {"name": path.name, "bytes": path.stat().st_size, "xxh3_128": hashed.checksum.hexdigest()}
 
 
 def newest(root: Path, stage: str) -> Checkpoint | None:
@@ -289,7 +301,7 @@ def _problem(folder: Path, rank: int, world: int) -> str | None:
     """What is wrong with the files of a checkpoint, of which this rank reads its share."""
     try:
         head = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        files = [(file["name"], file["bytes"], file["sha256"]) for file in head["files"]]
+        files = [(file["name"], file["bytes"], file["xxh3_128"]) for file in head["files"]]
         int(head["step"]), int(head["ranks"]), int(head["zero"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{COMPLETE}: {error}"
@@ -298,7 +310,9 @@ def _problem(folder: Path, rank: int, world: int) -> str | None:
         try:
             if file.stat().st_size != size:
                 return f"{name} is not {size} bytes long"
-            if sha256(file) != checksum:
+            with file.open("rb") as opened:
+                found = hashlib.file_digest(opened, xxhash.xxh3_128).hexdigest()
+            if found != checksum:
                 return f"{name} does not have the checksum that it was written with"
         except OSError as error:
             return f"{name}: {error.strerror}"
