@@ -89,10 +89,9 @@ impl Lists {
         }
     }
 
-    /// Adds lists of regions of these lengths for `first` and the pairs after it, to be filled: one after the other, and
-    /// one place more.
+    /// Adds lists of regions of these lengths for `first` and the pairs after it, to be filled: one after the other.
     pub fn add(&mut self, first: u32, lens: &[usize], fill: impl FnOnce(&mut [u64])) {
-        self.regions.make_room(lens.iter().sum::<usize>() + 1, &mut self.parts, true);
+        self.regions.make_room(lens.iter().sum(), &mut self.parts, true);
         self.parts.resize(first as usize, Part::default());
         let first = self.regions.places.len();
         let mut start = first;
@@ -101,9 +100,8 @@ impl Lists {
             start += len;
         }
         self.regions.listed += start - first;
-        self.regions.places.resize(start + 1, 0);
+        self.regions.places.resize(start, 0);
         fill(&mut self.regions.places[first..]);
-        self.regions.places.truncate(start);
     }
 
     /// The list of a pair.
@@ -201,7 +199,7 @@ mod tests {
             }
             for (step, (lens, pair, len)) in steps.iter().enumerate() {
                 lists.add(plain.len() as u32, lens, |places| {
-                    assert_eq!(places.len(), lens.iter().sum::<usize>() + 1);
+                    assert_eq!(places.len(), lens.iter().sum::<usize>());
                     places.iter_mut().zip(step as u64 * 1000..).for_each(|(place, value)| *place = value);
                 });
                 let mut values = step as u64 * 1000..;

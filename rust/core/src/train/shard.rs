@@ -367,15 +367,21 @@ impl<W: Word> Shard<W> {
             lens[numbers[new as usize] as usize] = count as usize;
         }
         let lens = &lens[1..];
-        // The last place takes what is not listed: a branch would be guessed wrong half the time.
-        let mut cursors = vec![lens.iter().sum()];
-        cursors.extend(lens.iter().scan(0, |end, len| Some(std::mem::replace(end, *end + len))));
+        let mut cursors: Vec<_> =
+            lens.iter().scan(0, |end, len| Some(std::mem::replace(end, *end + len))).collect();
+        // First those of listed pairs are picked, without a branch.
+        let mut kept = 0;
+        for i in 0..*len {
+            let (new, z, x) = adjacencies[i];
+            let number = numbers[new as usize];
+            adjacencies[kept] = (number.wrapping_sub(1), z, x);
+            kept += usize::from(number > 0);
+        }
         lists.add(first, lens, |places| {
-            for &(new, z, x) in &adjacencies[..*len] {
-                let number = numbers[new as usize];
+            for &(number, z, x) in &adjacencies[..kept] {
                 let cursor = &mut cursors[number as usize];
                 places[*cursor] = pack(x.min(z), x.max(z));
-                *cursor += usize::from(number > 0);
+                *cursor += 1;
             }
         });
         for &(new, _) in pairs {
