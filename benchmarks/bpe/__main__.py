@@ -4,8 +4,8 @@
     python -m benchmarks.bpe.report OUT.json --into docs/results/visual-bpe.md --images docs/images
 
 Without --grids, they are made by `benchmarks.bpe.grids` of the demo's photographs. Every measurement has a process
-of its own, contenders take turns, and medians are reported. CPU seconds are user and system time of all threads, so
-they hardly depend on what else the machine does; wall time does.
+of its own, contenders take turns, in another order each round, and medians are reported. CPU seconds are user and
+system time of all threads, so they hardly depend on what else the machine does; wall time does.
 
 The parts: `compare` all contenders that stand the size; `merges` time against merges; `images` time and memory against
 grids; `alpha` what α costs; `worst` inputs that could turn something quadratic; `encode` threads and the latency of one
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import re
 import subprocess
 import sys
@@ -145,12 +146,14 @@ def main():
     content["machine"] = machine()
     known = {json.dumps(entry["job"]): entry for entry in content["measurements"]}
     todo = [job for job in jobs(options) if job["part"] in options.parts]
+    entries = [known.setdefault(json.dumps(job), {"job": job, "runs": []}) for job in todo]
+    content["measurements"] = list(known.values())
     for turn in range(options.repeats):
-        for number, job in enumerate(todo, 1):
-            print(f"round {turn + 1}, {number}/{len(todo)}: {json.dumps(job)}", file=sys.stderr)
-            entry = known.setdefault(json.dumps(job), {"job": job, "runs": []})
-            entry["runs"].append(run(job, options))
-            content["measurements"] = list(known.values())
+        # After a process that took much memory, the next one gets pages that are slower to come by.
+        random.Random(turn).shuffle(entries)
+        for number, entry in enumerate(entries, 1):
+            print(f"round {turn + 1}, {number}/{len(entries)}: {json.dumps(entry['job'])}", file=sys.stderr)
+            entry["runs"].append(run(entry["job"], options))
             options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
