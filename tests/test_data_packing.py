@@ -1,10 +1,12 @@
 """Rows of records: none lost, none seen by another, the same on any ranks and workers."""
 
 import importlib.util
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import count, islice, pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig
+from transformers import AutoModelForCausalLM, BloomConfig, modeling_flash_attention_utils
 
 import tiny
 from being_vl.data.batches import collate, load
@@ -151,49 +153,91 @@ def losses(model: Any, batch: dict[str, torch.Tensor]) -> list[float]:
     return found[batch["labels"][:, 1:].flatten() != -100].tolist()
 
 
-def varlen(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
-) -> tuple[torch.Tensor, None]:
-    """Attention as FlashAttention gives it for packed positions: each record apart, with no mask."""
-    assert mask is None
-    starts = [*torch.nonzero(options["position_ids"][0] == 0).flatten().tolist(), query.shape[2]]
-    parts = [
-        F.scaled_dot_product_attention(
-            query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], is_causal=True, enable_gqa=True,
-            scale=options["scaling"],
-        )
-        for a, b in pairwise(starts)
-    ]  # fmt: skip
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+def flash_attn_func(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """What flash-attn computes for (records, length, heads, width), without its kernels, which need a GPU."""
+    distance = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])
+    seen = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] < 0))
+    assert causal
+    q, k, v = (states.transpose(1, 2) for states in (q, k, v))
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=softmax_scale, enable_gqa=True)
+    return found.transpose(1, 2)
+
+
+def flash_attn_varlen_func(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """The same for records one after the other, which begin at `cu_seqlens`."""
+    assert cu_seqlens_q.tolist() == cu_seqlens_k.tolist()
+    assert max_seqlen_q == max_seqlen_k == cu_seqlens_q.diff().max()
+    records = [
+        flash_attn_func(q[None, a:b], k[None, a:b], v[None, a:b], softmax_scale, causal, window_size)
+        for a, b in pairwise(cu_seqlens_q.tolist())
+    ]
+    return torch.cat(records, dim=1)[0]
+
+
+@pytest.fixture
+def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flash-attn as far as transformers knows, computed by the functions above."""
+    module, padding = ModuleType("flash_attn"), ModuleType("flash_attn.bert_padding")
+    functions = {"flash_attn_func": flash_attn_func, "flash_attn_varlen_func": flash_attn_varlen_func}
+    vars(module).update(functions, flash_attn_with_kvcache=None)
+    vars(padding).update(pad_input=None, unpad_input=None)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", padding)
+    monkeypatch.setattr(modeling_flash_attention_utils, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
 
 
 FLASH = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
 NO_FLASH = pytest.mark.skipif(not FLASH, reason="no flash-attn or no GPU")
-KERNELS = ["sdpa", "eager", "varlen", pytest.param("flash_attention_2", marks=NO_FLASH)]
+KERNELS = ["sdpa", "eager", "flash_attn by PyTorch", pytest.param("flash_attention_2", marks=NO_FLASH)]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
     "family", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "olmo2", "olmo3"]
 )
-def test_packed_records_have_the_losses_that_they_have_alone(family: tiny.Family, kernel: str) -> None:
+def test_packed_records_have_the_losses_that_they_have_alone(
+    family: tiny.Family, kernel: str, request: pytest.FixtureRequest
+) -> None:
     """Also where attention slides over fewer tokens than a record has."""
     if family == "gemma2" and kernel != "eager":
         pytest.skip("transformers computes Gemma 2's capped attention by eager alone")
-    if kernel == "varlen":
-        AttentionInterface.register("varlen", varlen)
-    window = {"sliding_window": 1000 if kernel == "varlen" else 6}
-    extra = window if family in ("mistral", "gemma2", "gemma3", "olmo3") else {}
-    device, dtype = ("cuda", torch.bfloat16) if kernel.startswith("flash") else ("cpu", torch.float32)
+    extra = {"sliding_window": 6} if family in ("mistral", "gemma2", "gemma3", "olmo3") else {}
+    on_cpu = kernel != "flash_attention_2"
+    device, dtype = ("cpu", torch.float32) if on_cpu else ("cuda", torch.bfloat16)
     torch.manual_seed(0)
     config = tiny.CONFIGS[family](
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, pad_token_id=None, **extra,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=kernel).to(device, dtype)
-    check_packing(model, flat=kernel in ("varlen", "flash_attention_2"))
+    flat = kernel.startswith("flash")
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation="sdpa" if flat and on_cpu else kernel
+    )
+    model.to(device, dtype)
+    if flat and on_cpu:
+        request.getfixturevalue("flash_attn")
+        model.config._attn_implementation = "flash_attention_2"  # as what is installed would have made it
+    check_packing(model, flat)
     records = examples(12)
-    flat = kernel in ("varlen", "flash_attention_2")
 
     def batch(rows: list[list[Example]]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(device) for name, tensor in collate(rows, 0, CATEGORIES, flat).items()}
