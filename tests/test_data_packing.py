@@ -26,6 +26,7 @@ from being_vl.data.prepare import load_builder, prepare
 from being_vl.data.sequences import Example, Group
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
+from being_vl.train.kernels import attention_kernel
 from being_vl.train.options import StageOptions, TrainOptions
 from being_vl.train.plan import Seen, StagePlan, check_packing, plan
 
@@ -248,6 +249,15 @@ def test_packed_records_have_the_losses_that_they_have_alone(
     assert packed == pytest.approx(alone, abs=tolerance)
     padded = losses(model, batch([[record] for record in records]))
     assert padded == pytest.approx(alone, abs=tolerance)
+
+
+def test_flash_attention_is_what_auto_means_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    assert attention_kernel(replace(options(), dtype="bf16")) is None
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    assert attention_kernel(replace(options(), dtype="bf16")) == "flash_attention_2"
+    assert attention_kernel(replace(options(), dtype="fp32")) is None
+    assert attention_kernel(replace(options(), dtype="bf16", attention="sdpa")) == "sdpa"
 
 
 def test_a_model_that_lets_records_see_each_other_is_refused() -> None:
