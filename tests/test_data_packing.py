@@ -234,16 +234,16 @@ def test_packed_records_have_the_losses_that_they_have_alone(
         config, attn_implementation="sdpa" if flat and on_cpu else kernel
     )
     model.to(device, dtype)
-    if flat and on_cpu:
-        request.getfixturevalue("flash_attn")
-        model.config._attn_implementation = "flash_attention_2"  # as what is installed would have made it
-    check_packing(model, flat)
     records = examples(12)
 
     def batch(rows: list[list[Example]]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(device) for name, tensor in collate(rows, 0, CATEGORIES, flat).items()}
 
     alone = [loss for record in records for loss in losses(model, batch([[record]]))]
+    if flat and on_cpu:
+        request.getfixturevalue("flash_attn")
+        model.config._attn_implementation = "flash_attention_2"  # as what is installed would have made it
+    check_packing(model, flat)
     tolerance = 0.05 if dtype == torch.bfloat16 else 2e-6
     packed = losses(model, batch([records[:5], records[5:7], records[7:]]))
     assert packed == pytest.approx(alone, abs=tolerance)
