@@ -487,14 +487,14 @@ impl<W: Word> Learner<W> {
         let Self { shards, num_tokens, candidates, pairs_of, threshold, added, .. } = self;
         let mut shards_now = shards.items();
         *num_tokens -= shards_now.iter().map(|shard| shard.merged()).sum::<u64>();
-        let mut numbers = 0..;
+        let mut number = 0;
         for (token, _) in of_both {
             pairs_of[token as usize].retain(|&PairOf { pair, .. }| {
-                let number = numbers.next().unwrap_or_default();
                 let mut removed = Count::default();
                 for shard in &shards_now {
                     removed += shard.removed(number);
                 }
+                number += 1;
                 let kept = candidates.is_indexed(pair)
                     && (removed == Count::default() || candidates.remove(pair, removed, *threshold));
                 if !kept {
@@ -559,7 +559,7 @@ impl<W: Word> Learner<W> {
         self.pairs_of.iter_mut().for_each(Vec::clear);
         add_up(&mut counts);
         counts.retain(|&(_, count)| count.all >= threshold);
-        // Of a vocabulary as large as its codebook, the rules bring half as many again.
+        // With as many rules as the codebook has ids, one and a half times as many pairs come with them.
         self.candidates = Candidates::with_capacity(3 * counts.len());
         take_up(&mut self.candidates, &mut self.pairs_of, counts.iter().copied());
         let keys: Vec<_> = counts.into_iter().map(|(key, _)| key).collect();
