@@ -39,6 +39,14 @@ struct Pair {
 
 const NONE: u32 = u32::MAX;
 
+/// A pair to evaluate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fresh {
+    pub pair: u32,
+    pub key: u64,
+    pub count: Count,
+}
+
 /// The winner among indexed pairs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Best {
@@ -69,6 +77,10 @@ pub(super) struct Candidates {
 
 /// Per frequency: pairs by falling consistency (as bits, which have the same order), then by key.
 type Band = BTreeMap<u64, BTreeSet<(Reverse<u64>, u64, u32)>>;
+
+/// About how many pairs are evaluated at once. Then threads are not needed for each, and few counts change before they are
+/// compared.
+const BATCH: usize = 64;
 
 /// A power of two, so that bands have exact bounds.
 const BANDS: usize = 16;
@@ -165,19 +177,17 @@ impl Candidates {
         }
     }
 
-    /// The pair with the highest priority; `evaluate` gets (pair, key, count) and says `None` to drop the pair.
+    /// The pair with the highest priority; `evaluate` says of each whether `None`, to drop it.
     ///
     /// Evaluates until none of the others could win even with full consistency. All of this is exact in floating
     /// point, because rounding keeps the order of what it rounds.
     pub fn best(
         &mut self,
         alpha: f64,
-        mut evaluate: impl FnMut(u32, u64, Count) -> Result<Option<Evaluation>>,
+        mut evaluate: impl FnMut(&[Fresh]) -> Result<Vec<Option<Evaluation>>>,
     ) -> Result<Option<Best>> {
         loop {
-            while self.top > 0 && self.fresh[self.top].is_empty() {
-                self.top -= 1;
-            }
+            self.lower_top();
             let best = self.best_ranked(alpha);
             if self.top == 0 {
                 return Ok(best);
@@ -189,29 +199,44 @@ impl Candidates {
             {
                 return Ok(best);
             }
-            for pair in std::mem::take(&mut self.fresh[self.top]) {
-                self.evaluate(pair, &mut evaluate)?;
+            let batch = self.take_fresh();
+            for (fresh, evaluation) in batch.iter().zip(evaluate(&batch)?) {
+                self.set_evaluation(fresh, evaluation);
             }
         }
     }
 
-    fn evaluate(
-        &mut self,
-        index: u32,
-        evaluate: &mut impl FnMut(u32, u64, Count) -> Result<Option<Evaluation>>,
-    ) -> Result<()> {
+    fn lower_top(&mut self) {
+        while self.top > 0 && self.fresh[self.top].is_empty() {
+            self.top -= 1;
+        }
+    }
+
+    /// Takes pairs out of the top buckets, one bucket after the other.
+    fn take_fresh(&mut self) -> Vec<Fresh> {
+        let mut batch = Vec::with_capacity(2 * BATCH);
+        while self.top > 0 && (batch.is_empty() || batch.len() + self.fresh[self.top].len() <= BATCH) {
+            for pair in std::mem::take(&mut self.fresh[self.top]) {
+                let Pair { key, count, bound, evaluated, indexed, .. } = self.pairs[pair as usize];
+                if !indexed || evaluated {
+                    continue;
+                }
+                if bucket(bound) < self.top {
+                    self.push_fresh(pair, bound);
+                } else {
+                    batch.push(Fresh { pair, key, count });
+                }
+            }
+            self.lower_top();
+        }
+        batch
+    }
+
+    fn set_evaluation(&mut self, &Fresh { pair: index, key, .. }: &Fresh, evaluation: Option<Evaluation>) {
         let pair = &mut self.pairs[index as usize];
-        let Pair { key, count, bound, .. } = *pair;
-        if !pair.indexed || pair.evaluated {
-            return Ok(());
-        }
-        if bucket(bound) < self.top {
-            self.push_fresh(index, bound);
-            return Ok(());
-        }
-        let Some(evaluation) = evaluate(index, key, count)? else {
+        let Some(evaluation) = evaluation else {
             pair.indexed = false;
-            return Ok(());
+            return;
         };
         pair.evaluated = true;
         if pair.evaluation == NONE {
@@ -220,7 +245,6 @@ impl Candidates {
         }
         self.evaluations[pair.evaluation as usize] = evaluation;
         self.rank(index, key, evaluation);
-        Ok(())
     }
 
     /// The best of the evaluated pairs.

@@ -27,11 +27,11 @@ use crate::interrupt::Interrupt;
 use crate::statistics::{consistency, key, most_frequent, tokens};
 use crate::threads::Threads;
 use crate::vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary, check_options};
-use candidates::{Best, Candidates, Evaluation};
+use candidates::{Best, Candidates, Evaluation, Fresh};
 use canvas::{Canvas, Short, Word};
 use cells::Search;
 use count::{Count, Sketch};
-use shard::{Merge, NewPair, Pair, Shard, new_key};
+use shard::{Merge, NewPair, Pair, Shard, TakenUp, new_key};
 
 /// How to learn a vocabulary.
 #[derive(Debug, Clone, PartialEq)]
@@ -268,7 +268,7 @@ fn check_resume(vocabulary: &Vocabulary, options: &TrainOptions, sizes: &[GridSi
 /// With fewer occurrences than this, merging a pair is not worth handing to threads.
 const PARALLEL_MERGES: u64 = 1 << 7;
 
-/// With fewer occurrences than this, neither is counting a pair's offsets nor listing new pairs.
+/// With fewer occurrences than this, neither is counting pairs' offsets.
 const PARALLEL_OCCURRENCES: u64 = 1 << 9;
 
 /// With fewer cells than this, a full count is not worth waking threads for.
@@ -316,8 +316,6 @@ struct Learner<W: Word> {
     threshold: u64,
     /// Per token, the number of cells of its regions, at most.
     sizes: Vec<u64>,
-    /// Sums over the shards per pair of the new token; all 0 between calls.
-    added: Vec<u64>,
 }
 
 impl<W: Word> Learn for Learner<W> {
@@ -404,7 +402,6 @@ impl<W: Word> Learner<W> {
             pairs_of: Vec::new(),
             threshold: u64::MAX,
             sizes: vec![1; options.base_vocab_size as usize],
-            added: vec![0; 2 * tokens as usize],
         })
     }
 
@@ -433,25 +430,22 @@ impl<W: Word> Learner<W> {
     fn best_indexed(&mut self, interrupt: &Interrupt) -> Result<Option<Best>> {
         let Self { options, shards, candidates, threshold, sizes, .. } = self;
         let mut dropped = Vec::new();
-        let evaluate = |index: u32, key: u64, count: Count| {
-            interrupt.check()?;
-            let pair = sized(sizes, index, key);
-            let histogram = if pair.a.max(pair.b) < options.base_vocab_size {
-                histogram_of_cells(count)
-            } else {
-                histogram(shards, pair, count.all)
+        let evaluate = |batch: &[Fresh]| {
+            let histograms = histograms(shards, batch, sizes, options.base_vocab_size, interrupt)?;
+            let evaluation = |(fresh, histogram): (&Fresh, &Histogram)| {
+                let (offset, offset_count) = most_frequent(histogram);
+                let frequency = match options.merge_mode {
+                    MergeMode::Pair => fresh.count.all,
+                    MergeMode::Oriented => offset_count,
+                };
+                if frequency < *threshold {
+                    dropped.push(fresh.pair);
+                    return None;
+                }
+                let consistency = consistency(histogram, options.sigma);
+                Some(Evaluation { frequency, offset, offset_count, consistency })
             };
-            let (offset, offset_count) = most_frequent(&histogram);
-            let frequency = match options.merge_mode {
-                MergeMode::Pair => count.all,
-                MergeMode::Oriented => offset_count,
-            };
-            if frequency < *threshold {
-                dropped.push(index);
-                return Ok(None);
-            }
-            let consistency = consistency(&histogram, options.sigma);
-            Ok(Some(Evaluation { frequency, offset, offset_count, consistency }))
+            Ok(batch.iter().zip(&histograms).map(evaluation).collect())
         };
         let best = candidates.best(options.alpha, evaluate)?;
         for mut shard in shards.items() {
@@ -481,10 +475,12 @@ impl<W: Word> Learner<W> {
                 .map(move |pair| (pair.other, side + usize::from(pair.before)))
         });
         let (sides, flag): (Vec<_>, _) = (sides.collect(), interrupt.clone());
-        self.shards.each(count >= PARALLEL_MERGES, move |shard| shard.apply(merge, &sides, &flag));
+        let Self { shards, num_tokens, candidates, pairs_of, threshold, .. } = self;
+        // A frequent pair occurs so often in one of the shards.
+        let least = threshold.div_ceil(shards.items().len() as u64);
+        shards.each(count >= PARALLEL_MERGES, move |shard| shard.apply(merge, &sides, least, &flag));
         interrupt.check()?;
 
-        let Self { shards, num_tokens, candidates, pairs_of, threshold, added, .. } = self;
         let mut shards_now = shards.items();
         *num_tokens -= shards_now.iter().map(|shard| shard.merged()).sum::<u64>();
         let mut number = 0;
@@ -505,13 +501,13 @@ impl<W: Word> Learner<W> {
                 kept
             });
         }
-        let added = sum_added(&shards_now, added, *threshold);
-        drop(shards_now);
+        let added = added(&shards_now, *threshold, least);
         let keys = added.iter().map(|&(new, all)| (new_key(token, new), Count { all, below: 0 }));
         let pairs = take_up(candidates, pairs_of, keys);
-        let pairs: Vec<_> = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
-        let parallel = count >= PARALLEL_OCCURRENCES;
-        shards.each(parallel, move |shard| shard.index_added(merge, &pairs));
+        let pairs: TakenUp = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
+        for shard in &mut shards_now {
+            shard.index_added(merge, pairs.clone());
+        }
         Ok(Rule { a, b, offset, count, offset_count, consistency })
     }
 
@@ -593,28 +589,21 @@ fn take_up(
     counts.map(insert).collect()
 }
 
-/// The new pairs at or above the threshold after a rule, and their counts. `sums` are all 0 between calls.
-fn sum_added<W: Word>(
-    shards: &[MutexGuard<'_, Shard<W>>],
-    sums: &mut [u64],
-    threshold: u64,
-) -> Vec<(NewPair, u64)> {
+/// The new pairs at or above the threshold after a rule, and their counts. Each occurs `least` times in one of the shards.
+fn added<W: Word>(shards: &[MutexGuard<'_, Shard<W>>], threshold: u64, least: u64) -> Vec<(NewPair, u64)> {
     let mut found = Vec::new();
-    for &(new, count) in shards.iter().flat_map(|shard| shard.added()) {
-        let sum = &mut sums[new as usize];
-        let before = *sum;
-        *sum += u64::from(count);
-        if before < threshold && *sum >= threshold {
-            found.push(new);
+    for (number, shard) in shards.iter().enumerate() {
+        for &new in shard.frequent() {
+            if shards[..number].iter().any(|earlier| earlier.added(new) >= least) {
+                continue;
+            }
+            let added: u64 = shards.iter().map(|shard| shard.added(new)).sum();
+            let gone = shards.iter().flat_map(|shard| shard.gone()).filter(|(gone, _)| *gone == new);
+            let count = added - gone.map(|&(_, count)| u64::from(count)).sum::<u64>();
+            if count >= threshold {
+                found.push((new, count));
+            }
         }
-    }
-    for &(new, count) in shards.iter().flat_map(|shard| shard.gone()) {
-        sums[new as usize] -= u64::from(count);
-    }
-    let found = found.into_iter().map(|new| (new, sums[new as usize]));
-    let found = found.filter(|&(_, count)| count >= threshold).collect();
-    for &(new, _) in shards.iter().flat_map(|shard| shard.added()) {
-        sums[new as usize] = 0;
     }
     found
 }
@@ -625,19 +614,49 @@ fn sized(sizes: &[u64], index: u32, key: u64) -> Pair {
     Pair { index, a, b, size: sizes[a as usize].saturating_add(sizes[b as usize]) }
 }
 
+/// How often a pair occurs at which offset, in ascending order of offsets.
+type Histogram = Vec<(Offset, u64)>;
+
 /// How often two single cells lie at which offset.
-fn histogram_of_cells(Count { all, below }: Count) -> Vec<(Offset, u64)> {
+fn histogram_of_cells(Count { all, below }: Count) -> Histogram {
     let offsets = [(Offset { dy: 0, dx: 1 }, all - below), (Offset { dy: 1, dx: 0 }, below)];
     offsets.into_iter().filter(|&(_, count)| count > 0).collect()
 }
 
-/// How often an indexed pair of regions occurs at which offset, in ascending order of offsets.
-fn histogram<W: Word>(shards: &Crew<Shard<W>>, pair: Pair, count: u64) -> Vec<(Offset, u64)> {
-    shards.each(count >= PARALLEL_OCCURRENCES, move |shard| shard.histogram(pair));
-    let mut parts: Vec<_> = shards.items().iter().flat_map(|shard| shard.offsets()).copied().collect();
-    add_up(&mut parts);
-    debug_assert_eq!(parts.iter().map(|(_, count)| count).sum::<u64>(), count);
-    parts
+/// The histograms of indexed pairs.
+fn histograms<W: Word>(
+    shards: &Crew<Shard<W>>,
+    batch: &[Fresh],
+    sizes: &[u64],
+    base_vocab_size: u32,
+    interrupt: &Interrupt,
+) -> Result<Vec<Histogram>> {
+    let mut histograms = vec![Histogram::new(); batch.len()];
+    let (mut regions, mut occurrences) = (Vec::new(), 0);
+    for (number, &Fresh { pair, key, count }) in batch.iter().enumerate() {
+        let pair = sized(sizes, pair, key);
+        if pair.a.max(pair.b) < base_vocab_size {
+            histograms[number] = histogram_of_cells(count);
+        } else {
+            regions.push((number, pair));
+            occurrences += count.all;
+        }
+    }
+    if regions.is_empty() {
+        return Ok(histograms);
+    }
+    let flag = interrupt.clone();
+    shards.each(occurrences >= PARALLEL_OCCURRENCES, move |shard| shard.count_offsets(&regions, &flag));
+    interrupt.check()?;
+    for &((number, offset), count) in shards.items().iter().flat_map(|shard| shard.offsets()) {
+        histograms[number].push((offset, count));
+    }
+    histograms.iter_mut().for_each(add_up);
+    let counted = |histogram: &Histogram| histogram.iter().map(|(_, count)| count).sum::<u64>();
+    debug_assert!(
+        batch.iter().zip(&histograms).all(|(fresh, histogram)| counted(histogram) == fresh.count.all)
+    );
+    Ok(histograms)
 }
 
 /// Sorts counts, of which there may be several of a kind, and makes them one of each.

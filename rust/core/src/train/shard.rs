@@ -1,5 +1,7 @@
 //! A shard: some of the grids, with lists of where the indexed pairs occur in them.
 
+use std::sync::Arc;
+
 use super::canvas::{Canvas, Neighbour, Neighbours, Region, Word, is, region};
 use super::count::{Count, Counted, Sketch, count};
 use super::lists::{Found, Lists, Places, pack, unpack};
@@ -46,6 +48,9 @@ const BELOW: u64 = 1 | 1 << 32;
 
 /// A pair of the new token and another, which comes `before` it or after it; below twice the number of tokens.
 pub(super) type NewPair = u32;
+
+/// Pairs of the new token that were taken up, and their indices.
+pub(super) type TakenUp = Arc<[(NewPair, u32)]>;
 
 fn new_pair(token: u32, before: bool) -> NewPair {
     token * 2 + u32::from(before)
@@ -123,15 +128,18 @@ pub(super) struct Shard<W> {
     merged: u64,
     /// What it took away, tallied.
     removed: Vec<u64>,
-    /// The last histogram.
-    offsets: Vec<(Offset, u64)>,
-    /// After a rule, the pairs with the new token, each once, and their counts.
-    added: Vec<(NewPair, u32)>,
+    /// How often the pairs counted last, which are numbered, occur at which offset.
+    offsets: Vec<((usize, Offset), u64)>,
+    /// After a rule, the first `num_added` are the pairs with the new token, each once.
+    added: Vec<NewPair>,
+    num_added: usize,
+    /// Those of them that may be frequent.
+    frequent: Vec<NewPair>,
     /// How many of these pairs came with one merge and went with a later one.
     gone: [(NewPair, u32); 4],
-    /// Room for pairs with the new token.
-    others: Vec<NewPair>,
-    /// Per pair with the new token, how often it was found, then where its list is; all 0 between calls.
+    /// The last rule, and the indices of those new pairs that were taken up but not yet listed.
+    unlisted: Option<(Merge, TakenUp)>,
+    /// Per pair with the new token, how often it was found; all 0 when these are listed.
     numbers: Vec<u32>,
     /// How often a pair occurs at which flat offset (difference of positions); all 0 between calls.
     flat: Vec<u32>,
@@ -156,9 +164,11 @@ impl<W: Word> Shard<W> {
             merged: 0,
             removed: Vec::new(),
             offsets: Vec::new(),
-            added: Vec::new(),
+            added: vec![0; 2 * (tokens as usize + 1) + 1],
+            num_added: 0,
+            frequent: Vec::new(),
             gone: [(0, 0); 4],
-            others: vec![0; 2 * (tokens as usize + 1) + 1],
+            unlisted: None,
             numbers: vec![0; 2 * (tokens as usize + 1)],
             flat: Vec::new(),
             neighbours: Neighbours::default(),
@@ -221,6 +231,7 @@ impl<W: Word> Shard<W> {
 
     /// Counts exactly those pairs whose hash has a bit in `reaching`, and notes where they occur.
     pub fn count(&mut self, reaching: &[u64], interrupt: &Interrupt) {
+        self.list_added();
         self.lists = Lists::default();
         let sketch = std::mem::take(&mut self.sketch);
         let counted = count(&mut self.canvas, &sketch, reaching, interrupt);
@@ -243,34 +254,43 @@ impl<W: Word> Shard<W> {
 
     /// Gives up a pair's list.
     pub fn forget(&mut self, pair: u32) {
+        self.list_added();
         self.lists.truncate(pair, 0);
     }
 
-    /// Counts the offsets of a pair of regions, in no order and not all in one place, and forgets where it no longer
-    /// occurs.
-    pub fn histogram(&mut self, pair: Pair) {
-        self.offsets.clear();
-        if let Places::Regions(list) = self.lists.get(pair.index) {
+    /// Counts the offsets of numbered pairs of regions, in no order and not all in one place, and forgets where they no
+    /// longer occur.
+    pub fn count_offsets(&mut self, pairs: &[(usize, Pair)], interrupt: &Interrupt) {
+        self.list_added();
+        let Self { canvas, lists, offsets, flat, .. } = self;
+        offsets.clear();
+        for &(number, pair) in pairs {
+            if interrupt.is_set() {
+                return;
+            }
+            let Places::Regions(list) = lists.get(pair.index) else { continue };
             let mut end = 0;
-            for (stride, range) in self.canvas.by_stride(list, |&place| unpack(place).0) {
+            for (stride, range) in canvas.by_stride(list, |&place| unpack(place).0) {
                 let part = &mut list[range.clone()];
-                let kept = self.canvas.retain(part, pair.a, pair.b);
-                region_offsets(&self.canvas, pair, stride, &part[..kept], &mut self.flat, &mut self.offsets);
+                let kept = canvas.retain(part, pair.a, pair.b);
+                region_offsets(canvas, (number, pair), stride, &part[..kept], flat, offsets);
                 list.copy_within(range.start..range.start + kept, end);
                 end += kept;
             }
-            self.lists.truncate(pair.index, end);
+            lists.truncate(pair.index, end);
         }
     }
 
-    /// The last histogram.
-    pub fn offsets(&self) -> &[(Offset, u64)] {
+    /// The last such counts.
+    pub fn offsets(&self) -> &[((usize, Offset), u64)] {
         &self.offsets
     }
 
     /// Applies a rule to the shard's grids, and notes what it did to the counts, how many regions it merged, and how many
-    /// pairs it took away with these tokens on these sides of the tally.
-    pub fn apply(&mut self, merge: Merge, sides: &[(u32, usize)], interrupt: &Interrupt) {
+    /// pairs it took away with these tokens on these sides of the tally. New pairs with fewer occurrences than `least` are
+    /// not frequent.
+    pub fn apply(&mut self, merge: Merge, sides: &[(u32, usize)], least: u64, interrupt: &Interrupt) {
+        self.list_added();
         let Merge { pair: Pair { index, a, b, .. }, token, .. } = merge;
         let Self { canvas, lists, changes, neighbours, .. } = self;
         changes.len = 0;
@@ -307,7 +327,7 @@ impl<W: Word> Shard<W> {
         lists.truncate(index, left);
         // The pairs of `a` and `b` themselves.
         self.changes.tallies[b as usize][0] += merges;
-        self.sum_changes(a, b, token);
+        self.sum_changes(a, b, token, least);
         self.merged = merges;
         self.removed.clear();
         self.removed.extend(sides.iter().map(|&(token, side)| self.changes.tallies[token as usize][side]));
@@ -318,21 +338,22 @@ impl<W: Word> Shard<W> {
         self.merged
     }
 
-    /// Lists the pairs with the new token.
-    fn sum_changes(&mut self, a: u32, b: u32, token: u32) {
-        let Self { changes: Changes { tallies, adjacencies, len }, added, gone, numbers, others, .. } = self;
-        let mut found = 0;
+    /// Counts the pairs with the new token.
+    fn sum_changes(&mut self, a: u32, b: u32, token: u32, least: u64) {
+        let Self { changes: Changes { tallies, adjacencies, len }, added, num_added, numbers, .. } = self;
+        *num_added = 0;
         for &(new, ..) in &adjacencies[..*len] {
             let count = &mut numbers[new as usize];
-            others[found] = new;
-            found += usize::from(*count == 0);
+            added[*num_added] = new;
+            *num_added += usize::from(*count == 0);
             *count += 1;
         }
         let [a_new, new_a, b_new, new_b] = tallies[token as usize].map(|tally| tally as u32);
-        *gone = [(a, true, a_new), (a, false, new_a), (b, true, b_new), (b, false, new_b)]
+        self.gone = [(a, true, a_new), (a, false, new_a), (b, true, b_new), (b, false, new_b)]
             .map(|(other, before, gone)| (new_pair(other, before), gone));
-        added.clear();
-        added.extend(others[..found].iter().map(|&new| (new, std::mem::take(&mut numbers[new as usize]))));
+        let is_frequent = |&&new: &&NewPair| u64::from(numbers[new as usize]) >= least;
+        self.frequent.clear();
+        self.frequent.extend(added[..*num_added].iter().filter(is_frequent));
     }
 
     /// How many pairs the last rule took away, by the place among the tokens and sides it was given.
@@ -341,32 +362,44 @@ impl<W: Word> Shard<W> {
         Count { all: u64::from(tallied as u32), below: tallied >> 32 }
     }
 
-    /// Pairs that came with the last rule, each once, and their counts.
-    pub fn added(&self) -> &[(NewPair, u32)] {
-        &self.added
+    /// Pairs that came with the last rule, each once, those with fewer occurrences than its `least` left out.
+    pub fn frequent(&self) -> &[NewPair] {
+        &self.frequent
     }
 
-    /// Some of these pairs, and how many of them are gone already.
+    /// How many pairs of a kind came with it.
+    pub fn added(&self, new: NewPair) -> u64 {
+        self.numbers[new as usize].into()
+    }
+
+    /// Pairs that came with it, and how many of them are gone already.
     pub fn gone(&self) -> &[(NewPair, u32)] {
         &self.gone
     }
 
-    /// Ends a rule: starts the lists of those new pairs that were taken up, given their indices.
-    pub fn index_added(&mut self, merge: Merge, pairs: &[(NewPair, u32)]) {
-        let Self { changes: Changes { tallies, adjacencies, len }, added, numbers, lists, .. } = self;
-        let others = added.iter().map(|&(new, _)| new / 2);
-        for token in others.chain([merge.pair.a, merge.pair.b, merge.token]) {
+    /// Ends a rule: says which new pairs were taken up, with their indices. They are listed when the shard is next worked
+    /// on, lest threads be waited for once more.
+    pub fn index_added(&mut self, merge: Merge, pairs: TakenUp) {
+        self.unlisted = Some((merge, pairs));
+    }
+
+    /// Starts the lists of the last rule's new pairs.
+    fn list_added(&mut self) {
+        let Some((merge, pairs)) = self.unlisted.take() else { return };
+        let Self { changes: Changes { tallies, adjacencies, len }, added, num_added, numbers, lists, .. } =
+            self;
+        let lens: Vec<_> = pairs.iter().map(|&(new, _)| numbers[new as usize] as usize).collect();
+        for token in [merge.pair.a, merge.pair.b, merge.token] {
             tallies[token as usize] = Tally::default();
         }
+        for &new in &added[..*num_added] {
+            tallies[new as usize / 2] = Tally::default();
+            numbers[new as usize] = 0;
+        }
         let Some(&(_, first)) = pairs.first() else { return };
-        for (number, &(new, _)) in (1..).zip(pairs) {
+        for (number, &(new, _)) in (1..).zip(&*pairs) {
             numbers[new as usize] = number;
         }
-        let mut lens = vec![0; pairs.len() + 1];
-        for &(new, count) in &*added {
-            lens[numbers[new as usize] as usize] = count as usize;
-        }
-        let lens = &lens[1..];
         let mut cursors: Vec<_> =
             lens.iter().scan(0, |end, len| Some(std::mem::replace(end, *end + len))).collect();
         // First those of listed pairs are picked, without a branch.
@@ -377,14 +410,14 @@ impl<W: Word> Shard<W> {
             adjacencies[kept] = (number.wrapping_sub(1), z, x);
             kept += usize::from(number > 0);
         }
-        lists.add(first, lens, |places| {
+        lists.add(first, &lens, |places| {
             for &(number, z, x) in &adjacencies[..kept] {
                 let cursor = &mut cursors[number as usize];
                 places[*cursor] = pack(x.min(z), x.max(z));
                 *cursor += 1;
             }
         });
-        for &(new, _) in pairs {
+        for &(new, _) in &*pairs {
             numbers[new as usize] = 0;
         }
     }
@@ -532,19 +565,20 @@ fn sort_nearly_sorted(list: &mut [u64]) {
 /// Counts the offsets of pairs of regions.
 fn region_offsets<W: Word>(
     canvas: &Canvas<W>,
-    pair: Pair,
+    (number, pair): (usize, Pair),
     stride: u32,
     list: &[u64],
     flat: &mut Vec<u32>,
-    offsets: &mut Vec<(Offset, u64)>,
+    offsets: &mut Vec<((usize, Offset), u64)>,
 ) {
     // If rows are long enough, a difference of positions tells the offset.
     let most = pair.size * u64::from(stride);
     if 2 * pair.size > u64::from(stride) || most > MAX_FLAT {
+        let start = offsets.len();
         for &place in list {
             let (x, y) = unpack(place);
-            let offset = canvas.offset(x, y);
-            match offsets.iter_mut().take(16).find(|(other, _)| *other == offset) {
+            let offset = (number, canvas.offset(x, y));
+            match offsets[start..].iter_mut().take(16).find(|(other, _)| *other == offset) {
                 Some((_, count)) => *count += 1,
                 None => offsets.push((offset, 1)),
             }
@@ -567,7 +601,7 @@ fn region_offsets<W: Word>(
         if count > 0 {
             let dy = (step + stride / 2) / stride;
             let dx = step as i32 - (dy * stride) as i32;
-            offsets.push((Offset { dy: dy as i32, dx }, count.into()));
+            offsets.push(((number, Offset { dy: dy as i32, dx }), count.into()));
         }
     }
 }
