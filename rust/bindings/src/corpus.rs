@@ -52,7 +52,6 @@ impl<'py> Corpus<'py> {
         trainer: &mut Trainer,
         number: usize,
         base_vocab_size: u32,
-        num_threads: usize,
         py: Python<'py>,
     ) -> PyResult<()> {
         let mut blocks = match self {
@@ -69,7 +68,8 @@ impl<'py> Corpus<'py> {
                 .try_for_each(|(index, grid)| trainer.set(index, grid))
                 .map_err(|error| to_python(&error))
         };
-        stream(py, num_threads, || blocks.next(), Block::cells, decode, set)?;
+        // The calling thread has as much to do as the one that decodes.
+        stream(py, 1, || blocks.next(), Block::cells, decode, set)?;
         if filled == number {
             return Ok(());
         }

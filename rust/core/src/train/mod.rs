@@ -360,31 +360,28 @@ impl<W: Word> Learn for Learner<W> {
 }
 
 impl<W: Word> Learner<W> {
-    /// Deals grids out to shards of about equal numbers of cells. Grids of one width go together.
+    /// Deals grids out to shards of about equal numbers of cells, in turn, since grids that come one after the other are
+    /// often alike. In a shard, grids of one width are together.
     fn new(sizes: &[(u32, u32)], options: &TrainOptions) -> Result<Self> {
         let threads = Threads::new(options.num_threads)?;
         let tokens = options.base_vocab_size + options.num_merges as u32;
         let cells = |&(height, width): &(u32, u32)| Canvas::<W>::footprint(height, width);
         let total: u64 = sizes.iter().map(cells).sum();
         let worthwhile = if options.num_threads == 0 { total / MIN_SHARD_CELLS } else { u64::MAX };
-        let parts = worthwhile.clamp(1, threads.count() as u64);
-        let target = total.div_ceil(parts).clamp(1, MAX_SHARD_CELLS);
+        let parts = worthwhile.clamp(1, threads.count() as u64).max(total.div_ceil(MAX_SHARD_CELLS));
+        let mut shards: Vec<(u64, Vec<usize>)> = vec![(0, Vec::new()); sizes.len().min(parts as usize)];
         let mut order: Vec<usize> = (0..sizes.len()).collect();
         order.sort_by_key(|&index| sizes[index].1);
-        let mut shards: Vec<Vec<usize>> = Vec::new();
-        let mut filled = target;
         for index in order {
-            if filled >= target {
-                filled = 0;
-                shards.push(Vec::new());
-            }
-            filled += cells(&sizes[index]);
-            shards.last_mut().expect("just pushed").push(index);
+            let (filled, members) =
+                shards.iter_mut().min_by_key(|(filled, _)| *filled).expect("a shard for a grid");
+            *filled += cells(&sizes[index]);
+            members.push(index);
         }
         let mut places = vec![(0, 0); sizes.len()];
-        let fill = |(number, members): (usize, Vec<usize>)| {
+        let fill = |(number, (filled, members)): (usize, (u64, Vec<usize>))| {
             let mut shard = Shard::new(options.base_vocab_size, tokens);
-            shard.reserve(members.iter().map(|&index| cells(&sizes[index])).sum());
+            shard.reserve(filled);
             for index in members {
                 let (height, width) = sizes[index];
                 places[index] = (number as u32, shard.push(height, width));
