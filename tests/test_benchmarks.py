@@ -29,8 +29,8 @@ def test_measurements_tables_and_plots(tmp_path):
     np.save(tmp_path / "few.npy", PHOTOS[:12])
     results = tmp_path / "results.json"
     sizes = ("--count", 12, "--counts", 4, 12, "--merges", 1024, "--small", 3, 4, "--codebook-size", K)
-    few = ("--threads", 1, "--modes", "pair", "--alphas", 0, 1, "--repeats", 1, "--vbpe", tmp_path)
-    parts = ("--parts", "compare", "merges", "images", "alpha", "encode", "small")
+    few = ("--threads", 1, 2, "--modes", "pair", "--alphas", 0, 1, "--repeats", 1, "--vbpe", tmp_path)
+    parts = ("--parts", "compare", "merges", "images", "threads", "alpha", "encode", "small")
     python("-m", "benchmarks.bpe", results, "--grids", tmp_path / "few.npy", *sizes, *few, *parts)
     measurements = json.loads(results.read_text())["measurements"]
     failed = {entry["job"]["contender"] for entry in measurements if "error" in entry["runs"][0]}
@@ -46,11 +46,16 @@ def test_measurements_tables_and_plots(tmp_path):
     assert str(tmp_path) not in json.dumps([entry["job"] for entry in measurements])
 
     page = tmp_path / "page.md"
-    page.write_text("Before.\n<!-- bpe: alpha -->\nold\n<!-- end -->\nAfter.\n")
+    page.write_text(
+        "Before.\n<!-- bpe: alpha -->\nold\n<!-- end -->\nAfter.\n<!-- bpe: threads -->\n<!-- end -->\n"
+    )
     python("-m", "benchmarks.bpe.report", results, "--into", page, "--images", tmp_path)
     text = page.read_text()
     assert text.startswith("Before.\n<!-- bpe: alpha -->\n| mode |")
-    assert text.endswith("<!-- end -->\nAfter.\n")
+    assert "<!-- end -->\nAfter.\n" in text
+    assert all(
+        text.count(f"| 12 | {programs} | {threads} |") == 1 for programs, threads in [(1, 1), (1, 2), (2, 1)]
+    )
     assert "old" not in text
     for name in ("bpe-merges.svg", "bpe-grids.svg"):
         assert "tokenizers, 1-D" in (tmp_path / name).read_text()

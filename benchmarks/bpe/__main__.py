@@ -1,6 +1,7 @@
 """Measure visual BPE beside what else there is, as JSON; `benchmarks.bpe.report` makes tables and plots of it.
 
-    python -m benchmarks.bpe OUT.json [--grids GRIDS.npy] [--parts compare merges images alpha worst encode small]
+    python -m benchmarks.bpe OUT.json [--grids GRIDS.npy]
+        [--parts compare merges images threads alpha worst encode small]
     python -m benchmarks.bpe.report OUT.json --into docs/results/visual-bpe.md --images docs/images
 
 Without --grids, they are made by `benchmarks.bpe.grids` of the demo's photographs. Every measurement has a process
@@ -8,8 +9,9 @@ of its own, contenders take turns, in another order each round, and medians are 
 system time of all threads, so they hardly depend on what else the machine does; wall time does.
 
 The parts: `compare` all contenders that stand the size; `merges` time against merges; `images` time and memory against
-grids; `alpha` what α costs; `worst` inputs that could turn something quadratic; `encode` threads and the latency of one
-grid; `small` also the naive recount and the published tools, at a size that they stand.
+grids; `threads` how much faster threads are, beside as many programs at once that share nothing, which tell what the
+cores are worth at the time; `alpha` what α costs; `worst` inputs that could turn something quadratic; `encode` threads
+and the latency of one grid; `small` also the naive recount and the published tools, at a size that they stand.
 """
 
 import argparse
@@ -18,13 +20,14 @@ import os
 import platform
 import random
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.bpe import contenders, grids
 
-PARTS = ("compare", "merges", "images", "alpha", "worst", "encode", "small")
+PARTS = ("compare", "merges", "images", "threads", "alpha", "worst", "encode", "small")
 TOKENIZERS_LIMIT = 20_000  # grids; its memory grows with the texts
 
 
@@ -53,6 +56,11 @@ def jobs(options):
             yield one("images", ours, first, {"count": n, "threads": threads, "train_only": True})
         if n <= TOKENIZERS_LIMIT:
             yield one("images", other, {"count": n, "train_only": True})
+    trained = {"count": max(options.counts), "train_only": True}
+    for threads in options.threads:
+        yield one("threads", ours, first, trained, {"threads": threads})
+        if threads > 1:
+            yield one("threads", ours, first, trained, {"programs": threads})
     for mode in options.modes:
         yield from (one("alpha", count, ours, {"mode": mode, "alpha": alpha}) for alpha in options.alphas)
         yield from (one("worst", ours, {"mode": mode, "alpha": 0.3, "grids": n}) for n in grids.worst_cases())
@@ -69,17 +77,25 @@ def jobs(options):
 
 
 def run(job, options):
-    """Measure in a process of its own; what went wrong is a result too."""
+    """Measure in a process of its own, or the mean of several at once; what went wrong is a result too."""
     checkouts = {"vBPE": options.vbpe, "MDBPE": options.mdbpe}
     paths = {"path": str(options.grids), "checkout": str(checkouts.get(job["contender"]))}
     command = [sys.executable, "-m", "benchmarks.bpe", "--job", json.dumps(job | paths)]
     # One arena where there is one thread, as in a process without Python's threads: peaks do not depend on where memory
     # came from. Several threads would wait for each other there.
     arenas = {"MALLOC_ARENA_MAX": "1"} if job.get("threads", 1) == 1 else {}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | arenas)
-    if done.returncode != 0:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    programs = [
+        subprocess.Popen(command, env=os.environ | arenas, **pipes) for _ in range(job.get("programs", 1))
+    ]
+    results = []
+    for program, (output, errors) in [(program, program.communicate()) for program in programs]:
+        if program.returncode != 0:
+            return {"error": (errors.strip().splitlines() or [f"exit status {program.returncode}"])[-1]}
+        results.append(json.loads(output.splitlines()[-1]))
+    if len(results) == 1:
+        return results[0]
+    return {key: statistics.fmean(result[key] for result in results) for key in results[0]}
 
 
 def child(job):
@@ -135,7 +151,7 @@ def main():
     if options.out is None:
         parser.error("the following arguments are required: out")
     if options.grids is None:
-        most = max([options.count, *(options.counts if "images" in options.parts else [])])
+        most = max([options.count, *(options.counts if {"images", "threads"} & {*options.parts} else [])])
         options.grids = Path("runs") / f"grids_builtin_n{most}.npy"
         if not options.grids.exists():
             options.grids.parent.mkdir(exist_ok=True)

@@ -73,6 +73,21 @@ def images(content):
         yield f"| {job['count']:,} | {name(job)} | {job['threads']} | {times} | {peak} | {per_id} |"
 
 
+def threads(content):
+    """How much faster several threads are, and what as many cores give to programs that share nothing."""
+    found = list(medians(content, "threads"))
+    alone = [value["train_wall"] for job, value, _ in found if job["threads"] == 1 and "programs" not in job]
+    yield "| grids | programs at once | threads of each | train, wall s | CPU s of each | speed of all | runs |"
+    yield "|---|---|---|---|---|---|---|"
+    for job, value, runs in found:
+        programs, wall = job.get("programs", 1), value["train_wall"]
+        speed = f"{programs * alone[0] / wall:.2f}×" if alone else "–"
+        yield (
+            f"| {job['count']:,} | {programs} | {job['threads']} | {wall:.3g} | {value['train_cpu']:.3g} | {speed} "
+            f"| {runs} |"
+        )
+
+
 def alpha(content):
     """What α costs."""
     found = list(medians(content, "alpha"))
@@ -121,6 +136,7 @@ TABLES = {
     "compare": lambda content: comparison(content, "compare"),
     "small": lambda content: comparison(content, "small"),
     "images": images,
+    "threads": threads,
     "alpha": alpha,
     "worst": worst,
     "encode": encode,
