@@ -200,7 +200,7 @@ def test_packed_records_train_as_if_each_were_alone(chain: Path, tmp_path: Path)
     assert sum(entry["padding"] for entry in entries) / len(entries) < 0.05
 
 
-@pytest.mark.parametrize(("zero", "ranks"), [(0, 2), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("zero", "ranks"), [(0, 2), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
 def test_zero_and_ranks_do_not_change_the_losses(
     zero: int, ranks: int, chain: Path, reference: Path, tmp_path: Path
 ) -> None:
