@@ -6,7 +6,7 @@
 
 Without --grids, they are made by `benchmarks.bpe.grids` of the demo's photographs. Every measurement has a process
 of its own, contenders take turns, in another order each round, and medians are reported. CPU seconds are user and
-system time of all threads, so they hardly depend on what else the machine does; wall time does.
+system time of all threads; what else the host does makes them more, by a third or so, and wall time by more than that.
 
 The parts: `compare` all contenders that stand the size; `merges` time against merges; `images` time and memory against
 grids; `threads` how much faster threads are, beside as many programs at once that share nothing, which tell what the

@@ -498,7 +498,7 @@ impl<W: Word> Learner<W> {
                 kept
             });
         }
-        let added = added(&shards_now, *threshold, least);
+        let added = new_pairs(&shards_now, *threshold, least);
         let keys = added.iter().map(|&(new, all)| (new_key(token, new), Count { all, below: 0 }));
         let pairs = take_up(candidates, pairs_of, keys);
         let pairs: TakenUp = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
@@ -587,7 +587,11 @@ fn take_up(
 }
 
 /// The new pairs at or above the threshold after a rule, and their counts. Each occurs `least` times in one of the shards.
-fn added<W: Word>(shards: &[MutexGuard<'_, Shard<W>>], threshold: u64, least: u64) -> Vec<(NewPair, u64)> {
+fn new_pairs<W: Word>(
+    shards: &[MutexGuard<'_, Shard<W>>],
+    threshold: u64,
+    least: u64,
+) -> Vec<(NewPair, u64)> {
     let mut found = Vec::new();
     for (number, shard) in shards.iter().enumerate() {
         for &new in shard.frequent() {
