@@ -1,6 +1,6 @@
-//! Large blocks of memory on huge pages.
+//! Large blocks of memory on huge pages, and fetching what is needed soon.
 
-#![expect(unsafe_code, reason = "an allocator cannot be written without")]
+#![expect(unsafe_code, reason = "neither an allocator nor a prefetch can be written without")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -50,9 +50,37 @@ fn advise(block: *mut u8, size: usize) -> *mut u8 {
     block
 }
 
+/// Begins to fetch an item's line of memory, if there is such an item and the processor can be asked to.
+#[inline]
+pub(crate) fn prefetch<T>(items: &[T], index: usize) {
+    let address = items.as_ptr().wrapping_add(index);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: this hint reads and writes nothing and is ignored for addresses that are not there.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_there_can_be_prefetched() {
+        let items = [1_u64, 2, 3];
+        for index in [0, 2, 3, 1 << 20, usize::MAX / 2, usize::MAX] {
+            prefetch(&items, index);
+            prefetch::<u64>(&[], index);
+        }
+        assert_eq!(items, [1, 2, 3]);
+    }
 
     #[test]
     fn blocks_hold_what_is_written_when_they_grow_and_shrink() {

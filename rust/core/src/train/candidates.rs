@@ -8,6 +8,7 @@ use std::ops::Bound;
 use super::count::Count;
 use crate::error::Result;
 use crate::grid::Offset;
+use crate::memory::prefetch;
 use crate::statistics::priority;
 
 /// What a pair's histogram says.
@@ -33,8 +34,6 @@ struct Pair {
     evaluation: u32,
     /// Whether it still holds.
     evaluated: bool,
-    /// Whether it has not been dropped.
-    indexed: bool,
 }
 
 const NONE: u32 = u32::MAX;
@@ -65,6 +64,8 @@ pub(super) struct Best {
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     pairs: Vec<Pair>,
+    /// Per pair, whether it has not been dropped. Apart, because most pairs of a rule's tokens lose nothing by it.
+    indexed: Vec<bool>,
     /// Of those pairs that were ever evaluated.
     evaluations: Vec<Evaluation>,
     /// Pairs without an evaluation, by an upper bound of their frequencies, and some that have one by now.
@@ -110,20 +111,14 @@ fn bucket_end(bucket: usize) -> u64 {
 impl Candidates {
     /// None, with room for some pairs.
     pub fn with_capacity(pairs: usize) -> Self {
-        Self { pairs: Vec::with_capacity(pairs), ..Self::default() }
+        Self { pairs: Vec::with_capacity(pairs), indexed: Vec::with_capacity(pairs), ..Self::default() }
     }
 
     /// Takes up a pair and returns its index.
     pub fn insert(&mut self, key: u64, count: Count) -> u32 {
         let pair = self.pairs.len() as u32;
-        self.pairs.push(Pair {
-            key,
-            count,
-            bound: count.all,
-            evaluation: NONE,
-            evaluated: false,
-            indexed: true,
-        });
+        self.pairs.push(Pair { key, count, bound: count.all, evaluation: NONE, evaluated: false });
+        self.indexed.push(true);
         self.push_fresh(pair, count.all);
         pair
     }
@@ -139,17 +134,22 @@ impl Candidates {
 
     /// Whether a pair has not been dropped.
     pub fn is_indexed(&self, pair: u32) -> bool {
-        self.pairs[pair as usize].indexed
+        self.indexed[pair as usize]
+    }
+
+    /// Begins to fetch what [`Candidates::remove`] needs.
+    pub fn fetch(&self, pair: u32) {
+        prefetch(&self.pairs, pair as usize);
     }
 
     /// Lowers a pair's count. Drops the pair and returns false if its frequency must be below the threshold.
     pub fn remove(&mut self, pair: u32, removed: Count, threshold: u64) -> bool {
-        let Pair { key, count, bound, evaluation, evaluated, indexed } = &mut self.pairs[pair as usize];
+        let Pair { key, count, bound, evaluation, evaluated } = &mut self.pairs[pair as usize];
         *count -= removed;
         let before = std::mem::take(evaluated).then(|| self.evaluations[*evaluation as usize]);
         *bound = before.map_or(*bound, |before| before.frequency).min(count.all);
         let (key, bound) = (*key, *bound);
-        *indexed = bound >= threshold;
+        self.indexed[pair as usize] = bound >= threshold;
         if let Some(before) = before {
             self.withdraw(pair, key, before);
         }
@@ -217,8 +217,8 @@ impl Candidates {
         let mut batch = Vec::with_capacity(2 * BATCH);
         while self.top > 0 && (batch.is_empty() || batch.len() + self.fresh[self.top].len() <= BATCH) {
             for pair in std::mem::take(&mut self.fresh[self.top]) {
-                let Pair { key, count, bound, evaluated, indexed, .. } = self.pairs[pair as usize];
-                if !indexed || evaluated {
+                let Pair { key, count, bound, evaluated, .. } = self.pairs[pair as usize];
+                if evaluated || !self.indexed[pair as usize] {
                     continue;
                 }
                 if bucket(bound) < self.top {
@@ -233,11 +233,11 @@ impl Candidates {
     }
 
     fn set_evaluation(&mut self, &Fresh { pair: index, key, .. }: &Fresh, evaluation: Option<Evaluation>) {
-        let pair = &mut self.pairs[index as usize];
         let Some(evaluation) = evaluation else {
-            pair.indexed = false;
+            self.indexed[index as usize] = false;
             return;
         };
+        let pair = &mut self.pairs[index as usize];
         pair.evaluated = true;
         if pair.evaluation == NONE {
             pair.evaluation = self.evaluations.len() as u32;

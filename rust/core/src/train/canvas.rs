@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::lists::unpack;
 use crate::grid::Offset;
+use crate::memory::prefetch;
 
 /// A cell: the token of its region, and how far before it the region's anchor lies.
 pub(super) trait Word: Copy + PartialEq + Debug + Send + Sync + 'static {
@@ -143,6 +144,14 @@ pub(super) fn is<W: Word>(cells: &[W], position: u32, token: u32) -> bool {
     cells[position as usize] == W::new(token, 0)
 }
 
+/// What is around a cell and the one so far after it, which is right of it or below it: above the first, left of it, and
+/// below it or right of it; then above the second or left of it, right of it, and below it.
+#[inline]
+pub(super) fn around(x: u32, distance: u32, stride: u32) -> [u32; 6] {
+    let (y, across) = (x + distance, 1 + stride - distance);
+    [x - stride, x - 1, x + across, y - across, y + 1, y + stride]
+}
+
 impl<W: Word> Canvas<W> {
     /// No grids, for tokens below `border`, those of the codebook being below `base_vocab_size`.
     pub fn new(base_vocab_size: u32, border: u32) -> Self {
@@ -205,6 +214,11 @@ impl<W: Word> Canvas<W> {
         self.cells.len()
     }
 
+    /// Width of a row, border included.
+    pub fn stride(&self, position: u32) -> u32 {
+        self.stack(position).stride
+    }
+
     /// Width of a row, border included, and where rows of that width begin.
     fn stack(&self, position: u32) -> Stack {
         match self.stacks.as_slice() {
@@ -235,12 +249,19 @@ impl<W: Word> Canvas<W> {
         parts
     }
 
-    /// Those positions where a region with this token is anchored.
-    pub fn anchored<'a>(&self, positions: &[u32], token: u32, found: &'a mut [u32]) -> &'a [u32] {
+    /// Those positions where a single cell of one token is left of or above a cell of another.
+    pub fn before<'a>(
+        &self,
+        positions: &[u32],
+        (a, b): (u32, u32),
+        stride: u32,
+        found: &'a mut [u32],
+    ) -> &'a [u32] {
+        let cells = self.cells.as_slice();
         let mut len = 0;
         for &p in positions {
             found[len] = p;
-            len += usize::from(is(&self.cells, p, token));
+            len += usize::from(is(cells, p, a) & (is(cells, p + 1, b) | is(cells, p + stride, b)));
         }
         &found[..len]
     }
@@ -257,31 +278,32 @@ impl<W: Word> Canvas<W> {
         kept
     }
 
-    /// Reads the lines of memory around pairs of regions, all at once, so that they are at hand one by one.
+    /// Begins to fetch the lines of memory of pairs of regions' anchors.
+    pub fn fetch_anchors(&self, pairs: &[u64]) {
+        for &pair in pairs {
+            let (x, y) = unpack(pair);
+            prefetch(&self.cells, x as usize);
+            prefetch(&self.cells, y as usize);
+        }
+    }
+
+    /// Begins to fetch the lines of memory around pairs of regions.
     pub fn fetch(&self, pairs: &[u64], stride: u32) {
-        let cells = self.cells.as_slice();
-        let mut sum = 0;
         for &pair in pairs {
             let (x, y) = unpack(pair);
             for q in [x - stride, x + stride, y - stride, y + stride] {
-                sum ^= cells[q as usize].token();
+                prefetch(&self.cells, q as usize);
             }
         }
-        std::hint::black_box(sum);
     }
 
     /// The same for single cells and what is right of them or below them.
     pub fn fetch_cells(&self, positions: &[u32], stride: u32) {
-        let cells = self.cells.as_slice();
-        let mut sum = 0;
         for &p in positions {
-            // Below the last row of all, which is border, there is nothing.
-            let below = p + 2 * stride - u32::from(p + 2 * stride >= cells.len() as u32) * stride;
-            for q in [p - stride, p + stride, below] {
-                sum ^= cells[q as usize].token();
+            for q in [p - stride, p, p + stride, p + 2 * stride] {
+                prefetch(&self.cells, q as usize);
             }
         }
-        std::hint::black_box(sum);
     }
 
     /// Visits the pairs of adjacent regions, as (anchor, anchor, token, token), in raster order of the first anchor, for
@@ -411,18 +433,50 @@ impl Default for Neighbours {
     }
 }
 
+/// Regions while they are found.
+struct Found<'a> {
+    seen: &'a mut [u8; SEEN],
+    regions: &'a mut [Region; 256],
+    /// The number of places taken.
+    len: usize,
+    /// One bit per place, of those beside the region gone around.
+    beside: u64,
+}
+
+impl Found<'_> {
+    /// Adds a region, if it is not there yet.
+    #[inline]
+    fn add(&mut self, region: Region) {
+        let seen = &mut self.seen[region.0 as usize % SEEN];
+        let there = self.regions[usize::from(*seen)].0 == region.0;
+        let place = if there { *seen } else { self.len as u8 };
+        *seen = place;
+        self.regions[usize::from(self.len as u8)] = region;
+        self.beside |= 1_u64.wrapping_shl(place.into());
+        self.len += usize::from(!there);
+    }
+}
+
 impl Neighbours {
     /// Joins two regions, given by their anchors, `x < y`, to one of a new token, anchored at `x`, and finds the regions,
-    /// or border, beside them. Returns how many they are.
+    /// or border, beside them. Returns how many they are. `pairs` says of each whether it has two cells.
     #[inline]
-    pub fn merge<W: Word>(&mut self, cells: &mut [W], x: u32, y: u32, stride: u32, token: u32) -> usize {
+    pub fn merge<W: Word>(
+        &mut self,
+        cells: &mut [W],
+        (x, y): (u32, u32),
+        pairs: [bool; 2],
+        stride: u32,
+        token: u32,
+    ) -> usize {
         self.num_members = 0;
         (self.regions[1].0, self.regions[2].0) = (x, y);
         self.seen[y as usize % SEEN] = 2;
         self.seen[x as usize % SEEN] = 1;
-        let (of_x, end) = self.walk(cells, x, stride, (x, token), 3);
+        let walk = |pair: bool| if pair { Self::walk_pair::<W> } else { Self::walk::<W> };
+        let (of_x, end) = walk(pairs[0])(self, cells, x, stride, (x, token), 3);
         let of_first = self.num_members;
-        let (of_y, end) = self.walk(cells, y, stride, (x, token), end);
+        let (of_y, end) = walk(pairs[1])(self, cells, y, stride, (x, token), end);
         self.sides = [of_x, of_y];
         self.finish(cells, x, stride, 3..end, of_first)
     }
@@ -445,9 +499,11 @@ impl Neighbours {
     /// Visits those found.
     #[inline]
     pub fn for_each(&self, mut visit: impl FnMut(Neighbour)) {
-        for place in self.places.clone() {
-            let [of_x, of_y] = self.sides.map(|side| side >> place & 1 != 0);
-            visit(Neighbour { region: self.regions[place], of_x, of_y });
+        let mut sides = self.sides.map(|side| side.wrapping_shr(self.places.start as u32));
+        for &region in &self.regions[self.places.clone()] {
+            let [of_x, of_y] = sides.map(|side| side & 1 != 0);
+            sides = sides.map(|side| side >> 1);
+            visit(Neighbour { region, of_x, of_y });
         }
         self.many.iter().copied().for_each(visit);
     }
@@ -462,7 +518,7 @@ impl Neighbours {
         start: u32,
         stride: u32,
         (anchor, token): Region,
-        mut len: usize,
+        len: usize,
     ) -> (u64, usize) {
         let Self { members, num_members, seen, regions, .. } = self;
         let old = cells[start as usize];
@@ -470,7 +526,7 @@ impl Neighbours {
         cells[start as usize] = old.plus(change);
         let old = old.token();
         let none = W::new(0, 0);
-        let mut beside = 0_u64;
+        let mut found = Found { seen, regions, len, beside: 0 };
         let (mut number, mut end) = (*num_members, *num_members + 1);
         members.resize(members.len().max(end), 0);
         members[number] = start;
@@ -487,19 +543,36 @@ impl Neighbours {
                 cells[q as usize] = word.plus(if inside { change } else { none });
                 members[end] = q;
                 end += usize::from(inside);
-
-                let region = region_of(q, word);
-                let seen = &mut seen[region.0 as usize % SEEN];
-                let there = regions[usize::from(*seen)].0 == region.0;
-                let place = if there { *seen } else { len as u8 };
-                *seen = place;
-                regions[usize::from(len as u8)] = region;
-                beside |= 1_u64.wrapping_shl(place.into());
-                len += usize::from(!there);
+                found.add(region_of(q, word));
             }
         }
         *num_members = end;
-        (beside, len)
+        (found.beside, found.len)
+    }
+
+    /// The same for a region of two cells, which most are.
+    fn walk_pair<W: Word>(
+        &mut self,
+        cells: &mut [W],
+        start: u32,
+        stride: u32,
+        (anchor, token): Region,
+        len: usize,
+    ) -> (u64, usize) {
+        let Self { members, num_members, seen, regions, .. } = self;
+        let to_right = cells[start as usize + 1] == W::new(cells[start as usize].token(), 1);
+        let distance = if to_right { 1 } else { stride };
+        for p in [start, start + distance] {
+            cells[p as usize] = W::new(token, p - anchor);
+        }
+        let mut found = Found { seen, regions, len, beside: 0 };
+        for q in around(start, distance, stride) {
+            found.add(region(cells, q));
+        }
+        members.resize(members.len().max(*num_members + 2), 0);
+        members[*num_members..][..2].copy_from_slice(&[start, start + distance]);
+        *num_members += 2;
+        (found.beside, found.len)
     }
 
     /// Clears the table, and lists those found by other means if it was too small. The first members are of x.
@@ -595,7 +668,9 @@ mod tests {
                 let y = inside[choice as usize % inside.len()].region.0;
                 let (x, y) = (x.min(y), x.max(y));
                 let plain = plain_search(cells, &[x, y], stride);
-                prop_assert_eq!(neighbours.merge(cells, x, y, stride, token), plain.len());
+                let size = |anchor| (0..cells.len() as u32).filter(|&p| region(cells, p).0 == anchor).count();
+                let pairs = [x, y].map(|anchor| size(anchor) == 2);
+                prop_assert_eq!(neighbours.merge(cells, (x, y), pairs, stride, token), plain.len());
                 prop_assert_eq!(found(&neighbours), plain);
                 for (q, word) in (0..).zip(before) {
                     let (anchor, old) = region_of(q, word);

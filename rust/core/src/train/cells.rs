@@ -98,7 +98,7 @@ impl<W: Word> Search<'_, W> {
             // The frequent ones first, so that no thread waits long for another.
             let mut tokens: Vec<u32> =
                 (0..base_vocab_size).filter(|&token| class(token) * groups / CLASSES == group).collect();
-            let count = |token: u32| sources.iter().map(|sorted| sorted.of(token).len()).sum::<usize>();
+            let count = |token: u32| sources.iter().map(|sorted| sorted.len(token)).sum::<usize>();
             tokens.sort_by_cached_key(|&token| Reverse(count(token)));
             if group == 0 {
                 let sample: Vec<u32> =
@@ -226,7 +226,7 @@ struct Sorted {
     counts: Vec<u32>,
     words: Vec<u64>,
     /// Per token, where its cells begin and end.
-    ranges: Vec<(usize, usize)>,
+    ranges: Vec<(u32, u32)>,
 }
 
 impl Sorted {
@@ -244,35 +244,34 @@ impl Sorted {
             *words = vec![0; (1 + sizes.into_iter().max().unwrap_or_default()) * P::WORDS];
         }
         // Other cells are written, too, since a branch would be guessed wrong half the time: all to place 0.
-        let mut end = P::WORDS;
-        let mut cursors = vec![(0, 0); counts.len()];
+        let mut end = 1;
+        let mut cursors = vec![0_u32; counts.len()];
+        *ranges = vec![(0, 0); counts.len()];
         for (token, &count) in (0..canvas.base_vocab_size).zip(&*counts) {
             if group_of(token) == group {
-                cursors[token as usize] = (end, P::WORDS);
-                end += count as usize * P::WORDS;
+                cursors[token as usize] = end;
+                ranges[token as usize] = (end, end + count);
+                end += count;
             }
         }
-        *ranges = cursors.iter().map(|&(start, _)| (start, start)).collect();
         canvas.for_each_cell(|x, token, right, below| {
-            let (cursor, step) = &mut cursors[token as usize];
-            P::pack(Cell { x, right, below }, &mut words[*cursor..]);
-            *cursor += *step;
+            let cursor = &mut cursors[token as usize];
+            P::pack(Cell { x, right, below }, &mut words[*cursor as usize * P::WORDS..]);
+            *cursor += u32::from(*cursor > 0);
         });
-        for ((_, end), (cursor, _)) in ranges.iter_mut().zip(cursors) {
-            *end = cursor;
-        }
     }
 
-    /// The cells of a token, packed.
-    fn of(&self, token: u32) -> &[u64] {
+    /// How many cells of a token there are.
+    fn len(&self, token: u32) -> usize {
         let (start, end) = self.ranges[token as usize];
-        &self.words[start..end]
+        (end - start) as usize
     }
 
     /// The cells of a token.
     #[inline]
     fn cells<P: Packing>(&self, token: u32) -> impl Iterator<Item = Cell> {
-        self.of(token).chunks_exact(P::WORDS).map(P::unpack)
+        let (start, end) = self.ranges[token as usize];
+        self.words[start as usize * P::WORDS..end as usize * P::WORDS].chunks_exact(P::WORDS).map(P::unpack)
     }
 }
 

@@ -31,7 +31,7 @@ use candidates::{Best, Candidates, Evaluation, Fresh};
 use canvas::{Canvas, Short, Word};
 use cells::Search;
 use count::{Count, Sketch};
-use shard::{Merge, NewPair, Pair, Shard, TakenUp, new_key};
+use shard::{Merge, NewPair, Pair, Shard, TakenUp, new_key, new_pair};
 
 /// How to learn a vocabulary.
 #[derive(Debug, Clone, PartialEq)]
@@ -336,7 +336,7 @@ impl<W: Word> Learn for Learner<W> {
 
     fn start(&mut self, rules: &[Rule], interrupt: &Interrupt) -> Result<()> {
         for rule in rules {
-            self.sizes.push(sized(&self.sizes, 0, key(rule.a, rule.b)).size);
+            self.sizes.push(sized(&self.sizes, 0, key(rule.a, rule.b)).size());
         }
         self.pairs_of = vec![Vec::new(); self.sizes.len()];
         self.index(u64::MAX, interrupt)
@@ -462,16 +462,20 @@ impl<W: Word> Learner<W> {
         let token = self.pairs_of.len() as u32;
         self.pairs_of.push(Vec::new());
         let pair = sized(&self.sizes, pair, key);
-        self.sizes.push(pair.size);
+        self.sizes.push(pair.size());
 
         let merge = Merge { pair, offset, token };
         let of_both = [(a, 0), (b, 2)].into_iter().take(if a == b { 1 } else { 2 });
-        let sides = of_both.clone().flat_map(|(token, side)| {
-            self.pairs_of[token as usize]
-                .iter()
-                .map(move |pair| (pair.other, side + usize::from(pair.before)))
-        });
-        let (sides, flag): (Vec<_>, _) = (sides.collect(), interrupt.clone());
+        let mut sides = Vec::new();
+        for (token, side) in of_both.clone() {
+            for &PairOf { pair, other, before } in &self.pairs_of[token as usize] {
+                self.candidates.fetch(pair);
+                sides.push((other, side + usize::from(before)));
+            }
+        }
+        // Pairs with the new token that are soon taken away.
+        sides.extend((0..4).map(|side| (token, side)));
+        let flag = interrupt.clone();
         let Self { shards, num_tokens, candidates, pairs_of, threshold, .. } = self;
         // A frequent pair occurs so often in one of the shards.
         let least = threshold.div_ceil(shards.items().len() as u64);
@@ -498,7 +502,12 @@ impl<W: Word> Learner<W> {
                 kept
             });
         }
-        let added = new_pairs(&shards_now, *threshold, least);
+        let gone = [(a, true), (a, false), (b, true), (b, false)].map(|(other, before)| {
+            let gone = shards_now.iter().map(|shard| shard.removed(number).all).sum();
+            number += 1;
+            (new_pair(other, before), gone)
+        });
+        let added = new_pairs(&shards_now, &gone, *threshold, least);
         let keys = added.iter().map(|&(new, all)| (new_key(token, new), Count { all, below: 0 }));
         let pairs = take_up(candidates, pairs_of, keys);
         let pairs: TakenUp = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
@@ -586,9 +595,11 @@ fn take_up(
     counts.map(insert).collect()
 }
 
-/// The new pairs at or above the threshold after a rule, and their counts. Each occurs `least` times in one of the shards.
+/// The new pairs at or above the threshold after a rule, and their counts. Each occurs `least` times in one of the shards;
+/// some are `gone` already.
 fn new_pairs<W: Word>(
     shards: &[MutexGuard<'_, Shard<W>>],
+    gone: &[(NewPair, u64)],
     threshold: u64,
     least: u64,
 ) -> Vec<(NewPair, u64)> {
@@ -599,8 +610,8 @@ fn new_pairs<W: Word>(
                 continue;
             }
             let added: u64 = shards.iter().map(|shard| shard.added(new)).sum();
-            let gone = shards.iter().flat_map(|shard| shard.gone()).filter(|(gone, _)| *gone == new);
-            let count = added - gone.map(|&(_, count)| u64::from(count)).sum::<u64>();
+            let gone = gone.iter().filter(|(gone, _)| *gone == new).map(|(_, count)| count);
+            let count = added - gone.sum::<u64>();
             if count >= threshold {
                 found.push((new, count));
             }
@@ -612,7 +623,7 @@ fn new_pairs<W: Word>(
 /// A pair with the number of its regions' cells.
 fn sized(sizes: &[u64], index: u32, key: u64) -> Pair {
     let (a, b) = tokens(key);
-    Pair { index, a, b, size: sizes[a as usize].saturating_add(sizes[b as usize]) }
+    Pair { index, a, b, sizes: [a, b].map(|token| sizes[token as usize]) }
 }
 
 /// How often a pair occurs at which offset, in ascending order of offsets.

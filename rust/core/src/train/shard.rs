@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::canvas::{Canvas, Neighbour, Neighbours, Region, Word, is, region};
+use super::canvas::{Canvas, Neighbour, Neighbours, Region, Word, around, is, region};
 use super::count::{Count, Counted, Sketch, count};
 use super::lists::{Found, Lists, Places, pack, unpack};
 use crate::encode::Encoding;
@@ -16,14 +16,21 @@ const BLOCK: usize = 16;
 /// Most flat offsets that are counted in a table.
 const MAX_FLAT: u64 = 1 << 16;
 
-/// A pair, and how many cells its regions have together, at most.
+/// A pair, and how many cells its regions have, at most.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pair {
     /// Its index.
     pub index: u32,
     pub a: u32,
     pub b: u32,
-    pub size: u64,
+    pub sizes: [u64; 2],
+}
+
+impl Pair {
+    /// How many cells its regions have together, at most.
+    pub fn size(self) -> u64 {
+        self.sizes[0].saturating_add(self.sizes[1])
+    }
 }
 
 /// One rule to apply.
@@ -35,16 +42,17 @@ pub(super) struct Merge {
     pub token: u32,
 }
 
+/// Places after which tallies are added up: a single cell has four neighbours, so a merge adds at most 9 to half a number.
+const MOST_TALLIED: usize = 7168;
+
 /// How many of the pairs (a, t), (t, a), (b, t), (t, b) with a token t a rule (a, b) takes away; if `a` is `b`, the first
-/// two alone count. In the low half of a number all of them, in the high half those whose second region lies below the
-/// first rather than right of it, which is so only for pairs of single cells.
-type Tally = [u64; 4];
+/// two alone count. Where `a` or `b` of such a pair is of the codebook, all of them are in the low half of a number, and
+/// those whose second region lies below the first rather than right of it are in the high half, which means something for
+/// pairs of single cells.
+type Tally = [u32; 4];
 
-/// What a pair of regions that lie side by side adds to a [`Tally`].
-const BESIDE: u64 = 1;
-
-/// What a pair adds whose second region lies below the first.
-const BELOW: u64 = 1 | 1 << 32;
+/// What a pair of single cells adds to a [`Tally`] besides 1, if the second lies below the first.
+const BELOW: u32 = 1 << 16;
 
 /// A pair of the new token and another, which comes `before` it or after it; below twice the number of tokens.
 pub(super) type NewPair = u32;
@@ -52,7 +60,7 @@ pub(super) type NewPair = u32;
 /// Pairs of the new token that were taken up, and their indices.
 pub(super) type TakenUp = Arc<[(NewPair, u32)]>;
 
-fn new_pair(token: u32, before: bool) -> NewPair {
+pub(super) fn new_pair(token: u32, before: bool) -> NewPair {
     token * 2 + u32::from(before)
 }
 
@@ -70,20 +78,77 @@ type Adjacency = (NewPair, u32, u32);
 struct Changes {
     /// Per token; all 0 between rules.
     tallies: Vec<Tally>,
+    /// Per pair with the new token, how often it was found; all 0 when these are listed.
+    numbers: Vec<u32>,
+    /// The first `num_added` are the pairs with the new token, each once.
+    added: Vec<NewPair>,
+    num_added: usize,
     /// The first `len` count.
     adjacencies: Vec<Adjacency>,
     len: usize,
 }
 
 impl Changes {
-    /// Takes notes, at most so many.
+    /// None, for so many tokens, border among them.
+    fn new(tokens: usize) -> Self {
+        Self {
+            tallies: vec![Tally::default(); tokens],
+            numbers: vec![0; 2 * tokens],
+            // One more, which is written but does not count.
+            added: vec![0; 2 * tokens + 1],
+            num_added: 0,
+            adjacencies: Vec::new(),
+            len: 0,
+        }
+    }
+
+    /// Takes notes, at most so many that count.
     fn notes(&mut self, most: usize, token: u32) -> Notes<'_> {
-        let end = self.len + most;
+        let end = self.len + most + 1;
         if self.adjacencies.len() < end {
             self.adjacencies.resize(2 * end, (0, 0, 0));
         }
-        let Self { tallies, adjacencies, len } = self;
+        let Self { tallies, adjacencies, len, .. } = self;
         Notes { token, tallies, adjacencies, len: *len }
+    }
+
+    /// Counts the pairs that were noted after so many others.
+    fn count_from(&mut self, start: usize) {
+        let Self { numbers, added, num_added, adjacencies, len, .. } = self;
+        for &(new, ..) in &adjacencies[start..*len] {
+            let count = &mut numbers[new as usize];
+            added[*num_added] = new;
+            *num_added += usize::from(*count == 0);
+            *count += 1;
+        }
+    }
+
+    /// Adds up what was taken away since the last call of [`Changes::clear_gone`]: the pairs with these tokens in these
+    /// places of a tally.
+    fn settle(
+        &self,
+        Pair { a, b, .. }: Pair,
+        base_vocab_size: u32,
+        sides: &[(u32, usize)],
+        removed: &mut [Count],
+    ) {
+        for (removed, &(token, side)) in removed.iter_mut().zip(sides) {
+            let gone = self.tallies[token as usize][side];
+            let own = if side < 2 { a } else { b };
+            *removed += if own < base_vocab_size {
+                Count { all: (gone % BELOW).into(), below: (gone / BELOW).into() }
+            } else {
+                Count { all: gone.into(), below: 0 }
+            };
+        }
+    }
+
+    /// Forgets what was taken away.
+    fn clear_gone(&mut self, Merge { pair: Pair { a, b, .. }, token, .. }: Merge) {
+        let others = self.added[..self.num_added].iter().map(|new| new / 2);
+        for token in others.chain([a, b, token]) {
+            self.tallies[token as usize] = Tally::default();
+        }
     }
 }
 
@@ -97,17 +162,26 @@ struct Notes<'a> {
 }
 
 impl Notes<'_> {
-    /// Notes that these pairs of sides with a region's token are gone, and that this region now is beside the region of
-    /// the new token at `x`, if that is `fresh`. All is written in any case, since a branch would be guessed wrong all
-    /// the time.
+    /// Notes that so many pairs of sides with a region's token are gone, and that this region, which is anchored `before`
+    /// `x` or after it, now is beside the region of the new token at `x`, if that is `fresh`. All is written in any case,
+    /// since a branch would be guessed wrong all the time.
     #[inline]
     #[expect(clippy::needless_bitwise_bool, reason = "a branch would be guessed wrong half the time")]
-    fn add<const N: usize>(&mut self, (z, other): Region, gone: [(usize, u64); N], x: u32, fresh: bool) {
+    fn add<const N: usize>(
+        &mut self,
+        (z, other): Region,
+        gone: [(usize, u32); N],
+        x: u32,
+        before: bool,
+        fresh: bool,
+    ) {
+        let before = before & (other != self.token);
         let tally = &mut self.tallies[other as usize];
         for (side, tallied) in gone {
-            tally[side % 4] += tallied;
+            let gone = &mut tally[side % 4];
+            *gone = gone.wrapping_add(tallied);
         }
-        self.adjacencies[self.len] = (new_pair(other, (z < x) & (other != self.token)), z, x);
+        self.adjacencies[self.len] = (new_pair(other, before), z, x);
         self.len += usize::from(fresh);
     }
 }
@@ -126,21 +200,14 @@ pub(super) struct Shard<W> {
     changes: Changes,
     /// How many regions the last rule merged.
     merged: u64,
-    /// What it took away, tallied.
-    removed: Vec<u64>,
+    /// What it took away.
+    removed: Vec<Count>,
     /// How often the pairs counted last, which are numbered, occur at which offset.
     offsets: Vec<((usize, Offset), u64)>,
-    /// After a rule, the first `num_added` are the pairs with the new token, each once.
-    added: Vec<NewPair>,
-    num_added: usize,
-    /// Those of them that may be frequent.
+    /// The pairs with the new token that may be frequent.
     frequent: Vec<NewPair>,
-    /// How many of these pairs came with one merge and went with a later one.
-    gone: [(NewPair, u32); 4],
     /// The last rule, and the indices of those new pairs that were taken up but not yet listed.
     unlisted: Option<(Merge, TakenUp)>,
-    /// Per pair with the new token, how often it was found; all 0 when these are listed.
-    numbers: Vec<u32>,
     /// How often a pair occurs at which flat offset (difference of positions); all 0 between calls.
     flat: Vec<u32>,
     neighbours: Neighbours,
@@ -156,20 +223,12 @@ impl<W: Word> Shard<W> {
             counts: Vec::new(),
             counted: Vec::new(),
             // One more, for the border.
-            changes: Changes {
-                tallies: vec![Tally::default(); tokens as usize + 1],
-                adjacencies: Vec::new(),
-                len: 0,
-            },
+            changes: Changes::new(tokens as usize + 1),
             merged: 0,
             removed: Vec::new(),
             offsets: Vec::new(),
-            added: vec![0; 2 * (tokens as usize + 1) + 1],
-            num_added: 0,
             frequent: Vec::new(),
-            gone: [(0, 0); 4],
             unlisted: None,
-            numbers: vec![0; 2 * (tokens as usize + 1)],
             flat: Vec::new(),
             neighbours: Neighbours::default(),
         }
@@ -264,9 +323,15 @@ impl<W: Word> Shard<W> {
         self.list_added();
         let Self { canvas, lists, offsets, flat, .. } = self;
         offsets.clear();
-        for &(number, pair) in pairs {
+        let nexts = pairs.iter().skip(1).map(Some).chain([None]);
+        for (&(number, pair), next) in pairs.iter().zip(nexts) {
             if interrupt.is_set() {
                 return;
+            }
+            if let Some((_, next)) = next
+                && let Places::Regions(list) = lists.get(next.index)
+            {
+                canvas.fetch_anchors(list);
             }
             let Places::Regions(list) = lists.get(pair.index) else { continue };
             let mut end = 0;
@@ -287,23 +352,31 @@ impl<W: Word> Shard<W> {
     }
 
     /// Applies a rule to the shard's grids, and notes what it did to the counts, how many regions it merged, and how many
-    /// pairs it took away with these tokens on these sides of the tally. New pairs with fewer occurrences than `least` are
+    /// pairs it took away with these tokens in these places of a tally. New pairs with fewer occurrences than `least` are
     /// not frequent.
     pub fn apply(&mut self, merge: Merge, sides: &[(u32, usize)], least: u64, interrupt: &Interrupt) {
+        let Merge { pair: Pair { index, .. }, .. } = merge;
+        self.fetch_first(index);
         self.list_added();
-        let Merge { pair: Pair { index, a, b, .. }, token, .. } = merge;
-        let Self { canvas, lists, changes, neighbours, .. } = self;
-        changes.len = 0;
-        let mut merges = 0;
+        let Self { canvas, lists, changes, neighbours, removed, .. } = self;
+        (changes.len, changes.num_added) = (0, 0);
+        removed.clear();
+        removed.resize(sides.len(), Count::default());
+        self.merged = 0;
         let left = match lists.get(index) {
             Places::Cells(list) => {
                 let mut left = Vec::new();
                 for (stride, range) in canvas.by_stride(list, |&x| x) {
-                    for block in list[range].chunks(BLOCK) {
-                        if interrupt.is_set() {
-                            return;
+                    for part in list[range].chunks(MOST_TALLIED) {
+                        changes.clear_gone(merge);
+                        for (block, next) in with_next(part) {
+                            if interrupt.is_set() {
+                                return;
+                            }
+                            canvas.fetch_cells(next, stride);
+                            self.merged += join_cells(canvas, merge, stride, block, changes, &mut left);
                         }
-                        merges += join_cells(canvas, merge, stride, block, changes, &mut left);
+                        changes.settle(merge.pair, canvas.base_vocab_size, sides, removed);
                     }
                 }
                 list[..left.len()].copy_from_slice(&left);
@@ -312,12 +385,20 @@ impl<W: Word> Shard<W> {
             Places::Regions(list) => {
                 sort_nearly_sorted(list);
                 let mut left = Vec::new();
+                let Pair { a, b, .. } = merge.pair;
+                let cell = a.min(b) < canvas.base_vocab_size;
+                let join = if cell { join_regions::<true, W> } else { join_regions::<false, W> };
                 for (stride, range) in canvas.by_stride(list, |&place| unpack(place).0) {
-                    for block in list[range].chunks(BLOCK) {
-                        if interrupt.is_set() {
-                            return;
+                    for part in list[range].chunks(MOST_TALLIED) {
+                        changes.clear_gone(merge);
+                        for (block, next) in with_next(part) {
+                            if interrupt.is_set() {
+                                return;
+                            }
+                            canvas.fetch(next, stride);
+                            self.merged += join(canvas, merge, stride, block, neighbours, changes, &mut left);
                         }
-                        merges += join_regions(canvas, merge, stride, block, neighbours, changes, &mut left);
+                        changes.settle(merge.pair, canvas.base_vocab_size, sides, removed);
                     }
                 }
                 list[..left.len()].copy_from_slice(&left);
@@ -325,12 +406,26 @@ impl<W: Word> Shard<W> {
             }
         };
         lists.truncate(index, left);
-        // The pairs of `a` and `b` themselves.
-        self.changes.tallies[b as usize][0] += merges;
-        self.sum_changes(a, b, token, least);
-        self.merged = merges;
-        self.removed.clear();
-        self.removed.extend(sides.iter().map(|&(token, side)| self.changes.tallies[token as usize][side]));
+        let is_frequent = |&&new: &&NewPair| u64::from(changes.numbers[new as usize]) >= least;
+        self.frequent.clear();
+        self.frequent.extend(changes.added[..changes.num_added].iter().filter(is_frequent));
+    }
+
+    /// Begins to fetch what a pair's first merges need.
+    fn fetch_first(&mut self, pair: u32) {
+        let Self { canvas, lists, .. } = self;
+        match lists.get(pair) {
+            Places::Cells(list) => {
+                for &x in list.iter().take(BLOCK) {
+                    canvas.fetch_cells(&[x], canvas.stride(x));
+                }
+            }
+            Places::Regions(list) => {
+                for &place in list.iter().take(BLOCK) {
+                    canvas.fetch(&[place], canvas.stride(unpack(place).0));
+                }
+            }
+        }
     }
 
     /// How many regions the last rule merged.
@@ -338,28 +433,9 @@ impl<W: Word> Shard<W> {
         self.merged
     }
 
-    /// Counts the pairs with the new token.
-    fn sum_changes(&mut self, a: u32, b: u32, token: u32, least: u64) {
-        let Self { changes: Changes { tallies, adjacencies, len }, added, num_added, numbers, .. } = self;
-        *num_added = 0;
-        for &(new, ..) in &adjacencies[..*len] {
-            let count = &mut numbers[new as usize];
-            added[*num_added] = new;
-            *num_added += usize::from(*count == 0);
-            *count += 1;
-        }
-        let [a_new, new_a, b_new, new_b] = tallies[token as usize].map(|tally| tally as u32);
-        self.gone = [(a, true, a_new), (a, false, new_a), (b, true, b_new), (b, false, new_b)]
-            .map(|(other, before, gone)| (new_pair(other, before), gone));
-        let is_frequent = |&&new: &&NewPair| u64::from(numbers[new as usize]) >= least;
-        self.frequent.clear();
-        self.frequent.extend(added[..*num_added].iter().filter(is_frequent));
-    }
-
-    /// How many pairs the last rule took away, by the place among the tokens and sides it was given.
+    /// How many pairs the last rule took away, by the number of the token and place it was given.
     pub fn removed(&self, number: usize) -> Count {
-        let tallied = self.removed[number];
-        Count { all: u64::from(tallied as u32), below: tallied >> 32 }
+        self.removed[number]
     }
 
     /// Pairs that came with the last rule, each once, those with fewer occurrences than its `least` left out.
@@ -367,14 +443,9 @@ impl<W: Word> Shard<W> {
         &self.frequent
     }
 
-    /// How many pairs of a kind came with it.
+    /// How many pairs of a kind came with it, some of which may be gone already.
     pub fn added(&self, new: NewPair) -> u64 {
-        self.numbers[new as usize].into()
-    }
-
-    /// Pairs that came with it, and how many of them are gone already.
-    pub fn gone(&self) -> &[(NewPair, u32)] {
-        &self.gone
+        self.changes.numbers[new as usize].into()
     }
 
     /// Ends a rule: says which new pairs were taken up, with their indices. They are listed when the shard is next worked
@@ -386,31 +457,30 @@ impl<W: Word> Shard<W> {
     /// Starts the lists of the last rule's new pairs.
     fn list_added(&mut self) {
         let Some((merge, pairs)) = self.unlisted.take() else { return };
-        let Self { changes: Changes { tallies, adjacencies, len }, added, num_added, numbers, lists, .. } =
-            self;
+        let Self { changes, lists, .. } = self;
+        changes.clear_gone(merge);
+        let Changes { numbers, added, num_added, adjacencies, len, .. } = changes;
         let lens: Vec<_> = pairs.iter().map(|&(new, _)| numbers[new as usize] as usize).collect();
-        for token in [merge.pair.a, merge.pair.b, merge.token] {
-            tallies[token as usize] = Tally::default();
-        }
         for &new in &added[..*num_added] {
-            tallies[new as usize / 2] = Tally::default();
             numbers[new as usize] = 0;
         }
         let Some(&(_, first)) = pairs.first() else { return };
         for (number, &(new, _)) in (1..).zip(&*pairs) {
             numbers[new as usize] = number;
         }
-        let mut cursors: Vec<_> =
-            lens.iter().scan(0, |end, len| Some(std::mem::replace(end, *end + len))).collect();
         // First those of listed pairs are picked, without a branch.
+        let adjacencies = &mut adjacencies[..*len];
         let mut kept = 0;
-        for i in 0..*len {
+        for i in 0..adjacencies.len() {
             let (new, z, x) = adjacencies[i];
             let number = numbers[new as usize];
-            adjacencies[kept] = (number.wrapping_sub(1), z, x);
+            adjacencies[kept] = (number, z, x);
             kept += usize::from(number > 0);
         }
+        let starts = lens.iter().scan(0, |end, len| Some(std::mem::replace(end, *end + len)));
+        let mut cursors: Vec<usize> = [0].into_iter().chain(starts).collect();
         lists.add(first, &lens, |places| {
+            let cursors = cursors.as_mut_slice();
             for &(number, z, x) in &adjacencies[..kept] {
                 let cursor = &mut cursors[number as usize];
                 places[*cursor] = pack(x.min(z), x.max(z));
@@ -421,6 +491,12 @@ impl<W: Word> Shard<W> {
             numbers[new as usize] = 0;
         }
     }
+}
+
+/// The blocks of a list, each with the one after it.
+fn with_next<T>(list: &[T]) -> impl Iterator<Item = (&[T], &[T])> {
+    let nexts = list.chunks(BLOCK).skip(1).chain([&[][..]]);
+    list.chunks(BLOCK).zip(nexts)
 }
 
 /// Joins single cells: `a` with `b` right of it or below it.
@@ -438,21 +514,19 @@ fn join_cells<W: Word>(
     let (right, below) = (wanted(0, 1), wanted(1, 0));
     let side_of_b = if a == b { 0 } else { 2 };
     let mut there = [0; BLOCK];
-    let there = canvas.anchored(block, a, &mut there);
-    canvas.fetch_cells(there, stride);
+    let there = canvas.before(block, (a, b), stride, &mut there);
     let (mut merges, mut to_below) = (0, 0);
     let (cells, border) = canvas.cells_to_merge();
-    let mut notes = changes.notes(6 * block.len() + 1, token);
+    let start = changes.len;
+    let mut notes = changes.notes(6 * there.len(), token);
     for &x in there {
-        // One before it may have taken it.
-        if !is(cells, x, a) {
+        // One before it may have taken one of them.
+        let (is_right, is_below) = (is(cells, x + 1, b), is(cells, x + stride, b));
+        if !is(cells, x, a) | !(is_right | is_below) {
             continue;
         }
-        let (is_right, is_below) = (is(cells, x + 1, b), is(cells, x + stride, b));
         if !(is_right & right | is_below & below) {
-            if is_right | is_below {
-                left.push(x);
-            }
+            left.push(x);
             continue;
         }
         let to_right = is_right & right;
@@ -461,42 +535,39 @@ fn join_cells<W: Word>(
         let distance = if to_right { 1 } else { stride };
         let y = x + distance;
         // What is around x without y, and around y without x.
-        let u = region(cells, x - stride);
-        let v = region(cells, x - 1);
-        let w = region(cells, x + (1 + stride - distance));
-        let p = region(cells, y - (1 + stride - distance));
-        let q = region(cells, y + 1);
-        let r = region(cells, y + stride);
+        let [u, v, w, p, q, r] = around(x, distance, stride).map(|q| region(cells, q));
         cells[x as usize] = W::new(token, 0);
         cells[y as usize] = W::new(token, distance);
 
         // Each region once among those around x and once among those around y.
         let inside = |region: Region| region.1 != border;
-        let around_x = [inside(u), inside(v) & (v.0 != u.0), inside(w) & (w.0 != u.0) & (w.0 != v.0)];
-        let around_y = [inside(p), inside(q) & (q.0 != p.0), inside(r) & (r.0 != p.0) & (r.0 != q.0)];
-        let beside_x = |z: u32| (z == u.0) | (z == v.0) | (z == w.0);
-        let side_of_x = |z: u32| usize::from(z < x);
+        let (once_u, once_v) = (inside(u), inside(v) & (v.0 != u.0));
+        let once_w = inside(w) & (w.0 != u.0) & (w.0 != v.0);
+        let (once_p, once_q) = (inside(p), inside(q) & (q.0 != p.0));
+        let once_r = inside(r) & (r.0 != p.0) & (r.0 != q.0);
+        let not_beside_x = |z: u32| (z != u.0) & (z != v.0) & (z != w.0);
         let side_of_y = |z: u32| side_of_b + usize::from(z < y);
-        let across = 1 | u64::from(to_right) << 32;
-        for (region, once, pair) in
-            [(u, around_x[0], BELOW), (v, around_x[1], BESIDE), (w, around_x[2], across)]
-        {
-            notes.add(region, [(side_of_x(region.0), u64::from(once) * pair)], x, once);
-        }
-        for (region, once, pair) in
-            [(p, around_y[0], across), (q, around_y[1], BESIDE), (r, around_y[2], BELOW)]
-        {
-            let gone = [(side_of_y(region.0), u64::from(once) * pair)];
-            notes.add(region, gone, x, once & !beside_x(region.0));
-        }
+        let across = 1 + u32::from(to_right) * BELOW;
+        let if_once = |once: bool, pair: u32| u32::from(once).wrapping_neg() & pair;
+        // What is above or left of x is anchored before it.
+        notes.add(u, [(1, if_once(once_u, 1 + BELOW))], x, true, once_u);
+        notes.add(v, [(1, u32::from(once_v))], x, true, once_v);
+        notes.add(w, [(usize::from(w.0 < x), if_once(once_w, across))], x, w.0 < x, once_w);
+        let gone = [(side_of_y(p.0), if_once(once_p, across))];
+        notes.add(p, gone, x, p.0 < x, once_p & not_beside_x(p.0));
+        let gone = [(side_of_y(q.0), u32::from(once_q))];
+        notes.add(q, gone, x, q.0 < x, once_q & not_beside_x(q.0));
+        let gone = [(side_of_y(r.0), if_once(once_r, 1 + BELOW))];
+        notes.add(r, gone, x, r.0 < x, once_r & not_beside_x(r.0));
     }
-    notes.tallies[b as usize][0] += u64::from(to_below) << 32;
+    notes.tallies[b as usize][0] += merges + to_below * BELOW;
     changes.len = notes.len;
-    merges
+    changes.count_from(start);
+    merges.into()
 }
 
-/// Joins regions of any size.
-fn join_regions<W: Word>(
+/// Joins regions of any size, one of each two perhaps a single `CELL` of the codebook.
+fn join_regions<const CELL: bool, W: Word>(
     canvas: &mut Canvas<W>,
     merge: Merge,
     stride: u32,
@@ -508,7 +579,9 @@ fn join_regions<W: Word>(
     let Merge { pair: Pair { a, b, .. }, offset, token } = merge;
     let step = offset.map(|offset| (offset.dy as u32).wrapping_mul(stride).wrapping_add(offset.dx as u32));
     let side_of_b = if a == b { 0 } else { 2 };
-    canvas.fetch(block, stride);
+    let codebook = canvas.base_vocab_size;
+    let pairs = merge.pair.sizes.map(|size| size == 2);
+    let start = changes.len;
     let mut merges = 0;
     for &place in block {
         let (x, y) = unpack(place);
@@ -526,21 +599,25 @@ fn join_regions<W: Word>(
         }
         let (cells, _) = canvas.cells_to_merge();
         merges += 1;
-        let most = neighbours.merge(cells, x, y, stride, token) + 1;
+        let most = neighbours.merge(cells, (x, y), pairs, stride, token);
         let mut notes = changes.notes(most, token);
         neighbours.for_each(|Neighbour { region, of_x, of_y }| {
-            let (z, other) = region;
-            // Single cells that are not side by side in a row are in a column.
-            let pair = |x: u32| 1 | u64::from((z.wrapping_sub(x).wrapping_add(1) & !2).min(1)) << 32;
-            let gone = [
-                (usize::from(z < x), u64::from(of_x) * pair(x)),
-                (side_of_b + usize::from(z < y), u64::from(of_y) * pair(y)),
-            ];
-            notes.add(region, gone, x, other != border);
+            let z = region.0;
+            let (mut gone_x, mut gone_y) = (u32::from(of_x), u32::from(of_y));
+            if CELL {
+                // Single cells that are not side by side in a row are in a column.
+                let below = |x: u32| u32::from(z.wrapping_sub(x).wrapping_add(1) & !2 != 0) * BELOW;
+                gone_x *= 1 + u32::from(a < codebook) * below(x);
+                gone_y *= 1 + u32::from(b < codebook) * below(y);
+            }
+            let gone = [(usize::from(z < x), gone_x), (side_of_b + usize::from(z < y), gone_y)];
+            notes.add(region, gone, x, z < x, region.1 != border);
         });
         changes.len = notes.len;
     }
-    merges
+    changes.count_from(start);
+    changes.tallies[b as usize][0] += merges;
+    merges.into()
 }
 
 /// Sorts a list in which few places are far from where they belong.
@@ -572,8 +649,9 @@ fn region_offsets<W: Word>(
     offsets: &mut Vec<((usize, Offset), u64)>,
 ) {
     // If rows are long enough, a difference of positions tells the offset.
-    let most = pair.size * u64::from(stride);
-    if 2 * pair.size > u64::from(stride) || most > MAX_FLAT {
+    let size = pair.size();
+    let most = size.saturating_mul(stride.into());
+    if 2 * size > u64::from(stride) || most > MAX_FLAT {
         let start = offsets.len();
         for &place in list {
             let (x, y) = unpack(place);
