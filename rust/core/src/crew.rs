@@ -110,6 +110,11 @@ impl<T: Send + 'static> Crew<T> {
         drop(self.items());
     }
 
+    /// How many items there are.
+    pub fn len(&self) -> usize {
+        self.shared.items.len()
+    }
+
     /// The items, locked.
     pub fn items(&self) -> Vec<MutexGuard<'_, T>> {
         self.shared.items.iter().map(|item| lock(&item.content)).collect()

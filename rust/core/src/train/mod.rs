@@ -478,7 +478,7 @@ impl<W: Word> Learner<W> {
         let flag = interrupt.clone();
         let Self { shards, num_tokens, candidates, pairs_of, threshold, .. } = self;
         // A frequent pair occurs so often in one of the shards.
-        let least = threshold.div_ceil(shards.items().len() as u64);
+        let least = threshold.div_ceil(shards.len() as u64);
         shards.each(count >= PARALLEL_MERGES, move |shard| shard.apply(merge, &sides, least, &flag));
         interrupt.check()?;
 
