@@ -22,7 +22,8 @@ struct Job<T> {
     number: usize,
     /// None ends the threads.
     work: Option<Arc<Work<T>>>,
-    caller: Thread,
+    /// Who waits for it, if anybody does.
+    caller: Option<Thread>,
 }
 
 struct Item<T> {
@@ -36,7 +37,7 @@ struct Shared<T> {
     job: Mutex<Job<T>>,
     /// Number of the last job.
     last: AtomicUsize,
-    /// Number of items on which it is not done.
+    /// Number of items on which the last job that is waited for is not done.
     open: AtomicUsize,
 }
 
@@ -54,7 +55,7 @@ impl<T: Send + 'static> Crew<T> {
         let item = |content| Item { job: AtomicUsize::new(0), content: Mutex::new(content) };
         let shared = Shared {
             items: items.into_iter().map(item).collect(),
-            job: Mutex::new(Job { number: 0, work: None, caller: thread::current() }),
+            job: Mutex::new(Job { number: 0, work: None, caller: None }),
             last: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
         };
@@ -75,18 +76,20 @@ impl<T: Send + 'static> Crew<T> {
 
     /// Ends the threads.
     pub fn stop(&mut self) {
-        self.hand_out(None);
+        self.hand_out(None, None);
         for worker in self.workers.drain(..) {
             // If it panicked, its item is poisoned, which says so.
             let _ = worker.join();
         }
     }
 
-    fn hand_out(&self, work: Option<Arc<Work<T>>>) -> usize {
+    fn hand_out(&self, work: Option<Arc<Work<T>>>, caller: Option<Thread>) -> usize {
         let Shared { items, job, last, open } = &*self.shared;
         let mut job = lock(job);
-        *job = Job { number: job.number + 1, work, caller: thread::current() };
-        open.store(items.len(), Ordering::Relaxed);
+        if caller.is_some() {
+            open.store(items.len(), Ordering::Relaxed);
+        }
+        *job = Job { number: job.number + 1, work, caller };
         last.store(job.number, Ordering::Release);
         let number = job.number;
         drop(job);
@@ -100,7 +103,8 @@ impl<T: Send + 'static> Crew<T> {
             return self.items().iter_mut().for_each(|item| work(item));
         }
         let work: Arc<Work<T>> = Arc::new(work);
-        let (number, shared) = (self.hand_out(Some(work.clone())), &*self.shared);
+        let (caller, shared) = (thread::current(), &*self.shared);
+        let number = self.hand_out(Some(work.clone()), Some(caller));
         let own = shared.items.iter().step_by(self.threads);
         for item in own.chain(&shared.items) {
             item.work(number, &*work, || shared.close());
@@ -108,6 +112,14 @@ impl<T: Send + 'static> Crew<T> {
         wait(|| shared.open.load(Ordering::Acquire) == 0);
         // Fails if another thread has panicked.
         drop(self.items());
+    }
+
+    /// Has the other threads call `work` for their items while the calling thread goes on. Nobody waits for it: it may come
+    /// after the next job, or never if that comes first.
+    pub fn meanwhile(&self, work: impl Fn(&mut T) + Send + Sync + 'static) {
+        if !self.workers.is_empty() {
+            self.hand_out(Some(Arc::new(work)), None);
+        }
     }
 
     /// How many items there are.
@@ -164,8 +176,10 @@ impl<T> Shared<T> {
             }
             for item in self.items.iter().skip(thread).step_by(threads) {
                 item.work(last, &*work, || {
-                    self.close();
-                    caller.unpark();
+                    if let Some(caller) = &caller {
+                        self.close();
+                        caller.unpark();
+                    }
                 });
             }
         }
@@ -206,7 +220,7 @@ mod tests {
     #[test]
     fn every_job_is_done_once_on_every_item() {
         for (items, threads) in [(1, 1), (2, 2), (3, 2), (2, 5), (7, 3)] {
-            let mut crew = Crew::new(vec![Vec::new(); items], threads);
+            let mut crew = Crew::new(vec![(Vec::new(), Vec::new()); items], threads);
             let jobs = 3000;
             for job in 0..jobs {
                 if job % 1000 == 0 {
@@ -217,10 +231,16 @@ mod tests {
                 if job % 500 == 0 {
                     thread::sleep(std::time::Duration::from_millis(1));
                 }
-                crew.each(job % 3 != 0, move |done| done.push(job));
+                crew.each(job % 3 != 0, move |(done, _)| done.push(job));
+                if job % 7 == 0 {
+                    crew.meanwhile(move |(_, meanwhile)| meanwhile.push(job));
+                }
             }
-            for done in crew.items() {
+            crew.stop();
+            for item in crew.items() {
+                let (done, meanwhile) = &*item;
                 assert!(done.iter().copied().eq(0..jobs));
+                assert!(meanwhile.is_sorted_by(|one, next| one < next));
             }
         }
     }

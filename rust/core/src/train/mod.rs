@@ -445,9 +445,11 @@ impl<W: Word> Learner<W> {
             Ok(batch.iter().zip(&histograms).map(evaluation).collect())
         };
         let best = candidates.best(options.alpha, evaluate)?;
-        for mut shard in shards.items() {
-            for &pair in &dropped {
-                shard.forget(pair);
+        if !dropped.is_empty() {
+            for mut shard in shards.items() {
+                for &pair in &dropped {
+                    shard.forget(pair);
+                }
             }
         }
         Ok(best)
@@ -513,6 +515,10 @@ impl<W: Word> Learner<W> {
         let pairs: TakenUp = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
         for shard in &mut shards_now {
             shard.index_added(merge, pairs.clone());
+        }
+        drop(shards_now);
+        if count >= PARALLEL_MERGES {
+            shards.meanwhile(Shard::list_added);
         }
         Ok(Rule { a, b, offset, count, offset_count, consistency })
     }

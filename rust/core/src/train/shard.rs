@@ -449,13 +449,13 @@ impl<W: Word> Shard<W> {
     }
 
     /// Ends a rule: says which new pairs were taken up, with their indices. They are listed when the shard is next worked
-    /// on, lest threads be waited for once more.
+    /// on, or before by [`Shard::list_added`], lest threads be waited for once more.
     pub fn index_added(&mut self, merge: Merge, pairs: TakenUp) {
         self.unlisted = Some((merge, pairs));
     }
 
-    /// Starts the lists of the last rule's new pairs.
-    fn list_added(&mut self) {
+    /// Starts the lists of the last rule's new pairs, if that is still to be done.
+    pub fn list_added(&mut self) {
         let Some((merge, pairs)) = self.unlisted.take() else { return };
         let Self { changes, lists, .. } = self;
         changes.clear_gone(merge);
