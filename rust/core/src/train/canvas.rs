@@ -250,7 +250,7 @@ impl<W: Word> Canvas<W> {
     }
 
     /// Those positions where a single cell of one token is left of or above a cell of another.
-    pub fn before<'a>(
+    pub fn side_by_side<'a>(
         &self,
         positions: &[u32],
         (a, b): (u32, u32),
@@ -459,13 +459,13 @@ impl Found<'_> {
 
 impl Neighbours {
     /// Joins two regions, given by their anchors, `x < y`, to one of a new token, anchored at `x`, and finds the regions,
-    /// or border, beside them. Returns how many they are. `pairs` says of each whether it has two cells.
+    /// or border, beside them. Returns how many they are. `two_cells` says which have two cells.
     #[inline]
     pub fn merge<W: Word>(
         &mut self,
         cells: &mut [W],
         (x, y): (u32, u32),
-        pairs: [bool; 2],
+        two_cells: [bool; 2],
         stride: u32,
         token: u32,
     ) -> usize {
@@ -473,10 +473,10 @@ impl Neighbours {
         (self.regions[1].0, self.regions[2].0) = (x, y);
         self.seen[y as usize % SEEN] = 2;
         self.seen[x as usize % SEEN] = 1;
-        let walk = |pair: bool| if pair { Self::walk_pair::<W> } else { Self::walk::<W> };
-        let (of_x, end) = walk(pairs[0])(self, cells, x, stride, (x, token), 3);
+        let walk = |two_cells: bool| if two_cells { Self::walk_two::<W> } else { Self::walk::<W> };
+        let (of_x, end) = walk(two_cells[0])(self, cells, x, stride, (x, token), 3);
         let of_first = self.num_members;
-        let (of_y, end) = walk(pairs[1])(self, cells, y, stride, (x, token), end);
+        let (of_y, end) = walk(two_cells[1])(self, cells, y, stride, (x, token), end);
         self.sides = [of_x, of_y];
         self.finish(cells, x, stride, 3..end, of_first)
     }
@@ -551,7 +551,7 @@ impl Neighbours {
     }
 
     /// The same for a region of two cells, which most are.
-    fn walk_pair<W: Word>(
+    fn walk_two<W: Word>(
         &mut self,
         cells: &mut [W],
         start: u32,
@@ -669,8 +669,8 @@ mod tests {
                 let (x, y) = (x.min(y), x.max(y));
                 let plain = plain_search(cells, &[x, y], stride);
                 let size = |anchor| (0..cells.len() as u32).filter(|&p| region(cells, p).0 == anchor).count();
-                let pairs = [x, y].map(|anchor| size(anchor) == 2);
-                prop_assert_eq!(neighbours.merge(cells, (x, y), pairs, stride, token), plain.len());
+                let two_cells = [x, y].map(|anchor| size(anchor) == 2);
+                prop_assert_eq!(neighbours.merge(cells, (x, y), two_cells, stride, token), plain.len());
                 prop_assert_eq!(found(&neighbours), plain);
                 for (q, word) in (0..).zip(before) {
                     let (anchor, old) = region_of(q, word);

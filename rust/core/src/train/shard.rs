@@ -23,6 +23,7 @@ pub(super) struct Pair {
     pub index: u32,
     pub a: u32,
     pub b: u32,
+    /// Of a region of `a` and of one of `b`.
     pub sizes: [u64; 2],
 }
 
@@ -514,7 +515,7 @@ fn join_cells<W: Word>(
     let (right, below) = (wanted(0, 1), wanted(1, 0));
     let side_of_b = if a == b { 0 } else { 2 };
     let mut there = [0; BLOCK];
-    let there = canvas.before(block, (a, b), stride, &mut there);
+    let there = canvas.side_by_side(block, (a, b), stride, &mut there);
     let (mut merges, mut to_below) = (0, 0);
     let (cells, border) = canvas.cells_to_merge();
     let start = changes.len;
@@ -580,7 +581,7 @@ fn join_regions<const CELL: bool, W: Word>(
     let step = offset.map(|offset| (offset.dy as u32).wrapping_mul(stride).wrapping_add(offset.dx as u32));
     let side_of_b = if a == b { 0 } else { 2 };
     let codebook = canvas.base_vocab_size;
-    let pairs = merge.pair.sizes.map(|size| size == 2);
+    let two_cells = merge.pair.sizes.map(|size| size == 2);
     let start = changes.len;
     let mut merges = 0;
     for &place in block {
@@ -599,7 +600,7 @@ fn join_regions<const CELL: bool, W: Word>(
         }
         let (cells, _) = canvas.cells_to_merge();
         merges += 1;
-        let most = neighbours.merge(cells, (x, y), pairs, stride, token);
+        let most = neighbours.merge(cells, (x, y), two_cells, stride, token);
         let mut notes = changes.notes(most, token);
         neighbours.for_each(|Neighbour { region, of_x, of_y }| {
             let z = region.0;
