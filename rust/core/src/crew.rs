@@ -8,11 +8,15 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
-/// How often a waiting thread looks before it falls asleep: for some 30 microseconds.
-const LOOKS: usize = 2000;
+/// How long a waiting thread stays awake: waking one takes tens of microseconds, in a virtual machine more.
+const AWAKE: Duration = Duration::from_micros(200);
+
+/// How often it looks before it gives way to threads that wait for its core.
+const LOOKS: usize = 500;
 
 type Work<T> = dyn Fn(&mut T) + Send + Sync;
 
@@ -26,6 +30,8 @@ struct Job<T> {
     caller: Option<Thread>,
 }
 
+/// In cache lines of its own, of which some processors fetch two at a time: neighbours are written by other threads.
+#[repr(align(128))]
 struct Item<T> {
     /// The last job for which a thread has taken it.
     job: AtomicUsize,
@@ -200,11 +206,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Waits until `ready`, at first awake. Whoever makes it ready then unparks this thread.
 fn wait(ready: impl Fn() -> bool) {
-    for _ in 0..LOOKS {
-        if ready() {
-            return;
+    let since = Instant::now();
+    while since.elapsed() < AWAKE {
+        for _ in 0..LOOKS {
+            if ready() {
+                return;
+            }
+            std::hint::spin_loop();
         }
-        std::hint::spin_loop();
+        thread::yield_now();
     }
     while !ready() {
         thread::park();
