@@ -45,11 +45,20 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with many slow tests first, so that processes that share the files end at about the same time."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: pytest -m gpu"))
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 
 
-def pytest_configure():
-    """Ctrl-C reaches the processes that tests start, also where a shell has put the tests into the background."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs from all tests but those of `-m gpu`.
+
+    And Ctrl-C reaches the processes that tests start, also where a shell has put the tests into the background.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,9 +1,10 @@
-"""Liger's kernels in Triton's interpreter, on a CPU: `TRITON_INTERPRET=1 python liger.py FOLDER FAMILY...`.
+"""Liger's kernels, on a GPU or in Triton's interpreter: `[TRITON_INTERPRET=1] python liger.py FOLDER FAMILY...`.
 
 A process of its own, since Triton looks at the variable when it is imported. For each family losses and gradients of a
 model with Liger's kernels must be those of the model without.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import tiny
 from being_vl.train.kernels import use_liger
 from being_vl.train.split import TrainedLM
 
-# What the interpreter lacks: numbers with a point as arguments, and CUDA's own functions.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 convert = interpreter._implicit_cvt
 
 
@@ -29,20 +31,21 @@ def with_floats(argument: Any) -> Any:
     return tl.tensor(interpreter.TensorHandle(np.array([argument], np.float32), tl.float32), tl.float32)
 
 
-interpreter._implicit_cvt = with_floats
-libdevice.rsqrt = lambda x: tl.rsqrt(x)
-libdevice.tanh = lambda x: 2 * tl.sigmoid(2 * x) - 1
+if INTERPRETED:  # It lacks numbers with a point as arguments, and CUDA's own functions.
+    interpreter._implicit_cvt = with_floats
+    libdevice.rsqrt = lambda x: tl.rsqrt(x)
+    libdevice.tanh = lambda x: 2 * tl.sigmoid(2 * x) - 1
 
 
 def main(folder: Path, *families: str) -> None:
-    ids = torch.arange(2 * 11).mul(17).view(2, 11) % 380
+    ids = torch.arange(2 * 11).mul(17).view(2, 11).to(DEVICE) % 380
     for family in families:
         llm = tiny.llm(folder / family, family, layers=2)  # type: ignore[arg-type]
         plain, liger = (AutoModelForCausalLM.from_pretrained(llm, attn_implementation="eager") for _ in "ab")
         use_liger(liger)
         kernels = {type(m).__name__ for m in liger.modules() if "liger" in m.forward.__func__.__module__}
         assert {name[-3:] for name in kernels} == {"MLP", "orm"}, kernels
-        models = [TrainedLM(lm, 390, 1024) for lm in (plain, liger)]
+        models = [TrainedLM(lm, 390, 1024).to(DEVICE) for lm in (plain, liger)]
         losses = [model(input_ids=ids, labels=ids) for model in models]
         torch.testing.assert_close(*losses)
         for loss in losses:

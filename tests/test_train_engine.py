@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -108,10 +109,11 @@ def test_losses_and_gradients_are_the_models_own(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("liger_kernel"), reason="liger-kernel is not installed")
-def test_ligers_kernels_compute_the_same(tmp_path: Path) -> None:
-    """Those of norms and MLPs, forward and backward, in Triton's interpreter; not what a GPU makes of them."""
+@pytest.mark.parametrize("interpreted", ["1", pytest.param("0", marks=pytest.mark.gpu)])
+def test_ligers_kernels_compute_the_same(tmp_path: Path, interpreted: str) -> None:
+    """Those of norms and MLPs, forward and backward, in Triton's interpreter and on a GPU."""
     words = [sys.executable, str(Path(__file__).with_name("liger.py")), str(tmp_path), *LIGER]
-    environment = os.environ | ENVIRONMENT | {"TRITON_INTERPRET": "1"}
+    environment = os.environ | ENVIRONMENT | {"TRITON_INTERPRET": interpreted}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert {*LIGER} <= {*done.stdout.split()}
@@ -245,6 +247,16 @@ def test_saved_model_is_compared_with_the_trained_one(chain: Path) -> None:
     _check_plain(chain / "tied", ids, logits)
     with pytest.raises(CheckpointError, match="logits that are"):
         _check_plain(chain / "tied", ids, logits + 0.01 * torch.randn_like(logits))
+
+
+def test_a_model_stored_in_bf16_trains_in_float32(chain: Path, tmp_path: Path) -> None:
+    """As most LLMs are stored, and as a CPU computes."""
+    model = tmp_path / "model"
+    shutil.copytree(chain / "tied", model)
+    AutoModelForCausalLM.from_pretrained(model, dtype="bfloat16").save_pretrained(model)
+    forked(recipe(chain, tmp_path / "run", [{"unfreeze": "all", "learning_rate": 1e-2}], model=str(model)))
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "stage1", dtype="auto")
+    assert {parameter.dtype for parameter in trained.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("stage", [StageOptions("a", 0, 1e-3, {}), StageOptions("b", "all", 1e-3, {})])

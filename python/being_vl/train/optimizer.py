@@ -39,7 +39,8 @@ def make_optimizer(model: TrainedLM, options: TrainOptions, stage: StageOptions)
             raise ConfigError(
                 f"offload: DeepSpeed cannot build its CPU Adam, which needs a C++ compiler and ninja: {error}"
             ) from error
-    return torch.optim.AdamW(settings, betas=options.betas)
+    # Else it would need as much memory again as what it steps on.
+    return torch.optim.AdamW(settings, betas=options.betas, fused=torch.cuda.is_available())
 
 
 def factor(stage: StageOptions, step: int, steps: int) -> float:
