@@ -1,12 +1,12 @@
 //! Grids to learn from: first all sizes, then the ids, block by block.
 
-use being_vl_core::{Grid, Interrupt, Trainer};
+use being_vl_core::{Interrupt, Trainer};
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use crate::arrays::{Block, Blocks, Line, Size, counts, each, integers, plane, shape, stack};
-use crate::errors::{GridError, to_python};
+use crate::errors::GridError;
 use crate::work::stream;
 
 /// Where grids come from.
@@ -46,12 +46,13 @@ impl<'py> Corpus<'py> {
         }
     }
 
-    /// Gives all grids to the trainer, which knows the sizes of so many.
+    /// Gives all grids to the trainer, which knows the sizes of so many, on so many threads (0: one per core).
     pub fn fill(
         self,
-        trainer: &mut Trainer,
+        trainer: &Trainer,
         number: usize,
         base_vocab_size: u32,
+        num_threads: usize,
         py: Python<'py>,
     ) -> PyResult<()> {
         let mut blocks = match self {
@@ -59,17 +60,17 @@ impl<'py> Corpus<'py> {
             Self::Grids(grids) => AllBlocks::One(Blocks::Each(PyList::new(py, grids)?.try_iter()?, 0)),
             Self::Parts(parts) => AllBlocks::Parts { parts, next: 0, first: 0, line: None },
         };
-        let mut filled = 0;
-        let decode = |block: Block, _: &Interrupt| Ok((block.first, block.grids(base_vocab_size)?));
-        let set = |(first, grids): (usize, Vec<Grid>)| {
-            filled = first + grids.len();
-            (first..number)
-                .zip(&grids)
-                .try_for_each(|(index, grid)| trainer.set(index, grid))
-                .map_err(|error| to_python(&error))
+        let set = |block: Block, _: &Interrupt| {
+            let grids = block.grids(base_vocab_size)?;
+            (block.first..number).zip(&grids).try_for_each(|(index, grid)| trainer.set(index, grid))?;
+            Ok(block.end())
         };
-        // The calling thread has as much to do as the one that decodes.
-        stream(py, 1, || blocks.next(), Block::cells, decode, set)?;
+        let mut filled = 0;
+        let note = |end: usize| {
+            filled = end;
+            Ok(())
+        };
+        stream(py, num_threads, || blocks.next(), Block::cells, set, note)?;
         if filled == number {
             return Ok(());
         }

@@ -83,7 +83,7 @@ impl Vocabulary {
         let resume = resume.map(|vocabulary| &vocabulary.get().core);
         let sizes = corpus.sizes()?;
         let mut trainer = Trainer::new(&sizes, options, resume).map_err(|error| to_python(&error))?;
-        corpus.fill(&mut trainer, sizes.len(), base_vocab_size, py)?;
+        corpus.fill(&trainer, sizes.len(), base_vocab_size, num_threads, py)?;
 
         let news = Mutex::new(None);
         let progress = progress.map(|progress| progress.clone().unbind());

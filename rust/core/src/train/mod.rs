@@ -161,11 +161,11 @@ impl Trainer {
         })
     }
 
-    /// Gives grid `index` its ids.
+    /// Gives grid `index` its ids. Several threads may do this at once.
     ///
     /// # Errors
     /// A grid of another size, ids that are not in the codebook.
-    pub fn set(&mut self, index: usize, grid: &Grid) -> Result<()> {
+    pub fn set(&self, index: usize, grid: &Grid) -> Result<()> {
         let (height, width) = self.sizes[index];
         if (grid.height(), grid.width()) != (height, width) {
             let (height, width, found) = (height as usize, width as usize, grid.ids().len());
@@ -285,11 +285,11 @@ const MIN_SHARD_CELLS: u64 = 1 << 21;
 const MAX_SHARD_CELLS: u64 = 1 << 30;
 
 /// What training does, whatever the words are that cells are kept in.
-trait Learn: Send {
+trait Learn: Send + Sync {
     /// Fills grid `index`.
-    fn set(&mut self, index: usize, width: u32, ids: &[u32]);
+    fn set(&self, index: usize, width: u32, ids: &[u32]);
     /// Fills grid `index` with the regions that it is encoded to.
-    fn set_encoded(&mut self, index: usize, grid: &Grid, encoder: &Encoder) -> Result<()>;
+    fn set_encoded(&self, index: usize, grid: &Grid, encoder: &Encoder) -> Result<()>;
     /// Counts everything after these rules.
     fn start(&mut self, rules: &[Rule], interrupt: &Interrupt) -> Result<()>;
     /// Finds and applies one rule; `None` if no candidate is left.
@@ -319,18 +319,16 @@ struct Learner<W: Word> {
 }
 
 impl<W: Word> Learn for Learner<W> {
-    fn set(&mut self, index: usize, width: u32, ids: &[u32]) {
+    fn set(&self, index: usize, width: u32, ids: &[u32]) {
         let (shard, position) = self.places[index];
         self.shards.item(shard as usize).set(position, width, ids);
-        self.num_tokens += ids.len() as u64;
     }
 
-    fn set_encoded(&mut self, index: usize, grid: &Grid, encoder: &Encoder) -> Result<()> {
+    fn set_encoded(&self, index: usize, grid: &Grid, encoder: &Encoder) -> Result<()> {
         let (shard, position) = self.places[index];
         let options = EncodeOptions { regions: true, ..EncodeOptions::default() };
         let encoding = encoder.encode(grid, &options, &Interrupt::default())?;
         self.shards.item(shard as usize).set_encoded(position, grid.width(), &encoding);
-        self.num_tokens += encoding.ids.len() as u64;
         Ok(())
     }
 
@@ -339,6 +337,7 @@ impl<W: Word> Learn for Learner<W> {
             self.sizes.push(sized(&self.sizes, 0, key(rule.a, rule.b)).size());
         }
         self.pairs_of = vec![Vec::new(); self.sizes.len()];
+        self.num_tokens = self.shards.items().iter().map(|shard| shard.tokens()).sum();
         self.index(u64::MAX, interrupt)
     }
 

@@ -191,6 +191,8 @@ impl Notes<'_> {
 #[derive(Debug)]
 pub(super) struct Shard<W> {
     canvas: Canvas<W>,
+    /// Regions that grids were set to.
+    tokens: u64,
     /// Per indexed pair, where it occurs, and some places where it no longer does. A place is out of date when an anchor
     /// has another token: a region's token never comes back.
     lists: Lists,
@@ -219,6 +221,7 @@ impl<W: Word> Shard<W> {
     pub fn new(base_vocab_size: u32, tokens: u32) -> Self {
         Self {
             canvas: Canvas::new(base_vocab_size, tokens),
+            tokens: 0,
             lists: Lists::default(),
             sketch: Sketch::default(),
             counts: Vec::new(),
@@ -247,6 +250,7 @@ impl<W: Word> Shard<W> {
 
     /// Fills a grid of this width, every cell a region of its own.
     pub fn set(&mut self, position: u32, width: u32, ids: &[u32]) {
+        self.tokens += ids.len() as u64;
         for (start, row) in (position..).step_by(width as usize + 1).zip(ids.chunks_exact(width as usize)) {
             self.canvas.set_row(start, row);
         }
@@ -255,6 +259,7 @@ impl<W: Word> Shard<W> {
     /// Fills a grid of this width with the regions that it was encoded to.
     pub fn set_encoded(&mut self, position: u32, width: u32, encoding: &Encoding) {
         let Some(regions) = &encoding.regions else { return };
+        self.tokens += encoding.ids.len() as u64;
         let mut anchors = vec![None; encoding.ids.len()];
         let rows = (position..).step_by(width as usize + 1).zip(regions.tokens.chunks_exact(width as usize));
         for (p, &index) in rows.flat_map(|(start, row)| (start..).zip(row)) {
@@ -267,6 +272,11 @@ impl<W: Word> Shard<W> {
                 Some(anchor) => self.canvas.join(anchor, p, token),
             }
         }
+    }
+
+    /// How many regions its grids had when they were set.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
     }
 
     /// Its grids.
