@@ -1,6 +1,7 @@
 """Stage 1 by being-vl, beside the Hugging Face Trainer as the published code uses it, on one model and its data.
 
     python -m benchmarks.train [--folder DIR] [--layers 4] [--hidden 128] [--row 1024] [--steps 12] [--rounds 3]
+    python -m benchmarks.train --layers 16 --hidden 2048 --text_rows 128000 --row 8192    # on a GPU
 
 Three contenders read the same mixture of the same records and train the new rows of a tied Llama of random weights:
 
@@ -54,7 +55,8 @@ MIXTURE = {"foundation": 40.0, "perception": 30.0, "reasoning": 20.0, "instructi
 
 def prepare(folder, args):
     """Records, grids, and an expanded Llama of random weights."""
-    shapesworld.generate(folder / "data", args.pictures, seed=0)
+    # With fewer pictures, there are too few records to fill a packed row.
+    shapesworld.generate(folder / "data", max(60, args.row // 20), seed=0)
     quantize(QuantizeOptions(images=folder / "data" / "images", out=folder / "grids"))
     train_vocabulary(VocabOptions([folder / "grids"], folder / "vocabulary.json", num_merges=args.merges))
     tokenizer = word_tokenizer(folder / "data" / "train.json")
@@ -197,7 +199,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, help="where model and data are made, or lie already")
-    sizes = {"pictures": 60, "merges": 200, "text_rows": 8000, "hidden": 128, "layers": 4, "row": 1024}
+    sizes = {"merges": 200, "text_rows": 8000, "hidden": 128, "layers": 4, "row": 1024}
     for name, value in (sizes | {"steps": 12, "rounds": 3}).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--peak_flops", type=float)
