@@ -181,13 +181,18 @@ def test_vocabulary_is_what_it_was(chain: Path) -> None:
     assert VisualBPE.load(chain / "vocabulary.json").num_merges == 40
 
 
+STAGES = "stages: [{name: a, max_steps: 2}, {name: b, steps: 3}]"
+
+
 @pytest.mark.parametrize(
     ("command", "recipe", "said"),
     [
         (["train"], "zero: two", "zero: expected int, found two"),
         (["train"], "learning: 1", "Option 'learning' is not accepted"),
         (["train"], "stages: 3", "stages: expected list, found 3"),
-        (["train"], "stages: [{name: a, epochs: [1]}]", "stages: epochs: expected float, found [1]"),
+        (["train"], "stages: [{name: a, epochs: [1]}]", "stages[0]: epochs: expected float, found [1]"),
+        (["train"], STAGES, "stages[1]: Option 'steps' is not accepted"),
+        (["run"], f"train: {{{STAGES}}}", "train.stages[1]: Option 'steps' is not accepted"),
         (["prepare"], "records: a.json", "records: expected list, found a.json"),
         (["vocab", "train", "grids"], "num_merges: [1, 2]", "num_merges: expected int, found [1, 2]"),
         (["vocab", "train", "grids"], "merges: 3", "Option 'merges' is not accepted"),

@@ -49,7 +49,26 @@ class Parser(ArgumentParser):
         line = " ".join(message.split())
         for theirs, ours in PHRASES.items():
             line = re.sub(theirs, ours, line)
+        if recipe and not by_flag and key is not None:
+            line = _number_item(line, key[1], read_recipe(Path(recipe)))
         raise ConfigError(f"{recipe}: {line}" if recipe and not by_flag else line) from ex
+
+
+def _number_item(line: str, key: str, recipe: Any) -> str:
+    """Say which item of a recipe's list of mappings a line is about, as `stages[1]`, if one alone can be meant."""
+    items = recipe
+    for part in key.split("."):
+        items = items.get(part) if isinstance(items, dict) else None
+    said = re.match(rf"{re.escape(key)}: (?:Option '(\w+)'|(\w+): .*?found (.*))", line)
+    if not said or not isinstance(items, list):
+        return line
+    name, value = said[1] or said[2], said[3]
+    meant = [
+        number
+        for number, item in enumerate(items)
+        if isinstance(item, dict) and name in item and (value is None or str(item[name]) == value)
+    ]
+    return line.replace(key, f"{key}[{meant[0]}]", 1) if len(meant) == 1 else line
 
 
 def _recipe_of(words: list[str]) -> str | None:
