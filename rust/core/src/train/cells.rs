@@ -12,8 +12,12 @@ use crate::interrupt::Interrupt;
 use crate::statistics::key;
 use crate::threads::Threads;
 
-/// About how many cells are sorted at a time.
-const MOST_SORTED: usize = 1 << 24;
+/// About how many cells are sorted at a time, unless there are many more.
+const MOST_SORTED: usize = 1 << 25;
+
+/// Most parts in which they are sorted. All cells are read for each; with fewer parts, learning from a million grids takes
+/// more memory.
+const MOST_GROUPS: usize = 4;
 
 /// Tokens are of one of so many classes, each a fair sample of them.
 const CLASSES: u32 = 8;
@@ -84,7 +88,7 @@ impl<W: Word> Search<'_, W> {
         let Some(&&Canvas { base_vocab_size, border, .. }) = self.canvases.first() else { return all };
         let cells = self.cells();
         // All cells are read for every group of classes, and those of its tokens sorted.
-        let groups = cells.div_ceil(MOST_SORTED).next_power_of_two().min(CLASSES as usize) as u32;
+        let groups = cells.div_ceil(MOST_SORTED).next_power_of_two().min(MOST_GROUPS) as u32;
         let sampled = if base_vocab_size < FEW_TOKENS { CLASSES / groups } else { 1 };
 
         let mut counters: Vec<_> = (0..self.threads.count()).map(|_| Counter::<C>::new(border)).collect();
