@@ -3,6 +3,7 @@
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         llm = tiny.llm(folder / ("llm" if tied else "llm-untied"), tied=tied)
         expand(ExpandOptions(str(llm), folder / "vocabulary.json", folder / name, quantizer))
     return folder
+
+
+@pytest.fixture
+def started_ray() -> Iterator[None]:
+    """A Ray of two CPUs. Its handler of SIGTERM would stay, and a child that is forked later could outlive it."""
+    ray = pytest.importorskip("ray")
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+    signal.signal(signal.SIGTERM, before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -88,14 +88,10 @@ def test_the_processes_of_torchrun_share_the_work(grids: Path, chain: Path, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("started_ray")
 def test_ray_gives_the_same_files(grids: Path, chain: Path, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     words = ("encode", grids, "--vocabulary", chain / "vocabulary.json", "--out")
-    try:
-        assert being_vl(*words, tmp_path / "ray", "--engine", "ray") == 0
-    finally:
-        ray.shutdown()
+    assert being_vl(*words, tmp_path / "ray", "--engine", "ray") == 0
     assert being_vl(*words, tmp_path / "local") == 0
     ray_files, files = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("ray", "local")

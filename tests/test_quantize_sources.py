@@ -306,18 +306,14 @@ def test_the_processes_of_torchrun_share_the_work_and_give_the_same_files(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("started_ray")
 def test_ray_gives_the_same_files(files: dict[str, bytes], quantizer: str, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
     folder = write_folder(tmp_path / "images", files | {"z.png": b""})
     options = {"shard_size": 3, "max_failed": 0.5, "workers": 0}
     quantize(QuantizeOptions(folder, tmp_path / "local", quantizer, **options))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        store = quantize(QuantizeOptions(folder, tmp_path / "ray", quantizer, engine="ray", **options))
-        assert store is not None
-        assert set(store.failed) == {"z.png"}
-    finally:
-        ray.shutdown()
+    store = quantize(QuantizeOptions(folder, tmp_path / "ray", quantizer, engine="ray", **options))
+    assert store is not None
+    assert set(store.failed) == {"z.png"}
     assert shards(tmp_path / "ray") == shards(tmp_path / "local")
 
 
