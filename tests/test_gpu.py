@@ -60,7 +60,7 @@ def test_stopped_and_resumed_run_has_the_same_losses(zero: int, chain: Path, tmp
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=stop)
+    thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     with pytest.raises(SystemExit):
         main(["train", "--recipe", str(path)])
