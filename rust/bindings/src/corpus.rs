@@ -62,7 +62,8 @@ impl<'py> Corpus<'py> {
         };
         let set = |block: Block, _: &Interrupt| {
             let grids = block.grids(base_vocab_size)?;
-            (block.first..number).zip(&grids).try_for_each(|(index, grid)| trainer.set(index, grid))?;
+            let known = grids.len().min(number.saturating_sub(block.first));
+            trainer.set(block.first, &grids[..known])?;
             Ok(block.end())
         };
         let mut filled = 0;

@@ -44,9 +44,7 @@ fn learn(grids: &[Grid], merge_mode: MergeMode) -> Vocabulary {
 /// A trainer with all grids set.
 fn filled(grids: &[Grid], merge_mode: MergeMode) -> Trainer {
     let trainer = Trainer::new(&vec![(SIDE, SIDE); grids.len()], options(merge_mode, 2048), None).unwrap();
-    for (index, grid) in grids.iter().enumerate() {
-        trainer.set(index, grid).unwrap();
-    }
+    trainer.set(0, grids).unwrap();
     trainer
 }
 

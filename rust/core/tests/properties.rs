@@ -22,9 +22,7 @@ fn learn_from(
 ) -> Vocabulary {
     let sizes: Vec<_> = grids.iter().map(|grid| (grid.height() as usize, grid.width() as usize)).collect();
     let mut trainer = Trainer::new(&sizes, options.clone(), resume).unwrap();
-    for (index, grid) in grids.iter().enumerate() {
-        trainer.set(index, grid).unwrap();
-    }
+    trainer.set(0, grids).unwrap();
     for &limit in limits {
         trainer.run(limit, |_| (), &Interrupt::default()).unwrap();
     }

@@ -1,6 +1,6 @@
 //! Where indexed pairs occur. There are tens of thousands of lists, most of them short, which come and go: with a piece of
 //! memory for each, a tenth of the time would go to getting and giving it back, and more with threads that do so at once.
-//! So they lie one after the other in two blocks.
+//! So they lie one after the other in a few blocks.
 
 /// Two anchors as one number; numbers are in raster order of the first, then of the second.
 #[inline]
@@ -45,17 +45,25 @@ pub(super) struct Found {
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     parts: Vec<Part>,
-    cells: Block<u32>,
+    cells: Vec<Block<u32>>,
     regions: Block<u64>,
 }
 
 /// A part of a block.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Part {
     start: usize,
     len: u32,
-    of_regions: bool,
+    /// The number of its block of cells, or `REGIONS`.
+    block: u32,
 }
+
+const REGIONS: u32 = u32::MAX;
+
+const NO_PART: Part = Part { start: 0, len: 0, block: REGIONS };
+
+/// So many cells get a block of their own, since copying them would take long.
+const OWN_BLOCK: usize = 1 << 12;
 
 /// Lists, and what is left of others.
 #[derive(Debug, Default)]
@@ -74,16 +82,24 @@ impl Lists {
 
     /// Takes the places of those pairs that have an index, which is their place among `keys`.
     pub fn extend(&mut self, keys: &[u64], Found { pairs, places }: Found) {
-        self.parts.resize(keys.len().max(self.parts.len()), Part::default());
-        let of_regions = matches!(places, Places::Regions(_));
-        let mut start = match places {
-            Places::Cells(places) => self.cells.append(places),
-            Places::Regions(places) => self.regions.append(places),
+        self.parts.resize(keys.len().max(self.parts.len()), NO_PART);
+        let (block, mut start) = match places {
+            Places::Cells(places) => {
+                if self.cells.is_empty() || places.len() >= OWN_BLOCK {
+                    self.cells.push(Block::default());
+                }
+                let block = self.cells.len() - 1;
+                (block as u32, self.cells[block].append(places))
+            }
+            Places::Regions(places) => (REGIONS, self.regions.append(places)),
         };
         for (key, len) in pairs {
             if let Ok(pair) = keys.binary_search(&key) {
-                self.parts[pair] = Part { start, len: len as u32, of_regions };
-                *if of_regions { &mut self.regions.listed } else { &mut self.cells.listed } += len;
+                self.parts[pair] = Part { start, len: len as u32, block };
+                match self.cells.get_mut(block as usize) {
+                    Some(cells) => cells.listed += len,
+                    None => self.regions.listed += len,
+                }
             }
             start += len;
         }
@@ -91,12 +107,12 @@ impl Lists {
 
     /// Adds lists of regions of these lengths for `first` and the pairs after it, to be filled: one after the other.
     pub fn add(&mut self, first: u32, lens: &[usize], fill: impl FnOnce(&mut [u64])) {
-        self.regions.make_room(lens.iter().sum(), &mut self.parts, true);
-        self.parts.resize(first as usize, Part::default());
+        self.regions.make_room(lens.iter().sum(), &mut self.parts);
+        self.parts.resize(first as usize, NO_PART);
         let first = self.regions.places.len();
         let mut start = first;
         for &len in lens {
-            self.parts.push(Part { start, len: len as u32, of_regions: true });
+            self.parts.push(Part { start, len: len as u32, block: REGIONS });
             start += len;
         }
         self.regions.listed += start - first;
@@ -106,12 +122,11 @@ impl Lists {
 
     /// The list of a pair.
     pub fn get(&mut self, pair: u32) -> Places<&mut [u32], &mut [u64]> {
-        let Part { start, len, of_regions } = self.parts.get(pair as usize).copied().unwrap_or_default();
+        let Part { start, len, block } = self.parts.get(pair as usize).copied().unwrap_or(NO_PART);
         let range = start..start + len as usize;
-        if of_regions {
-            Places::Regions(&mut self.regions.places[range])
-        } else {
-            Places::Cells(&mut self.cells.places[range])
+        match self.cells.get_mut(block as usize) {
+            Some(cells) => Places::Cells(&mut cells.places[range]),
+            None => Places::Regions(&mut self.regions.places[range]),
         }
     }
 
@@ -120,13 +135,15 @@ impl Lists {
         let Some(part) = self.parts.get_mut(pair as usize) else { return };
         let dropped = (part.len as usize).saturating_sub(len);
         part.len -= dropped as u32;
-        if part.of_regions {
-            self.regions.listed -= dropped;
-        } else {
-            self.cells.listed -= dropped;
-            if self.cells.places.len() > 2 * self.cells.listed + self.parts.len() {
-                self.cells.compact(&mut self.parts, false);
-                self.cells.places.shrink_to_fit();
+        let block = part.block;
+        match self.cells.get_mut(block as usize) {
+            None => self.regions.listed -= dropped,
+            Some(cells) => {
+                cells.listed -= dropped;
+                if cells.places.len() > 2 * cells.listed + self.parts.len() {
+                    cells.compact(&mut self.parts, block);
+                    cells.places.shrink_to_fit();
+                }
             }
         }
     }
@@ -144,12 +161,12 @@ impl<T: Copy> Block<T> {
         start
     }
 
-    /// Makes room for more places: leaves out those that are in no list, if they are many, or else takes more memory.
-    fn make_room(&mut self, more: usize, parts: &mut [Part], of_regions: bool) {
+    /// Makes room for more places of regions: leaves out those that are in no list, if they are many, or else takes more memory.
+    fn make_room(&mut self, more: usize, parts: &mut [Part]) {
         if self.places.len() + more > self.places.capacity() {
             let many = self.places.len() / 4 + parts.len();
             if self.places.len() - self.listed > many {
-                self.compact(parts, of_regions);
+                self.compact(parts, REGIONS);
             }
             if self.places.len() + more > self.places.capacity() {
                 self.places.reserve_exact(more + many);
@@ -157,9 +174,9 @@ impl<T: Copy> Block<T> {
         }
     }
 
-    /// Leaves out places that are in no list.
-    fn compact(&mut self, parts: &mut [Part], of_regions: bool) {
-        let mut parts: Vec<_> = parts.iter_mut().filter(|part| part.of_regions == of_regions).collect();
+    /// Leaves out places that are in no list, this being the block of that number.
+    fn compact(&mut self, parts: &mut [Part], number: u32) {
+        let mut parts: Vec<_> = parts.iter_mut().filter(|part| part.block == number).collect();
         parts.sort_unstable_by_key(|part| part.start);
         let mut end = 0;
         for part in parts {
@@ -181,7 +198,7 @@ mod tests {
         /// However many come and go, every list holds what was put there.
         #[test]
         fn lists_hold_what_plain_ones_do(
-            at_first in prop::collection::vec(0..300_usize, 0..20),
+            at_first in prop::collection::vec(prop_oneof![0..300_usize, OWN_BLOCK..OWN_BLOCK + 300], 0..20),
             steps in prop::collection::vec((prop::collection::vec(0..200_usize, 1..4), any::<u32>(), 0..100_usize), 0..200),
             memory in 0..1000_usize,
         ) {

@@ -12,12 +12,13 @@ mod candidates;
 mod canvas;
 mod cells;
 mod count;
+mod deal;
 mod lists;
 mod shard;
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
-use std::sync::MutexGuard;
+use std::sync::{Mutex, MutexGuard};
 
 use crate::crew::Crew;
 use crate::encode::{EncodeOptions, Encoder};
@@ -31,6 +32,7 @@ use candidates::{Best, Candidates, Evaluation, Fresh};
 use canvas::{Canvas, Short, Word};
 use cells::Search;
 use count::{Count, Sketch};
+use deal::Dealer;
 use shard::{Merge, NewPair, Pair, Shard, TakenUp, new_key, new_pair};
 
 /// How to learn a vocabulary.
@@ -101,9 +103,7 @@ pub fn train(
 ) -> Result<Vocabulary> {
     let sizes: Vec<_> = grids.iter().map(|grid| (grid.height() as usize, grid.width() as usize)).collect();
     let mut trainer = Trainer::new(&sizes, options.clone(), None)?;
-    for (index, grid) in grids.iter().enumerate() {
-        trainer.set(index, grid)?;
-    }
+    trainer.set(0, grids)?;
     trainer.run(options.num_merges, progress, interrupt)?;
     Ok(trainer.vocabulary())
 }
@@ -161,22 +161,20 @@ impl Trainer {
         })
     }
 
-    /// Gives grid `index` its ids. Several threads may do this at once.
+    /// Gives grid `first` and those after it their ids. Several threads may do this at once.
     ///
     /// # Errors
     /// A grid of another size, ids that are not in the codebook.
-    pub fn set(&self, index: usize, grid: &Grid) -> Result<()> {
-        let (height, width) = self.sizes[index];
-        if (grid.height(), grid.width()) != (height, width) {
-            let (height, width, found) = (height as usize, width as usize, grid.ids().len());
-            return Err(Error::GridLength { grid: index, height, width, found });
+    pub fn set(&self, first: usize, grids: &[Grid]) -> Result<()> {
+        for (index, grid) in (first..).zip(grids) {
+            let (height, width) = self.sizes[index];
+            if (grid.height(), grid.width()) != (height, width) {
+                let (height, width, found) = (height as usize, width as usize, grid.ids().len());
+                return Err(Error::GridLength { grid: index, height, width, found });
+            }
+            grid.check_ids(index, self.options.base_vocab_size)?;
         }
-        grid.check_ids(index, self.options.base_vocab_size)?;
-        match &self.encoder {
-            None => self.grids.set(index, width, grid.ids()),
-            Some(encoder) => self.grids.set_encoded(index, grid, encoder)?,
-        }
-        Ok(())
+        self.grids.set(first, grids, self.encoder.as_ref())
     }
 
     /// Learns rules until there are `limit` or as many as the options say, or no candidate is left. `progress` is called
@@ -286,10 +284,8 @@ const MAX_SHARD_CELLS: u64 = 1 << 30;
 
 /// What training does, whatever the words are that cells are kept in.
 trait Learn: Send + Sync {
-    /// Fills grid `index`.
-    fn set(&self, index: usize, width: u32, ids: &[u32]);
-    /// Fills grid `index` with the regions that it is encoded to.
-    fn set_encoded(&self, index: usize, grid: &Grid, encoder: &Encoder) -> Result<()>;
+    /// Fills grid `first` and those after it, encoded if there is an encoder.
+    fn set(&self, first: usize, grids: &[Grid], encoder: Option<&Encoder>) -> Result<()>;
     /// Counts everything after these rules.
     fn start(&mut self, rules: &[Rule], interrupt: &Interrupt) -> Result<()>;
     /// Finds and applies one rule; `None` if no candidate is left.
@@ -305,8 +301,7 @@ struct Learner<W: Word> {
     /// For work that is not shard by shard.
     threads: Threads,
     shards: Crew<Shard<W>>,
-    /// Per grid, its shard and its position there.
-    places: Vec<(u32, u32)>,
+    dealer: Mutex<Dealer>,
     num_tokens: u64,
     candidates: Candidates,
     /// Per token, the indexed pairs that contain it, and some that no longer are indexed. A pair of twice the same token
@@ -319,16 +314,19 @@ struct Learner<W: Word> {
 }
 
 impl<W: Word> Learn for Learner<W> {
-    fn set(&self, index: usize, width: u32, ids: &[u32]) {
-        let (shard, position) = self.places[index];
-        self.shards.item(shard as usize).set(position, width, ids);
-    }
-
-    fn set_encoded(&self, index: usize, grid: &Grid, encoder: &Encoder) -> Result<()> {
-        let (shard, position) = self.places[index];
-        let options = EncodeOptions { regions: true, ..EncodeOptions::default() };
-        let encoding = encoder.encode(grid, &options, &Interrupt::default())?;
-        self.shards.item(shard as usize).set_encoded(position, grid.width(), &encoding);
+    fn set(&self, first: usize, grids: &[Grid], encoder: Option<&Encoder>) -> Result<()> {
+        let places = self.dealer.lock().expect("no thread panicked").deal(first, grids);
+        for (grid, (shard, position)) in grids.iter().zip(places) {
+            let shard = || self.shards.item(shard as usize);
+            match encoder {
+                None => shard().set(position, grid.width(), grid.ids()),
+                Some(encoder) => {
+                    let options = EncodeOptions { regions: true, ..EncodeOptions::default() };
+                    let encoding = encoder.encode(grid, &options, &Interrupt::default())?;
+                    shard().set_encoded(position, grid.width(), &encoding);
+                }
+            }
+        }
         Ok(())
     }
 
@@ -359,8 +357,7 @@ impl<W: Word> Learn for Learner<W> {
 }
 
 impl<W: Word> Learner<W> {
-    /// Deals grids out to shards of about equal numbers of cells, in turn, since grids that come one after the other are
-    /// often alike. In a shard, grids of one width are together.
+    /// Makes room for grids in shards of about equal numbers of cells. In a shard, grids of one width are together.
     fn new(sizes: &[(u32, u32)], options: &TrainOptions) -> Result<Self> {
         let threads = Threads::new(options.num_threads)?;
         let tokens = options.base_vocab_size + options.num_merges as u32;
@@ -368,31 +365,34 @@ impl<W: Word> Learner<W> {
         let total: u64 = sizes.iter().map(cells).sum();
         let worthwhile = if options.num_threads == 0 { total / MIN_SHARD_CELLS } else { u64::MAX };
         let parts = worthwhile.clamp(1, threads.count() as u64).max(total.div_ceil(MAX_SHARD_CELLS));
-        let mut shards: Vec<(u64, Vec<usize>)> = vec![(0, Vec::new()); sizes.len().min(parts as usize)];
-        let mut order: Vec<usize> = (0..sizes.len()).collect();
-        order.sort_by_key(|&index| sizes[index].1);
-        for index in order {
+        let mut shards = vec![(0, Vec::new()); sizes.len().min(parts as usize)];
+        let mut order = sizes.to_vec();
+        order.sort_by_key(|&(_, width)| width);
+        for size in order {
             let (filled, members) =
                 shards.iter_mut().min_by_key(|(filled, _)| *filled).expect("a shard for a grid");
-            *filled += cells(&sizes[index]);
-            members.push(index);
+            *filled += cells(&size);
+            members.push(size);
         }
-        let mut places = vec![(0, 0); sizes.len()];
-        let fill = |(number, (filled, members)): (usize, (u64, Vec<usize>))| {
+        let fill = |(filled, members): &mut (u64, Vec<(u32, u32)>)| {
             let mut shard = Shard::new(options.base_vocab_size, tokens);
-            shard.reserve(filled);
-            for index in members {
-                let (height, width) = sizes[index];
-                places[index] = (number as u32, shard.push(height, width));
-            }
-            shard
+            shard.reserve(*filled);
+            let push = |&size: &(u32, u32)| (size, shard.push(size.0, size.1));
+            let positions: Vec<_> = members.iter().map(push).collect();
+            (shard, positions)
         };
-        let shards = Crew::new(shards.into_iter().enumerate().map(fill).collect(), threads.count());
+        let filled = threads.map(&mut shards, total >= PARALLEL_CELLS, fill);
+        let (shards, positions): (Vec<_>, Vec<_>) = filled.into_iter().unzip();
+        let free = (0..).zip(positions).flat_map(|(shard, positions)| {
+            positions.into_iter().map(move |(size, position)| (size, (shard, position)))
+        });
+        let dealer = Mutex::new(Dealer::new(options.base_vocab_size, sizes.len(), shards.len(), free));
+        let shards = Crew::new(shards, threads.count());
         Ok(Self {
             options: options.clone(),
             threads,
             shards,
-            places,
+            dealer,
             num_tokens: 0,
             candidates: Candidates::default(),
             pairs_of: Vec::new(),
