@@ -65,6 +65,9 @@ const NO_PART: Part = Part { start: 0, len: 0, block: REGIONS };
 /// So many cells get a block of their own, since copying them would take long.
 const OWN_BLOCK: usize = 1 << 12;
 
+/// With fewer places, what is left of dropped lists does not take memory enough to move the others.
+const FEW_PLACES: usize = 1 << 21;
+
 /// Lists, and what is left of others.
 #[derive(Debug, Default)]
 struct Block<T> {
@@ -140,7 +143,7 @@ impl Lists {
             None => self.regions.listed -= dropped,
             Some(cells) => {
                 cells.listed -= dropped;
-                if cells.places.len() > 2 * cells.listed + self.parts.len() {
+                if cells.places.len() > FEW_PLACES.max(2 * cells.listed) {
                     cells.compact(&mut self.parts, block);
                     cells.places.shrink_to_fit();
                 }

@@ -18,7 +18,7 @@ mod shard;
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::crew::Crew;
 use crate::encode::{EncodeOptions, Encoder};
@@ -33,7 +33,7 @@ use canvas::{Canvas, Short, Word};
 use cells::Search;
 use count::{Count, Sketch};
 use deal::Dealer;
-use shard::{Merge, NewPair, Pair, Shard, TakenUp, new_key, new_pair};
+use shard::{Merge, NewPair, Outcome, Pair, Shard, new_key, new_pair};
 
 /// How to learn a vocabulary.
 #[derive(Debug, Clone, PartialEq)]
@@ -304,6 +304,8 @@ struct Learner<W: Word> {
     dealer: Mutex<Dealer>,
     num_tokens: u64,
     candidates: Candidates,
+    /// Pairs dropped since the last rule, whose lists are no longer needed.
+    dropped: Vec<u32>,
     /// Per token, the indexed pairs that contain it, and some that no longer are indexed. A pair of twice the same token
     /// is there twice.
     pairs_of: Vec<Vec<PairOf>>,
@@ -395,6 +397,7 @@ impl<W: Word> Learner<W> {
             dealer,
             num_tokens: 0,
             candidates: Candidates::default(),
+            dropped: Vec::new(),
             pairs_of: Vec::new(),
             threshold: u64::MAX,
             sizes: vec![1; options.base_vocab_size as usize],
@@ -424,8 +427,7 @@ impl<W: Word> Learner<W> {
     }
 
     fn best_indexed(&mut self, interrupt: &Interrupt) -> Result<Option<Best>> {
-        let Self { options, shards, candidates, threshold, sizes, .. } = self;
-        let mut dropped = Vec::new();
+        let Self { options, shards, candidates, dropped, threshold, sizes, .. } = self;
         let evaluate = |batch: &[Fresh]| {
             let histograms = histograms(shards, batch, sizes, options.base_vocab_size, interrupt)?;
             let evaluation = |(fresh, histogram): (&Fresh, &Histogram)| {
@@ -443,15 +445,7 @@ impl<W: Word> Learner<W> {
             };
             Ok(batch.iter().zip(&histograms).map(evaluation).collect())
         };
-        let best = candidates.best(options.alpha, evaluate)?;
-        if !dropped.is_empty() {
-            for mut shard in shards.items() {
-                for &pair in &dropped {
-                    shard.forget(pair);
-                }
-            }
-        }
-        Ok(best)
+        candidates.best(options.alpha, evaluate)
     }
 
     /// Makes the best pair a rule, applies it to every grid and updates all counts.
@@ -477,7 +471,7 @@ impl<W: Word> Learner<W> {
         // Pairs with the new token that are soon taken away.
         sides.extend((0..4).map(|side| (token, side)));
         let flag = interrupt.clone();
-        let Self { shards, num_tokens, candidates, pairs_of, threshold, .. } = self;
+        let Self { shards, num_tokens, candidates, dropped, pairs_of, threshold, .. } = self;
         // A frequent pair occurs so often in one of the shards.
         let least = threshold.div_ceil(shards.len() as u64);
         shards.each(count >= PARALLEL_MERGES, move |shard| shard.apply(merge, &sides, least, &flag));
@@ -496,9 +490,7 @@ impl<W: Word> Learner<W> {
                 let kept = candidates.is_indexed(pair)
                     && (removed == Count::default() || candidates.remove(pair, removed, *threshold));
                 if !kept {
-                    for shard in &mut shards_now {
-                        shard.forget(pair);
-                    }
+                    dropped.push(pair);
                 }
                 kept
             });
@@ -511,13 +503,14 @@ impl<W: Word> Learner<W> {
         let added = new_pairs(&shards_now, &gone, *threshold, least);
         let keys = added.iter().map(|&(new, all)| (new_key(token, new), Count { all, below: 0 }));
         let pairs = take_up(candidates, pairs_of, keys);
-        let pairs: TakenUp = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
+        let taken_up = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
+        let outcome = Arc::new(Outcome { taken_up, dropped: std::mem::take(dropped) });
         for shard in &mut shards_now {
-            shard.index_added(merge, pairs.clone());
+            shard.conclude(merge, outcome.clone());
         }
         drop(shards_now);
         if count >= PARALLEL_MERGES {
-            shards.meanwhile(Shard::list_added);
+            shards.meanwhile(Shard::update_lists);
         }
         Ok(Rule { a, b, offset, count, offset_count, consistency })
     }
@@ -564,6 +557,7 @@ impl<W: Word> Learner<W> {
 
         self.threshold = threshold;
         self.pairs_of.iter_mut().for_each(Vec::clear);
+        self.dropped.clear();
         add_up(&mut counts);
         counts.retain(|&(_, count)| count.all >= threshold);
         // With as many rules as the codebook has ids, one and a half times as many pairs come with them.

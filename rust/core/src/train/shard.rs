@@ -58,8 +58,14 @@ const BELOW: u32 = 1 << 16;
 /// A pair of the new token and another, which comes `before` it or after it; below twice the number of tokens.
 pub(super) type NewPair = u32;
 
-/// Pairs of the new token that were taken up, and their indices.
-pub(super) type TakenUp = Arc<[(NewPair, u32)]>;
+/// What follows from a rule, once the changes of all shards are added up.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// The pairs of the new token that were taken up, and their indices.
+    pub taken_up: Vec<(NewPair, u32)>,
+    /// Pairs that are no longer indexed.
+    pub dropped: Vec<u32>,
+}
 
 pub(super) fn new_pair(token: u32, before: bool) -> NewPair {
     token * 2 + u32::from(before)
@@ -209,8 +215,8 @@ pub(super) struct Shard<W> {
     offsets: Vec<((usize, Offset), u64)>,
     /// The pairs with the new token that may be frequent.
     frequent: Vec<NewPair>,
-    /// The last rule, and the indices of those new pairs that were taken up but not yet listed.
-    unlisted: Option<(Merge, TakenUp)>,
+    /// The last rule, and what follows from it for the lists, if that is still to be done.
+    outcome: Option<(Merge, Arc<Outcome>)>,
     /// How often a pair occurs at which flat offset (difference of positions); all 0 between calls.
     flat: Vec<u32>,
     neighbours: Neighbours,
@@ -232,7 +238,7 @@ impl<W: Word> Shard<W> {
             removed: Vec::new(),
             offsets: Vec::new(),
             frequent: Vec::new(),
-            unlisted: None,
+            outcome: None,
             flat: Vec::new(),
             neighbours: Neighbours::default(),
         }
@@ -301,7 +307,7 @@ impl<W: Word> Shard<W> {
 
     /// Counts exactly those pairs whose hash has a bit in `reaching`, and notes where they occur.
     pub fn count(&mut self, reaching: &[u64], interrupt: &Interrupt) {
-        self.list_added();
+        self.update_lists();
         self.lists = Lists::default();
         let sketch = std::mem::take(&mut self.sketch);
         let counted = count(&mut self.canvas, &sketch, reaching, interrupt);
@@ -322,16 +328,10 @@ impl<W: Word> Shard<W> {
         }
     }
 
-    /// Gives up a pair's list.
-    pub fn forget(&mut self, pair: u32) {
-        self.list_added();
-        self.lists.truncate(pair, 0);
-    }
-
     /// Counts the offsets of numbered pairs of regions, in no order and not all in one place, and forgets where they no
     /// longer occur.
     pub fn count_offsets(&mut self, pairs: &[(usize, Pair)], interrupt: &Interrupt) {
-        self.list_added();
+        self.update_lists();
         let Self { canvas, lists, offsets, flat, .. } = self;
         offsets.clear();
         let nexts = pairs.iter().skip(1).map(Some).chain([None]);
@@ -368,7 +368,7 @@ impl<W: Word> Shard<W> {
     pub fn apply(&mut self, merge: Merge, sides: &[(u32, usize)], least: u64, interrupt: &Interrupt) {
         let Merge { pair: Pair { index, .. }, .. } = merge;
         self.fetch_first(index);
-        self.list_added();
+        self.update_lists();
         let Self { canvas, lists, changes, neighbours, removed, .. } = self;
         (changes.len, changes.num_added) = (0, 0);
         removed.clear();
@@ -459,24 +459,28 @@ impl<W: Word> Shard<W> {
         self.changes.numbers[new as usize].into()
     }
 
-    /// Ends a rule: says which new pairs were taken up, with their indices. They are listed when the shard is next worked
-    /// on, or before by [`Shard::list_added`], lest threads be waited for once more.
-    pub fn index_added(&mut self, merge: Merge, pairs: TakenUp) {
-        self.unlisted = Some((merge, pairs));
+    /// Ends a rule. The lists follow when the shard is next worked on, or before by [`Shard::update_lists`], lest threads be
+    /// waited for once more.
+    pub fn conclude(&mut self, merge: Merge, outcome: Arc<Outcome>) {
+        self.outcome = Some((merge, outcome));
     }
 
-    /// Starts the lists of the last rule's new pairs, if that is still to be done.
-    pub fn list_added(&mut self) {
-        let Some((merge, pairs)) = self.unlisted.take() else { return };
+    /// Starts the lists of the last rule's new pairs and gives up those of pairs dropped, if that is still to be done.
+    pub fn update_lists(&mut self) {
+        let Some((merge, outcome)) = self.outcome.take() else { return };
+        let Outcome { taken_up, dropped } = &*outcome;
+        for &pair in dropped {
+            self.lists.truncate(pair, 0);
+        }
         let Self { changes, lists, .. } = self;
         changes.clear_gone(merge);
         let Changes { numbers, added, num_added, adjacencies, len, .. } = changes;
-        let lens: Vec<_> = pairs.iter().map(|&(new, _)| numbers[new as usize] as usize).collect();
+        let lens: Vec<_> = taken_up.iter().map(|&(new, _)| numbers[new as usize] as usize).collect();
         for &new in &added[..*num_added] {
             numbers[new as usize] = 0;
         }
-        let Some(&(_, first)) = pairs.first() else { return };
-        for (number, &(new, _)) in (1..).zip(&*pairs) {
+        let Some(&(_, first)) = taken_up.first() else { return };
+        for (number, &(new, _)) in (1..).zip(taken_up) {
             numbers[new as usize] = number;
         }
         // First those of listed pairs are picked, without a branch.
@@ -498,7 +502,7 @@ impl<W: Word> Shard<W> {
                 *cursor += 1;
             }
         });
-        for &(new, _) in &*pairs {
+        for &(new, _) in taken_up {
             numbers[new as usize] = 0;
         }
     }
