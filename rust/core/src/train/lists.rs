@@ -138,15 +138,31 @@ impl Lists {
         let Some(part) = self.parts.get_mut(pair as usize) else { return };
         let dropped = (part.len as usize).saturating_sub(len);
         part.len -= dropped as u32;
-        let block = part.block;
-        match self.cells.get_mut(block as usize) {
+        match self.cells.get_mut(part.block as usize) {
+            Some(cells) => cells.listed -= dropped,
             None => self.regions.listed -= dropped,
-            Some(cells) => {
-                cells.listed -= dropped;
-                if cells.places.len() > FEW_PLACES.max(2 * cells.listed) {
-                    cells.compact(&mut self.parts, block);
-                    cells.places.shrink_to_fit();
-                }
+        }
+    }
+
+    /// Whether it is time to [`tidy`](Lists::tidy) up: the block of regions is all but full, or half of one of cells is in no
+    /// list.
+    pub fn are_untidy(&self) -> bool {
+        let Block { places, .. } = &self.regions;
+        let full = places.len() + places.len() / 64 > places.capacity();
+        full && self.regions.is_wasteful(&self.parts)
+            || self.cells.iter().any(|cells| cells.is_emptier_than(2.0))
+    }
+
+    /// Leaves out places that are in no list, where they are many.
+    pub fn tidy(&mut self) {
+        let Block { places, .. } = &self.regions;
+        if places.len() + places.len() / 8 > places.capacity() && self.regions.is_wasteful(&self.parts) {
+            self.regions.compact(&mut self.parts, REGIONS);
+        }
+        for (number, cells) in (0..).zip(&mut self.cells) {
+            if cells.is_emptier_than(1.75) {
+                cells.compact(&mut self.parts, number);
+                cells.places.shrink_to_fit();
             }
         }
     }
@@ -167,14 +183,28 @@ impl<T: Copy> Block<T> {
     /// Makes room for more places of regions: leaves out those that are in no list, if they are many, or else takes more memory.
     fn make_room(&mut self, more: usize, parts: &mut [Part]) {
         if self.places.len() + more > self.places.capacity() {
-            let many = self.places.len() / 4 + parts.len();
-            if self.places.len() - self.listed > many {
+            if self.is_wasteful(parts) {
                 self.compact(parts, REGIONS);
             }
             if self.places.len() + more > self.places.capacity() {
-                self.places.reserve_exact(more + many);
+                self.places.reserve_exact(more + self.many(parts));
             }
         }
+    }
+
+    /// So many places make a block large.
+    fn many(&self, parts: &[Part]) -> usize {
+        self.places.len() / 4 + parts.len()
+    }
+
+    /// Whether many places are in no list.
+    fn is_wasteful(&self, parts: &[Part]) -> bool {
+        self.places.len() - self.listed > self.many(parts)
+    }
+
+    /// Whether there are so many times as many places as are in lists.
+    fn is_emptier_than(&self, times: f64) -> bool {
+        self.places.len() > FEW_PLACES && self.places.len() as f64 > times * self.listed as f64
     }
 
     /// Leaves out places that are in no list, this being the block of that number.
@@ -228,6 +258,9 @@ mod tests {
                 lists.truncate(pair as u32, *len);
                 if let Some(list) = plain.get_mut(pair) {
                     list.truncate(*len);
+                }
+                if step % 5 == 0 {
+                    lists.tidy();
                 }
             }
             for (pair, plain) in plain.iter().enumerate() {

@@ -504,7 +504,8 @@ impl<W: Word> Learner<W> {
         let keys = added.iter().map(|&(new, all)| (new_key(token, new), Count { all, below: 0 }));
         let pairs = take_up(candidates, pairs_of, keys);
         let taken_up = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
-        let outcome = Arc::new(Outcome { taken_up, dropped: std::mem::take(dropped) });
+        let tidy = shards_now.iter().any(|shard| shard.is_untidy());
+        let outcome = Arc::new(Outcome { taken_up, dropped: std::mem::take(dropped), tidy });
         for shard in &mut shards_now {
             shard.conclude(merge, outcome.clone());
         }

@@ -65,6 +65,8 @@ pub(super) struct Outcome {
     pub taken_up: Vec<(NewPair, u32)>,
     /// Pairs that are no longer indexed.
     pub dropped: Vec<u32>,
+    /// Whether to tidy up the lists, which all shards do at once if one has to, lest each be waited for alone.
+    pub tidy: bool,
 }
 
 pub(super) fn new_pair(token: u32, before: bool) -> NewPair {
@@ -209,6 +211,8 @@ pub(super) struct Shard<W> {
     changes: Changes,
     /// How many regions the last rule merged.
     merged: u64,
+    /// Whether it is time to tidy up the lists.
+    untidy: bool,
     /// What it took away.
     removed: Vec<Count>,
     /// How often the pairs counted last, which are numbered, occur at which offset.
@@ -235,6 +239,7 @@ impl<W: Word> Shard<W> {
             // One more, for the border.
             changes: Changes::new(tokens as usize + 1),
             merged: 0,
+            untidy: false,
             removed: Vec::new(),
             offsets: Vec::new(),
             frequent: Vec::new(),
@@ -417,6 +422,7 @@ impl<W: Word> Shard<W> {
             }
         };
         lists.truncate(index, left);
+        self.untidy = lists.are_untidy();
         let is_frequent = |&&new: &&NewPair| u64::from(changes.numbers[new as usize]) >= least;
         self.frequent.clear();
         self.frequent.extend(changes.added[..changes.num_added].iter().filter(is_frequent));
@@ -444,6 +450,11 @@ impl<W: Word> Shard<W> {
         self.merged
     }
 
+    /// Whether it is time to tidy up the lists.
+    pub fn is_untidy(&self) -> bool {
+        self.untidy
+    }
+
     /// How many pairs the last rule took away, by the number of the token and place it was given.
     pub fn removed(&self, number: usize) -> Count {
         self.removed[number]
@@ -468,9 +479,12 @@ impl<W: Word> Shard<W> {
     /// Starts the lists of the last rule's new pairs and gives up those of pairs dropped, if that is still to be done.
     pub fn update_lists(&mut self) {
         let Some((merge, outcome)) = self.outcome.take() else { return };
-        let Outcome { taken_up, dropped } = &*outcome;
+        let Outcome { taken_up, dropped, tidy } = &*outcome;
         for &pair in dropped {
             self.lists.truncate(pair, 0);
+        }
+        if *tidy {
+            self.lists.tidy();
         }
         let Self { changes, lists, .. } = self;
         changes.clear_gone(merge);
