@@ -159,11 +159,13 @@ def main():
     if options.codebook_size is None:
         options.codebook_size = 1 << int(grids.load(options.grids).max()).bit_length()
     content = json.loads(options.out.read_text()) if options.out.exists() else {"measurements": []}
-    content["machine"] = machine()
-    known = {json.dumps(entry["job"]): entry for entry in content["measurements"]}
-    todo = [job for job in jobs(options) if job["part"] in options.parts]
-    entries = [known.setdefault(json.dumps(job), {"job": job, "runs": []}) for job in todo]
-    content["measurements"] = list(known.values())
+    known = {json.dumps([entry["job"], entry["machine"]]): entry for entry in content["measurements"]}
+    here, entries = machine(), []
+    for job in jobs(options):
+        if job["part"] in options.parts:
+            new = {"job": job, "machine": here, "runs": []}
+            entries.append(known.pop(json.dumps([job, here]), new))
+    content["measurements"] = [*known.values(), *entries]
     for turn in range(options.repeats):
         # After a process that took much memory, the next one gets pages that are slower to come by.
         random.Random(turn).shuffle(entries)

@@ -3,7 +3,7 @@
     python -m benchmarks.bpe.report OUT.json [--into PAGE.md] [--images docs/images]
 
 Each table stands in the page between `<!-- bpe: NAME -->` and `<!-- end -->` and is replaced; without --into, all are
-printed. Numbers are medians over the runs.
+printed. Numbers are medians over the runs. A table is of one machine, the one that its part was measured on last.
 """
 
 import argparse
@@ -13,11 +13,18 @@ import statistics
 from pathlib import Path
 
 
+def machine(content, part):
+    """What a part was measured on last, if it was."""
+    found = [entry["machine"] for entry in content["measurements"] if entry["job"]["part"] == part]
+    return found[-1] if found else None
+
+
 def medians(content, part):
     """(job, median of each number, number of runs) of the measurements of one part, without those that failed."""
+    last = machine(content, part)
     for entry in content["measurements"]:
         runs = [run for run in entry["runs"] if "error" not in run]
-        if entry["job"]["part"] == part and runs:
+        if (entry["job"]["part"], entry["machine"]) == (part, last) and runs:
             yield (
                 entry["job"],
                 {key: statistics.median(run[key] for run in runs) for key in runs[0]},
@@ -50,8 +57,7 @@ def comparison(content, part):
         if i == 0:
             yield (
                 f"{job['grids']}: {job['count']} grids, codebook {job['codebook_size']}, {job['merges']} merges, "
-                f"1 thread, median of {runs}; {content['machine']['processor']}, "
-                f"tokenizers {content['machine']['tokenizers']}\n"
+                f"1 thread, median of {runs}\n"
             )
             yield "| | train, CPU s | train, wall s | memory, MB | encode, M ids per CPU s | length |"
             yield "|---|---|---|---|---|---|"
@@ -208,7 +214,11 @@ def main():
     parser.add_argument("--images", type=Path, help="folder for the plots")
     options = parser.parse_args()
     content = json.loads(options.results.read_text())
-    tables = {part: "\n".join(table(content)) for part, table in TABLES.items()}
+    tables = {}
+    for part, table in TABLES.items():
+        on = machine(content, part)
+        where = f"{on['processor']}, {on['cores']} cores, tokenizers {on['tokenizers']}" if on else ""
+        tables[part] = "\n".join([*([where, ""] if where else []), *table(content)])
     if options.into is None:
         for part, text in tables.items():
             print(f"## {part}\n{text}\n")

@@ -73,7 +73,10 @@ def prepare(folder, args):
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder / "llm")
+    # Made where there is a GPU, a large model does not take minutes, nor twice the disk.
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        llm = LlamaForCausalLM(config)
+    llm.to(torch.bfloat16 if torch.cuda.is_available() else torch.float32).save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
     expand(ExpandOptions(str(folder / "llm"), folder / "vocabulary.json", folder / "model"))
 
