@@ -65,8 +65,8 @@ const NO_PART: Part = Part { start: 0, len: 0, block: REGIONS };
 /// So many cells get a block of their own, since copying them would take long.
 const OWN_BLOCK: usize = 1 << 12;
 
-/// With fewer places, what is left of dropped lists does not take memory enough to move the others.
-const FEW_PLACES: usize = 1 << 21;
+/// With fewer places, what is left of dropped lists does not take memory enough to move the others. Tests have fewer.
+const FEW_PLACES: usize = if cfg!(test) { 1 << 8 } else { 1 << 21 };
 
 /// Lists, and what is left of others.
 #[derive(Debug, Default)]
@@ -147,16 +147,13 @@ impl Lists {
     /// Whether it is time to [`tidy`](Lists::tidy) up: the block of regions is all but full, or half of one of cells is in no
     /// list.
     pub fn are_untidy(&self) -> bool {
-        let Block { places, .. } = &self.regions;
-        let full = places.len() + places.len() / 64 > places.capacity();
-        full && self.regions.is_wasteful(&self.parts)
+        self.regions.is_full_but_for(64) && self.regions.is_wasteful(&self.parts)
             || self.cells.iter().any(|cells| cells.is_emptier_than(2.0))
     }
 
     /// Leaves out places that are in no list, where they are many.
     pub fn tidy(&mut self) {
-        let Block { places, .. } = &self.regions;
-        if places.len() + places.len() / 8 > places.capacity() && self.regions.is_wasteful(&self.parts) {
+        if self.regions.is_full_but_for(8) && self.regions.is_wasteful(&self.parts) {
             self.regions.compact(&mut self.parts, REGIONS);
         }
         for (number, cells) in (0..).zip(&mut self.cells) {
@@ -180,7 +177,8 @@ impl<T: Copy> Block<T> {
         start
     }
 
-    /// Makes room for more places of regions: leaves out those that are in no list, if they are many, or else takes more memory.
+    /// Makes room for more places of regions: leaves out those that are in no list, if they are many, or else takes more
+    /// memory.
     fn make_room(&mut self, more: usize, parts: &mut [Part]) {
         if self.places.len() + more > self.places.capacity() {
             if self.is_wasteful(parts) {
@@ -195,6 +193,11 @@ impl<T: Copy> Block<T> {
     /// So many places make a block large.
     fn many(&self, parts: &[Part]) -> usize {
         self.places.len() / 4 + parts.len()
+    }
+
+    /// Whether there is room for less than a part of the places, one of so many.
+    fn is_full_but_for(&self, parts: usize) -> bool {
+        self.places.len() + self.places.len() / parts > self.places.capacity()
     }
 
     /// Whether many places are in no list.
