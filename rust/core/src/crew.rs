@@ -106,7 +106,7 @@ impl<T: Send + 'static> Crew<T> {
     /// Calls `work` for every item, on all threads if it is `worthwhile`.
     pub fn each(&self, worthwhile: bool, work: impl Fn(&mut T) + Send + Sync + 'static) {
         if !worthwhile || self.workers.is_empty() {
-            return self.items().iter_mut().for_each(|item| work(item));
+            return self.shared.items.iter().for_each(|item| work(&mut lock(&item.content)));
         }
         let work: Arc<Work<T>> = Arc::new(work);
         let (caller, shared) = (thread::current(), &*self.shared);

@@ -233,20 +233,16 @@ impl<W: Word> Canvas<W> {
         (&mut self.cells, self.border)
     }
 
-    /// Splits a list of places in raster order by the width of rows, border included; `position` is that of a place.
-    pub fn by_stride<T>(&self, list: &[T], position: impl Fn(&T) -> u32) -> Vec<(u32, Range<usize>)> {
-        let mut parts = Vec::new();
-        let mut start = 0;
-        while let Some(first) = list.get(start) {
-            let number = self.stacks.partition_point(|stack| stack.start <= position(first));
-            let len = match self.stacks.get(number) {
-                Some(next) => list[start..].partition_point(|place| position(place) < next.start),
-                None => list.len() - start,
-            };
-            parts.push((self.stacks[number - 1].stride, start..start + len));
-            start += len;
-        }
-        parts
+    /// How many of the first places of a list in raster order are in rows of one width, and that width, border included;
+    /// `position` is that of a place.
+    pub fn first_of_stride<T>(&self, list: &[T], position: impl Fn(&T) -> u32) -> Option<(u32, usize)> {
+        let first = position(list.first()?);
+        let number = self.stacks.partition_point(|stack| stack.start <= first) - 1;
+        let len = match self.stacks.get(number + 1) {
+            Some(next) => list.partition_point(|place| position(place) < next.start),
+            None => list.len(),
+        };
+        Some((self.stacks[number].stride, len))
     }
 
     /// Those positions where a single cell of one token is left of or above a cell of another.

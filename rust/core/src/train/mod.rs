@@ -304,6 +304,8 @@ struct Learner<W: Word> {
     dealer: Mutex<Dealer>,
     num_tokens: u64,
     candidates: Candidates,
+    /// Of the pairs evaluated last, and memory for more.
+    histograms: Vec<Histogram>,
     /// Pairs dropped since the last rule, whose lists are no longer needed.
     dropped: Vec<u32>,
     /// Per token, the indexed pairs that contain it, and some that no longer are indexed. A pair of twice the same token
@@ -397,6 +399,7 @@ impl<W: Word> Learner<W> {
             dealer,
             num_tokens: 0,
             candidates: Candidates::default(),
+            histograms: Vec::new(),
             dropped: Vec::new(),
             pairs_of: Vec::new(),
             threshold: u64::MAX,
@@ -427,9 +430,9 @@ impl<W: Word> Learner<W> {
     }
 
     fn best_indexed(&mut self, interrupt: &Interrupt) -> Result<Option<Best>> {
-        let Self { options, shards, candidates, dropped, threshold, sizes, .. } = self;
+        let Self { options, shards, candidates, histograms, dropped, threshold, sizes, .. } = self;
         let evaluate = |batch: &[Fresh]| {
-            let histograms = histograms(shards, batch, sizes, options.base_vocab_size, interrupt)?;
+            count_offsets(shards, batch, sizes, options.base_vocab_size, histograms, interrupt)?;
             let evaluation = |(fresh, histogram): (&Fresh, &Histogram)| {
                 let (offset, offset_count) = most_frequent(histogram);
                 let frequency = match options.merge_mode {
@@ -443,7 +446,7 @@ impl<W: Word> Learner<W> {
                 let consistency = consistency(histogram, options.sigma);
                 Some(Evaluation { frequency, offset, offset_count, consistency })
             };
-            Ok(batch.iter().zip(&histograms).map(evaluation).collect())
+            Ok(batch.iter().zip(&*histograms).map(evaluation).collect())
         };
         candidates.best(options.alpha, evaluate)
     }
@@ -461,7 +464,8 @@ impl<W: Word> Learner<W> {
 
         let merge = Merge { pair, offset, token };
         let of_both = [(a, 0), (b, 2)].into_iter().take(if a == b { 1 } else { 2 });
-        let mut sides = Vec::new();
+        let most = of_both.clone().map(|(token, _)| self.pairs_of[token as usize].len()).sum::<usize>() + 4;
+        let mut sides = Vec::with_capacity(most);
         for (token, side) in of_both.clone() {
             for &PairOf { pair, other, before } in &self.pairs_of[token as usize] {
                 self.candidates.fetch(pair);
@@ -505,7 +509,8 @@ impl<W: Word> Learner<W> {
         let pairs = take_up(candidates, pairs_of, keys);
         let taken_up = added.iter().zip(pairs).map(|(&(new, _), pair)| (new, pair)).collect();
         let tidy = shards_now.iter().any(|shard| shard.is_untidy());
-        let outcome = Arc::new(Outcome { taken_up, dropped: std::mem::take(dropped), tidy });
+        let dropped = std::mem::replace(dropped, Vec::with_capacity(dropped.len()));
+        let outcome = Arc::new(Outcome { taken_up, dropped, tidy });
         for shard in &mut shards_now {
             shard.conclude(merge, outcome.clone());
         }
@@ -603,7 +608,7 @@ fn new_pairs<W: Word>(
     threshold: u64,
     least: u64,
 ) -> Vec<(NewPair, u64)> {
-    let mut found = Vec::new();
+    let mut found = Vec::with_capacity(shards.iter().map(|shard| shard.frequent().len()).sum());
     for (number, shard) in shards.iter().enumerate() {
         for &new in shard.frequent() {
             if shards[..number].iter().any(|earlier| earlier.added(new) >= least) {
@@ -629,33 +634,31 @@ fn sized(sizes: &[u64], index: u32, key: u64) -> Pair {
 /// How often a pair occurs at which offset, in ascending order of offsets.
 type Histogram = Vec<(Offset, u64)>;
 
-/// How often two single cells lie at which offset.
-fn histogram_of_cells(Count { all, below }: Count) -> Histogram {
-    let offsets = [(Offset { dy: 0, dx: 1 }, all - below), (Offset { dy: 1, dx: 0 }, below)];
-    offsets.into_iter().filter(|&(_, count)| count > 0).collect()
-}
-
-/// The histograms of indexed pairs.
-fn histograms<W: Word>(
+/// Fills the histograms of indexed pairs.
+fn count_offsets<W: Word>(
     shards: &Crew<Shard<W>>,
     batch: &[Fresh],
     sizes: &[u64],
     base_vocab_size: u32,
+    histograms: &mut Vec<Histogram>,
     interrupt: &Interrupt,
-) -> Result<Vec<Histogram>> {
-    let mut histograms = vec![Histogram::new(); batch.len()];
-    let (mut regions, mut occurrences) = (Vec::new(), 0);
-    for (number, &Fresh { pair, key, count }) in batch.iter().enumerate() {
+) -> Result<()> {
+    histograms.resize(histograms.len().max(batch.len()), Histogram::new());
+    let (mut regions, mut occurrences) = (Vec::with_capacity(batch.len()), 0);
+    for (number, (&Fresh { pair, key, count }, histogram)) in batch.iter().zip(&mut *histograms).enumerate() {
         let pair = sized(sizes, pair, key);
+        histogram.clear();
         if pair.a.max(pair.b) < base_vocab_size {
-            histograms[number] = histogram_of_cells(count);
+            let Count { all, below } = count;
+            let offsets = [(Offset { dy: 0, dx: 1 }, all - below), (Offset { dy: 1, dx: 0 }, below)];
+            histogram.extend(offsets.into_iter().filter(|&(_, count)| count > 0));
         } else {
             regions.push((number, pair));
             occurrences += count.all;
         }
     }
     if regions.is_empty() {
-        return Ok(histograms);
+        return Ok(());
     }
     let flag = interrupt.clone();
     shards.each(occurrences >= PARALLEL_OCCURRENCES, move |shard| shard.count_offsets(&regions, &flag));
@@ -663,12 +666,12 @@ fn histograms<W: Word>(
     for &((number, offset), count) in shards.items().iter().flat_map(|shard| shard.offsets()) {
         histograms[number].push((offset, count));
     }
-    histograms.iter_mut().for_each(add_up);
+    histograms[..batch.len()].iter_mut().for_each(add_up);
     let counted = |histogram: &Histogram| histogram.iter().map(|(_, count)| count).sum::<u64>();
     debug_assert!(
-        batch.iter().zip(&histograms).all(|(fresh, histogram)| counted(histogram) == fresh.count.all)
+        batch.iter().zip(&*histograms).all(|(fresh, histogram)| counted(histogram) == fresh.count.all)
     );
-    Ok(histograms)
+    Ok(())
 }
 
 /// Sorts counts, of which there may be several of a kind, and makes them one of each.

@@ -350,13 +350,14 @@ impl<W: Word> Shard<W> {
                 canvas.fetch_anchors(list);
             }
             let Places::Regions(list) = lists.get(pair.index) else { continue };
-            let mut end = 0;
-            for (stride, range) in canvas.by_stride(list, |&place| unpack(place).0) {
-                let part = &mut list[range.clone()];
+            let (mut start, mut end) = (0, 0);
+            while let Some((stride, len)) = canvas.first_of_stride(&list[start..], |&place| unpack(place).0) {
+                let part = &mut list[start..start + len];
                 let kept = canvas.retain(part, pair.a, pair.b);
                 region_offsets(canvas, (number, pair), stride, &part[..kept], flat, offsets);
-                list.copy_within(range.start..range.start + kept, end);
+                list.copy_within(start..start + kept, end);
                 end += kept;
+                start += len;
             }
             lists.truncate(pair.index, end);
         }
@@ -382,8 +383,11 @@ impl<W: Word> Shard<W> {
         let left = match lists.get(index) {
             Places::Cells(list) => {
                 let mut left = Vec::new();
-                for (stride, range) in canvas.by_stride(list, |&x| x) {
-                    for part in list[range].chunks(MOST_TALLIED) {
+                let mut rest = &*list;
+                while let Some((stride, len)) = canvas.first_of_stride(rest, |&x| x) {
+                    let (first, others) = rest.split_at(len);
+                    rest = others;
+                    for part in first.chunks(MOST_TALLIED) {
                         changes.clear_gone(merge);
                         for (block, next) in with_next(part) {
                             if interrupt.is_set() {
@@ -404,8 +408,11 @@ impl<W: Word> Shard<W> {
                 let Pair { a, b, .. } = merge.pair;
                 let cell = a.min(b) < canvas.base_vocab_size;
                 let join = if cell { join_regions::<true, W> } else { join_regions::<false, W> };
-                for (stride, range) in canvas.by_stride(list, |&place| unpack(place).0) {
-                    for part in list[range].chunks(MOST_TALLIED) {
+                let mut rest = &*list;
+                while let Some((stride, len)) = canvas.first_of_stride(rest, |&place| unpack(place).0) {
+                    let (first, others) = rest.split_at(len);
+                    rest = others;
+                    for part in first.chunks(MOST_TALLIED) {
                         changes.clear_gone(merge);
                         for (block, next) in with_next(part) {
                             if interrupt.is_set() {
@@ -506,8 +513,9 @@ impl<W: Word> Shard<W> {
             adjacencies[kept] = (number, z, x);
             kept += usize::from(number > 0);
         }
-        let starts = lens.iter().scan(0, |end, len| Some(std::mem::replace(end, *end + len)));
-        let mut cursors: Vec<usize> = [0].into_iter().chain(starts).collect();
+        let mut cursors = Vec::with_capacity(lens.len() + 1);
+        cursors.push(0);
+        cursors.extend(lens.iter().scan(0, |end, len| Some(std::mem::replace(end, *end + len))));
         lists.add(first, &lens, |places| {
             let cursors = cursors.as_mut_slice();
             for &(number, z, x) in &adjacencies[..kept] {
