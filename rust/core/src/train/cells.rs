@@ -107,9 +107,11 @@ impl<W: Word> Search<'_, W> {
             if group == 0 {
                 let sample: Vec<u32> =
                     tokens.iter().copied().filter(|&token| class(token) < sampled).collect();
+                // Of the rarest there are many.
                 let counts =
                     self.count_each::<P, C, _>(&mut counters, &sample, &sources, |counter, _, found| {
-                        Vec::extend(found, counter.found().map(|(_, count)| count.all));
+                        let counts = counter.found().map(|(_, count)| count.all);
+                        Vec::extend(found, counts.filter(|count| self.bounds.start() <= count));
                     });
                 let mut counts = counts.concat();
                 let wanted = self.wanted * sampled as usize / CLASSES as usize;
