@@ -8,7 +8,8 @@ Without --grids, they are made by `benchmarks.bpe.grids` of the demo's photograp
 of its own, contenders take turns, in another order each round, and medians are reported. CPU seconds are user and
 system time of all threads; what else the host does makes them more, by a third or so, and wall time by more than that.
 
-The parts: `compare` all contenders that stand the size; `merges` time against merges; `images` time and memory against
+The parts: `compare` all contenders that stand the size, `tokenizers` also with threads, since it takes all cores unless
+told otherwise, and more CPU time by that; `merges` time against merges; `images` time and memory against
 grids; `threads` how much faster threads are, beside as many programs at once that share nothing, which tell what the
 cores are worth at the time; `alpha` what α costs; `worst` inputs that could turn something quadratic; `encode` threads
 and the latency of one grid; `small` also the naive recount and the published tools, at a size that they stand.
@@ -47,7 +48,8 @@ def jobs(options):
         return job
 
     yield from (one("compare", count, ours, way) for way in ways)
-    yield one("compare", count, other)
+    for threads in options.threads:
+        yield one("compare", count, other, {"threads": threads})
     for merges in range(1024, options.merges + 1, 1024):
         yield one("merges", count, ours, first, {"merges": merges})
         yield one("merges", count, other, {"merges": merges})

@@ -41,30 +41,31 @@ def name(job):
     return f"being-vl, {job['mode']}, α = {job['alpha']:g}"
 
 
-def ratio(value, reference, key):
-    """How many times less than the reference."""
-    if not reference or key not in value:
+def ratios(value, references, key):
+    """How many times less than each of the references."""
+    if not references or key not in value:
         return ""
-    times = reference[key] / value[key]
-    return f" ({times:.1f}×)" if times >= 0.95 else f" ({times:.1g}×)"
+    times = [reference[key] / value[key] for reference in references]
+    return " (" + ", ".join(f"{one:.1f}×" if one >= 0.95 else f"{one:.1g}×" for one in times) + ")"
 
 
 def comparison(content, part):
-    """Contenders below each other, with how many times less CPU than `tokenizers` they took."""
+    """Contenders below each other; in brackets, how many times less CPU than `tokenizers` on one thread and on more."""
     found = list(medians(content, part))
-    reference = next((value for job, value, _ in found if job["contender"] == "tokenizers"), None)
+    references = [value for job, value, _ in found if job["contender"] == "tokenizers"]
     for i, (job, value, runs) in enumerate(found):
         if i == 0:
             yield (
                 f"{job['grids']}: {job['count']} grids, codebook {job['codebook_size']}, {job['merges']} merges, "
-                f"1 thread, median of {runs}\n"
+                f"1 thread unless told otherwise, median of {runs}\n"
             )
             yield "| | train, CPU s | train, wall s | memory, MB | encode, M ids per CPU s | length |"
             yield "|---|---|---|---|---|---|"
         speed = f"{value['ids'] / value['encode_cpu'] / 1e6:.3g}" if "encode_cpu" in value else "–"
+        several = f", {job['threads']} threads" if job.get("threads", 1) > 1 else ""
         yield (
-            f"| {name(job)} | {value['train_cpu']:.3g}{ratio(value, reference, 'train_cpu')} "
-            f"| {value['train_wall']:.3g} | {value['growth']:.0f} | {speed}{ratio(value, reference, 'encode_cpu')} "
+            f"| {name(job)}{several} | {value['train_cpu']:.3g}{ratios(value, references, 'train_cpu')} "
+            f"| {value['train_wall']:.3g} | {value['growth']:.0f} | {speed}{ratios(value, references, 'encode_cpu')} "
             f"| {value['tokens'] / value['ids']:.4f} |"
         )
 
