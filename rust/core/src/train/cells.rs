@@ -107,7 +107,7 @@ impl<W: Word> Search<'_, W> {
             if group == 0 {
                 let sample: Vec<u32> =
                     tokens.iter().copied().filter(|&token| class(token) < sampled).collect();
-                // Of the rarest there are many.
+                // Most pairs are rarer than the lower bound, and do not tell what is above it.
                 let counts =
                     self.count_each::<P, C, _>(&mut counters, &sample, &sources, |counter, _, found| {
                         let counts = counter.found().map(|(_, count)| count.all);
