@@ -380,9 +380,8 @@ impl<W: Word> Shard<W> {
         removed.clear();
         removed.resize(sides.len(), Count::default());
         self.merged = 0;
-        let left = match lists.get(index) {
+        match lists.get(index) {
             Places::Cells(list) => {
-                let mut left = Vec::new();
                 let mut rest = &*list;
                 while let Some((stride, len)) = canvas.first_of_stride(rest, |&x| x) {
                     let (first, others) = rest.split_at(len);
@@ -394,17 +393,14 @@ impl<W: Word> Shard<W> {
                                 return;
                             }
                             canvas.fetch_cells(next, stride);
-                            self.merged += join_cells(canvas, merge, stride, block, changes, &mut left);
+                            self.merged += join_cells(canvas, merge, stride, block, changes);
                         }
                         changes.settle(merge.pair, canvas.base_vocab_size, sides, removed);
                     }
                 }
-                list[..left.len()].copy_from_slice(&left);
-                left.len()
             }
             Places::Regions(list) => {
                 sort_nearly_sorted(list);
-                let mut left = Vec::new();
                 let Pair { a, b, .. } = merge.pair;
                 let cell = a.min(b) < canvas.base_vocab_size;
                 let join = if cell { join_regions::<true, W> } else { join_regions::<false, W> };
@@ -419,16 +415,13 @@ impl<W: Word> Shard<W> {
                                 return;
                             }
                             canvas.fetch(next, stride);
-                            self.merged += join(canvas, merge, stride, block, neighbours, changes, &mut left);
+                            self.merged += join(canvas, merge, stride, block, neighbours, changes);
                         }
                         changes.settle(merge.pair, canvas.base_vocab_size, sides, removed);
                     }
                 }
-                list[..left.len()].copy_from_slice(&left);
-                left.len()
             }
-        };
-        lists.truncate(index, left);
+        }
         self.untidy = lists.are_untidy();
         let is_frequent = |&&new: &&NewPair| u64::from(changes.numbers[new as usize]) >= least;
         self.frequent.clear();
@@ -544,7 +537,6 @@ fn join_cells<W: Word>(
     stride: u32,
     block: &[u32],
     changes: &mut Changes,
-    left: &mut Vec<u32>,
 ) -> u64 {
     let Merge { pair: Pair { a, b, .. }, offset, token } = merge;
     let wanted = |dy: i32, dx: i32| offset.is_none_or(|offset| offset == Offset { dy, dx });
@@ -558,15 +550,11 @@ fn join_cells<W: Word>(
     let mut notes = changes.notes(6 * there.len(), token);
     for &x in there {
         // One before it may have taken one of them.
-        let (is_right, is_below) = (is(cells, x + 1, b), is(cells, x + stride, b));
-        if !is(cells, x, a) | !(is_right | is_below) {
+        let to_right = is(cells, x + 1, b) & right;
+        let is_below = is(cells, x + stride, b) & below;
+        if !is(cells, x, a) | !(to_right | is_below) {
             continue;
         }
-        if !(is_right & right | is_below & below) {
-            left.push(x);
-            continue;
-        }
-        let to_right = is_right & right;
         merges += 1;
         to_below += u32::from(!to_right);
         let distance = if to_right { 1 } else { stride };
@@ -611,7 +599,6 @@ fn join_regions<const CELL: bool, W: Word>(
     block: &[u64],
     neighbours: &mut Neighbours,
     changes: &mut Changes,
-    left: &mut Vec<u64>,
 ) -> u64 {
     let Merge { pair: Pair { a, b, .. }, offset, token } = merge;
     let step = offset.map(|offset| (offset.dy as u32).wrapping_mul(stride).wrapping_add(offset.dx as u32));
@@ -631,7 +618,6 @@ fn join_regions<const CELL: bool, W: Word>(
         if step.is_some_and(|step| step != y - x)
             || offset.is_some_and(|offset| canvas.offset(x, y) != offset)
         {
-            left.push(place);
             continue;
         }
         let (cells, _) = canvas.cells_to_merge();
