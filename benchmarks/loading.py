@@ -21,7 +21,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from being_vl.demo.llm import TinyLlamaOptions, make_llama
-from being_vl.train.ranks import torchrun
+from being_vl.launch.local import torchrun
 
 SENTENCE = "a red square is left of the blue circle and two green stars"
 

@@ -30,7 +30,7 @@ from being_vl.data.prepare import FAULTS, load_builder, prepare
 from being_vl.data.sequences import Example
 from being_vl.data.store import PreparedSequences, shard_path, write_shard
 from being_vl.files import read_manifest, write_json
-from being_vl.quantize.grids import GridStore
+from being_vl.shards.grids import GridStore
 
 READS = 10_000
 SHARD = 10_000

@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from being_vl.demo import shapesworld
+from being_vl.images.sources import find_sources
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.job import encode_batches
 from being_vl.quantize.loading import load_images
-from being_vl.quantize.sources import find_sources
 
 
 def make_images(folder, count):

@@ -23,13 +23,14 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     `data/` (pictures, train.json, text.json), `quantizer/` (untrained), `grids/`, `vocabulary.json`, `llm/` (tied) and
     `llm-untied/`, and their expansions `tied/` and `untied/`.
     """
-    import tiny
     from being_vl.demo import shapesworld
     from being_vl.model.expand import expand
     from being_vl.model.options import ExpandOptions
     from being_vl.quantize.job import quantize
     from being_vl.quantize.options import QuantizeOptions
-    from being_vl.vocabulary import VocabOptions, train_vocabulary
+    from being_vl.tokenizer.options import VocabOptions
+    from being_vl.tokenizer.train import train_vocabulary
+    from helpers import tiny
 
     folder = tmp_path_factory.mktemp("chain")
     shapesworld.generate(folder / "data", 24, seed=1)

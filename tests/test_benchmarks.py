@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tiny
 from being_vl import VisualBPE
+from helpers import tiny
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = np.load(ROOT / "tests" / "data" / "photo_grids.npz")["grids"]

@@ -23,8 +23,8 @@ GRIDS_PER_MAP = 32
 def generate(path, count, images=None, quantizer="builtin", seed=0):
     """Write `count` grids (uint16) to an .npy file."""
     from being_vl.demo import shapesworld
+    from being_vl.images.decode import find_images, read_image
     from being_vl.quantize.base import load_quantizer
-    from being_vl.quantize.images import find_images, read_image
 
     rng = np.random.default_rng(seed)
     folder = images or Path(shapesworld.__file__).parent / "photographs"

@@ -35,19 +35,20 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Tr
 from being_vl.data.batches import collate
 from being_vl.demo import shapesworld
 from being_vl.demo.llm import word_tokenizer
+from being_vl.layout import VocabularyLayout
 from being_vl.model.expand import expand
-from being_vl.model.layout import VocabularyLayout
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.job import quantize
 from being_vl.quantize.options import QuantizeOptions
+from being_vl.tokenizer.options import VocabOptions
+from being_vl.tokenizer.train import train_vocabulary
 from being_vl.train.engine import load_sequences, train
 from being_vl.train.log import read_log
 from being_vl.train.metrics import Cost, peak_flops
 from being_vl.train.options import StageOptions, TrainOptions
-from being_vl.train.plan import plan
+from being_vl.train.schedule import plan
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import freeze
-from being_vl.vocabulary import VocabOptions, train_vocabulary
 
 CONTENDERS = ("masked", "packed", "being-vl")
 MIXTURE = {"foundation": 40.0, "perception": 30.0, "reasoning": 20.0, "instruction": 10.0}

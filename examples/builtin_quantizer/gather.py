@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from being_vl.quantize.images import read_image
+from being_vl.images.decode import read_image
 
 LIST = Path(__file__).parent / "photographs.tsv"
 SHORTER_SIDE = 512

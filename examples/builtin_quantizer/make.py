@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from being_vl.demo import shapesworld
 from being_vl.quantize.options import QuantizerTrainOptions
-from being_vl.quantize.training import train_quantizer
+from being_vl.quantize.training.trainer import train_quantizer
 
 
 def main() -> None:

@@ -21,10 +21,10 @@ from PIL import Image
 
 from being_vl import VisualBPE
 from being_vl.demo import shapesworld
+from being_vl.images.decode import find_images, read_image
 from being_vl.quantize.base import Quantizer, load_quantizer
-from being_vl.quantize.images import find_images, read_image
-from being_vl.quantize.losses import ssim
-from being_vl.quantize.vqgan import to_tensor
+from being_vl.quantize.models.tiled import to_tensor
+from being_vl.quantize.training.losses import ssim
 
 Scenes = list[shapesworld.Scene]
 Grids = list[NDArray[np.int64]]

@@ -19,7 +19,8 @@ from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.job import quantize
 from being_vl.quantize.options import QuantizeOptions
-from being_vl.vocabulary import VocabOptions, train_vocabulary
+from being_vl.tokenizer.options import VocabOptions
+from being_vl.tokenizer.train import train_vocabulary
 
 OUT = Path("runs/smollm2")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from prepare import CAPTION, KIND
 
-from being_vl.model.generate import Assistant
-from being_vl.quantize.images import fit_square, read_image
-from being_vl.report.figures import Asked, draw_answers
+from being_vl.demo.figures import Asked, draw_answers
+from being_vl.images.decode import fit_square, read_image
+from being_vl.model.assistant import Assistant
 
 STOP = {"a", "an", "the", "of", "in", "for", "and", "with", "on", "to"}
 

@@ -17,6 +17,7 @@ from being_vl.demo.options import DemoOptions
 from being_vl.errors import BeingVLError, ConfigError
 from being_vl.files import plain, write_json
 from being_vl.flags import REST, Parser, add_flags
+from being_vl.launch.launch import LaunchOptions
 from being_vl.model.options import ExpandOptions, GenerateOptions
 from being_vl.quantize.options import (
     GridsDecodeOptions,
@@ -27,9 +28,7 @@ from being_vl.quantize.options import (
 )
 from being_vl.recipes import find_recipe
 from being_vl.run import is_run, model_of, recipe_parser, training_of
-from being_vl.train.launch import LaunchOptions
-from being_vl.train.options import CheckOptions, PlanOptions, TrainOptions
-from being_vl.vocabulary.options import (
+from being_vl.tokenizer.options import (
     EncodeOptions,
     ImportOptions,
     MergeStatsOptions,
@@ -37,6 +36,7 @@ from being_vl.vocabulary.options import (
     TruncateOptions,
     VocabOptions,
 )
+from being_vl.train.options import CheckOptions, PlanOptions, TrainOptions
 
 
 def _quantize(options: QuantizeOptions) -> None:
@@ -46,61 +46,61 @@ def _quantize(options: QuantizeOptions) -> None:
 
 
 def _grids_info(options: GridsInfoOptions) -> None:
-    from being_vl.quantize.inspection import info
+    from being_vl.quantize.inspect import info
 
     print(info(options))
 
 
 def _grids_verify(options: GridsVerifyOptions) -> None:
-    from being_vl.quantize.inspection import verify
+    from being_vl.quantize.inspect import verify
 
     print(verify(options))
 
 
 def _grids_decode(options: GridsDecodeOptions) -> None:
-    from being_vl.quantize.inspection import decode
+    from being_vl.quantize.inspect import decode
 
     print(decode(options))
 
 
 def _train_quantizer(options: QuantizerTrainOptions) -> None:
-    from being_vl.quantize.training import train_quantizer
+    from being_vl.quantize.training.trainer import train_quantizer
 
     train_quantizer(options)
 
 
 def _train_vocabulary(options: VocabOptions) -> None:
-    from being_vl.vocabulary import train_vocabulary
+    from being_vl.tokenizer.train import train_vocabulary
 
     train_vocabulary(options)
 
 
 def _encode(options: EncodeOptions) -> None:
-    from being_vl.vocabulary.encoding import encode
+    from being_vl.tokenizer.encode import encode
 
     encode(options)
 
 
 def _import_vocabulary(options: ImportOptions) -> None:
-    from being_vl.vocabulary.inspection import import_vocabulary
+    from being_vl.tokenizer.inspect import import_vocabulary
 
     import_vocabulary(options)
 
 
 def _show(options: ShowOptions) -> None:
-    from being_vl.vocabulary.inspection import show
+    from being_vl.tokenizer.inspect import show
 
     print(show(options))
 
 
 def _merge_stats(options: MergeStatsOptions) -> None:
-    from being_vl.vocabulary.inspection import merge_stats
+    from being_vl.tokenizer.inspect import merge_stats
 
     print(merge_stats(options))
 
 
 def _truncate(options: TruncateOptions) -> None:
-    from being_vl.vocabulary.inspection import truncate_vocabulary
+    from being_vl.tokenizer.inspect import truncate_vocabulary
 
     truncate_vocabulary(options)
 
@@ -130,7 +130,7 @@ def _train(options: TrainOptions) -> None:
 
 
 def _launch(options: LaunchOptions) -> None:
-    from being_vl.train.launch import launch
+    from being_vl.launch.launch import launch
 
     training, flags = training_of(options.recipe, options.overrides)
     if is_run(find_recipe(options.recipe)):
@@ -143,14 +143,14 @@ def _launch(options: LaunchOptions) -> None:
 
 
 def _plan(options: PlanOptions) -> None:
-    from being_vl.train.estimate import plan_recipe
+    from being_vl.estimate.estimate import plan_recipe
 
     training, _ = training_of(options.recipe, options.overrides)
     print(plan_recipe(options, training, *model_of(options.recipe, options.overrides)))
 
 
 def _generate(options: GenerateOptions) -> None:
-    from being_vl.model.generate import generate
+    from being_vl.model.assistant import generate
 
     for answer in generate(options):
         print(answer)

@@ -17,8 +17,8 @@ from being_vl.flags import Parser, add_flags
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
 from being_vl.recipes import find_recipe, read_recipe
+from being_vl.tokenizer.options import VocabOptions
 from being_vl.train.options import TrainOptions
-from being_vl.vocabulary.options import VocabOptions
 
 log = logging.getLogger(__name__)
 CHAMELEON = "zawnpn/being-vq-8k"
@@ -160,10 +160,10 @@ def run(config: Namespace) -> Path:
         ImageError, RecordError, ModelError, QuantizerError: if the inputs are missing or do not fit together;
             before the first step.
     """
+    from being_vl.launch.local import train_on_ranks
     from being_vl.model.expand import expand
     from being_vl.quantize.job import quantize
-    from being_vl.quantize.training import train_quantizer
-    from being_vl.train.ranks import train_on_ranks
+    from being_vl.quantize.training.trainer import train_quantizer
 
     options = recipe_parser().instantiate(config)
     _check(options)
@@ -197,7 +197,7 @@ def run(config: Namespace) -> Path:
 
 
 def _train_vocabulary(options: VocabOptions) -> None:
-    from being_vl.vocabulary import train_vocabulary
+    from being_vl.tokenizer.train import train_vocabulary
 
     train_vocabulary(dataclasses.replace(options, resume=True))
 
@@ -205,9 +205,9 @@ def _train_vocabulary(options: VocabOptions) -> None:
 def _check(options: Namespace) -> None:
     """Find what would stop a later step, before the first one starts."""
     from being_vl.data.records import Records
+    from being_vl.images.sources import find_sources
     from being_vl.model.expand import check_llm
     from being_vl.quantize.base import load_quantizer
-    from being_vl.quantize.sources import find_sources
 
     folder, train = Path(options.images), options.train
     if not folder.is_dir():

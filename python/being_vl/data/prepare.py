@@ -30,9 +30,9 @@ from being_vl.files import (
     write_json,
     write_manifest,
 )
-from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
-from being_vl.quantize.grids import GridStore, finished_shard, rank_and_count
+from being_vl.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.quantize.loading import end_with_parent
+from being_vl.shards.grids import GridStore, finished_shard, rank_and_count
 from being_vl.tokenizer import VisualBPE
 
 log = logging.getLogger(__name__)

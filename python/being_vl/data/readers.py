@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from being_vl.errors import RecordError
-from being_vl.quantize.images import SUFFIXES
+from being_vl.images.decode import SUFFIXES
 
 WINDOW = 1 << 20
 """Bytes of a JSON list that are read at a time."""
@@ -371,7 +371,7 @@ def _parquet(path: Path) -> Any:
 
 @lru_cache(4)
 def _batches(path: Path) -> tuple[Any, list[Any]]:
-    from being_vl.quantize.sources import arrow_batches
+    from being_vl.images.sources import arrow_batches
 
     return arrow_batches(path)
 

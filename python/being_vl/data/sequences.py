@@ -17,11 +17,11 @@ from being_vl.data.options import LossOptions, TooLong
 from being_vl.data.records import PLACEHOLDER, Record, Turn
 from being_vl.errors import ModelError, QuantizerError, RecordError
 from being_vl.files import digest, plain
-from being_vl.model.layout import TOKEN_PREFIX, VocabularyLayout, num_text_tokens
+from being_vl.layout import TOKEN_PREFIX, VocabularyLayout, num_text_tokens
 from being_vl.tokenizer import VisualBPE
 
 if TYPE_CHECKING:
-    from being_vl.quantize.grids import GridStore
+    from being_vl.shards.grids import GridStore
 
 NO_LOSS = -100
 """Label of a position that carries no loss, as in PyTorch's cross entropy."""

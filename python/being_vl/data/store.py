@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from being_vl.data.sequences import Example, Group, ImageSpan, SequenceBuilder
 from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import read_manifest
-from being_vl.quantize.grids import METADATA, write_table
+from being_vl.shards.grids import METADATA, write_table
 
 _SAMPLE = 256
 """Records with images, evenly spread, of which is measured how much longer BPE-dropout makes them."""

@@ -16,8 +16,8 @@ from being_vl.demo.exam import ExamOptions, Row, table, take_exam
 from being_vl.demo.llm import TinyLlamaOptions, make_llama
 from being_vl.demo.options import DemoOptions
 from being_vl.demo.photos import PhotosOptions, photographs
-from being_vl.quantize.grids import GridStore
 from being_vl.run import Steps, recipe_parser, run
+from being_vl.shards.grids import GridStore
 from being_vl.tokenizer import VisualBPE
 from being_vl.train.options import StageOptions, TrainOptions
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from being_vl.demo.exam import Answered
-from being_vl.evaluate.scoring import normalised
+from being_vl.demo.figures import Asked, draw_answers, draw_losses, draw_reconstructions, draw_token_map
+from being_vl.demo.scoring import normalised
 from being_vl.quantize.base import load_quantizer
-from being_vl.report.figures import Asked, draw_answers, draw_losses, draw_reconstructions, draw_token_map
 from being_vl.tokenizer import VisualBPE
 
 PICTURES = 8

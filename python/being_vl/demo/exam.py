@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from being_vl.data.records import PLACEHOLDER, Turn
+from being_vl.demo.scoring import exact_match, majority_share, set_f1
 from being_vl.demo.shapesworld import Scene, named_objects, read_scenes
-from being_vl.evaluate.scoring import exact_match, majority_share, set_f1
 from being_vl.files import write_aside, write_json
-from being_vl.model.generate import Assistant
+from being_vl.model.assistant import Assistant
 
 LONGEST_ANSWER = 32
 BATCH = 128

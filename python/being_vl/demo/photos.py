@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from being_vl.demo.figures import draw_reconstructions, draw_token_map
 from being_vl.files import write_json
 from being_vl.quantize.base import load_quantizer
-from being_vl.report.figures import draw_reconstructions, draw_token_map
 from being_vl.tokenizer import VisualBPE
 
 PIXELS = 256

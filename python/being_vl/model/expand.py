@@ -13,7 +13,7 @@ from transformers import AddedToken
 from being_vl.data.chat import DEFAULT_TEMPLATE, ChatFormat
 from being_vl.errors import ConfigError, ModelError, QuantizerError
 from being_vl.files import MANIFEST, read_manifest, sha256, write_aside, write_manifest
-from being_vl.model.layout import LAYOUT_FILE, TOKEN_PREFIX, VocabularyLayout, num_text_tokens
+from being_vl.layout import LAYOUT_FILE, TOKEN_PREFIX, VocabularyLayout, num_text_tokens
 from being_vl.model.options import ExpandOptions
 from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, VOCABULARY_FILE, BeingVLProcessor
 from being_vl.model.rows import codebook_of, describe, new_rows

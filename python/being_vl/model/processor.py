@@ -14,9 +14,9 @@ from being_vl.data.records import PLACEHOLDER, Turn
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.errors import ModelError, QuantizerError, RecordError
 from being_vl.files import write_json
-from being_vl.model.layout import VocabularyLayout
+from being_vl.images.decode import read_image
+from being_vl.layout import VocabularyLayout
 from being_vl.quantize.base import Quantizer, load_quantizer
-from being_vl.quantize.images import read_image
 from being_vl.tokenizer import VisualBPE
 
 VOCABULARY_FILE = "visual_vocabulary.json"

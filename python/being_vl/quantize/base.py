@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from being_vl.errors import BeingVLError, QuantizerError
-from being_vl.quantize import adapters
+from being_vl.quantize import formats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,10 +137,10 @@ def load_quantizer(
 
 
 def _adapter(checkpoint: "Checkpoint") -> Any:
-    """The module that reads this format; see `being_vl.quantize.adapters`."""
-    names = sorted(module.name for module in pkgutil.iter_modules(adapters.__path__))
+    """The module that reads this format; see `being_vl.quantize.formats`."""
+    names = sorted(module.name for module in pkgutil.iter_modules(formats.__path__))
     for name in names:
-        module = importlib.import_module(f"{adapters.__name__}.{name}")
+        module = importlib.import_module(f"{formats.__name__}.{name}")
         if module.recognizes(checkpoint):
             return module
     some = ", ".join(sorted(checkpoint.tensors)[:3])

@@ -17,8 +17,11 @@ from tqdm import tqdm
 
 from being_vl.errors import ImageError
 from being_vl.files import MANIFEST, digest, sha256, write_manifest
+from being_vl.images.sources import Source, find_sources
 from being_vl.quantize.base import Quantizer, load_quantizer
-from being_vl.quantize.grids import (
+from being_vl.quantize.loading import Loaded, load_images
+from being_vl.quantize.options import QuantizeOptions
+from being_vl.shards.grids import (
     GridRow,
     GridStore,
     finished_shard,
@@ -26,9 +29,6 @@ from being_vl.quantize.grids import (
     shard_path,
     write_shard,
 )
-from being_vl.quantize.loading import Loaded, load_images
-from being_vl.quantize.options import QuantizeOptions
-from being_vl.quantize.sources import Source, find_sources
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Shard:
 
 def _encode_with_ray(options: QuantizeOptions, shards: list[Shard], total: int) -> dict[str, str]:
     """Make files as `encode_shards` does, in actors of `workers` + 1 CPUs or of a GPU."""
-    from being_vl.ray_engine import make_with_ray
+    from being_vl.shards.ray_engine import make_with_ray
 
     made = make_with_ray(
         _ShardMaker,

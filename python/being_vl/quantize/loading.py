@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from being_vl.errors import ImageError
-from being_vl.quantize.images import decode_image
+from being_vl.images.decode import decode_image
+from being_vl.images.sources import Source
 from being_vl.quantize.preprocessing import Preprocessing
-from being_vl.quantize.sources import Source
 
 PR_SET_PDEATHSIG = 1
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from being_vl.quantize.images import fit_square, to_rgb
+from being_vl.images.decode import fit_square, to_rgb
 
 Resample = Literal["lanczos", "bicubic", "bilinear"]
 STRIP = 200  # beyond this ratio of the sides an image is made less elongated, lest it fill the memory

@@ -13,7 +13,7 @@ from being_vl.data.store import PreparedSequences
 from being_vl.errors import RecordError
 from being_vl.train.engine import load_sequences
 from being_vl.train.options import CheckOptions
-from being_vl.train.plan import plan
+from being_vl.train.schedule import plan
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

@@ -34,8 +34,8 @@ from being_vl.files import (
     write_json,
     write_manifest,
 )
+from being_vl.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.expand import copy_companions
-from being_vl.model.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.weights import load_causal_lm
 from being_vl.train.checkpoint import Checkpoints, any_rank, newest
 from being_vl.train.kernels import attention_kernel, compute_dtype, recompute, use_liger
@@ -43,8 +43,8 @@ from being_vl.train.log import TrainingLog
 from being_vl.train.metrics import Cost, Tally, memory, peak_flops
 from being_vl.train.optimizer import deepspeed_config, factor, make_optimizer, set_rates
 from being_vl.train.options import StageOptions, TrainOptions
-from being_vl.train.plan import Seen, StagePlan, check_packing, plan
 from being_vl.train.retention import TextProbe
+from being_vl.train.schedule import Seen, StagePlan, check_packing, plan
 from being_vl.train.signals import StopRequest, stop_on_signals
 from being_vl.train.spikes import Watch
 from being_vl.train.split import TrainedLM

@@ -1,0 +1,1 @@
+"""`being-vl plan`: what a training takes."""

@@ -1,0 +1,1 @@
+"""Finding images in folders, lists, tars and tables, and decoding them."""

@@ -1,0 +1,1 @@
+"""Starting a training on one machine or many."""

@@ -1,0 +1,16 @@
+"""What `being-vl quantizer train` writes, the built-in quantizer for one."""
+
+from being_vl.quantize.base import Quantizer
+from being_vl.quantize.checkpoint import Checkpoint
+
+
+def recognizes(checkpoint: Checkpoint) -> bool:
+    """Whether the manifest is one of our training."""
+    return "fit" in checkpoint.manifest
+
+
+def load(checkpoint: Checkpoint, device: str) -> Quantizer:
+    """The quantizer at the size that it was trained at."""
+    from being_vl.quantize.models.tiled import VQGAN
+
+    return VQGAN.load(checkpoint, device)

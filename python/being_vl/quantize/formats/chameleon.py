@@ -1,0 +1,29 @@
+"""Chameleon's VQ-GAN in transformers' format: `zawnpn/being-vq-8k`, which Being-VL uses, and `facebook/chameleon-7b`.
+
+transformers' class has no decoder. It is built here, and gets its weights from the folder's safetensors, where someone
+has converted them, or from Meta's `tokenizer/vqgan.ckpt` put beside them.
+"""
+
+from being_vl.quantize.base import Quantizer
+from being_vl.quantize.checkpoint import Checkpoint
+from being_vl.quantize.preprocessing import Crop, Preprocessing
+
+
+def recognizes(checkpoint: Checkpoint) -> bool:
+    """Whether the config is transformers' of Chameleon or of its VQ-GAN."""
+    return checkpoint.model_type in ("chameleon", "chameleon_vqgan")
+
+
+def load(checkpoint: Checkpoint, device: str) -> Quantizer:
+    """The VQ-GAN, with the preprocessing of `ChameleonImageProcessor`."""
+    from being_vl.quantize.models.vqmodel import from_taming, load_vqmodel
+
+    options = checkpoint.image_processor
+    size = options.get("crop_size", {"height": 512})["height"]
+    own = Preprocessing(
+        Crop(size, truncate=True),
+        rescale_factor=options.get("rescale_factor", 0.0078),
+        image_mean=tuple(options.get("image_mean", (1.0, 1.0, 1.0))),
+        image_std=tuple(options.get("image_std", (1.0, 1.0, 1.0))),
+    )
+    return load_vqmodel(checkpoint, *from_taming(checkpoint.tensors), own, device)

@@ -1,0 +1,74 @@
+"""Emu3's image and video tokenizer: [`BAAI/Emu3-VisionTokenizer`](https://github.com/baaivision/Emu3) under its
+original names, and transformers' `Emu3-community/Emu3-Chat-hf`. Images only; the network sees each as four equal
+frames.
+"""
+
+from typing import Any
+
+from being_vl.quantize.base import Quantizer
+from being_vl.quantize.checkpoint import Checkpoint, renamed
+from being_vl.quantize.preprocessing import Area, Preprocessing
+
+TO_TRANSFORMERS = (
+    (r"^encoder\.down\.", "encoder.down_block.down."),
+    (r"^decoder\.up\.", "decoder.up_block.up."),
+    (r"\.mid\.attn_1\.norm\.", ".middle_block.attn_norm."),
+    (r"\.mid\.", ".middle_block."),
+    (r"\.attn\.(\d+)\.norm\.", r".attn_norms.\1."),
+    (r"(\.attn\.\d+|\.attn_1)\.([qkv])\.", r"\1.\2_proj."),
+    (r"(\.attn\.\d+|\.attn_1)\.proj_out\.", r"\1.out_proj."),
+)
+CONFIG_NAMES = {
+    "ch": "base_channels",
+    "ch_mult": "channel_multiplier",
+    "z_channels": "latent_channels",
+    "double_z": "double_latent",
+}
+
+
+def recognizes(checkpoint: Checkpoint) -> bool:
+    """Whether the config is transformers' of Emu3 or of its tokenizer, or the original one."""
+    return checkpoint.model_type in ("emu3", "emu3_vqgan", "Emu3VisionVQ")
+
+
+def load(checkpoint: Checkpoint, device: str) -> Quantizer:
+    """The tokenizer at its own sizes: 512² to 1024² pixels, in the image's proportions."""
+    from transformers import Emu3VQVAE, Emu3VQVAEConfig
+
+    from being_vl.quantize.models.emu3 import Emu3Quantizer
+    from being_vl.quantize.models.network import load_tensors
+
+    fields = checkpoint.config.get("vq_config", checkpoint.config)
+    model = Emu3VQVAE(Emu3VQVAEConfig(**_config(fields)))
+    tensors = checkpoint.tensors
+    if "encoder.down.0.block.0.conv1.weight" in tensors:
+        tensors = renamed(tensors, TO_TRANSFORMERS)
+    load_tensors(model, tensors)
+    saved = checkpoint.manifest.get("preprocessing")
+    own = Preprocessing.from_json(saved) if saved else _own(checkpoint, model.spatial_scale_factor)
+    return Emu3Quantizer(model, checkpoint.name, own, device)
+
+
+def _config(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that transformers' config has, from its own names or the original ones."""
+    fields = {CONFIG_NAMES.get(name, name): value for name, value in fields.items()}
+    known = (
+        "codebook_size embed_dim latent_channels double_latent in_channels out_channels temporal_downsample_factor "
+        "base_channels channel_multiplier num_res_blocks attn_resolutions"
+    )
+    config = {name: fields[name] for name in known.split() if name in fields}
+    return config | {
+        "hidden_size": config.get("base_channels", 256) * config.get("channel_multiplier", [4])[-1]
+    }
+
+
+def _own(checkpoint: Checkpoint, factor: int) -> Preprocessing:
+    options = checkpoint.image_processor
+    fit = Area(factor, options.get("min_pixels", 512**2), options.get("max_pixels", 1024**2))
+    half = (0.5, 0.5, 0.5)
+    return Preprocessing(
+        fit,
+        options.get("rescale_factor", 1 / 255),
+        tuple(options.get("image_mean", half)),
+        tuple(options.get("image_std", half)),
+    )

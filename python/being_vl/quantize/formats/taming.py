@@ -1,0 +1,25 @@
+"""Checkpoints under taming's names: [VQ-GAN f16](https://github.com/CompVis/taming-transformers) and the others of its
+authors, and Meta's [Chameleon](https://github.com/facebookresearch/chameleon) as first published.
+
+The preprocessing is that of their notebooks and of Meta's `image_tokenizer.py`: the shorter side to the training size
+(Lanczos), the middle cut out, pixels from -1 to 1.
+"""
+
+from being_vl.quantize.base import Quantizer
+from being_vl.quantize.checkpoint import Checkpoint
+from being_vl.quantize.preprocessing import Crop, Preprocessing
+
+SIZE = 256
+
+
+def recognizes(checkpoint: Checkpoint) -> bool:
+    """Whether the encoder has taming's names and no family of transformers claims it."""
+    return "encoder.down.0.block.0.conv1.weight" in checkpoint.tensors and not checkpoint.model_type
+
+
+def load(checkpoint: Checkpoint, device: str) -> Quantizer:
+    """A `.ckpt` at the resolution of the YAML beside it, 256 if there is none."""
+    from being_vl.quantize.models.vqmodel import from_taming, load_vqmodel
+
+    own = Preprocessing(Crop(checkpoint.resolution or SIZE))
+    return load_vqmodel(checkpoint, *from_taming(checkpoint.tensors), own, device)

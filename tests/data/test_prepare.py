@@ -1,0 +1,432 @@
+"""`being-vl prepare` on the chain of the other tests: what is in its files, and how it is stopped and resumed."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from being_vl.cli import main
+from being_vl.data.options import CATEGORIES, PrepareOptions
+from being_vl.data.prepare import FAULTS, load_builder, prepare
+from being_vl.data.records import Record, Records
+from being_vl.data.sequences import Example, Group
+from being_vl.data.store import PreparedSequences
+from being_vl.errors import ConfigError, ManifestError, QuantizerError, RecordError
+from being_vl.files import read_manifest
+from helpers import tiny
+from helpers.commands import being_vl, refused
+from helpers.ranks import ENVIRONMENT, FORKS
+
+
+@pytest.fixture(scope="module")
+def records(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The chain's records with images, and of a second source those without, in the category `chat`."""
+    text = tmp_path_factory.mktemp("records") / "words.jsonl"
+    items = json.loads((chain / "data" / "text.json").read_text())
+    text.write_text("\n".join(json.dumps(item | {"category": "chat"}) for item in items))
+    return [chain / "data" / "train.json", text]
+
+
+CHOICES: dict[str, Any] = {"shard_size": 7, "categories": [*CATEGORIES, "chat"]}
+
+
+def options(chain: Path, records: list[Path], out: Path, **others: Any) -> PrepareOptions:
+    return PrepareOptions(chain / "tied", records, out, chain / "grids", **CHOICES | others)
+
+
+def read(paths: list[Path]) -> list[Record]:
+    return list(Records(paths, categories=CHOICES["categories"]))
+
+
+def flags(chain: Path, records: list[Path], out: Path) -> list[str]:
+    paths = ["--model", chain / "tied", "--grids", chain / "grids", "--out", out]
+    choices = ["--shard_size", "7", "--categories", *CHOICES["categories"]]
+    return [*map(str, paths), *choices, "--records", *map(str, records)]
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Digest of each file, without what the manifest says of the folder's name."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.is_file()
+    }
+
+
+def equal(first: Example, second: Example) -> None:
+    np.testing.assert_array_equal(first.ids, second.ids)
+    np.testing.assert_array_equal(first.weights, second.weights)
+    assert first.ids.dtype == second.ids.dtype == np.int32
+    assert first.weights.dtype == second.weights.dtype == np.float32
+    assert (first.category, first.source, first.where) == (second.category, second.source, second.where)
+    assert first.images == second.images
+
+
+@pytest.fixture(scope="module")
+def prepared(chain: Path, records: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run in this process makes."""
+    out = tmp_path_factory.mktemp("prepared") / "out"
+    prepare(options(chain, records, out))
+    return out
+
+
+def test_sequences_are_those_that_the_builder_makes(chain: Path, records: list[Path], prepared: Path) -> None:
+    builder = load_builder(options(chain, records, prepared))
+    expected: dict[Group, list[Example]] = {}
+    for example in builder.build(read(records)):
+        expected.setdefault(example.group, []).append(example)
+    found = PreparedSequences(prepared, builder)
+    assert found.lengths.keys() == expected.keys()
+    assert Group("chat", "words", True) in expected
+    assert Group("perception", "train", False) in expected
+    for group, examples in expected.items():
+        assert found.lengths[group].dtype == np.int32
+        assert found.lengths[group].tolist() == [len(example.ids) for example in examples]
+        for index, example in enumerate(examples):
+            equal(found.get(group, index, 0), example)
+    manifest = read_manifest(prepared, "sequences")
+    every = [example for examples in expected.values() for example in examples]
+    assert manifest["records"] == manifest["examples"] == len(every)
+    assert manifest["tokens"] == sum(len(example.ids) for example in every)
+    assert manifest["trained_tokens"] == sum(np.count_nonzero(example.weights) for example in every)
+    assert manifest["faults"] == {}
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> Any:
+    """The command in a process of its own."""
+    process = FORKS.Process(target=_command, args=(arguments, environment), daemon=False)
+    process.start()
+    return process
+
+
+def _command(arguments: list[str], environment: dict[str, str]) -> None:
+    os.environ.update(ENVIRONMENT | environment)
+    raise SystemExit(main(["prepare", *arguments]))
+
+
+def test_workers_and_ranks_make_the_same_files(
+    chain: Path, records: list[Path], prepared: Path, tmp_path: Path
+) -> None:
+    worked = run([*flags(chain, records, tmp_path / "workers"), "--workers", "2"], {})
+    ranked = [
+        run(flags(chain, records, tmp_path / "ranks"), {"RANK": str(rank), "WORLD_SIZE": "3"})
+        for rank in range(3)
+    ]
+    for process in [worked, *ranked]:
+        process.join(120)
+        assert process.exitcode == 0
+    assert files(tmp_path / "workers") == files(tmp_path / "ranks") == files(prepared)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_any_moment_and_run_again_the_files_are_the_same(
+    chain: Path, records: list[Path], prepared: Path, tmp_path: Path, workers: int
+) -> None:
+    generator = random.Random(workers)
+    out = tmp_path / "out"
+    arguments = [*flags(chain, records, out), "--workers", str(workers)]
+    shards = read_manifest(prepared, "sequences")["shards"]
+    for _ in range(2):
+        before = len(list(out.glob("*.arrow")))
+        process = run(arguments, {})
+        while process.is_alive() and len(list(out.glob("*.arrow"))) <= before:
+            time.sleep(0.001)
+        time.sleep(generator.random() * 0.01)
+        process.kill()
+        process.join()
+        assert len(list(out.glob("*.arrow"))) > before or len(list(out.glob("*.arrow"))) == len(shards)
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.arrow")}
+    process = run(arguments, {})
+    process.join(120)
+    assert process.exitcode == 0
+    assert files(out) == files(prepared)
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_only_files_whose_records_changed_are_made_anew(
+    chain: Path, records: list[Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "words.jsonl"
+    text.write_text(records[1].read_text())
+    job = options(chain, [records[0], text], tmp_path / "out")
+    prepare(job)
+    made = {path.name: path.stat().st_mtime_ns for path in job.out.glob("*.arrow")}
+    lines = text.read_text().splitlines()[:-10]
+    text.write_text("\n".join(lines))
+    prepare(job)
+    first = len(read(records[:1])) // 7
+    now = {path.name: path.stat().st_mtime_ns for path in job.out.glob("*.arrow")}
+    assert len(now) < len(made)
+    assert [made[name] == now[name] for name in sorted(now)] == [n < first for n in range(len(now))]
+    assert read_manifest(job.out, "sequences")["records"] == len(read([records[0], text]))
+    last = {path: path.stat().st_mtime_ns for path in job.out.iterdir()}
+    prepare(job)
+    assert {path: path.stat().st_mtime_ns for path in job.out.iterdir()} == last
+
+
+def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
+    chain: Path, records: list[Path], prepared: Path, tmp_path: Path
+) -> None:
+    from being_vl import VisualBPE
+    from being_vl.model.expand import expand
+    from being_vl.model.options import ExpandOptions
+
+    VisualBPE.load(chain / "vocabulary.json").truncate(20).save(tmp_path / "vocabulary.json")
+    expand(
+        ExpandOptions(
+            str(chain / "llm"), tmp_path / "vocabulary.json", tmp_path / "model", str(chain / "quantizer")
+        )
+    )
+    before = files(prepared)
+    other = options(chain, records, prepared)
+    other.model = tmp_path / "model"
+    with pytest.raises(ManifestError, match=r"another recipe \(vocabulary was .*another output folder"):
+        prepare(other)
+    with pytest.raises(ManifestError, match="max_length was 512, is 100"):
+        prepare(options(chain, records, prepared, max_length=100))
+    assert files(prepared) == before
+    other.out = tmp_path / "out"
+    prepare(other)
+    longer = read_manifest(other.out, "sequences")["tokens"]
+    assert longer > read_manifest(prepared, "sequences")["tokens"]
+    with pytest.raises(ManifestError, match="made for another model"):
+        PreparedSequences(prepared, load_builder(other))
+
+
+def hostile(chain: Path, folder: Path) -> tuple[Path, dict[str, int]]:
+    """A file with each kind of bad record once, and the number of each."""
+    good = json.loads((chain / "data" / "train.json").read_text())[:30]
+    first = good[0]
+    turns = first["conversations"]
+    changes = {
+        "unknown category": {"category": "perceptoin"},
+        "image markers": {"image": [first["image"], good[1]["image"]]},
+        "odd turns": {"conversations": [*turns, turns[0]]},
+        "empty answer": {"conversations": [turns[0], {"from": "gpt", "value": ""}]},
+        "missing image": {"image": "nowhere.png"},
+        "wrong encoding": {"conversations": [turns[0], {"from": "gpt", "value": "half \ud83d"}]},
+        "too long": {"conversations": [turns[0], {"from": "gpt", "value": "Red. " * 2000}]},
+        "malformed record": {"conversations": 3},
+    }
+    places = {}
+    for number, (kind, change) in enumerate(changes.items()):
+        good[3 * number] = first | change | {"id": kind}
+        places[kind] = 3 * number
+    lines = [json.dumps(item).encode() for item in good]
+    lines += [b'{"id": "\xe9"}', b'{"id": ']
+    places["not JSON"] = len(lines) - 1
+    path = folder / "hostile.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    return path, places
+
+
+def test_bad_records_are_named_and_reported_by_kind(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, places = hostile(chain, tmp_path)
+    out = tmp_path / "out"
+    line = refused(capsys, being_vl("prepare", *flags(chain, [path], out)))
+    assert line.startswith("being-vl: error: 10 of 32 records are bad (2 wrong encoding, ")
+    assert f"see {out / FAULTS}" in line
+    assert line.endswith("mend them, or set lenient")
+    faults = [json.loads(line) for line in (out / FAULTS).read_text().splitlines()]
+    assert Counter(fault["kind"] for fault in faults) == dict.fromkeys(places, 1) | {"wrong encoding": 2}
+    for fault in faults:
+        assert fault["fault"].startswith(f"{path}: record ")
+        if fault["kind"] != "wrong encoding":
+            assert fault["fault"].startswith(f"{path}: record {places[fault['kind']]}")
+    assert "too long: 1 of 32 records" in caplog.text
+    with pytest.raises(RecordError, match="10 of 32 records are bad"):
+        prepare(options(chain, [path], out))
+    before = files(out)
+    prepare(options(chain, [path], out, lenient=True))
+    assert files(out) == before
+    manifest = read_manifest(out, "sequences")
+    assert (manifest["records"], manifest["examples"]) == (32, 22)
+    assert sum(manifest["faults"].values()) == 10
+    builder = load_builder(options(chain, [path], out))
+    assert sum(map(len, PreparedSequences(out, builder).lengths.values())) == 22
+
+
+def as_chat(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of LLaVA JSON as one of chat data."""
+    roles = {"human": "user", "gpt": "assistant"}
+    turns = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in record["conversations"]]
+    others = {"id": record["id"], "category": record["category"]}
+    return {**others, "images": record["image"], "messages": turns}
+
+
+def write_records(path: Path, items: list[dict[str, Any]]) -> None:
+    """A file of records of the kind that its name says."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps(items))
+    elif path.suffix == ".jsonl":
+        lines = map(as_chat, items) if path.stem == "messages" else items
+        path.write_text("\n".join(map(json.dumps, lines)))
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(items), path, row_group_size=3)
+    elif path.suffix == ".arrow":
+        table = pa.Table.from_pylist(items)
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    else:
+        with tarfile.open(path, "w") as tar:
+            for number, item in enumerate(items):
+                member = tarfile.TarInfo(f"{number}.json")
+                data = json.dumps(item).encode()
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+FILES = ["llava.json", "llava.jsonl", "messages.jsonl", "rows.parquet", "rows.arrow", "web.tar"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_file(
+    chain: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *_ = json.loads((chain / "data" / "train.json").read_text())
+    one, two = first["image"], second["image"]
+    question, answer = first["conversations"][:2]
+    texts = {
+        text: [question | {"value": text}, answer] for text in ("What?", "<image>\nWhat?", "<image><image>")
+    }
+    items = [
+        first | {"image": images, "conversations": texts[text]}
+        for images, text in [
+            ([one], "<image>\nWhat?"),
+            ([one], "What?"),
+            ([one, two], "<image>\nWhat?"),
+            ([one], "<image><image>"),
+            ([], "<image>\nWhat?"),
+            ([], "What?"),
+            ([one, two], "What?"),
+            ([one, two], "<image><image>"),
+        ]
+    ]
+    path = tmp_path / name
+    write_records(path, items)
+
+    def faults(out: Path) -> list[str]:
+        listed = [json.loads(line) for line in (out / FAULTS).read_text().splitlines()]
+        assert {fault["kind"] for fault in listed} <= {"image markers"}
+        return [fault["fault"].removeprefix(f"{path}: record ")[0] for fault in listed]
+
+    out = tmp_path / "out"
+    line = refused(capsys, being_vl("prepare", *flags(chain, [path], out)))
+    assert "5 of 8 records are bad (5 image markers;" in line
+    assert f"first: {path}: record 1 (id '{first['id']}'): 0 <image> in '" in line
+    assert being_vl("prepare", *flags(chain, [path], out), "--lenient", "true") == 0
+    assert faults(out) == ["1", "2", "3", "4", "6"]
+    model = ["--model", chain / "tied", "--grids", chain / "grids", "--show", 0, "--records", path]
+    checked = ["check", *model, "--out", tmp_path / "run"]
+    line = refused(capsys, being_vl(*checked))
+    assert "5 bad records, 62.50% of all, are more than the tolerated" in line
+    assert faults(tmp_path / "run" / "prepared") == ["1", "2", "3", "4", "6"]
+    line = refused(capsys, being_vl("train", *model[:4], *model[6:], "--out", tmp_path / "run"))
+    assert "5 of 8 records are bad (5 image markers;" in line
+    capsys.readouterr()
+    in_front = ["--images_in_front", "true", "--out", tmp_path / "front", "--tolerated", 0.5]
+    assert being_vl(*checked[:-2], *in_front) == 0
+    assert "image markers: 3 of 8 records" in capsys.readouterr().out
+    assert faults(tmp_path / "front" / "prepared") == ["2", "3", "4"]
+    sequences = PreparedSequences(tmp_path / "front" / "prepared", load_builder(options(chain, [path], out)))
+    marked, bare, _, both, marked_both = map(sequences.read, range(5))
+    assert bare.ids.tolist() == marked.ids.tolist()
+    assert [image.key for image in both.images] == [image.key for image in marked_both.images] == [one, two]
+
+
+def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
+    chain: Path, records: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    builder = load_builder(options(chain, records, tmp_path))
+    lengths = sorted(len(example.ids) for example in builder.build(read(records)))
+    limit = lengths[len(lengths) // 2]
+    counts = {}
+    for too_long in ("drop", "truncate"):
+        out = tmp_path / too_long
+        prepare(options(chain, records, out, max_length=limit, too_long=too_long))
+        manifest = read_manifest(out, "sequences")
+        counts[too_long] = manifest["faults"]
+        assert manifest["examples"] == manifest["records"] - manifest["faults"]["dropped as too long"]
+        shorter = load_builder(options(chain, records, out, max_length=limit, too_long=too_long))
+        assert max(map(max, PreparedSequences(out, shorter).lengths.values())) <= limit
+        listed = [json.loads(line)["kind"] for line in (out / FAULTS).read_text().splitlines()]
+        assert Counter(listed) == manifest["faults"]
+    assert counts["drop"] == {"dropped as too long": sum(length > limit for length in lengths)}
+    assert sum(counts["truncate"].values()) == counts["drop"]["dropped as too long"]
+    assert counts["truncate"]["truncated"] > 0
+    with pytest.raises(
+        RecordError, match=rf"none of {len(lengths)} records is left \(\d+ dropped as too long;"
+    ):
+        prepare(options(chain, records, tmp_path / "none", max_length=3, too_long="drop"))
+
+
+def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[Path], prepared: Path) -> None:
+    builder = load_builder(options(chain, records, prepared))
+    plain = PreparedSequences(prepared, builder)
+    group = Group("perception", "train", False)
+    longer = 0
+    readings: dict[tuple[int, int], list[list[int]]] = {}
+    for seed in (0, 1):
+        for position in (0, 1, 2**40):
+            sequences = PreparedSequences(prepared, builder, dropout=0.5, seed=seed)
+            found = [sequences.get(group, index, position) for index in range(5)]
+            again = [sequences.get(group, index, position) for index in reversed(range(5))]
+            readings[seed, position] = [example.ids.tolist() for example in found]
+            assert [example.ids.tolist() for example in reversed(again)] == readings[seed, position]
+            for index, example in enumerate(found):
+                equal_text = plain.get(group, index, position)
+                assert example.labels[example.labels >= 0].tolist() == [
+                    label for label in equal_text.labels.tolist() if label >= 0
+                ]
+                longer += len(example.ids) > len(equal_text.ids)
+    assert longer > 0
+    assert len({json.dumps(reading) for reading in readings.values()}) == len(readings)
+    words = Group("chat", "words", True)
+    sequences = PreparedSequences(prepared, builder, dropout=0.5)
+    equal(sequences.get(words, 3, 7), plain.get(words, 3, 7))
+    builder.grids = None
+    with pytest.raises(ConfigError, match="dropout needs"):
+        PreparedSequences(prepared, builder, dropout=0.5)
+
+
+def test_grids_of_another_quantizer_are_refused(chain: Path, records: list[Path], tmp_path: Path) -> None:
+    other = tiny.quantizer(tmp_path / "quantizer", codebook_size=64, name="other", seed=3)
+    job = options(chain, records, tmp_path / "out")
+    job.grids = tmp_path / "grids"
+    tiny.grids(job.grids, ["a.png"], other)
+    with pytest.raises(QuantizerError, match="'other'"):
+        prepare(job)
+
+
+def test_a_damaged_or_unfinished_folder_is_named(
+    chain: Path, records: list[Path], prepared: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    builder = load_builder(options(chain, records, prepared))
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    shard = folder / "sequences-00002.arrow"
+    whole = shard.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"nonsense" * 100):
+        shard.write_bytes(damaged)
+        with pytest.raises(ManifestError, match=r"sequences-00002\.arrow: not an Arrow file of sequences"):
+            PreparedSequences(folder, builder)
+    shutil.copy(folder / "sequences-00000.arrow", shard)
+    shutil.copy(folder / "sequences-00013.arrow", folder / "sequences-00000.arrow")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ManifestError, match=r"no manifest\.json"):
+        PreparedSequences(folder, builder)

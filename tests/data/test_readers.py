@@ -1,0 +1,345 @@
+"""Files of records of every kind: the same records, in turn and by number, and what is wrong with a file."""
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from being_vl.data import readers
+from being_vl.data.readers import open_records
+from being_vl.data.records import Record, Records
+from being_vl.errors import RecordError
+from being_vl.images.sources import find_sources
+
+
+def item(number: int) -> dict[str, Any]:
+    return {
+        "id": f"größe-{number}",
+        "image": f"{number}.png",
+        "category": ("foundation", "reasoning")[number % 3 == 0],
+        "conversations": [
+            {"from": "human", "value": f"<image>\nWhat is {number}, [a] {{b}}, \"c\" \\ '€'?"},
+            {"from": "gpt", "value": "A number. " * (number % 5 + 1)},
+        ],
+    }
+
+
+ITEMS = [item(number) for number in range(50)]
+
+
+def write_json(path: Path) -> None:
+    path.write_text(json.dumps(ITEMS, ensure_ascii=False, indent=1), encoding="utf-8-sig")
+
+
+def write_lines(path: Path) -> None:
+    lines = [json.dumps(item, ensure_ascii=False) for item in ITEMS]
+    path.write_text("\n\n".join(lines), encoding="utf-8-sig")
+
+
+def write_parquet(path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ITEMS), path, row_group_size=7)
+
+
+def write_arrow(path: Path) -> None:
+    table = pa.Table.from_pylist(ITEMS)
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+
+
+def write_arrow_file(path: Path) -> None:
+    table = pa.Table.from_pylist(ITEMS)
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+
+
+def write_tar(path: Path, image: bool = False, format: int = tarfile.PAX_FORMAT) -> None:
+    with tarfile.open(path, "w", format=format) as tar:
+        for number, record in enumerate(ITEMS):
+            parts = {"json": json.dumps(record if not image else {**record, "image": None}).encode()}
+            if image:
+                parts = {"png": b"pixels", **parts}
+            for suffix, data in parts.items():
+                info = tarfile.TarInfo(f"{'deep/' * 30}größe/{number:03d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+WRITERS = {
+    "list.json": write_json,
+    "lines.jsonl": write_lines,
+    "table.parquet": write_parquet,
+    "table.arrow": write_arrow,
+    "file.arrow": write_arrow_file,
+    "web.tar": write_tar,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_same_records_in_turn_and_by_number(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "WINDOW", 100)
+    path = tmp_path / name
+    WRITERS[name](path)
+    reader = pickle.loads(pickle.dumps(open_records(path)))
+    assert len(reader) == 50
+    assert list(reader.read(0, len(reader))) == ITEMS
+    assert [reader[number] for number in (49, 0, 7, 6, 13)] == [ITEMS[number] for number in (49, 0, 7, 6, 13)]
+
+
+def test_records_of_several_files_are_numbered_through_and_sorted_by_category(tmp_path: Path) -> None:
+    for name, write in WRITERS.items():
+        write(tmp_path / name)
+    records = Records([tmp_path / name for name in WRITERS])
+    everything = list(records)
+    assert len(records) == len(everything) == 300
+    assert [records[number] for number in range(300)] == everything
+    assert everything[250].source == tmp_path / "web.tar"
+    assert everything[250].index == 0
+    for category, numbers in records.by_category().items():
+        assert numbers.tolist() == [n for n, record in enumerate(everything) if record.category == category]
+    with pytest.raises(IndexError, match="there are 300 records"):
+        records[300]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(
+    values=st.lists(json_values, min_size=1),
+    window=st.integers(1, 40),
+    indent=st.sampled_from([None, 0, 3]),
+    ascii_only=st.booleans(),
+)
+def test_any_json_list_is_read_element_by_element(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], window: int, indent: int, ascii_only: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "WINDOW", window)
+        assert list(open_records(path).read(0, len(values))) == values
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"id": 1}, {"id": 2}', "line 1, column 22: not JSON"),
+        ('[{"id": 1}\n {"id": 2}]', "line 2, column 2: not JSON (Expecting ',' delimiter)"),
+        ('[{"id": "größe"},\n\n{"größe": 3 4}]', "line 3, column 13: not JSON (Expecting ',' delimiter)"),
+        ("[1, 2,]", "line 1, column 7: not JSON"),
+        ("[1, 2] 3", "line 1, column 8: not JSON (Extra data)"),
+        ("[1] ]", "line 1, column 5: not JSON (Extra data)"),
+        ("[", "line 1, column 2: not JSON"),
+        ('"[1]"', "a JSON string; expected a JSON list"),
+        ("[ ]", "an empty list"),
+    ],
+)
+@pytest.mark.parametrize("window", [1, 7, 1000])
+def test_a_damaged_json_list_says_where(
+    tmp_path: Path, content: str, message: str, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "WINDOW", window)
+    path = tmp_path / "list.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(RecordError) as error:
+        open_records(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
+def test_a_json_list_that_is_not_closed_is_not_read_as_one_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "WINDOW", 100)
+    monkeypatch.setattr(readers, "LARGEST", 1000)
+    path = tmp_path / "list.json"
+    path.write_text('[{"id": "' + "x" * 100_000, encoding="utf-8")
+    with pytest.raises(RecordError, match=r"line 1, column 9: not JSON \(Unterminated string"):
+        open_records(path)
+
+
+def test_a_damaged_line_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    lines = [json.dumps(ITEMS[0]).encode(), b'{"id": \xe9}', b'{"id": }', json.dumps(ITEMS[1]).encode()]
+    path.write_bytes(b"\r\n".join(lines))
+    first, latin, damaged, last = open_records(path).read(0, 4)
+    assert [first, last] == ITEMS[:2]
+    place = len(lines[0]) + 2 + 7
+    assert str(latin) == f"{path}: record 1: byte {place} of the file: not UTF-8; expected a record"
+    assert str(damaged) == f"{path}: record 2: column 8: not JSON (Expecting value); expected a record"
+    with pytest.raises(RecordError, match="record 1: byte"):
+        list(Records(path))
+
+
+@pytest.mark.parametrize("name", ["list.json", "lines.jsonl"])
+def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("[" * 100_000)
+    with pytest.raises(RecordError, match=rf"{name}: .*nested too deeply"):
+        list(Records(path))
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "table.arrow"])
+def test_a_row_that_is_not_utf8_is_a_fault_of_its_own(tmp_path: Path, name: str) -> None:
+    latin = pa.array([b"gr\xf6\xdfe" if n == 5 else f"{n}".encode() for n in range(9)], pa.binary())
+    captions = pa.StringArray.from_buffers(9, *latin.buffers()[1:])
+    table = pa.table({"image": [f"{n}.png" for n in range(9)], "caption": captions})
+    if name.endswith("parquet"):
+        pq.write_table(table, tmp_path / name)
+    else:
+        with pa.ipc.new_stream(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    records = Records(tmp_path / name)
+    found = list(records.checked())
+    assert [record.index for record in found if isinstance(record, Record)] == [0, 1, 2, 3, 4, 6, 7, 8]
+    wrong = found[5]
+    assert isinstance(wrong, RecordError)
+    assert wrong.kind == "wrong encoding"
+    assert str(wrong).startswith(f"{tmp_path / name}: record 5: a text that is not UTF-8")
+    assert records[6] == found[6]
+    with pytest.raises(RecordError, match="record 5: a text that is not UTF-8"):
+        records[5]
+
+
+NUMBER, DEEP = "9" * 5000, "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("list.json", NUMBER),
+        ("lines.jsonl", NUMBER),
+        ("lines.jsonl", DEEP),
+        ("web.tar", NUMBER),
+        ("web.tar", DEEP),
+    ],
+    ids=["list-number", "lines-number", "lines-deep", "tar-number", "tar-deep"],
+)
+def test_json_that_python_cannot_hold_is_a_fault_of_its_record(tmp_path: Path, name: str, value: str) -> None:
+    path = tmp_path / name
+    items = [json.dumps(ITEMS[0]), '{"id": ' + value + "}", json.dumps(ITEMS[1])]
+    if name == "web.tar":
+        with tarfile.open(path, "w") as tar:
+            for number, text in enumerate(items):
+                info = tarfile.TarInfo(f"{number}.json")
+                info.size = len(text)
+                tar.addfile(info, io.BytesIO(text.encode()))
+    else:
+        path.write_text("[" + ",".join(items) + "]" if name == "list.json" else "\n".join(items))
+    first, wrong, last = open_records(path).read(0, 3)
+    assert [first["id"], last["id"]] == [ITEMS[0]["id"], ITEMS[1]["id"]]
+    assert isinstance(wrong, RecordError)
+    assert wrong.kind == "not JSON"
+    assert str(wrong).startswith(f"{path}: record 1")
+
+
+def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    lines = [
+        {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi."}]},
+    ]
+    path.write_text(json.dumps(lines[0] | {"images": ["a.png"]}) + "\n" + json.dumps(lines[1]))
+    first, second = list(Records(path))
+    assert first.images == ("a.png",)
+    assert [turn.text for turn in first.turns] == ["<image>\nWhat?", "A cat."]
+    assert second.images == ()
+    path.write_text(json.dumps({"messages": [{"role": "tool", "content": "Be nice."}]}))
+    with pytest.raises(RecordError, match=r"'messages\[0\]' is from 'tool'; expected 'user' or 'assistant'"):
+        list(Records(path))
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_images_of_a_tar_have_the_keys_that_quantize_gives_them(tmp_path: Path, format: int) -> None:
+    path = tmp_path / "web.tar"
+    write_tar(path, image=True, format=format)
+    keys = [source.key for source in find_sources(path)]
+    assert [record.images for record in list(Records(path))] == [(key,) for key in keys]
+    assert Records(path)[31].images == (keys[31],)
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "table.arrow"])
+@pytest.mark.parametrize(
+    "image", [{"bytes": b"pixels", "path": None}, {"bytes": b"pixels"}, b"pixels"], ids=str
+)
+def test_images_of_a_table_have_the_keys_that_quantize_gives_them(
+    tmp_path: Path, name: str, image: Any
+) -> None:
+    path = tmp_path / name
+    rows = [{**record, "image": None if n == 3 else image} for n, record in enumerate(ITEMS)]
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=7)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+    keys = [source.key for source in find_sources(path)]
+    assert Records(path)[31].images == (keys[31],)
+    without, *others = sorted(Records(path).checked(), key=lambda record: isinstance(record, Record))
+    assert [record.images for record in others if isinstance(record, Record)] == [
+        (key,) for key in keys if key != keys[3]
+    ]
+    assert str(without).endswith("1 <image> in 'conversations' for 0 images; expected as many")
+
+
+@pytest.mark.parametrize("name", ["lines.jsonl", "web.tar", "table.parquet", "table.arrow"])
+def test_files_that_are_empty_or_not_of_their_kind_are_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"")
+    with pytest.raises(RecordError, match=name):
+        open_records(path)
+    path.write_bytes(b"\x00nonsense" * 1000)
+    with pytest.raises(RecordError, match=name):
+        list(Records(path))
+
+
+def test_a_sample_without_a_record_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("0.png"))
+    with pytest.raises(RecordError, match=r"record 0 \(0\.png\): no \.json or \.txt beside it"):
+        list(Records(path))
+
+
+def test_a_member_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("gr\udcf6n.json"))
+    (wrong,) = Records(path).checked()
+    assert isinstance(wrong, RecordError)
+    assert str(wrong).encode().startswith(f"{path}: record 0 (gr\\udcf6n.json): ".encode())
+
+
+def test_a_text_beside_an_image_of_a_tar_is_its_caption(tmp_path: Path) -> None:
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in {
+            "0.png": b"x",
+            "0.txt": "Ein Kätzchen.".encode(),
+            "1.txt": b"\xff",
+            "1.png": b"x",
+        }.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    caption, wrong = Records(path).checked()
+    assert not isinstance(caption, RecordError)
+    assert caption.images == ("web.tar/0.png",)
+    assert [(turn.role, turn.text) for turn in caption.turns] == [("assistant", "Ein Kätzchen.")]
+    assert isinstance(wrong, RecordError)
+    assert wrong.kind == "wrong encoding"
+    assert "record 1 (1.txt): its .txt is not UTF-8" in str(wrong)

@@ -1,0 +1,260 @@
+"""`being-vl plan` against what engines really hold; the shipped recipes, each planned and tried out small."""
+
+import gc
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from being_vl.estimate.estimate import (
+    States,
+    build,
+    find_shape,
+    measure_activations,
+    memory,
+    saved_bytes,
+    without_memory,
+)
+from being_vl.files import plain
+from being_vl.model.expand import expand
+from being_vl.model.options import ExpandOptions
+from being_vl.recipes import FOLDER, find_recipe
+from being_vl.run import model_of, training_of
+from being_vl.train.kernels import recompute
+from being_vl.train.log import read_log
+from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.split import TrainedLM
+from being_vl.train.stages import freeze
+from helpers import tiny
+from helpers.commands import being_vl, refused
+from helpers.ranks import FORKS, forked, free_port
+
+STAGES = [
+    StageOptions("rows", 0.0, 1e-3, {"foundation": 1}, max_steps=1, accumulation=2),
+    StageOptions("half", 0.5, 1e-3, {"foundation": 1}, max_steps=1, accumulation=2),
+    StageOptions("all", "all", 1e-3, {"foundation": 1}, max_steps=1, accumulation=2),
+]
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def model(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An expanded model, large enough for a plan's rounding and a batch's own bytes not to matter."""
+    folder = tmp_path_factory.mktemp("plan")
+    llm = tiny.llm(folder / "llm", tied=False, hidden=128)
+    expand(ExpandOptions(str(llm), chain / "vocabulary.json", folder / "model", str(chain / "quantizer")))
+    return folder / "model"
+
+
+def options(model: Path, **changes: Any) -> TrainOptions:
+    return TrainOptions(model, [Path("none.json")], Path("none"), stages=STAGES, **changes)
+
+
+def held() -> dict[int, torch.UntypedStorage]:
+    """Every storage that a tensor of this process has; as long as it is held, no other one gets its address."""
+    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    return {storage._cdata: storage for storage in storages}
+
+
+def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any], results: Any) -> None:
+    """On one of several ranks: for each case the most that an engine's tensors take, between backward and step."""
+    gc.freeze()
+    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ.update(where | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"})
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    from being_vl.train.engine import _load_model, _place
+    from being_vl.train.optimizer import deepspeed_config, make_optimizer
+
+    torch.set_num_threads(1)
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo")
+    ids = torch.ones(1, 8, dtype=torch.int64)
+    for stage, changes in cases:
+        training = options(model, micro_batch_size=1, **changes)
+        before = held()
+        trained, _ = _load_model(training, stage, model)
+        config = deepspeed_config(training, stage.accumulation)
+        optimizer = make_optimizer(trained, training, stage)
+        _place(trained, training, config)
+        engine, *_ = deepspeed.initialize(model=trained, optimizer=optimizer, config=config)
+        most = 0
+        for _ in range(2 * stage.accumulation):
+            engine.backward(engine(input_ids=ids, labels=ids, attention_mask=ids).sum())
+            torch.distributed.barrier()
+            time.sleep(0.1)  # until gloo's threads have let go of what they sent
+            gc.collect()
+            now = held()
+            # The buffer for gradients to send is a constant of DeepSpeed's, and on a CPU never touched.
+            sizes = [storage.nbytes() for key, storage in now.items() if key not in before]
+            most = max(most, sum(size for size in sizes if size < 10**9))
+            del now
+            engine.step()
+        results.put((rank, stage.name, changes, most))
+        engine.destroy()
+        del engine, trained
+        gc.collect()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_weights_gradients_and_optimizer_are_those_of_the_engine(model: Path, ranks: int) -> None:
+    cases = [(STAGES[1], {"zero": zero, "dtype": dtype}) for zero in range(4) for dtype in ("fp32", "bf16")]
+    cases += [(stage, {"zero": 2, "dtype": "bf16"}) for stage in (STAGES[0], STAGES[2])]
+    results = FORKS.Queue()
+    arguments = ranks, free_port(), model, cases, results
+    processes = [FORKS.Process(target=engine_bytes, args=(rank, *arguments)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=200) for _ in range(len(cases) * ranks)]
+    for process in processes:
+        process.join()
+    shape = find_shape(model, None)
+    for rank, name, changes, measured in found:
+        training = options(model, micro_batch_size=1, **changes)
+        dtype = torch.float32 if changes["dtype"] == "fp32" else torch.bfloat16
+        with without_memory():
+            trained = build(shape, training, dtype)
+            freeze(trained, next(stage for stage in STAGES if stage.name == name))
+            planned, _ = memory(
+                States.of(trained), measure_activations(trained, 8, 7), training, ranks, dtype
+            )
+        states = planned.weights + planned.gradients + planned.optimizer
+        assert states == pytest.approx(measured, rel=0.1), (rank, name, changes, planned)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_activations_are_those_of_a_real_forward_pass(
+    tmp_path: Path, family: tiny.Family, checkpointing: bool
+) -> None:
+    """Of the same model with weights, on real tensors."""
+    llm = tiny.llm(tmp_path / "llm", family, hidden=64, layers=6)
+    training = options(llm, micro_batch_size=3, loss_chunk=16, gradient_checkpointing=checkpointing)
+    shape = find_shape(llm, 40)
+    rows, length, labelled = 3, 96, 40
+    for stage in STAGES[1:]:
+        with without_memory():
+            fake = build(shape, training, torch.float32)
+            freeze(fake, stage)
+            planned = measure_activations(fake, length, labelled)
+        real = TrainedLM(AutoModelForCausalLM.from_config(shape.config), shape.text_size, 16).train()
+        freeze(real, stage)
+        assert States.of(fake) == States.of(real)
+        if checkpointing:
+            recompute(real.lm)
+        ids = torch.randint(shape.config.vocab_size, (rows, length))
+        labels = ids.clone()
+        labels[:, : length - labelled] = -100
+        measured, _ = saved_bytes(
+            real,
+            lambda: real(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids)),  # noqa: B023
+        )
+        if checkpointing:
+            layer = (planned.kept - planned.between) // planned.layers
+            assert planned.of(rows, True) - rows * layer == pytest.approx(measured, rel=0.1)
+        else:
+            assert planned.of(rows, False) == pytest.approx(measured, rel=0.1)
+
+
+def table(text: str, name: str) -> list[float]:
+    """The cells of a line of the plan."""
+    line = next(line for line in text.splitlines() if line.strip().startswith(name))
+    return [float(cell) for cell in re.findall(r"[\d.]+", line.partition(name)[2].replace(",", ""))]
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert being_vl("plan", *words) == 0
+    return capsys.readouterr().out
+
+
+def test_plan_of_a_training_counts_the_tokens_of_its_records(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = {"name": "one", "unfreeze": "all", "learning_rate": 1e-3, "epochs": 3}
+    stage["mixture"] = {"foundation": 1, "reasoning": 1}
+    recipe = tmp_path / "recipe.yaml"
+    written = {
+        **tiny.training_inputs(chain),
+        "out": str(tmp_path / "out"),
+        "micro_batch_size": 2,
+        "stages": [stage],
+    }
+    recipe.write_text(yaml.safe_dump(written))
+    text = planned(capsys, recipe, "--gpus", "1x1GB")
+    forked(recipe)
+    entries = read_log(tmp_path / "out" / "log.jsonl")
+    assert table(text, "steps") == [len(entries)]
+    assert table(text, "tokens")[0] == pytest.approx(sum(entry["tokens"] for entry in entries), rel=0.02)
+    trained = json.loads((tmp_path / "out" / "one" / "manifest.json").read_text())["trained"]
+    assert trained
+    result = sum(file.stat().st_size for file in (tmp_path / "out" / "one").glob("*.safetensors"))
+    assert table(text, "result")[0] == pytest.approx(result / 1e9, abs=0.01)
+
+
+def test_plan_names_what_makes_a_stage_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["qwen3-1.7b", "--records", '{"foundation": 1000, "instruction": 1000}']
+    overrides = ["--", "--train.gradient-checkpointing", "false"]
+    text = planned(capsys, *small, "--gpus", "8x24GB", *overrides)
+    assert "stage3: " in text
+    assert "Any of these makes it fit: gradient_checkpointing: true" in text
+    assert "fit" not in planned(capsys, *small, "--gpus", "8x24GB")
+    text = planned(capsys, *small, "--gpus", "1x8GB")
+    assert "stage3: " in text
+    assert re.search(r"It takes \d+ GPUs, with .*zero: 3", text)
+
+
+def test_bad_plans_are_refused(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: object) -> str:
+        return refused(capsys, being_vl("plan", *words))
+
+    assert "expected such as 8x80GB" in said("qwen3-1.7b", "--gpus", "8")
+    assert "mfu is 2.0" in said("qwen3-1.7b", "--mfu", 2)
+    assert "one of " in said("nothing")
+    assert "or one of Llama-3.1-8B" in said("demo", "--", "--llm", "./nowhere")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_recipe_is_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    training, _ = training_of(find_recipe(name), [])
+    text = planned(capsys, name, "--gpus", "8x80GB", *(["--shape", "demo"] if name == "demo" else []))
+    assert len(table(text, "together")) == len(training.stages)
+    assert "do not fit" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {"demo"}))
+def test_shipped_recipe_trains_a_model_of_its_kind(name: str, chain: Path, tmp_path: Path) -> None:
+    """The recipe itself, but for its files, the number of steps, and a model scaled down; test_demo runs the demo's."""
+    training, _ = training_of(find_recipe(name), [])
+    config = find_shape(*model_of(find_recipe(name), [])).config
+    if config.model_type == "llama":
+        model = chain / ("tied" if config.tie_word_embeddings else "untied")
+    else:
+        llm = tiny.llm(tmp_path / "llm", config.model_type, tied=config.tie_word_embeddings)
+        model = tmp_path / "model"
+        expand(ExpandOptions(str(llm), chain / "vocabulary.json", model, str(chain / "quantizer")))
+    changed = plain(training) | {
+        "model": str(model),
+        "grids": str(chain / "grids"),
+        "records": [str(chain / "data" / "train.json")],
+        "out": str(tmp_path / "out"),
+        "stages": [plain(stage) | {"max_steps": 2} for stage in training.stages],
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(changed))
+    forked(recipe)
+    entries = read_log(tmp_path / "out" / "log.jsonl")
+    assert [entry["stage"] for entry in entries] == [
+        stage.name for stage in training.stages for _ in range(2)
+    ]
+    assert all(entry["loss"] > 0 for entry in entries)

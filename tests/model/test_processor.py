@@ -1,0 +1,157 @@
+"""The processor: chats with images as ids, as the model was trained on them, and back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+
+from being_vl.data.records import Turn
+from being_vl.errors import GridError, ImageError, ModelError, RecordError
+from being_vl.model.assistant import Assistant
+from being_vl.model.processor import BeingVLProcessor
+from helpers import tiny
+
+TEMPLATES: dict[tiny.Family, str] = {"llama": tiny.LLAMA3, "qwen2": tiny.CHATML}
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp(request.param)
+    family = request.param
+    return tiny.expanded(made, ["any.png"], family=family, template=TEMPLATES[family], layers=2)[0]
+
+
+@pytest.fixture(scope="module")
+def processor(folder: Path) -> BeingVLProcessor:
+    return AutoProcessor.from_pretrained(folder)
+
+
+def picture(colour: str) -> Image.Image:
+    image = Image.new("RGB", (32, 32), "white")
+    image.paste(Image.new("RGB", (16, 16), colour), (8, 8))
+    return image
+
+
+def ask(question: str, *images: object) -> list[dict[str, object]]:
+    parts = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def test_a_chat_is_the_models_own_template_with_the_images_behind_bos(processor: BeingVLProcessor) -> None:
+    chat = [
+        *ask("What is it?", picture("red"), picture("blue")),
+        {"role": "assistant", "content": "A square."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    text = [{"role": "user", "content": "What is it?"}, *chat[1:]]
+    tokenizer = processor.tokenizer
+    expected = tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
+    written = processor.decode(processor(chat).input_ids[0])
+    bos = tokenizer.bos_token or ""
+    images, plain = "", written.removeprefix(bos)
+    while plain.startswith("<|visual_start|>"):
+        image, _, plain = plain.partition("<|visual_end|>")
+        images += image
+    assert written.startswith(bos)
+    assert images.count("<|visual_start|>") == 2
+    assert bos + plain == expected
+    ids = processor(chat).input_ids
+    assert torch.equal(tokenizer(written, add_special_tokens=False, return_tensors="pt").input_ids, ids)
+    assert processor.batch_decode(ids, skip_special_tokens=True) == [
+        tokenizer.decode(tokenizer(expected, add_special_tokens=False).input_ids, skip_special_tokens=True)
+    ]
+
+
+def test_an_image_between_texts_stays_there(processor: BeingVLProcessor) -> None:
+    parts = [
+        {"type": "text", "text": "Is "},
+        {"type": "image", "image": picture("red")},
+        {"type": "text", "text": " red?"},
+    ]
+    written = processor.decode(processor([{"role": "user", "content": parts}]).input_ids[0])
+    assert "Is <|visual_start|>" in written
+    assert "<|visual_end|> red?" in written
+
+
+def test_a_system_message_stands_where_the_template_puts_it(processor: BeingVLProcessor) -> None:
+    system = {"role": "system", "content": "Be kind."}
+    written = processor.decode(processor([system, *ask("What is it?", picture("red"))]).input_ids[0])
+    chat = [system, {"role": "user", "content": "What is it?"}]
+    expected = processor.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert "Be kind." in expected
+    assert written.partition("<|visual_end|>")[2] == expected.removeprefix("<|begin_of_text|>")
+
+
+def test_files_pictures_and_grids_are_the_same_images(processor: BeingVLProcessor, tmp_path: Path) -> None:
+    picture("green").save(tmp_path / "a.png")
+    (grid,) = processor.quantizer.encode([picture("green")])
+    given = [tmp_path / "a.png", str(tmp_path / "a.png"), picture("green"), grid]
+    ids = [processor(ask("What?", image)).input_ids for image in given]
+    assert all(torch.equal(ids[0], other) for other in ids)
+    mixed = processor(ask("What?", grid, picture("red"), grid)).input_ids
+    assert torch.equal(
+        mixed, processor(ask("What?", *[picture(c) for c in ("green", "red", "green")])).input_ids
+    )
+
+
+def test_transformers_generates_from_a_batch_what_the_assistant_answers(
+    processor: BeingVLProcessor, folder: Path
+) -> None:
+    batch = processor([ask("What is it?", picture("red")), [{"role": "user", "content": "Hello."}]])
+    assert batch.input_ids.shape == batch.attention_mask.shape
+    assert batch.attention_mask.tolist() == [
+        [1] * batch.input_ids.shape[1],
+        sorted(batch.attention_mask[1].tolist()),
+    ]
+    assert batch.attention_mask[1].sum() == len(
+        processor([{"role": "user", "content": "Hello."}]).input_ids[0]
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assistant = Assistant.load(folder, "cpu")
+    stops = {"eos_token_id": assistant._stops, "pad_token_id": processor.builder.pad_id}
+    output = model.generate(
+        **batch, max_new_tokens=6, do_sample=False, **stops, suppress_tokens=list(range(400, 500))
+    )
+    answers = processor.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    expected = assistant.answer(["What is it?", "Hello."], [[picture("red")], []], max_new_tokens=6)
+    assert [answer.strip() for answer in answers] == expected
+    turns = (Turn("user", "Hello."),)
+    assert np.array_equal(processor.prompts([turns], [[]])[0], processor.prompts(["Hello."], [[]])[0])
+
+
+def test_it_is_saved_and_found_by_the_auto_class(processor: BeingVLProcessor, tmp_path: Path) -> None:
+    assert type(processor) is BeingVLProcessor
+    processor.save_pretrained(tmp_path / "new" / "copy")
+    copy = AutoProcessor.from_pretrained(tmp_path / "new" / "copy")
+    assert type(copy) is BeingVLProcessor
+    chat = ask("What is it?", picture("red"))
+    assert torch.equal(copy(chat).input_ids, processor(chat).input_ids)
+    assert AutoTokenizer.from_pretrained(tmp_path / "new" / "copy").get_vocab() == copy.tokenizer.get_vocab()
+
+
+def test_what_is_no_chat_is_refused(processor: BeingVLProcessor, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="message 0 is 'W'; expected an object with 'role' and 'content'"):
+        processor("What?")
+    with pytest.raises(RecordError, match="no messages"):
+        processor([])
+    with pytest.raises(
+        RecordError, match="message 0: role is 'tool'; expected 'system', 'user' or 'assistant'"
+    ):
+        processor([{"role": "tool", "content": "Be kind."}])
+    with pytest.raises(RecordError, match="user first and last"):
+        processor([{"role": "system", "content": "Be kind."}])
+    with pytest.raises(RecordError, match="user first and last"):
+        processor([*ask("What?"), {"role": "assistant", "content": "It."}])
+    with pytest.raises(RecordError, match="message 0: a part of type 'video' of the user's; expected 'text'"):
+        processor([{"role": "user", "content": [{"type": "video"}]}])
+    with pytest.raises(RecordError, match="'text' without <image>, or"):
+        processor([{"role": "user", "content": "<image>"}])
+    with pytest.raises(ImageError, match=r"gone.png: cannot be read"):
+        processor(ask("What?", tmp_path / "gone.png"))
+    with pytest.raises(GridError, match="16"):
+        processor(ask("What?", np.full((2, 2), 16)))
+    with pytest.raises(ModelError, match=r"no being_vl.json; expected a model that `being-vl expand`"):
+        BeingVLProcessor.from_pretrained(tmp_path)

@@ -1,0 +1,423 @@
+"""Training a quantizer: it starts well, gets better, goes on after kill -9, and refuses what can't work."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional as F
+
+from being_vl.demo import shapesworld
+from being_vl.errors import CheckpointError, ConfigError, ImageError
+from being_vl.quantize.base import load_quantizer
+from being_vl.quantize.models.tiled import VQGAN, cut_tiles, decode_codes, encode_tiles, new_model, to_tensor
+from being_vl.quantize.options import QuantizerTrainOptions
+from being_vl.quantize.training.codebook import Codebook
+from being_vl.quantize.training.crops import Crops
+from being_vl.quantize.training.losses import VGG16, Perceptual, edge_loss, psnr, ssim
+from being_vl.quantize.training.trainer import Trainer, start_linear, train_quantizer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums of floats depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A folder of small pictures and one of larger ones of various sizes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    shapesworld.generate(folder / "shapes", 30, seed=3)
+    (folder / "large").mkdir()
+    for n in range(4):
+        rng = np.random.default_rng(n)
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8))
+        coarse.resize((150 + 200 * n, 120), Image.Resampling.BICUBIC).save(folder / "large" / f"{n}.png")
+    return [folder / "shapes" / "images", folder / "large"]
+
+
+@pytest.fixture
+def options(pictures: list[Path], tmp_path: Path) -> QuantizerTrainOptions:
+    return QuantizerTrainOptions(
+        images=pictures,
+        out=tmp_path / "quantizer",
+        codebook_size=64,
+        code_dim=8,
+        width=32,
+        steps=24,
+        batch_size=4,
+        adversarial_start=0.5,
+        log_every=1,
+        checkpoint_every=6,
+    )
+
+
+def log_of(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_makes_a_quantizer_and_a_log(options: QuantizerTrainOptions) -> None:
+    train_quantizer(options)
+    quantizer = load_quantizer(options.out)
+    assert (quantizer.name, quantizer.codebook_size) == ("custom", 64)
+    assert quantizer.encode([Image.new("RGB", (100, 70))])[0].shape == (8, 8)
+    log = log_of(options.out)
+    assert [entry["step"] for entry in log] == list(range(1, 25))
+    assert ["discriminator" in entry for entry in log] == [False] * 12 + [True] * 12
+    assert [entry["step"] for entry in log if "psnr" in entry] == [6, 12, 18, 24]
+    assert set(log[-1]["psnr"]) == set(log[-1]["ssim"]) == {str(folder) for folder in options.images}
+    assert all(0 < value < 1 for value in log[-1]["ssim"].values())
+    assert 0 < log[-1]["codes_used"] <= 1
+    shown = options.out / "reconstructions"
+    assert [path.name for path in sorted(shown.iterdir())] == [f"{n:07d}.png" for n in (6, 12, 18, 24)]
+    board = EventAccumulator(str(options.out / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("psnr/large")] == [6, 12, 18, 24]
+    encoded = board.Images("reconstructions")[-1].encoded_image_string
+    with Image.open(io.BytesIO(encoded)) as image, Image.open(shown / "0000024.png") as file:
+        assert np.array_equal(np.asarray(image), np.asarray(file))
+    inode = (options.out / "manifest.json").stat().st_ino
+    train_quantizer(options)
+    assert (options.out / "manifest.json").stat().st_ino == inode, "a finished training was done again"
+
+
+def test_training_makes_reconstructions_better(options: QuantizerTrainOptions) -> None:
+    options = replace(options, steps=80, adversarial=0.0)
+    trainer = Trainer(options)
+    psnr = []
+    while trainer.done < 40:
+        trainer.step()
+        if trainer.done in (1, 40):
+            psnr.append(np.mean(list(trainer.measure()[0]["psnr"].values())))
+    assert psnr[1] > psnr[0] + 0.5 > 15
+
+
+def test_a_codebook_that_learns_by_gradients(options: QuantizerTrainOptions) -> None:
+    trainer = Trainer(replace(options, codebook="gradient", steps=80, settle=0.5, adversarial=0.0))
+    trainer.step()
+    start = trainer.codebook.weight.clone()
+    before = np.mean(list(trainer.measure()[0]["psnr"].values()))
+    while trainer.done < 40:
+        trainer.step()
+    moved = (trainer.codebook.weight - start).abs().amax(1)
+    assert (moved > 0).all()
+    assert np.mean(list(trainer.measure()[0]["psnr"].values())) > before + 0.5
+    settled = trainer.codebook.weight.clone()
+    trainer.step()
+    assert torch.equal(trainer.codebook.weight, settled)
+
+
+def test_unused_codes_are_placed_anew(options: QuantizerTrainOptions) -> None:
+    """Nothing is near to half of the codes, until they are put where the tiles are."""
+    trainer = Trainer(replace(options, steps=200, settle=1.0, adversarial=0.0, dead=0.2, decay=0.8))
+    trainer.step()
+    trainer.codebook.weight[::2] += 100
+    trainer.codebook.sums.copy_(trainer.codebook.weight * trainer.codebook.counts[:, None])
+    while trainer.done < 40:
+        trainer.step()
+    assert trainer.codebook.weight.abs().max() < 50
+
+
+def test_reserved_codes_are_the_first_folders() -> None:
+    """Latents that the codes are placed on get a code of their own kind, where the kinds overlap as well."""
+    rng = torch.Generator().manual_seed(0)
+    first = torch.randn(400, 3, generator=rng)
+    others = torch.randn(2000, 3, generator=rng) * 2 + torch.tensor([1.0, 0, 0])
+    codebook = Codebook(torch.zeros(64, 3), decay=0.99, dead=0.03)
+    codebook.place([first, others], 16, rng)
+    assert codebook.nearest(first).max() < 16
+    counts = torch.bincount(codebook.nearest(others), minlength=64)
+    assert counts[:16].sum() < 0.7 * len(others)
+    assert (counts[16:] > 0).all()
+    errors = [(x - codebook.weight[codebook.nearest(x)]).square().sum(1).mean() for x in (first, others)]
+    assert max(errors) < 3
+    codebook.place([first, others], 0, rng)
+    assert codebook.nearest(first).max() >= 16
+
+
+def test_bfloat16_loses_about_the_same(options: QuantizerTrainOptions) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(replace(options, adversarial_start=0.0, precision=precision))
+        losses.append([trainer.step()["loss"] for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+
+
+def test_compiled_networks_lose_the_same(
+    options: QuantizerTrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated as for the default backend, which would take minutes to make C++ of it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    losses = []
+    for compiled in (False, True):
+        trainer = Trainer(replace(options, adversarial_start=0.0, compile=compiled))
+        losses.append([trainer.step()["loss"] for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_lose_as_one(options: QuantizerTrainOptions) -> None:
+    """Both halves of the training: moving and settled, with the discriminator, and codes that are placed anew."""
+    alone = replace(options, dead=0.5, decay=0.9)
+    train_quantizer(alone)
+    out = options.out.with_name("shared")
+    arguments = ["--images", *map(str, options.images), "--out", str(out), "--dead", "0.5", "--decay", "0.9"]
+    for name in ("codebook_size", "code_dim", "width", "steps", "batch_size", "adversarial_start"):
+        arguments += [f"--{name}", str(getattr(options, name))]
+    arguments += ["--log_every", "1", "--checkpoint_every", "6", "--workers", "1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*torchrun, "-m", "being_vl", "quantizer", "train", *arguments],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    one, two = log_of(alone.out), log_of(out)
+    assert len(one) == len(two) == options.steps
+    for a, b in zip(one, two, strict=True):
+        assert set(a) == set(b)
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-2 if a["step"] > 8 else 1e-4), a["step"]
+    assert two[-1]["psnr"] == pytest.approx(one[-1]["psnr"], abs=0.1)
+
+
+def test_a_batch_that_processes_cannot_share_evenly(options: QuantizerTrainOptions) -> None:
+    with pytest.raises(ConfigError, match="batch_size: 4 cannot be shared evenly by 3 processes"):
+        Trainer(options, rank=0, ranks=3)
+
+
+def test_crops_do_not_depend_on_who_makes_them(pictures: list[Path]) -> None:
+    crops = Crops(pictures, [], 64, 8, seed=5)
+    (whole,) = crops.step((1, 7), range(4), 4)
+    parts = [group for half in (range(2), range(2, 4)) for group in crops.step((1, 7), half, 4)]
+    assert torch.equal(torch.cat([part.pixels for part in parts]), whole.pixels)
+    assert torch.equal(torch.cat([part.chances for part in parts]), whole.chances)
+
+
+def test_crops_are_flipped_every_other_time_and_not_enlarged(tmp_path: Path) -> None:
+    """Of pictures that grow lighter to the right, in the size that they have."""
+    ramp = np.tile(np.linspace(0, 255, 40).astype(np.uint8)[None, :, None], (40, 1, 3))
+    for n in range(2):
+        Image.fromarray(ramp).save(tmp_path / f"{n}.png")
+    crops = Crops([tmp_path], [], 128, 8, seed=0)
+    drawn = torch.stack([crops.draw(0, np.random.default_rng(n)) for n in range(60)])
+    assert drawn.shape == (60, 3, 40, 40)
+    flipped = drawn[..., 0].mean((1, 2)) > drawn[..., -1].mean((1, 2))
+    assert 15 < int(flipped.sum()) < 45
+
+
+def test_held_out_folders_are_measured_and_all_others_trained_on(
+    options: QuantizerTrainOptions, pictures: list[Path]
+) -> None:
+    trainer = Trainer(replace(options, images=pictures[:1], held_out=pictures[1:]))
+    assert len(trainer.crops.train[0]) == 30
+    trainer.step()
+    assert set(trainer.measure()[0]["psnr"]) == {str(pictures[1])}
+
+
+def test_kill_9_and_the_same_command_give_the_same_losses(options: QuantizerTrainOptions) -> None:
+    whole = replace(options, out=options.out.with_name("whole"))
+    train_quantizer(whole)
+    arguments = ["--images", *map(str, options.images), "--out", str(options.out)]
+    for name in ("codebook_size", "code_dim", "width", "steps", "batch_size", "adversarial_start"):
+        arguments += [f"--{name}", str(getattr(options, name))]
+    arguments += ["--log_every", "1", "--checkpoint_every", "6"]
+    command = [sys.executable, "-c", "import sys; from being_vl.cli import main; sys.exit(main())"]
+    process = subprocess.Popen(
+        [*command, "quantizer", "train", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+    )
+    log = options.out / "log.jsonl"
+    while process.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) >= 9):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    _, said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said.decode()
+    assert not (options.out / "manifest.json").exists()
+    with log.open("a") as file:
+        file.write('{"step": 9')  # as if killed while it wrote
+
+    train_quantizer(options)
+    assert log.read_bytes() == (whole.out / "log.jsonl").read_bytes()
+    assert load_quantizer(options.out).fingerprint == load_quantizer(whole.out).fingerprint
+
+
+def test_a_checkpoint_of_other_options_is_refused(options: QuantizerTrainOptions) -> None:
+    train_quantizer(replace(options, steps=2, checkpoint_every=1))
+    (options.out / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: is of a training with other options"):
+        train_quantizer(replace(options, steps=2, checkpoint_every=1, seed=1))
+    (options.out / "checkpoint.pt").write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: cannot be read"):
+        train_quantizer(replace(options, steps=2, checkpoint_every=1))
+
+
+def test_folders_are_checked(options: QuantizerTrainOptions, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no such folder"):
+        train_quantizer(replace(options, images=[tmp_path / "nowhere"]))
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "one" / "a.png")
+    with pytest.raises(ConfigError, match="has one image; expected at least 2"):
+        train_quantizer(replace(options, images=[tmp_path / "one"]))
+    (tmp_path / "one" / "b.png").write_text("no image")
+    with pytest.raises(ImageError, match=r"b\.png: cannot be decoded"):
+        train_quantizer(replace(options, images=[tmp_path / "one"]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": []},
+        {"size": 60},
+        {"width": 48},
+        {"code_dim": 11},
+        {"codebook_size": 0},
+        {"codebook_size": 2**20 + 1},
+        {"batch_size": 0},
+        {"batch_size": 3},
+        {"crop": 60},
+        {"layers": -1},
+        {"reserved": 1.0},
+        {"lpips": Path("heads.pth")},
+    ],
+)
+def test_options_are_checked(options: QuantizerTrainOptions, change: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(change))}: expected"):
+        replace(options, **change)
+
+
+def test_the_start_is_the_principal_components() -> None:
+    """With as many codes as a tile's content has dimensions, a new model gives back what it was started on."""
+    rng = np.random.default_rng(0)
+    basis, mean = rng.normal(size=(10, 192)), rng.normal(size=192) * 0.2
+    tiles = torch.from_numpy(rng.normal(size=(500, 10)) @ basis * 0.1 + mean).float()
+    torch.manual_seed(0)
+    model = new_model(16, code_dim=16, tile=8, width=96)
+    start_linear(model, tiles)
+    with torch.no_grad():
+        latents = encode_tiles(model, tiles[:, :, None, None])
+        assert latents.square().mean() == pytest.approx(1, rel=0.1)
+        pixels = decode_codes(model, latents[:64].reshape(1, 8, 8, 16))
+        back = cut_tiles(model, pixels).flatten(1)
+    error = (back - tiles[:64]).square().mean() / (tiles[:64] - tiles.mean(0)).square().mean()
+    assert error < 0.03
+
+
+def test_edge_loss_sees_edges_and_no_constant_shift() -> None:
+    flat, edge = torch.full((1, 3, 16, 16), 0.3), torch.zeros(1, 3, 16, 16)
+    edge[..., 8:] = 1
+    assert edge_loss(flat) == 0
+    assert edge_loss(edge) > 0.05
+
+
+def test_tiles_and_pixels_are_inverse_of_each_other() -> None:
+    model = new_model(16, code_dim=4, tile=8, width=32)
+    rng = np.random.default_rng(0)
+    pixels = to_tensor(rng.integers(0, 256, (2, 24, 16, 3), np.uint8))
+    tiles = cut_tiles(model, pixels)
+    assert tiles.shape == (2 * 3 * 2, 192, 1, 1)
+    top_right = tiles[1].reshape(3, 8, 8)
+    torch.testing.assert_close(top_right, pixels[0, :, :8, 8:])
+    assert VQGAN(model, "x", 64).downsample == 8
+
+
+def test_ssim_is_that_of_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    a = np.clip(rng.normal(0, 0.4, (3, 17, 14)), -1, 1)
+    b = np.clip(a + rng.normal(0, 0.2, a.shape), -1, 1)
+    bell = np.exp(-(np.arange(-5, 6) ** 2) / 4.5)
+    window = np.outer(bell, bell) / bell.sum() ** 2
+    values = []
+    for x, y in zip((a + 1) / 2, (b + 1) / 2, strict=True):
+        for row in range(17 - 10):
+            for column in range(14 - 10):
+                p, q = (z[row : row + 11, column : column + 11] for z in (x, y))
+                mean_p, mean_q = (window * p).sum(), (window * q).sum()
+                var_p, var_q = (window * (p - mean_p) ** 2).sum(), (window * (q - mean_q) ** 2).sum()
+                covariance = (window * (p - mean_p) * (q - mean_q)).sum()
+                values.append(
+                    (2 * mean_p * mean_q + 1e-4)
+                    * (2 * covariance + 9e-4)
+                    / ((mean_p**2 + mean_q**2 + 1e-4) * (var_p + var_q + 9e-4))
+                )
+    images, others = (torch.from_numpy(x)[None].float() for x in (a, b))
+    assert float(ssim(images, others)) == pytest.approx(np.mean(values), abs=1e-5)
+    assert float(ssim(images, images)) == pytest.approx(1)
+    assert float(psnr(images, others)) == pytest.approx(-10 * np.log10(((a - b) ** 2 / 4).mean()), abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Files of random weights: torchvision's VGG16, with its classifier, and LPIPS's heads."""
+    folder = tmp_path_factory.mktemp("vgg")
+    torch.manual_seed(0)
+    weights, number, before = {"classifier.0.weight": torch.zeros(1)}, 0, 3
+    for widths in VGG16:
+        for width in widths:
+            weights[f"features.{number}.weight"] = (
+                torch.randn(width, before, 3, 3) * (2 / (9 * before)) ** 0.5
+            )
+            weights[f"features.{number}.bias"] = torch.randn(width) * 0.1
+            number, before = number + 2, width
+        number += 1
+    torch.save(weights, folder / "vgg16.pth")
+    torch.save(
+        {f"lin{n}.model.1.weight": torch.rand(1, widths[-1], 1, 1) for n, widths in enumerate(VGG16)},
+        folder / "heads.pth",
+    )
+    return folder / "vgg16.pth", folder / "heads.pth"
+
+
+def test_the_perceptual_loss_is_lpips(vgg: tuple[Path, Path]) -> None:
+    """As the paper has it, layer by layer, under the numbers of torchvision's `features`."""
+    weights, heads = (torch.load(path) for path in vgg)
+    images, others = torch.rand(2, 2, 3, 32, 24) * 2 - 1
+
+    def features(x: torch.Tensor) -> list[torch.Tensor]:
+        x = x - torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
+        x = x / torch.tensor([0.458, 0.448, 0.450])[:, None, None]
+        found = []
+        for number in range(30):
+            if number in (4, 9, 16, 23):
+                x = F.max_pool2d(x, 2)
+            elif f"features.{number}.weight" in weights:
+                kernel, bias = weights[f"features.{number}.weight"], weights[f"features.{number}.bias"]
+                x = F.conv2d(x, kernel, bias, padding=1).relu()
+            if number in (3, 8, 15, 22, 29):
+                found.append(F.normalize(x, dim=1))
+        return found
+
+    expected = sum(
+        ((a - b) ** 2 * heads[f"lin{n}.model.1.weight"]).sum(1).mean((1, 2))
+        for n, (a, b) in enumerate(zip(features(images), features(others), strict=True))
+    )
+    perceptual = Perceptual(*vgg)
+    torch.testing.assert_close(perceptual(images, others), expected)
+    assert perceptual(images, images).abs().max() == 0
+    evenly = Perceptual(vgg[0])(images, others)
+    assert (evenly > 0).all()
+    with pytest.raises(ConfigError, match=r"heads\.pth: expected torchvision's weights of VGG16 \(KeyError"):
+        Perceptual(vgg[1])
+    with pytest.raises(ConfigError, match=r"nothing\.pth: expected torchvision's weights"):
+        Perceptual(Path("nothing.pth"))
+
+
+def test_training_with_the_perceptual_loss(options: QuantizerTrainOptions, vgg: tuple[Path, Path]) -> None:
+    trainer = Trainer(replace(options, vgg=vgg[0], lpips=vgg[1], batch_size=2, adversarial=0.0))
+    assert trainer.step()["perceptual"] > 0

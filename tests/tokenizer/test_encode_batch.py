@@ -1,0 +1,212 @@
+"""Batches of grids in and out: any array, any threads, any process; lists, ragged arrays, regions, shapes."""
+
+import json
+import multiprocessing
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from being_vl import VisualBPE
+from being_vl.errors import GridError
+from helpers import oracle
+
+PHOTOS = np.load(Path(__file__).parents[1] / "helpers" / "photo_grids.npz")["grids"]
+K = 1024
+MODES = ("pair", "oriented")
+
+
+@pytest.fixture(scope="module")
+def vocabularies():
+    return {mode: VisualBPE.train(PHOTOS[:40], K, 300, mode, num_threads=1) for mode in MODES}
+
+
+@pytest.fixture(scope="module", params=MODES)
+def bpe(request, vocabularies):
+    return vocabularies[request.param]
+
+
+@st.composite
+def textures(draw, k):
+    """Grids of few ids: noise, patches, and stripes."""
+    height, width = draw(st.integers(1, 14)), draw(st.integers(1, 14))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    grid = rng.integers(0, k, (height, width))
+    kind = draw(st.sampled_from(["noise", "patches", "rows", "columns", "nearly blank"]))
+    if kind == "patches":
+        grid = np.kron(grid, np.ones((2, 3), int))[:height, :width]
+    elif kind == "rows":
+        grid[:] = grid[:, :1]
+    elif kind == "columns":
+        grid[:] = grid[:1]
+    elif kind == "nearly blank":
+        grid[rng.random(grid.shape) < 0.9] = 0
+    return grid
+
+
+@given(data=st.data(), mode=st.sampled_from(MODES), k=st.sampled_from([1, 2, 4]))
+@settings(max_examples=150, deadline=None)
+def test_batches_equal_rule_after_rule(data, mode, k):
+    """Unseen grids of several sizes one after the other, with dropout or without, give what the oracle gives."""
+    learned = data.draw(st.lists(textures(k), min_size=1, max_size=4))
+    unseen = data.draw(st.lists(textures(k), min_size=1, max_size=4))
+    dropout = data.draw(st.sampled_from([0.0, 0.0, 0.3]))
+    bpe = VisualBPE.train(learned, k, 40, mode, min_frequency=1, num_threads=1)
+    rules = [oracle.Rule(m[0], m[1], m[2:] or None, 0, 0, 0.0) for m in bpe.merges]
+    batch = bpe.encode_batch(unseen, 1, return_regions=True, dropout=dropout, seed=7)
+    for i, grid in enumerate(unseen):
+        image = oracle.encode(grid, rules, k, dropout, 7 + i)
+        assert batch[i].tolist() == image.ids()
+        assert batch.regions[i].tolist() == image.regions()
+    for decoded, grid in zip(bpe.decode_batch(batch, [g.shape for g in unseen]), unseen, strict=True):
+        assert np.array_equal(decoded, grid)
+
+
+def test_blocks_are_seamless(bpe):
+    """More cells than are copied at a time: the same tokens, seeds and indices as grid by grid."""
+    grids = np.concatenate([PHOTOS] * 25)[:1100]
+    assert grids.size > 1 << 20
+    plain = bpe.encode_batch(PHOTOS)
+    for many in (grids, list(grids), iter(grids)):
+        batch = bpe.encode_batch(many, 2)
+        assert len(batch) == 1100
+        assert all(np.array_equal(ids, plain[i % len(PHOTOS)]) for i, ids in enumerate(batch))
+    batch = bpe.encode_batch(grids, 2, dropout=0.3, seed=2**64 - 5, return_regions=True)
+    for i in (0, 4, 5, 1023, 1024, 1099):
+        ids, regions = bpe.encode(grids[i], True, dropout=0.3, seed=(2**64 - 5 + i) % 2**64)
+        assert np.array_equal(batch[i], ids)
+        assert np.array_equal(batch.regions[i], regions)
+    wrong = grids.astype(np.int64)
+    wrong[1050, 3, 4] = -7
+    for many in (wrong, iter(wrong)):
+        with pytest.raises(GridError, match="grid 1050, row 3, column 4: id -7 "):
+            bpe.encode_batch(many)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_iterable_that_fails(bpe, threads):
+    """Its exception comes out, however many blocks are under way; of several bad grids the first is named."""
+
+    def failing():
+        yield from [*PHOTOS] * 4
+        raise KeyError("lost")
+
+    with pytest.raises(KeyError, match="lost"):
+        bpe.encode_batch(failing(), threads)
+    grids = np.concatenate([PHOTOS] * 8).astype(np.int16)
+    grids[[100, 200, 300], 7, 31] = -1, -2, -3
+    for many in (grids, list(grids)):
+        with pytest.raises(GridError, match="grid 100, row 7, column 31: id -1 "):
+            bpe.encode_batch(many, threads)
+
+
+def test_dropout_is_the_same_for_any_number_of_threads(bpe):
+    one, two, three = (bpe.encode_batch(PHOTOS, n, dropout=0.1, seed=3) for n in (1, 2, 3))
+    assert one.tolist() == two.tolist() == three.tolist()
+    assert one.tolist() != bpe.encode_batch(PHOTOS).tolist()
+
+
+def test_lists(bpe):
+    batch = bpe.encode_batch(PHOTOS[:3])
+    assert batch.tolist() == [bpe.encode(grid).tolist() for grid in PHOTOS[:3]]
+    assert bpe.encode_batch([]).tolist() == []
+
+
+def test_several_python_threads_at_once(vocabularies):
+    """Two vocabularies and several sizes in turn, on threads that take over each other's memory."""
+    sizes = [(32, 32), (5, 32), (32, 1), (17, 23)]
+    jobs = [(bpe, PHOTOS[i, :h, :w]) for bpe in vocabularies.values() for i, (h, w) in enumerate(sizes * 3)]
+    expected = [bpe.encode_batch([grid]).tolist() for bpe, grid in jobs]
+    found = [[] for _ in range(4)]
+
+    def encode(found):
+        for _ in range(20):
+            found.append([bpe.encode(grid).tolist() for bpe, grid in jobs])
+
+    threads = [threading.Thread(target=encode, args=(one,)) for one in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[[ids for [ids] in expected]] * 20] * 4
+
+
+def _lengths(bpe):
+    return [len(ids) for ids in bpe.encode_batch(PHOTOS, num_threads=2)]
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_fork_in_the_middle_of_encoding(bpe):
+    """Processes forked while another thread encodes can encode."""
+    done = threading.Event()
+
+    def encode():
+        while not done.is_set():
+            bpe.encode_batch(PHOTOS, num_threads=2)
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    try:
+        for _ in range(3):
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                assert pool.apply_async(_lengths, [bpe]).get(timeout=60) == _lengths(bpe)
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_large_grids(vocabularies):
+    """Long sides, and areas of one token: decoding gives the grid back."""
+    for grid in (
+        np.tile(PHOTOS[0][:1], (1, 2047))[:, :65_500],
+        np.tile(PHOTOS[0][:, :1], (2047, 1))[:65_500],
+        np.zeros((256, 256), np.uint8),
+        np.tile([3, 8], (256, 128)),
+        np.tile([[3], [8]], (128, 256)),
+    ):
+        learned = [VisualBPE.train([grid], K, 60, mode, num_threads=1) for mode in MODES]
+        for bpe in [*vocabularies.values(), *learned]:
+            batch = bpe.encode_batch([grid], return_regions=True)
+            assert np.array_equal(bpe.decode_batch(batch, grid.shape)[0], grid)
+
+
+def test_decode_batch(bpe):
+    grids = [PHOTOS[0], PHOTOS[1][:7], PHOTOS[2][:, :1]]
+    batch = bpe.encode_batch(grids, return_regions=True)
+    sizes = [grid.shape for grid in grids]
+    for found in (bpe.decode_batch(batch, sizes), bpe.decode_batch(batch.tolist(), sizes, batch.regions)):
+        assert all(np.array_equal(a, b) for a, b in zip(found, grids, strict=True))
+    same = bpe.decode_batch(bpe.encode_batch(PHOTOS[:2], return_regions=True), (32, 32))
+    assert np.array_equal(same, PHOTOS[:2])
+    with pytest.raises(GridError, match="tokens of 3 grids, 2 sizes, 3 regions"):
+        bpe.decode_batch(batch, sizes[:2])
+    with pytest.raises(GridError, match="grid 1: "):
+        bpe.decode_batch([batch[0], batch[1][:-1], batch[2]], sizes, batch.regions)
+
+
+def test_token_shape(vocabularies):
+    oriented = vocabularies["oriented"]
+    for token in range(K, oriented.vocab_size):
+        cells = oriented.token_to_cells(token)
+        shape = oriented.token_shape(token)
+        left = min(dx for _, dx, _ in cells)
+        assert {(y, x + left) for y, x in zip(*np.nonzero(shape), strict=True)} == {c[:2] for c in cells}
+        assert shape.any(axis=0).all()
+        assert shape.any(axis=1).all()
+    assert vocabularies["pair"].token_shape(5).tolist() == [[True]]
+    with pytest.raises(GridError, match="no fixed shape"):
+        vocabularies["pair"].token_shape(K)
+
+
+def test_rules_whose_tokens_never_touch():
+    """A file may hold an offset at which the two shapes are not adjacent: such a rule joins nothing."""
+    grid = [[0, 1, 2, 0, 1], [2, 2, 2, 2, 2], [0, 1, 0, 1, 2]]
+    content = json.loads(VisualBPE.train([[[0, 1]]], 3, 1, "oriented", min_frequency=1).to_json())
+    del content["checksum"]
+    content["merges"] += [content["merges"][0] | {"a": 3, "b": 3, "dx": dx} for dx in (3, 2)]
+    bpe = VisualBPE.from_json(json.dumps(content | {"num_merges": 3}))
+    assert bpe.encode(grid).tolist() == [3, 2, 3, 2, 2, 2, 2, 2, 5, 2]

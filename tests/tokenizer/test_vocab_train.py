@@ -1,0 +1,472 @@
+"""`being-vl vocab train`: where grids come from, the report, stopping and going on, bad input."""
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from being_vl import VisualBPE
+from being_vl.files import write_manifest
+from being_vl.shards.grids import GridRow, GridStore, read_shard, shard_path, write_shard
+from being_vl.tokenizer import corpus
+from being_vl.tokenizer.report import stops_paying
+from helpers.commands import Hostile, being_vl, refused
+
+PHOTOS = np.load(Path(__file__).parents[1] / "helpers" / "photo_grids.npz")["grids"]
+PHOTOS.flags.writeable = False
+K = 1024
+
+
+def train(
+    grids: Path | Sequence[Path], out: Path, *words: object, size: int | None = K, merges: int = 200
+) -> int:
+    paths = [grids] if isinstance(grids, Path) else grids
+    known = () if size is None else ("--base_vocab_size", size)
+    return being_vl("vocab", "train", *paths, "--out", out, "--num_merges", merges, *known, *words)
+
+
+def folder_of_grids(
+    folder: Path, grids: Sequence[NDArray[Any]], shard_size: int = 10, codebook: int = K, name: str = "vq"
+) -> Path:
+    """Grids as `being-vl quantize` leaves them, in several files."""
+    folder.mkdir(parents=True)
+    shards = []
+    for n, start in enumerate(range(0, len(grids), shard_size)):
+        rows = [
+            GridRow(f"{start + i:03}.png", grid, (9, 9), "0" * 64)
+            for i, grid in enumerate(grids[start : start + shard_size])
+        ]
+        write_shard(shard_path(folder, n), rows, codebook, {})
+        shards.append({"file": shard_path(folder, n).name, "grids": len(rows)})
+    quantizer = {
+        "name": name,
+        "fingerprint": f"{name}-fingerprint",
+        "codebook_size": codebook,
+        "downsample": 8,
+    }
+    write_manifest(folder, "grids", {"quantizer": quantizer, "failed": {}, "shards": shards})
+    return folder
+
+
+def mixed(count: int = 25) -> list[NDArray[Any]]:
+    """Grids of several sizes."""
+    return [grid[: 8 + i % 5, : 20 - i % 3].copy() for i, grid in enumerate(PHOTOS[:count])]
+
+
+# Where grids come from
+
+
+def test_arrays_archives_and_folders_teach_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_CELLS", 5000)  # several blocks per file
+    np.save(tmp_path / "all.npy", PHOTOS)
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(PHOTOS.astype(">i8")))
+    np.savez(tmp_path / "all.npz", grids=PHOTOS, others=np.ones(3))
+    np.save(tmp_path / "first.npy", PHOTOS[:7].astype(np.uint32))
+    np.savez_compressed(tmp_path / "rest.npz", grids=PHOTOS[7:])
+    expected = VisualBPE.train(PHOTOS, K, 200)
+    for n, names in enumerate((["all.npy"], ["fortran.npy"], ["all.npz"], ["first.npy", "rest.npz"])):
+        assert train([tmp_path / name for name in names], tmp_path / f"{n}.json") == 0
+        assert VisualBPE.load(tmp_path / f"{n}.json") == expected
+
+
+def test_folders_with_grids_of_many_sizes(tmp_path: Path) -> None:
+    grids = mixed()
+    one = folder_of_grids(tmp_path / "one", grids, shard_size=4)
+    parts = [folder_of_grids(tmp_path / "a", grids[:9]), folder_of_grids(tmp_path / "b", grids[9:])]
+    assert train(one, tmp_path / "1.json", size=None) == 0
+    assert train(parts, tmp_path / "2.json", size=None) == 0
+    expected = VisualBPE.train(grids, K, 200, quantizer_name="vq", quantizer_fingerprint="vq-fingerprint")
+    write_shard(shard_path(one, 1), [], K, {})  # as if none of its images had been readable
+    manifest = json.loads((one / "manifest.json").read_text())
+    manifest["shards"][1]["grids"] = 0
+    (one / "manifest.json").write_text(json.dumps(manifest))
+    assert train(one, tmp_path / "3.json", "--held_out_every", 3, size=None) == 0
+    assert VisualBPE.load(tmp_path / "3.json").num_grids == 14
+    assert VisualBPE.load(tmp_path / "1.json") == VisualBPE.load(tmp_path / "2.json") == expected
+
+
+def test_a_store_gives_its_files_without_a_copy(tmp_path: Path) -> None:
+    grids = mixed()
+    store = GridStore.open(folder_of_grids(tmp_path / "grids", grids, shard_size=10))
+    blocks = store.blocks()
+    assert [len(heights) for _, heights, _ in blocks] == [10, 10, 5]
+    for ids, _, _ in blocks:
+        assert not ids.flags.owndata
+        assert not ids.flags.writeable
+    ids = np.concatenate([ids for ids, _, _ in blocks])
+    assert np.array_equal(ids, np.concatenate([grid.ravel() for grid in grids]))
+    sizes = [(h, w) for _, heights, widths in blocks for h, w in zip(heights, widths, strict=True)]
+    assert sizes == [grid.shape for grid in grids]
+
+
+# The report
+
+
+def report(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(out.with_name(out.stem + ".report.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("mode", ["pair", "oriented"])
+def test_held_out_report(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_CELLS", 5000)
+    np.save(tmp_path / "grids.npy", PHOTOS)
+    out = tmp_path / "v.json"
+    assert train(tmp_path / "grids.npy", out, "--held_out_every", 6, "--merge_mode", mode) == 0
+    held_out = np.arange(len(PHOTOS)) % 6 == 5
+    bpe = VisualBPE.load(out)
+    assert bpe == VisualBPE.train(PHOTOS[~held_out], K, 200, mode)
+
+    found = report(out)
+    for part, grids in ((found["training"], PHOTOS[~held_out]), (found["held_out"], PHOTOS[held_out])):
+        tokens = len(bpe.encode_batch(grids).values)
+        assert (part["grids"], part["cells"], part["tokens"]) == (len(grids), grids.size, tokens)
+        assert part["ratio"] == tokens / grids.size
+        assert part["tokens_per_grid"] == tokens / len(grids)
+    uses = np.bincount(bpe.encode_batch(PHOTOS[held_out]).values, minlength=bpe.vocab_size)
+    unused = found["held_out"]["unused"]
+    assert unused["base"] == (uses[:K] == 0).sum()
+    assert unused["merged"] == (uses[K:] == 0).sum()
+    assert unused["merges never done"] <= unused["merged"]
+
+    curve = found["held_out"]["curve"]
+    assert [curve[0]["merges"], curve[-1]["merges"]] == [0, 200]
+    for point in curve:
+        first = bpe.truncate(point["merges"])
+        assert len(first.encode_batch(PHOTOS[held_out]).values) == point["tokens"]
+
+
+def test_a_share_is_drawn_by_its_seed(tmp_path: Path) -> None:
+    folder = folder_of_grids(tmp_path / "grids", mixed(), shard_size=4)
+    for name, seed in (("a", 1), ("again", 1), ("b", 2)):
+        assert train(folder, tmp_path / f"{name}.json", "--held_out", 0.2, "--seed", seed, size=None) == 0
+        assert report(tmp_path / f"{name}.json")["held_out"]["grids"] == 5
+    a, again, b = (VisualBPE.load(tmp_path / f"{name}.json") for name in ("a", "again", "b"))
+    assert a == again != b
+    assert a.num_grids == 20
+
+
+def test_report_on_the_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    np.save(tmp_path / "grids.npy", PHOTOS)
+    with caplog.at_level("INFO", logger="being_vl"):
+        assert train(tmp_path / "grids.npy", tmp_path / "v.json", "--held_out", 0.25) == 0
+    held_out = report(tmp_path / "v.json")["held_out"]
+    assert f"held out: 12 grids, {held_out['tokens_per_grid']:.1f} tokens per grid" in caplog.text
+    assert f"{held_out['unused']['merged']} of 200 merged tokens" in caplog.text
+    assert "instead of" in caplog.text
+
+    caplog.clear()
+    with caplog.at_level("INFO", logger="being_vl"):
+        assert train(tmp_path / "grids.npy", tmp_path / "v.json", "--min_frequency", 900) == 0
+    learned = VisualBPE.load(tmp_path / "v.json").num_merges
+    assert 0 < learned < 200
+    assert f"no pair is left that occurs 900 times: {learned} merges instead of 200" in caplog.text
+    assert "no grids held out" in caplog.text
+
+
+def test_progress_in_lines_where_there_is_no_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("being_vl.tokenizer.train.LOG_SECONDS", 0)
+    np.save(tmp_path / "grids.npy", PHOTOS)
+    with caplog.at_level("INFO", logger="being_vl"):
+        assert train(tmp_path / "grids.npy", tmp_path / "v.json", merges=50) == 0
+    last = VisualBPE.load(tmp_path / "v.json").merge_infos[-1]
+    kept = report(tmp_path / "v.json")["training"]["ratio"]
+    line = next(line for line in caplog.messages[::-1] if line.startswith("merge 50 of 50"))
+    assert f"per second: ({last.a}, {last.b}) N={last.n} S={last.s:.3f}, {kept:.1%} of the length" in line
+
+
+def test_a_vocabulary_without_merges(tmp_path: Path) -> None:
+    np.save(tmp_path / "grids.npy", np.arange(32).reshape(2, 4, 4))
+    assert train(tmp_path / "grids.npy", tmp_path / "v.json", "--held_out", 0.5) == 0
+    found = report(tmp_path / "v.json")
+    assert found["num_merges"] == 0
+    assert found["held_out"]["tokens"] == 16
+    assert found["statistics"]["n"] == {}
+    assert being_vl("vocab", "show", tmp_path / "v.json") == 0
+    assert being_vl("vocab", "merge-stats", tmp_path / "v.json") == 0
+
+
+def test_where_more_merges_stop_paying() -> None:
+    """The last number of merges at which a tenth more of them saved 1 %."""
+    lengths = np.concatenate([1000 * 0.999 ** np.arange(151), np.full(300, 1000 * 0.999**150)])
+    # From 164 to 149.09 merges there is less than one merge that saves, from 165 to 150 none.
+    saved = {m: 1 - lengths[m] / lengths[m * 10 // 11] for m in range(1, 451)}
+    assert stops_paying(lengths) == max(m for m, share in saved.items() if share >= 0.01)
+    assert 140 < stops_paying(lengths) < 165
+    assert stops_paying(np.full(100, 1000)) == 0
+    assert stops_paying(np.array([1000])) == 0
+    assert stops_paying(1000 - np.arange(501)) == 500
+
+
+# Stopping and going on
+
+
+NOISE = {"size": 256, "merges": 16000}
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Grids that take a while to learn from, and what is learned without interruption."""
+    folder = tmp_path_factory.mktemp("noise")
+    np.save(folder / "grids.npy", np.random.default_rng(0).integers(256, size=(500, 32, 32), dtype=np.uint16))
+    assert train(folder / "grids.npy", folder / "whole.json", **NOISE) == 0
+    return folder / "grids.npy", folder / "whole.json"
+
+
+def stopped(grids: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Start a training, send a signal after the first checkpoint, and return the status and what was said."""
+    words = ["vocab", "train", grids, "--out", out, "--base_vocab_size", NOISE["size"]]
+    words += ["--num_merges", NOISE["merges"], "--checkpoint_every", 200]
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "being_vl", *map(str, words)], stderr=subprocess.PIPE, text=True
+        )
+        while process.poll() is None and not out.with_name(out.stem + ".partial.json").exists():
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        if process.returncode:
+            return process.returncode, said
+        out.unlink()  # it had ended before the signal came
+    pytest.fail("ten trainings ended before they could be stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_training_goes_on(
+    number: signal.Signals,
+    noise: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    grids, whole = noise
+    out, partial = tmp_path / "v.json", tmp_path / "v.partial.json"
+    status, said = stopped(grids, out, number)
+    bpe = VisualBPE.load(partial)
+    assert not out.exists()
+    assert 200 <= bpe.num_merges < NOISE["merges"]
+    assert bpe == VisualBPE.load(whole).truncate(bpe.num_merges)
+    if number == signal.SIGINT:
+        assert status == 130, said
+        assert f"{partial}: the {bpe.num_merges} merges learned so far" in said
+        assert "--resume" in said
+        assert "Traceback" not in said
+
+    assert "--resume" in refused(capsys, train(grids, out, **NOISE))
+    for change, named in (
+        (("--alpha", 0.5), "alpha = 0.3, now 0.5"),
+        (("--merge_mode", "oriented"), "merge_mode = pair, now oriented"),
+        (("--held_out", 0.1), "held_out = 0.0, now 0.1"),
+        (("--base_vocab_size", 300), "base_vocab_size = 256, now 300"),
+        (("--num_merges", 100), "has"),
+    ):
+        assert named in refused(capsys, train(grids, out, "--resume", *change, **NOISE))
+    other = np.load(grids)
+    other[17, 3, 4] ^= 1
+    np.save(tmp_path / "other.npy", other)
+    assert "sha256" in refused(capsys, train(tmp_path / "other.npy", out, "--resume", **NOISE))
+    np.save(tmp_path / "fewer.npy", other[1:])
+    assert "grids = 500, now 499" in refused(capsys, train(tmp_path / "fewer.npy", out, "--resume", **NOISE))
+
+    monkeypatch.setattr("being_vl.tokenizer.train.LOG_SECONDS", 0)
+    with caplog.at_level("INFO", logger="being_vl"):
+        assert train(grids, out, "--resume", **NOISE) == 0
+    assert f"going on after {bpe.num_merges} merges" in caplog.text
+    told = [int(line.split()[1]) for line in caplog.messages if line.startswith("merge ")]
+    assert min(told) > bpe.num_merges
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("v.*")) == ["v.json", "v.report.json"]
+    assert report(out)["training"] == report(whole)["training"]
+
+
+def test_resume_without_a_checkpoint_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    np.save(tmp_path / "grids.npy", PHOTOS)
+    with caplog.at_level("INFO", logger="being_vl"):
+        assert train(tmp_path / "grids.npy", tmp_path / "v.json", "--resume") == 0
+    assert "to go on from" in caplog.text
+    assert VisualBPE.load(tmp_path / "v.json") == VisualBPE.train(PHOTOS, K, 200)
+
+
+def test_checkpoints_that_are_damaged(
+    noise: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grids, whole = noise
+    out, partial, job = (tmp_path / name for name in ("v.json", "v.partial.json", "v.job.json"))
+    VisualBPE.load(whole).truncate(600).save(partial)
+    for content in (None, "{", "[]"):
+        if content:
+            job.write_text(content)
+        assert "v.job.json" in refused(capsys, train(grids, out, "--resume", **NOISE))
+
+
+# Bad input
+
+
+def saved(content: Any) -> Callable[[Path], None]:
+    return lambda path: np.save(path, content)
+
+
+def with_ids(**changes: Any) -> Callable[[Path], None]:
+    """Grids of which one cell, in grid 40, row 2, column 3, holds something else."""
+
+    def write(path: Path) -> None:
+        grids = PHOTOS.astype(changes.get("dtype", np.int64))
+        grids[40, 2, 3] = changes["value"]
+        np.save(path, grids)
+
+    return write
+
+
+def pickled(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.array([Hostile()], dtype=object), allow_pickle=True)
+
+
+def ragged(path: Path) -> None:
+    np.save(path, np.array([[1, 2], [3]], dtype=object), allow_pickle=True)
+
+
+def archive(**arrays: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+
+    return write
+
+
+PLACE = "grid 40, row 2, column 3"
+
+BAD_ARRAYS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "negative id": (with_ids(value=-1), [PLACE, "id -1", "expected 0 to 1023"]),
+    "id of the codebook's size": (
+        with_ids(value=K, dtype=np.uint16),
+        [PLACE, "id 1024", "expected 0 to 1023"],
+    ),
+    "huge id": (with_ids(value=2**64 - 1, dtype=np.uint64), [PLACE, str(2**64 - 1)]),
+    "fraction": (with_ids(value=1.5, dtype=np.float32), [PLACE, "float32", "1.5"]),
+    "NaN": (with_ids(value=np.nan, dtype=np.float64), [PLACE, "float64", "nan"]),
+    "infinity": (with_ids(value=np.inf, dtype=np.float64), [PLACE, "inf"]),
+    "whole floats": (saved(PHOTOS.astype(float)), ["grid 0, row 0, column 0", "float64"]),
+    "bools": (saved(PHOTOS > 3), ["grid 0, row 0, column 0", "bool"]),
+    "complex": (saved(PHOTOS + 1j), ["grid 0, row 0, column 0", "complex128"]),
+    "text": (saved(np.full((2, 2, 2), "a")), ["<U1"]),
+    "records": (saved(np.zeros((2, 2, 2), [("a", int)])), ["'a'"]),
+    "one grid": (saved(PHOTOS[0]), ["shape (32, 32)", "(N, H, W)", "array[None]"]),
+    "four dimensions": (saved(PHOTOS[None]), ["shape (1, 48, 32, 32)", "(N, H, W)"]),
+    "number": (saved(7), ["shape ()"]),
+    "no grid": (saved(PHOTOS[:0]), ["empty", "shape (0, 32, 32)"]),
+    "no columns": (saved(PHOTOS[:, :, :0]), ["empty", "shape (48, 32, 0)"]),
+    "ragged rows": (ragged, ["Python objects", "different lengths"]),
+    "pickle": (pickled, ["Python objects"]),
+    "plain pickle": (lambda path: path.write_bytes(pickle.dumps([[1]])), ["Python objects"]),
+    "archive without grids": (archive(arr_0=PHOTOS, labels=PHOTOS), ["'arr_0', 'labels'", "named 'grids'"]),
+    "empty archive": (archive(), ["nothing", "named 'grids'"]),
+    "archive of objects": (archive(grids=np.array([[1, 2], [3]], dtype=object)), ["Python objects"]),
+    "archive of one grid": (archive(grids=PHOTOS[0]), ["shape (32, 32)"]),
+    "text file": (lambda path: path.write_text("no array"), ["expected"]),
+    "empty file": (lambda path: path.touch(), ["cannot be read", "expected"]),
+    "missing file": (lambda path: None, ["no such file"]),
+    "folder without grids": (lambda path: path.mkdir(), ["manifest"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_bad_arrays(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_CELLS", 5000)
+    monkeypatch.chdir(tmp_path)
+    write, words = BAD_ARRAYS[name]
+    write(tmp_path / "bad.npy")
+    np.save("good.npy", PHOTOS)
+    paths = [Path("bad.npy")] if name == "folder without grids" else [Path("good.npy"), Path("bad.npy")]
+    line = refused(capsys, train(paths, Path("v.json")))
+    assert all(word in line for word in ["bad.npy", *words])
+    assert not Path("v.json").exists()
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_truncated_arrays(
+    suffix: str, kept: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    np.savez(path, grids=PHOTOS) if suffix == "npz" else np.save(path, PHOTOS)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    assert "cut.np" in refused(capsys, train(path, tmp_path / "v.json"))
+
+
+def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grids = mixed()
+    out = tmp_path / "v.json"
+    good = folder_of_grids(tmp_path / "good", grids)
+    other = folder_of_grids(tmp_path / "other", grids, name="vq2")
+    line = refused(capsys, train([good, other], out, size=None))
+    assert all(word in line for word in ("good", "other", "'vq'", "'vq2'"))
+    assert "1024" in refused(capsys, train(good, out, size=99))
+    np.save(tmp_path / "array.npy", PHOTOS)
+    assert "array.npy" in refused(capsys, train([good, tmp_path / "array.npy"], out))
+
+    line = refused(capsys, train([folder_of_grids(tmp_path / "none", [])], out, size=None))
+    assert "none: no grid" in line
+
+    grids[13][4, 5] = 4000
+    line = refused(capsys, train([good, folder_of_grids(tmp_path / "bad", grids)], out, size=None))
+    assert all(word in line for word in ("bad: grid 13, row 4, column 5", "id 4000"))
+    shard = shard_path(good, 1)
+    batch, _ = read_shard(shard)
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    columns["height"] = pa.array([9] * len(batch), pa.int32())
+    with pa.ipc.new_file(str(tmp_path / "wrong.arrow"), batch.schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=batch.schema))
+    whole = shard.read_bytes()
+    shard.write_bytes((tmp_path / "wrong.arrow").read_bytes())
+    line = refused(capsys, train(good, out, size=None))
+    assert f"{shard.name}: grid 0 has 152 ids for 9x19 cells" in line
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert shard.name in refused(capsys, train(good, out, size=None))
+    shard.unlink()
+    assert shard.name in refused(capsys, train(good, out, size=None))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--held_out", "1"], "held_out"),
+        (["--held_out", "-0.1"], "held_out"),
+        (["--held_out", "0.001"], "none of them"),
+        (["--held_out", "0.999"], "all of them"),
+        (["--held_out_every", "1"], "held_out_every"),
+        (["--held_out_every", "49"], "none of them"),
+        (["--held_out", "0.1", "--held_out_every", "3"], "not both"),
+        (["--seed=-1"], "seed"),
+        (["--checkpoint_every", "0"], "checkpoint_every"),
+        (["--num_threads", "0"], "num_threads"),
+        (["--num_merges=-1"], "num_merges"),
+        (["--num_merges", str(2**40)], "num_merges"),
+        (["--alpha=-1"], "alpha"),
+        (["--sigma", "0"], "sigma"),
+        (["--min_frequency", "0"], "min_frequency"),
+        (["--base_vocab_size", "0"], "base_vocab_size"),
+    ],
+)
+def test_bad_options(
+    words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "grids.npy", PHOTOS)
+    assert named in refused(capsys, train(tmp_path / "grids.npy", tmp_path / "v.json", *words))
+    assert not (tmp_path / "v.json").exists()
