@@ -14,7 +14,7 @@ from being_vl import VisualBPE
 from helpers import tiny
 
 ROOT = Path(__file__).parent.parent
-PHOTOS = np.load(ROOT / "tests" / "data" / "photo_grids.npz")["grids"]
+PHOTOS = np.load(ROOT / "tests" / "helpers" / "photo_grids.npz")["grids"]
 K = 1024
 
 
