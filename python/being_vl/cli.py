@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from being_vl.data.options import PrepareOptions
 from being_vl.demo.options import DemoOptions
 from being_vl.errors import BeingVLError, ConfigError
-from being_vl.files import plain, write_json
+from being_vl.files import to_jsonable, write_json
 from being_vl.flags import REST, Parser, add_flags
 from being_vl.launch.launch import LaunchOptions
 from being_vl.model.options import ExpandOptions, GenerateOptions
@@ -138,7 +138,7 @@ def _launch(options: LaunchOptions) -> None:
             raise ConfigError(
                 f"{training.model}: there is no model yet; `being-vl run {options.recipe} --until expand` makes it"
             )
-        write_json(Path(flags[1]), plain(training))
+        write_json(Path(flags[1]), to_jsonable(training))
     launch(options, training, flags, print)
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "BeingVLError",
     "CheckpointError",
     "ConfigError",
+    "FingerprintError",
     "GridError",
     "ImageError",
     "ManifestError",
@@ -26,7 +27,11 @@ class ConfigError(BeingVLError):
 
 
 class ManifestError(BeingVLError):
-    """A step's output folder that is missing, unfinished, damaged, or made with other options."""
+    """A step's output folder that is missing, unfinished or damaged."""
+
+
+class FingerprintError(BeingVLError):
+    """An output that was made with other options or inputs than a job has now."""
 
 
 class ImageError(BeingVLError):
@@ -55,7 +60,7 @@ class ModelError(BeingVLError):
 
 
 class CheckpointError(BeingVLError):
-    """A training checkpoint that is damaged or belongs to another recipe."""
+    """A training checkpoint that is damaged."""
 
 
 class TrainingError(BeingVLError):

@@ -68,36 +68,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def plain(options: Any) -> Any:
-    """An options dataclass, or any value, as what JSON gives back: paths become strings, tuples lists."""
+def to_jsonable(value: Any) -> Any:
+    """Convert an options dataclass, or any value, to plain JSON types: paths to strings, tuples to lists."""
 
     def convert(value: Any) -> Any:
         return dataclasses.asdict(value) if dataclasses.is_dataclass(type(value)) else str(value)
 
-    return json.loads(json.dumps(options, default=convert))
-
-
-def digest(value: Any) -> str:
-    """Hex SHA-256 of a JSON-able value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def check_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """Compare the recipe of this run with the one that `path` holds from an earlier run, if there was one.
-
-    Raises:
-        ManifestError: if they differ, naming every differing entry.
-    """
-    if not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    differing = [key for key in sorted(before.keys() | recipe.keys()) if before.get(key) != recipe.get(key)]
-    if differing:
-        changes = "; ".join(f"{key} was {before.get(key)!r}, is {recipe.get(key)!r}" for key in differing)
-        raise ManifestError(
-            f"{path.parent}: holds a run of another recipe ({changes}). "
-            "Give the earlier options to resume it, or another output folder"
-        )
+    return json.loads(json.dumps(value, default=convert))
 
 
 def write_manifest(folder: Path, kind: str, fields: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 
 from being_vl.errors import ConfigError, RecordError
-from being_vl.files import digest, plain, sha256, write_json
+from being_vl.files import sha256, to_jsonable, write_json
+from being_vl.fingerprints import compute_fingerprint
 from being_vl.flags import Parser, add_flags
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
@@ -252,8 +253,8 @@ class Steps:
             ConfigError: if it is finished, but with other options or inputs.
         """
         path = self.folder / f"{name}.json"
-        entry = {"options": plain(options)}
-        entry["digest"] = digest([entry["options"], inputs, self._before])
+        entry = {"options": to_jsonable(options)}
+        entry["digest"] = compute_fingerprint([entry["options"], inputs, self._before])
         self._before = entry["digest"]
         if path.is_file():
             done = json.loads(path.read_text(encoding="utf-8"))
@@ -276,6 +277,6 @@ class Steps:
 
 def _listing(folder: Path) -> str:
     """Digest of the names and sizes of the files in a folder."""
-    return digest(
+    return compute_fingerprint(
         sorted((str(f.relative_to(folder)), f.stat().st_size) for f in folder.rglob("*") if f.is_file())
     )

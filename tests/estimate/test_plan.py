@@ -22,7 +22,7 @@ from being_vl.estimate.estimate import (
     saved_bytes,
     without_memory,
 )
-from being_vl.files import plain
+from being_vl.files import to_jsonable
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
 from being_vl.recipes import FOLDER, find_recipe
@@ -243,12 +243,12 @@ def test_shipped_recipe_trains_a_model_of_its_kind(name: str, chain: Path, tmp_p
         llm = tiny.llm(tmp_path / "llm", config.model_type, tied=config.tie_word_embeddings)
         model = tmp_path / "model"
         expand(ExpandOptions(str(llm), chain / "vocabulary.json", model, str(chain / "quantizer")))
-    changed = plain(training) | {
+    changed = to_jsonable(training) | {
         "model": str(model),
         "grids": str(chain / "grids"),
         "records": [str(chain / "data" / "train.json")],
         "out": str(tmp_path / "out"),
-        "stages": [plain(stage) | {"max_steps": 2} for stage in training.stages],
+        "stages": [to_jsonable(stage) | {"max_steps": 2} for stage in training.stages],
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(changed))

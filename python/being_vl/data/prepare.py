@@ -21,15 +21,14 @@ from being_vl.data.store import shard_path, write_shard
 from being_vl.errors import ManifestError, ModelError, RecordError
 from being_vl.files import (
     MANIFEST,
-    check_recipe,
-    digest,
-    plain,
     read_manifest,
     sha256,
+    to_jsonable,
     write_aside,
     write_json,
     write_manifest,
 )
+from being_vl.fingerprints import check_fingerprint, compute_fingerprint
 from being_vl.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.quantize.loading import end_with_parent
 from being_vl.shards.grids import GridStore, finished_shard, rank_and_count
@@ -67,7 +66,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
     reading = {name: getattr(options, name) for name in ("default_category", "categories", "images_in_front")}
     records = Records(options.records, **reading)
     recipe = builder.recipe() | reading
-    check_recipe(options.out / "recipe.json", recipe)
+    check_fingerprint(options.out / "recipe.json", recipe)
     made_from = [recipe, sha256(options.grids / MANIFEST) if options.grids else None]
     starts = range(0, len(records), options.shard_size)
     shards = [
@@ -146,7 +145,7 @@ class Shard:
         for file, start, stop in self._records.parts(self.part.start, self.part.stop):
             status = self._records.paths[file].stat()
             places.append([self._records.paths[file], status.st_size, status.st_mtime_ns, start, stop])
-        return digest([self._made_from, places])
+        return compute_fingerprint([self._made_from, places])
 
     @property
     def finished(self) -> dict[str, Any] | None:
@@ -231,7 +230,7 @@ def _write_manifest(options: PrepareOptions, recipe: dict[str, Any], shards: Seq
             counts.update(entry)
             entries.append({"file": shard.path.name, **entry, "sha256": sha256(shard.path)})
     grids = options.grids
-    files = {"source": plain(options.records), "grids": str(grids.absolute()) if grids else None}
+    files = {"source": to_jsonable(options.records), "grids": str(grids.absolute()) if grids else None}
     files["grids_sha256"] = sha256(grids / MANIFEST) if grids else None
     write_manifest(
         options.out,

@@ -16,7 +16,8 @@ from being_vl.data.chat import ChatFormat
 from being_vl.data.options import LossOptions, TooLong
 from being_vl.data.records import PLACEHOLDER, Record, Turn
 from being_vl.errors import ModelError, QuantizerError, RecordError
-from being_vl.files import digest, plain
+from being_vl.files import to_jsonable
+from being_vl.fingerprints import compute_fingerprint
 from being_vl.layout import TOKEN_PREFIX, VocabularyLayout, num_text_tokens
 from being_vl.tokenizer import VisualBPE
 
@@ -239,12 +240,12 @@ class SequenceBuilder:
         """What ids and weights follow from, besides records and grids; as JSON has it."""
         words = [self._text.to_str(), self.tokenizer.chat_template, self.chat.bos, self.pad_id]
         return {
-            "tokenizer": digest(words)[:16],
+            "tokenizer": compute_fingerprint(words)[:16],
             "text_size": self.layout.text_size if self.layout else None,
-            "vocabulary": digest(self.bpe.to_json())[:16] if self.bpe else None,
+            "vocabulary": compute_fingerprint(self.bpe.to_json())[:16] if self.bpe else None,
             "max_length": self.max_length,
             "too_long": self.too_long,
-            "loss": plain(self.loss),
+            "loss": to_jsonable(self.loss),
         }
 
     def reencode(self, example: Example, dropout: float, seed: int, longest: float = math.inf) -> Example:

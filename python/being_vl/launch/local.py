@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from being_vl.errors import BeingVLError
-from being_vl.files import MANIFEST, plain, write_json
+from being_vl.files import MANIFEST, to_jsonable, write_json
 from being_vl.train.options import TrainOptions
 from being_vl.train.signals import pass_on_signals
 
@@ -30,7 +30,7 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None) -> None:
         train(options)
         return
     recipe = Path(options.out) / "options.json"
-    write_json(recipe, plain(options))
+    write_json(recipe, to_jsonable(options))
     command = torchrun(ranks, recipe)
     with pass_on_signals():
         failed = subprocess.run(command, check=False).returncode

@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from being_vl.errors import ImageError
-from being_vl.files import MANIFEST, digest, sha256, write_manifest
+from being_vl.files import MANIFEST, sha256, write_manifest
+from being_vl.fingerprints import compute_fingerprint
 from being_vl.images.sources import Source, find_sources
 from being_vl.quantize.base import Quantizer, load_quantizer
 from being_vl.quantize.loading import Loaded, load_images
@@ -99,7 +100,9 @@ class Shard:
         self.path = path
         self.sources = sources
         # What its content follows from: the quantizer and the images' names, sizes and times of change.
-        self.job = digest([quantizer.name, quantizer.fingerprint, [source.stamp for source in sources]])
+        self.job = compute_fingerprint(
+            [quantizer.name, quantizer.fingerprint, [source.stamp for source in sources]]
+        )
         self._metadata: dict[str, Any] | None = None
 
     @property

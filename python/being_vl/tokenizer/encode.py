@@ -11,7 +11,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from being_vl.errors import QuantizerError
-from being_vl.files import MANIFEST, digest, read_manifest, sha256, write_manifest
+from being_vl.files import MANIFEST, read_manifest, sha256, write_manifest
+from being_vl.fingerprints import compute_fingerprint
 from being_vl.shards.grids import GridStore, finished_shard, rank_and_count, read_shard, write_table
 from being_vl.tokenizer import VisualBPE
 from being_vl.tokenizer.options import EncodeOptions
@@ -41,7 +42,7 @@ def encode(options: EncodeOptions) -> None:
     grids = read_manifest(options.grids, "grids")
     vocabulary = {"sha256": sha256(options.vocabulary), "vocab_size": bpe.vocab_size}
     paths = [options.out / shard["file"].replace("grids-", "tokens-") for shard in grids["shards"]]
-    jobs = [digest([shard["sha256"], vocabulary["sha256"]]) for shard in grids["shards"]]
+    jobs = [compute_fingerprint([shard["sha256"], vocabulary["sha256"]]) for shard in grids["shards"]]
     options.out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         (options.out / MANIFEST).unlink(missing_ok=True)

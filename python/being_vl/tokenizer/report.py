@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from being_vl.files import plain
+from being_vl.files import to_jsonable
 from being_vl.tokenizer import VisualBPE
 from being_vl.tokenizer.corpus import Corpus, grids_of
 from being_vl.tokenizer.options import VocabOptions
@@ -119,7 +119,7 @@ def report(
     """
     content = {
         "vocabulary": options.out.name,
-        "options": plain(options),
+        "options": to_jsonable(options),
         "seconds": round(seconds, 2),
         "num_merges": bpe.num_merges,
         "training": _lengths(training),

@@ -26,14 +26,14 @@ from being_vl.data.store import PreparedSequences, Sequences
 from being_vl.errors import CheckpointError, ConfigError
 from being_vl.files import (
     MANIFEST,
-    check_recipe,
-    plain,
     read_manifest,
     sha256,
+    to_jsonable,
     write_aside,
     write_json,
     write_manifest,
 )
+from being_vl.fingerprints import check_fingerprint
 from being_vl.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.expand import copy_companions
 from being_vl.model.weights import load_causal_lm
@@ -81,7 +81,7 @@ def train(options: TrainOptions) -> Path:
         ranks = json.loads(path.read_text())["ranks"] if path.is_file() else dist.get_world_size()
         plans = plan(options, sequences.lengths, ranks)
         recipe = _recipe(options, plans, ranks)
-        check_recipe(path, recipe)
+        check_fingerprint(path, recipe)
         if dist.get_rank() == 0:
             write_json(path, recipe)
         source, before = options.model, 0
@@ -294,7 +294,7 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
 
 def _recipe(options: TrainOptions, plans: list[StagePlan], ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
-    recipe: dict[str, Any] = plain(options)
+    recipe: dict[str, Any] = to_jsonable(options)
     for free in FREE:
         del recipe[free]
     for stage, stage_plan in zip(recipe["stages"], plans, strict=True):
@@ -402,7 +402,7 @@ def _save_plain(
             write_manifest(
                 folder,
                 "stage",
-                {"stage": plain(stage), "steps": steps, "trained": sorted(trained)},
+                {"stage": to_jsonable(stage), "steps": steps, "trained": sorted(trained)},
             )
             _check_plain(folder, ids, expected)
         _say(f"{stage.name}: saved to {options.out / stage.name}")

@@ -12,7 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from being_vl.errors import ConfigError
-from being_vl.files import digest, plain, write_aside
+from being_vl.files import to_jsonable, write_aside
+from being_vl.fingerprints import compute_fingerprint
 from being_vl.train.options import TrainOptions
 
 log = logging.getLogger(__name__)
@@ -112,9 +113,14 @@ def _wandb(options: TrainOptions, stage: str) -> Any:
     except ImportError as error:
         raise ConfigError("wandb is not installed: pip install 'being-vl[wandb]'") from error
     out = options.out.resolve()
-    identity = digest([str(out), options.wandb])[:16]
+    identity = compute_fingerprint([str(out), options.wandb])[:16]
     return wandb.init(
-        project=options.wandb, name=out.name, id=identity, resume="allow", dir=str(out), config=plain(options)
+        project=options.wandb,
+        name=out.name,
+        id=identity,
+        resume="allow",
+        dir=str(out),
+        config=to_jsonable(options),
     )
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from being_vl.errors import QuantizerError
-from being_vl.files import digest, write_manifest
+from being_vl.files import write_manifest
+from being_vl.fingerprints import compute_fingerprint
 from being_vl.quantize.base import Precision
 from being_vl.quantize.preprocessing import Preprocessing
 
@@ -99,7 +100,7 @@ class NetworkQuantizer(ABC):
         for name, tensor in self.model.state_dict().items():
             if not name.startswith(("decoder.", "post_quant_conv.")):
                 digests[name] = hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
-        return digest(digests)
+        return compute_fingerprint(digests)
 
     def encode(self, images: Sequence[Image.Image]) -> list[NDArray[np.int64]]:
         """Grids (height, width), int64, one per image, whatever the images' modes and sizes."""

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from being_vl.errors import QuantizerError
-from being_vl.files import digest, write_manifest
+from being_vl.files import write_manifest
+from being_vl.fingerprints import compute_fingerprint
 from being_vl.quantize.base import Precision
 from being_vl.quantize.checkpoint import Checkpoint
 from being_vl.quantize.models.network import checked_ids
@@ -81,7 +82,7 @@ class VQGAN:
         for name, tensor in self.model.state_dict().items():
             if not name.startswith(("decoder.", "post_quant_conv.")):
                 digests[name] = hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
-        return digest(digests)
+        return compute_fingerprint(digests)
 
     @cached_property
     def _exact(self) -> VQModel:

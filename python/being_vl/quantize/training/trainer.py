@@ -20,7 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from being_vl.errors import CheckpointError, ConfigError
-from being_vl.files import MANIFEST, digest, write_aside
+from being_vl.files import MANIFEST, write_aside
+from being_vl.fingerprints import compute_fingerprint
 from being_vl.quantize.models.tiled import (
     VQGAN,
     cut_tiles,
@@ -359,7 +360,7 @@ class Trainer:
         """Of the options that decide the result."""
         free = {"out", "log_every", "device", "workers"}
         options = {name: value for name, value in asdict(self.options).items() if name not in free}
-        return digest(options)
+        return compute_fingerprint(options)
 
     def _save(self) -> None:
         state = {

@@ -1,0 +1,59 @@
+"""What all options dataclasses have in common."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from being_vl.errors import ConfigError
+from being_vl.files import to_jsonable
+
+StrPath = str | os.PathLike[str]
+"""What every public function takes for a path."""
+
+MAY_CHANGE = {"may_change": True}
+"""Metadata of an option that does not decide the output: it may be another one when a job goes on."""
+
+
+class Options:
+    """Base of the options dataclasses: fields of type `Path` take strings and any `PathLike`, too."""
+
+    def __post_init__(self) -> None:
+        """Convert paths; a subclass that checks its values calls this first."""
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if kind in (Path, Path | None) and value is not None:
+                setattr(self, name, Path(value))
+            elif kind == list[Path]:
+                setattr(self, name, [Path(item) for item in value])
+
+
+def check_minimum(name: str, value: float | None, minimum: float) -> None:
+    """Raise a `ConfigError` that names an option if its value is below the least one; None is no value."""
+    if value is not None and value < minimum:
+        raise ConfigError(f"{name}: expected at least {minimum}, found {value}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise a `ConfigError` that names an option if its value is no share, 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}: expected a share, 0 to 1, found {value}")
+
+
+def fixed_options(options: Any) -> dict[str, Any]:
+    """The options that decide an output, nested ones too: all but those marked `MAY_CHANGE`.
+
+    Args:
+        options: A dataclass.
+
+    Returns:
+        Name → value, in plain JSON types.
+    """
+    fixed: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        if field.metadata.get("may_change"):
+            continue
+        value = getattr(options, field.name)
+        nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        fixed[field.name] = fixed_options(value) if nested else to_jsonable(value)
+    return fixed
