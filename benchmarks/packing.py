@@ -27,7 +27,7 @@ from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import PrepareOptions
 from being_vl.data.packing import pack
 from being_vl.data.prepare import find_grids, load_builder
-from being_vl.data.sequences import Example, Group
+from being_vl.data.sequences import Group, TokenSequence
 from being_vl.data.store import PreparedSequences
 
 GROUPS = [Group(name, "file", False) for name in ("foundation", "reasoning")]
@@ -91,7 +91,10 @@ def speed(row, steps):
             alone = [[length] for entries in rows for length in entries]
             for name, batch in {"packed": rows, "padded": alone}.items():
                 ids = [
-                    [Example(np.zeros(n, np.int32), np.ones(n, np.float32), "", "", "") for n in entries]
+                    [
+                        TokenSequence(np.zeros(n, np.int32), np.ones(n, np.float32), "", "", "")
+                        for n in entries
+                    ]
                     for entries in batch
                 ]
                 made = {k: v.to(device) for k, v in collate(ids, 0, [""]).items()}

@@ -27,7 +27,7 @@ import numpy as np
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.prepare import FAULTS, load_builder, prepare
-from being_vl.data.sequences import Example
+from being_vl.data.sequences import TokenSequence
 from being_vl.data.store import PreparedSequences, shard_path, write_shard
 from being_vl.files import read_manifest, write_json
 from being_vl.shards.grids import GridStore
@@ -111,7 +111,7 @@ def generate(source, target, count):
     for start in range(0, count, SHARD):
         ids = draw.integers(100, 300, (min(SHARD, count - start), tokens), dtype=np.int32)
         examples = [
-            Example(
+            TokenSequence(
                 row,
                 weights,
                 CATEGORIES[n % len(CATEGORIES)],

@@ -22,7 +22,7 @@ from being_vl.data.curriculum import Curriculum, Entry
 from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.packing import pack
 from being_vl.data.prepare import load_builder, prepare
-from being_vl.data.sequences import Example, Group
+from being_vl.data.sequences import Group, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.kernels import attention_kernel
@@ -111,7 +111,7 @@ def test_rows_of_mixed_lengths_are_at_least_98_percent_full(kind: str) -> None:
     assert sum(entry.length for row in rows for entry in row) / (2000 * 2048) > 0.98
 
 
-def examples(n: int = 60, seed: int = 0, size: int = 300) -> list[Example]:
+def examples(n: int = 60, seed: int = 0, size: int = 300) -> list[TokenSequence]:
     """Records of 3 to 20 tokens, with labels on about half of them, in two categories."""
     generator = np.random.default_rng(seed)
     found = []
@@ -121,7 +121,7 @@ def examples(n: int = 60, seed: int = 0, size: int = 300) -> list[Example]:
         weights = (generator.random(length) < 0.5).astype(np.float32)
         weights[-1] = 1
         category = ("foundation", "reasoning")[number % 3 == 0]
-        found.append(Example(ids, weights, category, "file", f"record {number}"))
+        found.append(TokenSequence(ids, weights, category, "file", f"record {number}"))
     return found
 
 
@@ -238,7 +238,7 @@ def test_packed_records_have_the_losses_that_they_have_alone(
     model.to(device, dtype)
     records = examples(12)
 
-    def batch(rows: list[list[Example]]) -> dict[str, torch.Tensor]:
+    def batch(rows: list[list[TokenSequence]]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(device) for name, tensor in collate(rows, 0, CATEGORIES, flat).items()}
 
     alone = [loss for record in records for loss in losses(model, batch([[record]]))]
@@ -325,7 +325,7 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     assert builder.layout is not None
     first_visual = builder.layout.first_visual
 
-    def texts(rows: list[list[Example]]) -> list[list[int]]:
+    def texts(rows: list[list[TokenSequence]]) -> list[list[int]]:
         found = [np.concatenate([example.ids for example in row]) for row in rows]
         return [ids[ids < first_visual].tolist() for ids in found]
 

@@ -20,7 +20,7 @@ from being_vl.cli import main
 from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.prepare import FAULTS, load_builder, prepare
 from being_vl.data.records import Record, Records
-from being_vl.data.sequences import Example, Group
+from being_vl.data.sequences import Group, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ManifestError, QuantizerError, RecordError
 from being_vl.files import read_manifest
@@ -64,7 +64,7 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
-def equal(first: Example, second: Example) -> None:
+def equal(first: TokenSequence, second: TokenSequence) -> None:
     np.testing.assert_array_equal(first.ids, second.ids)
     np.testing.assert_array_equal(first.weights, second.weights)
     assert first.ids.dtype == second.ids.dtype == np.int32
@@ -83,7 +83,7 @@ def prepared(chain: Path, records: list[Path], tmp_path_factory: pytest.TempPath
 
 def test_sequences_are_those_that_the_builder_makes(chain: Path, records: list[Path], prepared: Path) -> None:
     builder = load_builder(options(chain, records, prepared))
-    expected: dict[Group, list[Example]] = {}
+    expected: dict[Group, list[TokenSequence]] = {}
     for example in builder.build(read(records)):
         expected.setdefault(example.group, []).append(example)
     found = PreparedSequences(prepared, builder)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from being_vl import VisualBPE
 from being_vl.data.options import LossOptions
 from being_vl.data.records import Record, Turn
-from being_vl.data.sequences import DROPPED, TRUNCATED, Example, Fault, SequenceBuilder
+from being_vl.data.sequences import DROPPED, TRUNCATED, Fault, SequenceBuilder, TokenSequence
 from being_vl.errors import ModelError, QuantizerError, RecordError
 from being_vl.layout import VocabularyLayout
 from being_vl.shards.grids import GridStore
@@ -88,7 +88,7 @@ def readable(build: SequenceBuilder, ids: Any) -> str:
     return text
 
 
-def learned(build: SequenceBuilder, example: Example) -> list[str]:
+def learned(build: SequenceBuilder, example: TokenSequence) -> list[str]:
     """The runs of labels, decoded; checks that each label is the id itself."""
     marked = example.labels != -100
     assert (example.labels[marked] == example.ids[marked]).all()

@@ -8,14 +8,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from being_vl.data.curriculum import Entry
-from being_vl.data.sequences import NO_LOSS, Example
+from being_vl.data.sequences import NO_LOSS, TokenSequence
 from being_vl.data.store import Sequences
 
 Row = list[Entry]
 
 
 def collate(
-    rows: Sequence[Sequence[Example]], pad_id: int, names: Sequence[str], flat: bool = False
+    rows: Sequence[Sequence[TokenSequence]], pad_id: int, names: Sequence[str], flat: bool = False
 ) -> dict[str, torch.Tensor]:
     """Rows of whole records, one after the other, padded on the right.
 
@@ -68,7 +68,7 @@ class _Batches(Dataset[dict[str, torch.Tensor]]):
         batch = collate(examples, self.sequences.pad_id, self.sequences.categories, self.flat)
         return batch | {"tokens": torch.tensor(sum(len(example.ids) for row in examples for example in row))}
 
-    def _read(self, row: Row) -> list[Example]:
+    def _read(self, row: Row) -> list[TokenSequence]:
         """A row's records; if BPE-dropout makes them too many tokens, by as much less of it as is needed."""
         for sixteenths in range(16, -1, -1):
             share = sixteenths / 16

@@ -81,7 +81,7 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Example:
+class TokenSequence:
     """A record, ready for the model.
 
     Args:
@@ -196,7 +196,7 @@ class SequenceBuilder:
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id: int = next(pad for pad in pads if pad is not None)
 
-    def build(self, records: Sequence[Record], faults: list[Fault] | None = None) -> list[Example]:
+    def build(self, records: Sequence[Record], faults: list[Fault] | None = None) -> list[TokenSequence]:
         """Build the examples of all records, in their order.
 
         Each image is encoded once and each distinct text tokenised once, however many records share it.
@@ -248,7 +248,9 @@ class SequenceBuilder:
             "loss": to_jsonable(self.loss),
         }
 
-    def reencode(self, example: Example, dropout: float, seed: int, longest: float = math.inf) -> Example:
+    def reencode(
+        self, example: TokenSequence, dropout: float, seed: int, longest: float = math.inf
+    ) -> TokenSequence:
         """The example with its images encoded by BPE-dropout; unchanged if that makes it longer than `longest`.
 
         Args:
@@ -342,7 +344,7 @@ class SequenceBuilder:
         pieces: Sequence[_Piece],
         images: Mapping[str, _Encoded],
         tokens: Mapping[str, NDArray[np.int32]],
-    ) -> Example:
+    ) -> TokenSequence:
         """The pieces as one sequence."""
         parts, weights, spans = [np.array(self.chat.bos, np.int32)], [0.0], []
         start = len(self.chat.bos)
@@ -359,16 +361,16 @@ class SequenceBuilder:
         every = np.repeat(np.array(weights, np.float32), [len(part) for part in parts])
         every[0] = 0  # nothing stands before it that could predict it
         ids = np.concatenate(parts)
-        return Example(ids, every, record.category, record.source.stem, record.where, tuple(spans))
+        return TokenSequence(ids, every, record.category, record.source.stem, record.where, tuple(spans))
 
     def _fit(
         self,
         record: Record,
-        example: Example,
+        example: TokenSequence,
         images: Mapping[str, _Encoded],
         tokens: dict[str, NDArray[np.int32]],
         found: list[Fault],
-    ) -> Example | None:
+    ) -> TokenSequence | None:
         """The example if it is short enough, or what `too_long` makes of it; why, into `found`."""
         length = len(example.ids)
         if length <= self.max_length:

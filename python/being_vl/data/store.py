@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from being_vl.data.sequences import Example, Group, ImageSpan, SequenceBuilder
+from being_vl.data.sequences import Group, ImageSpan, SequenceBuilder, TokenSequence
 from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import read_manifest
 from being_vl.shards.grids import METADATA, write_table
@@ -36,7 +36,7 @@ class Sequences(Protocol):
     def lengths(self) -> Mapping[Group, NDArray[np.int32]]:
         """Of each group the tokens of each of its records, with BPE-dropout as expected. Rows are planned by these."""
 
-    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> Example:
+    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> TokenSequence:
         """One record; also called in the processes of a data loader.
 
         Args:
@@ -52,7 +52,7 @@ def shard_path(folder: Path, n: int) -> Path:
     return folder / f"sequences-{n:05d}.arrow"
 
 
-def write_shard(path: Path, examples: Sequence[Example], metadata: dict[str, Any]) -> None:
+def write_shard(path: Path, examples: Sequence[TokenSequence], metadata: dict[str, Any]) -> None:
     """Write examples as one Arrow IPC file; it appears only when complete.
 
     Weights are kept as runs: where each ends, and the weight in it. Counts are added to `metadata`, kept in the schema.
@@ -147,7 +147,7 @@ class _Shard:
         of_found = np.array([known.setdefault(group, len(known)) for group in groups], np.uint16)
         return of_found[numbers]
 
-    def example(self, row: int) -> Example:
+    def example(self, row: int) -> TokenSequence:
         """One row."""
         keys = self.batch.column("image_keys")[row].as_py()
         spans = zip(
@@ -160,7 +160,7 @@ class _Shard:
         )
         weights = np.repeat(self.weights[row], np.diff(self.weight_ends[row], prepend=0))
         images = tuple(ImageSpan(*span) for span in spans)
-        return Example(self.ids[row], weights, category, source, where, images)
+        return TokenSequence(self.ids[row], weights, category, source, where, images)
 
 
 class PreparedSequences:
@@ -238,7 +238,7 @@ class PreparedSequences:
         expected = lengths + np.round(saved * share).astype(np.int32)
         return np.where(expected > self._longest, lengths, expected)
 
-    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> Example:
+    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> TokenSequence:
         """See `Sequences`."""
         example = self.read(int(self._rows[group][index]))
         if not self.dropout * share:
@@ -246,7 +246,7 @@ class PreparedSequences:
         seed = int(np.random.PCG64([self._seed, position]).random_raw()) >> 1
         return self.builder.reencode(example, self.dropout * share, seed, self._longest)
 
-    def read(self, row: int) -> Example:
+    def read(self, row: int) -> TokenSequence:
         """A record by its place among all that were prepared."""
         shard = int(np.searchsorted(self._ends, row, side="right"))
         return self.shards[shard].example(row - int(self._ends[shard]) + self.shards[shard].batch.num_rows)

@@ -8,7 +8,7 @@ from itertools import groupby, islice
 import numpy as np
 
 from being_vl.data.prepare import describe_faults
-from being_vl.data.sequences import DROPPED, Example, SequenceBuilder
+from being_vl.data.sequences import DROPPED, SequenceBuilder, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import RecordError
 from being_vl.train.engine import load_sequences
@@ -54,7 +54,7 @@ def check(options: CheckOptions, say: Callable[[str], None]) -> None:
         )
 
 
-def _shown(builder: SequenceBuilder, example: Example) -> str:
+def _shown(builder: SequenceBuilder, example: TokenSequence) -> str:
     """The sequence as text, trained positions in ⟦ ⟧ and images by their keys; below it the images' regions."""
     text, trained = "", example.weights > 0
     keys = np.zeros(len(example.ids), np.int32)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from being_vl.data.batches import Row, collate
 from being_vl.data.curriculum import TEXT_ONLY, Curriculum
 from being_vl.data.packing import WINDOW, pack
-from being_vl.data.sequences import Example, Group
+from being_vl.data.sequences import Group, TokenSequence
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.options import StageOptions, TrainOptions
 
@@ -176,7 +176,7 @@ def check_packing(lm: Any, flat: bool) -> None:
         ModelError: if it differs.
     """
     ids, weights = np.arange(16, dtype=np.int32), np.ones(8, np.float32)
-    first, other, last = (Example(part, weights, "", "", "") for part in (ids[:8], ids[8:], ids[:8]))
+    first, other, last = (TokenSequence(part, weights, "", "", "") for part in (ids[:8], ids[8:], ids[:8]))
     device = next(lm.parameters()).device
     found, training = [], lm.training
     lm.eval()
