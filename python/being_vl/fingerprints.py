@@ -35,7 +35,7 @@ def check_fingerprint(path: Path, fields: Mapping[str, Any], what: str | None = 
     if not path.is_file():
         return False
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    changes = "; ".join(_differences(earlier, to_jsonable(dict(fields))))
+    changes = "; ".join(differences(earlier, to_jsonable(dict(fields))))
     if changes:
         raise FingerprintError(
             f"{what or path.parent}: was made with other options or inputs ({changes}); give the earlier ones to go "
@@ -49,10 +49,10 @@ def write_fingerprint(path: Path, fields: Mapping[str, Any]) -> None:
     write_json(path, dict(fields))
 
 
-def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
+def differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
     """`name was …, is …` for each field that differs, those of nested mappings under `outer.inner`."""
     if isinstance(earlier, dict) and isinstance(now, dict):
         for key in sorted(earlier.keys() | now.keys()):
-            yield from _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif earlier != now:
         yield f"{name} was {earlier!r}, is {now!r}"
