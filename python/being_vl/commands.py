@@ -49,7 +49,10 @@ class Command(NamedTuple):
             name: The command's.
             options: Of its dataclass.
         """
-        parser = Parser(prog=f"being-vl {name}", description=self.text)
+        place = f"{self.positional.upper()} " if self.positional else ""
+        rest = " [-- FLAGS OF THE TRAINING]" if REST in options else ""
+        usage = f"being-vl {name} {place}[OPTIONS]{rest}"
+        parser = Parser(prog=f"being-vl {name}", usage=usage, description=self.text)
         if "recipe" not in options:
             if self.positional == "recipe":
                 text = "YAML file of these options, or the name of a shipped one; flags override it."

@@ -10,8 +10,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import yaml
 
 from being_vl.errors import ConfigError
-from being_vl.yaml_text import parse_yaml
 from being_vl.schema import REQUIRED, Option, convert, show_value, unknown_option, walk
+from being_vl.yaml_text import parse_yaml
 
 REST = "overrides"
 """Name of a field that takes what stands behind `--`: flags for what the command starts."""

@@ -1,6 +1,5 @@
 """The whole chain on one's own images and records: quantize, learn the vocabulary, expand, train."""
 
-import dataclasses
 import json
 import logging
 import time

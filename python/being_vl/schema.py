@@ -270,8 +270,8 @@ def build_options(kind: Any, values: Mapping[str, Any], key: str = "") -> Any:
     try:
         return kind(**arguments)
     except ConfigError as error:
-        name = re.match(r"\w+", str(error))
-        dot = "." if name and name[0] in options else ": "
+        first_word = re.match(r"\w+", str(error))
+        dot = "." if first_word and first_word[0] in options else ": "
         raise ConfigError(f"{key}{dot}{error}" if key else str(error)) from None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 
-class RecipeLoader(yaml.SafeLoader):
+class RecipeLoader(yaml.SafeLoader):  # type: ignore[misc]
     """Reads `1e-3` as a number, as YAML 1.2 does, and refuses a key that comes twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -33,4 +33,4 @@ def parse_yaml(text: str) -> Any:
 
 def dump_yaml(value: Any) -> str:
     """A value of plain JSON types as YAML, in the order it has."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100))

@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 
 from being_vl.errors import BeingVLError
 from being_vl.files import MANIFEST, to_jsonable, write_json

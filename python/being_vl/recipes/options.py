@@ -58,27 +58,33 @@ class RunOptions(Options):
     max_steps: int | None = None
     until: Literal["quantize", "vocab", "expand", "train"] = field(default="train", metadata=MAY_CHANGE)
     overwrite: bool = field(default=False, metadata=MAY_CHANGE)
-    quantizer_training: QuantizerTrainOptions = field(metadata=_section(
-        images=lambda run: [run.images], out=lambda run: run.out / "quantizer"
-    ))
-    quantize: QuantizeOptions = field(metadata=_section(
-        images=lambda run: run.images, out=lambda run: run.out / "grids", quantizer=_quantizer
-    ))
-    vocab: VocabOptions = field(metadata=_section(
-        grids=lambda run: [run.out / "grids"], out=lambda run: run.out / "vocabulary.json"
-    ))
-    expand: ExpandOptions = field(metadata=_section(
-        llm=lambda run: run.llm,
-        vocabulary=lambda run: run.out / "vocabulary.json",
-        out=lambda run: run.out / "expanded",
-        quantizer=_quantizer,
-    ))
-    train: TrainOptions = field(metadata=_section(
-        model=lambda run: run.out / "expanded",
-        records=lambda run: run.records,
-        grids=lambda run: run.out / "grids",
-        out=lambda run: run.out / "training",
-    ))
+    quantizer_training: QuantizerTrainOptions = field(
+        metadata=_section(images=lambda run: [run.images], out=lambda run: run.out / "quantizer")
+    )
+    quantize: QuantizeOptions = field(
+        metadata=_section(
+            images=lambda run: run.images, out=lambda run: run.out / "grids", quantizer=_quantizer
+        )
+    )
+    vocab: VocabOptions = field(
+        metadata=_section(grids=lambda run: [run.out / "grids"], out=lambda run: run.out / "vocabulary.json")
+    )
+    expand: ExpandOptions = field(
+        metadata=_section(
+            llm=lambda run: run.llm,
+            vocabulary=lambda run: run.out / "vocabulary.json",
+            out=lambda run: run.out / "expanded",
+            quantizer=_quantizer,
+        )
+    )
+    train: TrainOptions = field(
+        metadata=_section(
+            model=lambda run: run.out / "expanded",
+            records=lambda run: run.records,
+            grids=lambda run: run.out / "grids",
+            out=lambda run: run.out / "training",
+        )
+    )
 
     def __post_init__(self) -> None:
         """Check the values, and cap the steps."""
