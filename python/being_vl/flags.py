@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+        raise ConfigError(message.removeprefix("argument "))
 
 
 def add_flags(parser: Parser, options: Mapping[str, Option], positional: str | None = None) -> None:
@@ -116,7 +116,8 @@ def read_flags(parser: Parser, options: Mapping[str, Option], words: list[str]) 
     parsed, unknown = parser.parse_known_args(_join_truths(words, leaves))
     for word in unknown:
         if word.startswith("--"):
-            raise ConfigError("--" + unknown_option(word[2:].partition("=")[0], options))
+            message = unknown_option(word[2:].partition("=")[0], options)
+            raise ConfigError("--" + message.replace("did you mean ", "did you mean --"))
         raise ConfigError(f"{show_value(word)}: nothing was expected here")
     values: dict[str, Any] = {}
     for name, raw in vars(parsed).items():

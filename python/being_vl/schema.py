@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -130,12 +131,11 @@ def check_values(
 
 def unknown_option(path: str, options: Mapping[str, Option], prefix: str = "") -> str:
     """The message for a name that no option has, with the likeliest one that was meant."""
-    names = [f"{prefix}.{name}" if prefix else name for name, _ in walk(options)]
-    word = path.rpartition(".")[2]
+    inner = [name for name, _ in walk(options) if name not in options]
+    names = [f"{prefix}.{name}" if prefix else name for name in (*options, *inner)]
     by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
-    close = difflib.get_close_matches(word, by_last, n=1)
-    close = [by_last[name] for name in close] or difflib.get_close_matches(path, names, n=1)
-    return f"{path}: there is no such option" + (f"; did you mean {close[0]}?" if close else "")
+    close = difflib.get_close_matches(path.rpartition(".")[2], by_last, n=1, cutoff=0.7)
+    return f"{path}: there is no such option" + (f"; did you mean {by_last[close[0]]}?" if close else "")
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
@@ -160,11 +160,15 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return value
     if hint is int and number and isinstance(value, int):
         return value
-    if hint is float and number:
+    if hint is float and number and not math.isnan(value):
         return float(value)
     if hint is Path and isinstance(value, str | os.PathLike) and str(value):
         return Path(value)
     if origin is list and isinstance(value, list | tuple):
+        if dataclasses.is_dataclass(arguments[0]):  # wrong names in any come before what one of them lacks
+            options = read_options(arguments[0])
+            for index, item in enumerate(value):
+                check_values(item, options, f"{key}[{index}]")
         return [convert(item, arguments[0], f"{key}[{index}]") for index, item in enumerate(value)]
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
         pairs = enumerate(zip(value, arguments, strict=True))
@@ -215,8 +219,11 @@ def name_type(hint: Any) -> str:
     """A type in words, as an error says it."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        kinds = [kind for kind in arguments if kind is not NoneType]
-        return " or ".join(dict.fromkeys(name_type(kind) for kind in kinds))
+        kinds = [
+            kind for kind in arguments if kind is not NoneType and not (kind is int and float in arguments)
+        ]
+        *words, last = dict.fromkeys(name_type(kind) for kind in kinds)
+        return f"{', '.join(words)} or {last}" if words else last
     if origin is Literal:
         words = ", ".join(map(str, arguments))
         return f"one of {words}" if len(arguments) > 1 else f"`{words}`"

@@ -10,10 +10,12 @@ class RecipeLoader(yaml.SafeLoader):  # type: ignore[misc]
     """Reads `1e-3` as a number, as YAML 1.2 does, and refuses a key that comes twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.MarkedYAMLError(None, None, f"{name!r} comes twice", node.start_mark)
+        names = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in names:
+                    raise yaml.MarkedYAMLError(None, None, f"{key.value!r} comes twice", key.start_mark)
+                names.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -11,7 +11,7 @@ from being_vl.errors import ConfigError
 from being_vl.flags import Parser, add_flags, read_flags, with_underscores
 from being_vl.options import StrPath
 from being_vl.recipes.options import RunOptions
-from being_vl.schema import Option, build_options, check_values, read_options
+from being_vl.schema import Option, build_options, check_values, read_options, show_value
 from being_vl.train.options import TrainOptions
 from being_vl.yaml_text import parse_yaml
 
@@ -108,10 +108,13 @@ class Recipe:
 def _read_content(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{path}: {line}no YAML ({error.problem})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected options, `name: value`, found {type(content).__name__}")
+        raise ConfigError(f"{path}: expected options, `name: value`, found {show_value(content)}")
     return content
 
 
