@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from being_vl.commands import COMMANDS, GROUPS, describe_commands
 from being_vl.errors import BeingVLError, ConfigError
-from being_vl.extras import missing_extra
+from being_vl.extras import install_hint
 
 
 def main(words: list[str] | None = None) -> int:
@@ -25,15 +25,20 @@ def main(words: list[str] | None = None) -> int:
     # Others' bars and warnings that say nothing to our users; before the libraries are imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
+    words = list(sys.argv[1:] if words is None else words)
+    name = find_command(words)
     try:
-        _run_command(list(sys.argv[1:] if words is None else words))
+        if name is None:
+            _answer(words)
+        else:
+            COMMANDS[name].run(name, words[len(name.split()) :])
     except KeyboardInterrupt:
         print("being-vl: stopped", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("being_vl"):
+        if name is None or not error.name or error.name.startswith("being_vl"):
             raise
-        print(f"being-vl: {missing_extra(error.name or str(error))}", file=sys.stderr)
+        print(f"being-vl: {name}: {install_hint(error.name, COMMANDS[name].extra)}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever reads what we print, `head` for one, wants no more of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,22 +50,25 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def _run_command(words: list[str]) -> None:
-    """Find the command that the first words name, and run it with the others."""
-    if words == ["--version"]:
-        print(f"being-vl {version('being-vl')}")
-        return
+def find_command(words: list[str]) -> str | None:
+    """The name of the command that the first words of a command line are; None if they are none."""
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in COMMANDS:
-            COMMANDS[name].run(name, words[length:])
-            return
+            return name
+    return None
+
+
+def _answer(words: list[str]) -> None:
+    """Answer a command line without a command: the help, the version, or what is wrong."""
     group = words[0] if words and words[0] in GROUPS else ""
     rest = words[1:] if group else words
-    if not rest or rest[0] in ("-h", "--help"):
+    if rest == ["--version"] and not group:
+        print(f"being-vl {version('being-vl')}")
+    elif not rest or rest[0] in ("-h", "--help"):
         print(describe_commands(group))
-        return
-    name = f"{group} {rest[0]}" if group else rest[0]
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else "`being-vl --help` lists them"
-    raise ConfigError(f"there is no command {name!r}; {hint}")
+    else:
+        name = f"{group} {rest[0]}" if group else rest[0]
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else "`being-vl --help` lists them"
+        raise ConfigError(f"there is no command {name!r}; {hint}")

@@ -34,6 +34,7 @@ class Command(NamedTuple):
         positional: The option that is given by its place. `recipe` stands for the command's own recipe where the
             options have none of this name.
         dry_run: `module:function` that is called in place of the other one with `--dry_run`.
+        extra: The package's extra that it needs.
     """
 
     function: str
@@ -41,6 +42,7 @@ class Command(NamedTuple):
     text: str
     positional: str | None = None
     dry_run: str | None = None
+    extra: str = "data"
 
     def parser(self, name: str, options: Mapping[str, Option]) -> Parser:
         """The parser of this command.
@@ -154,6 +156,7 @@ COMMANDS = {
         "Do all steps on your own images and records: quantize, learn the vocabulary, expand, train.",
         "recipe",
         dry_run="being_vl.run:dry_run",
+        extra="train",
     ),
     "quantize": Command(
         "being_vl.quantize.job:quantize",
@@ -224,6 +227,7 @@ COMMANDS = {
         "being_vl.model.expand:expand",
         "being_vl.model.options:ExpandOptions",
         "Add the visual tokens to a causal LM.",
+        extra="infer",
     ),
     "prepare": Command(
         "being_vl.data.prepare:prepare",
@@ -234,33 +238,39 @@ COMMANDS = {
         "being_vl.train.check:check",
         "being_vl.train.options:CheckOptions",
         "Show what a training will see, before it starts.",
+        extra="train",
     ),
     "train": Command(
         "being_vl.train.engine:train",
         "being_vl.train.options:TrainOptions",
         "Train an expanded model in stages, or a plain one on text.",
+        extra="train",
     ),
     "launch": Command(
         "being_vl.launch.launch:launch",
         "being_vl.launch.options:LaunchOptions",
         "Start a training on one or several machines, or print how.",
         "recipe",
+        extra="train",
     ),
     "plan": Command(
         "being_vl.estimate.plan:plan",
         "being_vl.estimate.options:PlanOptions",
         "Say what a training takes: memory, disk, operations, hours.",
         "recipe",
+        extra="train",
     ),
     "generate": Command(
         "being_vl.model.assistant:generate",
         "being_vl.model.options:GenerateOptions",
         "Ask a trained model about images.",
+        extra="infer",
     ),
     "demo": Command(
         "being_vl.demo.demo:demo",
         "being_vl.demo.options:DemoOptions",
         "Run the whole chain on built-in data, on a CPU.",
+        extra="train",
     ),
     "completion": Command(
         "being_vl.completion:completion",

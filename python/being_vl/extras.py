@@ -1,22 +1,23 @@
-"""Which extra of the package brings a missing module."""
+"""Extras of the package: which one brings a module that is missing."""
 
-EXTRAS = {
-    "data": ("diffusers", "PIL", "pyarrow", "xxhash"),
-    "infer": ("accelerate", "huggingface_hub", "safetensors", "tokenizers", "torch", "transformers"),
-    "train": ("deepspeed", "matplotlib", "psutil", "tensorboard"),
-    "lora": ("peft",),
-    "gguf": ("gguf",),
-    "liger": ("liger_kernel",),
-    "wandb": ("wandb",),
-    "ray": ("ray",),
+EXTRA_OF_MODULE = {
+    "accelerate": "gguf",
+    "gguf": "gguf",
+    "liger_kernel": "liger",
+    "peft": "lora",
+    "ray": "ray",
+    "wandb": "wandb",
 }
-"""Extra → the modules that it brings, and those before it do not."""
+"""Modules that only one use needs → its extra. Others come with the extra of the command that needs them."""
 
 
-def missing_extra(module: str) -> str:
-    """What to tell a user about a module that is not installed."""
+def install_hint(module: str, extra: str = "train") -> str:
+    """What to tell a user about a module that is not installed.
+
+    Args:
+        module: The module; its first part counts.
+        extra: The extra of the command, or of the work, that needs it.
+    """
     name = module.partition(".")[0]
-    extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)
-    if extra is None:
-        return f"needs the package {name}, which is not installed"
-    return f"needs the package {name}: from a clone, pip install '.[{extra}]'"
+    extra = EXTRA_OF_MODULE.get(name, extra)
+    return f"needs the package {name}, which is not installed; from a clone: pip install '.[{extra}]'"
