@@ -225,8 +225,8 @@ def name_type(hint: Any) -> str:
         *words, last = dict.fromkeys(name_type(kind) for kind in kinds)
         return f"{', '.join(words)} or {last}" if words else last
     if origin is Literal:
-        words = ", ".join(map(str, arguments))
-        return f"one of {words}" if len(arguments) > 1 else f"`{words}`"
+        choices = ", ".join(map(str, arguments))
+        return f"one of {choices}" if len(arguments) > 1 else f"`{choices}`"
     if origin is list:
         return "a list"
     if origin is tuple:

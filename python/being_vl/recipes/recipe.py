@@ -63,6 +63,11 @@ class Recipe:
         """Whether it is one of `being-vl run`, and not of a single step."""
         return "llm" in self.content and "vocabulary" not in self.content
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it comes with the package."""
+        return self.path.parent == FOLDER
+
     def run(self, flags: Sequence[str] = ()) -> RunOptions:
         """The options of the run, with flags that override the recipe's.
 
