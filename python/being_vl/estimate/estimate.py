@@ -36,7 +36,13 @@ class Gpus(NamedTuple):
 
 
 class StageReading(NamedTuple):
-    """What a stage reads: optimizer steps, None if they are not known; records of all steps, or of one; their tokens."""
+    """What a stage reads.
+
+    Args:
+        steps: Optimizer steps; None if they are not known.
+        records: Of all steps, or of one if their number is not known.
+        tokens: Of these records.
+    """
 
     steps: int | None
     records: float
