@@ -214,7 +214,8 @@ def _check(options: Namespace) -> None:
     if not folder.is_dir():
         raise ConfigError(f"images: there is no folder {folder}")
     known = {source.key for source in find_sources(folder)}
-    records = Records(options.records, train.default_category, train.categories, train.images_in_front)
+    reading = train.sequences
+    records = Records(options.records, reading.default_category, reading.categories, reading.images_in_front)
     bad = 0
     first: list[str] = []
     for record in () if train.lenient else records.checked():

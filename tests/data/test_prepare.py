@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from being_vl.cli import main
-from being_vl.data.options import CATEGORIES, PrepareOptions
+from being_vl.data.options import CATEGORIES, PrepareOptions, SequenceOptions
 from being_vl.data.prepare import FAULTS, load_builder, prepare
 from being_vl.data.records import Record, Records
 from being_vl.data.sequences import Group, TokenSequence
@@ -38,20 +38,22 @@ def records(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     return [chain / "data" / "train.json", text]
 
 
-CHOICES: dict[str, Any] = {"shard_size": 7, "categories": [*CATEGORIES, "chat"]}
+NAMES = [*CATEGORIES, "chat"]
 
 
 def options(chain: Path, records: list[Path], out: Path, **others: Any) -> PrepareOptions:
-    return PrepareOptions(chain / "tied", records, out, chain / "grids", **CHOICES | others)
+    """Others are options of the sequences."""
+    sequences = SequenceOptions(categories=NAMES, **others)
+    return PrepareOptions(chain / "tied", records, out, chain / "grids", sequences=sequences, shard_size=7)
 
 
 def read(paths: list[Path]) -> list[Record]:
-    return list(Records(paths, categories=CHOICES["categories"]))
+    return list(Records(paths, categories=NAMES))
 
 
 def flags(chain: Path, records: list[Path], out: Path) -> list[str]:
     paths = ["--model", chain / "tied", "--grids", chain / "grids", "--out", out]
-    choices = ["--shard_size", "7", "--categories", *CHOICES["categories"]]
+    choices = ["--shard_size", "7", "--sequences.categories", *NAMES]
     return [*map(str, paths), *choices, "--records", *map(str, records)]
 
 
@@ -337,7 +339,7 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     line = refused(capsys, being_vl("train", *model[:4], *model[6:], "--out", tmp_path / "run"))
     assert "5 of 8 records are bad (5 image markers;" in line
     capsys.readouterr()
-    in_front = ["--images_in_front", "true", "--out", tmp_path / "front", "--tolerated", 0.5]
+    in_front = ["--sequences.images_in_front", "true", "--out", tmp_path / "front", "--tolerated", 0.5]
     assert being_vl(*checked[:-2], *in_front) == 0
     assert "image markers: 3 of 8 records" in capsys.readouterr().out
     assert faults(tmp_path / "front" / "prepared") == ["2", "3", "4"]
