@@ -22,7 +22,7 @@ from being_vl.data.prepare import FAULTS, load_builder, prepare
 from being_vl.data.records import Record, Records
 from being_vl.data.sequences import Group, TokenSequence
 from being_vl.data.store import PreparedSequences
-from being_vl.errors import ConfigError, ManifestError, QuantizerError, RecordError
+from being_vl.errors import ConfigError, FingerprintError, ManifestError, QuantizerError, RecordError
 from being_vl.files import read_manifest
 from helpers import tiny
 from helpers.commands import being_vl, refused
@@ -41,10 +41,19 @@ def records(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 NAMES = [*CATEGORIES, "chat"]
 
 
-def options(chain: Path, records: list[Path], out: Path, **others: Any) -> PrepareOptions:
+def options(
+    chain: Path, records: list[Path], out: Path, lenient: bool = False, **others: Any
+) -> PrepareOptions:
     """Others are options of the sequences."""
-    sequences = SequenceOptions(categories=NAMES, **others)
-    return PrepareOptions(chain / "tied", records, out, chain / "grids", sequences=sequences, shard_size=7)
+    return PrepareOptions(
+        chain / "tied",
+        records,
+        out,
+        chain / "grids",
+        SequenceOptions(categories=NAMES, **others),
+        lenient,
+        shard_size=7,
+    )
 
 
 def read(paths: list[Path]) -> list[Record]:
@@ -193,9 +202,9 @@ def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
     before = files(prepared)
     other = options(chain, records, prepared)
     other.model = tmp_path / "model"
-    with pytest.raises(ManifestError, match=r"another recipe \(vocabulary was .*another output folder"):
+    with pytest.raises(FingerprintError, match=r"other options or inputs \(vocabulary was .*another output"):
         prepare(other)
-    with pytest.raises(ManifestError, match="max_length was 512, is 100"):
+    with pytest.raises(FingerprintError, match="max_length was 512, is 100"):
         prepare(options(chain, records, prepared, max_length=100))
     assert files(prepared) == before
     other.out = tmp_path / "out"

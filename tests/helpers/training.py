@@ -14,11 +14,11 @@ from helpers import tiny
 BATCH = 8
 """Rows of an optimizer step, on any number of ranks."""
 
-MIXTURES = (
+MIXTURES = [
     {"foundation": 80, "perception": 20},
     {"foundation": 40, "perception": 30, "reasoning": 20, "instruction": 10},
     {"foundation": 15, "perception": 15, "reasoning": 30, "instruction": 40},
-)
+]
 
 
 def write_recipe(path: Path, options: Mapping[str, Any], changes: Mapping[str, Any]) -> Path:
