@@ -17,7 +17,7 @@ from being_vl.quantize import formats
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from being_vl.quantize.checkpoint import Checkpoint
+    from being_vl.quantize.weights import Checkpoint
     from being_vl.quantize.preprocessing import Preprocessing
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -111,7 +111,7 @@ def load_quantizer(
         QuantizerError: if there is no such quantizer, it is damaged, or the size does not suit it.
     """
     # torch takes a second to import
-    from being_vl.quantize.checkpoint import Checkpoint
+    from being_vl.quantize.weights import Checkpoint
 
     if found := re.fullmatch(r"(.+):bfloat16", str(name_or_path)):
         name_or_path, precision = found[1], "bfloat16"

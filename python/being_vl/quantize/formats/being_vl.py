@@ -1,7 +1,7 @@
 """What `being-vl quantizer train` writes, the built-in quantizer for one."""
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import Checkpoint
+from being_vl.quantize.weights import Checkpoint
 
 
 def recognizes(checkpoint: Checkpoint) -> bool:

@@ -5,7 +5,7 @@ has converted them, or from Meta's `tokenizer/vqgan.ckpt` put beside them.
 """
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import Checkpoint
+from being_vl.quantize.weights import Checkpoint
 from being_vl.quantize.preprocessing import Crop, Preprocessing
 
 

@@ -2,7 +2,7 @@
 families that become one here."""
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import Checkpoint
+from being_vl.quantize.weights import Checkpoint
 from being_vl.quantize.preprocessing import Crop, Preprocessing
 
 

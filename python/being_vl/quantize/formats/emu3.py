@@ -6,7 +6,7 @@ frames.
 from typing import Any
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import Checkpoint, renamed
+from being_vl.quantize.weights import Checkpoint, renamed
 from being_vl.quantize.preprocessing import Area, Preprocessing
 
 TO_TRANSFORMERS = (

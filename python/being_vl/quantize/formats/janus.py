@@ -6,7 +6,7 @@ than the models were trained with; here the ids are the original ones, whichever
 """
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import CODEBOOK, Checkpoint, renamed
+from being_vl.quantize.weights import CODEBOOK, Checkpoint, renamed
 from being_vl.quantize.preprocessing import Crop, Pad, Preprocessing
 
 LLAMAGEN = "encoder.conv_blocks.0.res.0.conv1.weight"

@@ -6,7 +6,7 @@ The preprocessing is that of their notebooks and of Meta's `image_tokenizer.py`:
 """
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import Checkpoint
+from being_vl.quantize.weights import Checkpoint
 from being_vl.quantize.preprocessing import Crop, Preprocessing
 
 SIZE = 256

@@ -24,7 +24,7 @@ from being_vl.errors import QuantizerError
 from being_vl.files import write_manifest
 from being_vl.fingerprints import compute_fingerprint
 from being_vl.quantize.base import Precision
-from being_vl.quantize.checkpoint import Checkpoint
+from being_vl.quantize.weights import Checkpoint
 from being_vl.quantize.models.network import checked_ids
 from being_vl.quantize.preprocessing import Area, Pad, Preprocessing
 

@@ -12,7 +12,7 @@ from diffusers import VQModel
 from torch import Tensor
 
 from being_vl.errors import QuantizerError
-from being_vl.quantize.checkpoint import CODEBOOK, Checkpoint, renamed
+from being_vl.quantize.weights import CODEBOOK, Checkpoint, renamed
 from being_vl.quantize.models.network import NetworkQuantizer, load_tensors
 from being_vl.quantize.preprocessing import Preprocessing
 
