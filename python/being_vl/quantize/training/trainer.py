@@ -73,38 +73,51 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
             holds something else.
     """
     with process_group(options.device) as (rank, ranks, device):
-        if rank == 0:
-            _claim_folder(options)
+        goes_on = _check_folder(options)
         wait_for_all_ranks()
-        if (options.out / MANIFEST).is_file():
+        if goes_on and (options.out / MANIFEST).is_file():
             log.info("%s: already finished", options.out)
             return options.out
         trainer = Trainer(options, rank, ranks, device)
+        if rank == 0 and not goes_on:
+            _claim_folder(options)
+        wait_for_all_ranks()
         trainer.run()
         if rank == 0:
             VQGAN(trainer.model, options.name, options.size, device).save_pretrained(options.out)
     return options.out
 
 
-def _claim_folder(options: QuantizerTrainOptions) -> None:
-    """Make sure that the output folder holds nothing but what these options made."""
-    out, fields = options.out, {"job": JOB, **fixed_options(options)}
-    path = out / FINGERPRINT
+def _fingerprint_fields(options: QuantizerTrainOptions) -> dict[str, Any]:
+    return {"job": JOB, **fixed_options(options)}
+
+
+def _check_folder(options: QuantizerTrainOptions) -> bool:
+    """Whether the output folder holds what these options made, finished or not.
+
+    Raises:
+        FingerprintError: if it holds something else that may not be replaced.
+    """
+    path = options.out / FINGERPRINT
+    if (options.out / MANIFEST).exists() and not path.is_file():
+        raise FingerprintError(
+            f"{options.out}: was not made by `being-vl {JOB}`; choose another folder for `out`"
+        )
     try:
-        is_ours = check_fingerprint(path, fields)
+        return check_fingerprint(path, _fingerprint_fields(options))
     except FingerprintError:
         if not options.overwrite or json.loads(path.read_text(encoding="utf-8")).get("job") != JOB:
             raise
+        return False
+
+
+def _claim_folder(options: QuantizerTrainOptions) -> None:
+    """Remove what a training with other options left in the output folder, and say what this one follows from."""
+    if (options.out / FINGERPRINT).is_file():
         for name in OUTPUTS:
-            remove(out / name)
-        is_ours = False
-    if not is_ours:
-        if (out / MANIFEST).exists():
-            raise FingerprintError(
-                f"{out}: was not made by `being-vl {JOB}`; choose another folder for `out`"
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        write_fingerprint(path, fields)
+            remove(options.out / name)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_fingerprint(options.out / FINGERPRINT, _fingerprint_fields(options))
 
 
 class Trainer:
