@@ -16,7 +16,8 @@ from being_vl.files import sha256, to_jsonable, write_json
 from being_vl.fingerprints import compute_fingerprint
 from being_vl.flags import Parser, add_flags
 from being_vl.model.options import ExpandOptions
-from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantize.training.options import QuantizerTrainOptions
 from being_vl.recipes import find_recipe, read_recipe
 from being_vl.tokenizer.options import VocabOptions
 from being_vl.train.options import TrainOptions
@@ -128,7 +129,7 @@ def model_of(recipe: Path, flags: list[str]) -> tuple[str, int | None]:
     if (options.train.model / "config.json").is_file():
         return str(options.train.model), None
     if options.train_quantizer:
-        codebook = options.quantizer_training.codebook_size
+        codebook = options.quantizer_training.codebook.size
     elif options.quantizer.partition("@")[0] == CHAMELEON:
         codebook = 8192
     else:
