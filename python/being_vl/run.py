@@ -1,6 +1,5 @@
 """The whole chain on one's own images and records: quantize, learn the vocabulary, expand, train."""
 
-import dataclasses
 import json
 import logging
 import time
@@ -18,7 +17,7 @@ from being_vl.flags import Parser, add_flags
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
 from being_vl.recipes import find_recipe, read_recipe
-from being_vl.tokenizer.options import VocabOptions
+from being_vl.tokenizer.options import VocabularyOptions
 from being_vl.train.options import TrainOptions
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ def recipe_parser() -> Parser:
     add_flags(parser, RunOptions)
     parser.add_class_arguments(QuantizerTrainOptions, "quantizer_training")
     parser.add_class_arguments(QuantizeOptions, "quantize")
-    parser.add_class_arguments(VocabOptions, "vocab")
+    parser.add_class_arguments(VocabularyOptions, "vocab")
     parser.add_class_arguments(ExpandOptions, "expand")
     parser.add_class_arguments(TrainOptions, "train")
     links: list[tuple[str | tuple[str, ...], str, Callable[..., Any] | None]] = [
@@ -197,10 +196,10 @@ def run(config: Namespace) -> Path:
     return made
 
 
-def _train_vocabulary(options: VocabOptions) -> None:
+def _train_vocabulary(options: VocabularyOptions) -> None:
     from being_vl.tokenizer.train import train_vocabulary
 
-    train_vocabulary(dataclasses.replace(options, resume=True))
+    train_vocabulary(options)
 
 
 def _check(options: Namespace) -> None:
