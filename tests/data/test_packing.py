@@ -22,7 +22,7 @@ from being_vl.data.curriculum import Curriculum, Entry
 from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.packing import pack
 from being_vl.data.prepare import load_builder, prepare
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.kernels import attention_kernel
@@ -31,7 +31,7 @@ from being_vl.train.schedule import Seen, StagePlan, check_packing, plan
 from helpers import tiny
 
 PAD = 999
-GROUP = Group("foundation", "file", True)
+GROUP = RecordGroup("foundation", "file", True)
 
 
 def options(**changes: Any) -> TrainOptions:
@@ -85,7 +85,7 @@ def test_rows_keep_the_mixture_whatever_fits_best(row: int, by: Any) -> None:
     }
     mixture = {"foundation": 30, "perception": 10, "reasoning": 10, "instruction": 50}
     lengths = {
-        Group(key, "file", False): generator.integers(*span, 5000).astype(np.int32)
+        RecordGroup(key, "file", False): generator.integers(*span, 5000).astype(np.int32)
         for key, span in spans.items()
     }
     read: Counter[str] = Counter()

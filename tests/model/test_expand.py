@@ -224,11 +224,6 @@ def test_rows_of_zeros_fill_up_to_a_multiple(parts: Path, tmp_path: Path) -> Non
         assert Assistant.load(out, "cpu").answer(["Hello."], [[]], max_new_tokens=4)
     with pytest.raises(ConfigError, match="pad_to is 0; expected a positive number"):
         expand(options(parts, llm, tmp_path / "out", pad_to=0))
-    # A model of before there was padding.
-    stored = json.loads((out / "being_vl.json").read_text())
-    del stored["padding"]
-    (out / "being_vl.json").write_text(json.dumps(stored))
-    assert VocabularyLayout.load(out).rows == 1413
 
 
 def test_visual_tokens_are_entries_of_the_tokenizer(parts: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from being_vl.data.sequences import Group
+from being_vl.data.sequences import RecordGroup
 from being_vl.errors import ConfigError
 
 TEXT_ONLY = "text_only"
@@ -30,19 +30,19 @@ class Entry(NamedTuple):
     """
 
     key: str
-    group: Group
+    group: RecordGroup
     number: int
     length: int
     position: int
 
 
-def members(keys: Sequence[str], groups: Sequence[Group]) -> dict[str, list[Group]]:
+def members(keys: Sequence[str], groups: Sequence[RecordGroup]) -> dict[str, list[RecordGroup]]:
     """The groups that each key of a mixture stands for; keys without any are left out.
 
     A group belongs to one key: `text_only` if that is a key and its records have no images, else the key of its source,
     `category/source`, else that of its category. So a source with a weight of 0 is left out of its category.
     """
-    found: dict[str, list[Group]] = {}
+    found: dict[str, list[RecordGroup]] = {}
     for group in sorted(groups):
         names = [TEXT_ONLY] * group.text_only + [f"{group.category}/{group.source}", group.category]
         key = next((name for name in names if name in keys), None)
@@ -82,7 +82,7 @@ class Curriculum:
 
     def __init__(
         self,
-        lengths: Mapping[Group, NDArray[np.int32]],
+        lengths: Mapping[RecordGroup, NDArray[np.int32]],
         mixture: Mapping[str, float],
         seed: int,
         end: Mapping[str, float] | None = None,
@@ -170,7 +170,7 @@ class Curriculum:
         return known[1]
 
 
-def _sizes(lengths: Mapping[Group, NDArray[np.int32]], by: str) -> dict[str, float]:
+def _sizes(lengths: Mapping[RecordGroup, NDArray[np.int32]], by: str) -> dict[str, float]:
     """Weight of each category by its size."""
     sizes: dict[str, float] = {}
     for group, found in lengths.items():

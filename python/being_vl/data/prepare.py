@@ -65,7 +65,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
     rank, ranks = rank_and_count()
     reading = {name: getattr(options, name) for name in ("default_category", "categories", "images_in_front")}
     records = Records(options.records, **reading)
-    recipe = builder.recipe() | reading
+    recipe = builder.fingerprint_fields() | reading
     check_fingerprint(options.out / "recipe.json", recipe)
     made_from = [recipe, sha256(options.grids / MANIFEST) if options.grids else None]
     starts = range(0, len(records), options.shard_size)
