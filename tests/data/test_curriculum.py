@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from being_vl.data.curriculum import Curriculum, Entry, members
+from being_vl.data.curriculum import Curriculum, Entry, assign_groups
 from being_vl.data.sequences import RecordGroup
 from being_vl.errors import ConfigError
 
@@ -125,9 +125,12 @@ def test_a_key_is_a_category_a_source_or_text_only() -> None:
     a, b = RecordGroup("foundation", "llava", False), RecordGroup("foundation", "coco", False)
     text, other = RecordGroup("foundation", "llava", True), RecordGroup("reasoning", "coco", True)
     groups = [a, b, text, other]
-    assert members(["foundation"], groups) == {"foundation": [b, a, text]}
-    assert members(["foundation", "text_only"], groups) == {"foundation": [b, a], "text_only": [text, other]}
-    assert members(["foundation", "foundation/llava"], groups) == {
+    assert assign_groups(["foundation"], groups) == {"foundation": [b, a, text]}
+    assert assign_groups(["foundation", "text_only"], groups) == {
+        "foundation": [b, a],
+        "text_only": [text, other],
+    }
+    assert assign_groups(["foundation", "foundation/llava"], groups) == {
         "foundation": [b],
         "foundation/llava": [a, text],
     }

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BloomConfig, modeling_flash_attention_utils
 
-from being_vl.data.batches import collate, load
+from being_vl.data.batches import collate, load_batches
 from being_vl.data.curriculum import Curriculum, Entry
 from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.packing import pack
@@ -276,7 +276,9 @@ def seen_by(stage: StagePlan, ranks: int, workers: int, done: int) -> list[list[
     """The ids of the rows of each step after the first `done`, as the ranks read them, put together again."""
     sequences = tiny.Listed(examples(), PAD)
     parts = -(-stage.batch_size // (3 * ranks))
-    loaders = [load(Seen(stage).after(done), sequences, parts, rank, ranks, workers) for rank in range(ranks)]
+    loaders = [
+        load_batches(Seen(stage).after(done), sequences, parts, rank, ranks, workers) for rank in range(ranks)
+    ]
     steps = []
     for of_ranks in zip(*loaders, strict=True):
         assert all(rows == of_ranks[0][0] for rows, _ in of_ranks)
@@ -332,7 +334,7 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     def read(ranks: int, done: int) -> list[list[list[int]]]:
         parts = 6 // ranks
         loaders = [
-            load(Seen(stage).after(done), sequences, parts, rank, ranks, packing=packing)
+            load_batches(Seen(stage).after(done), sequences, parts, rank, ranks, packing=packing)
             for rank in range(ranks)
         ]
         micro = [
@@ -361,7 +363,7 @@ def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) 
     sequences = PreparedSequences(prepared.out, builder, 0.3, 0, 2000)
     (stage, _) = plan(replace(options(max_steps=20, batch_size=6), packing=2000), sequences.lengths, 1)
     tokens, entries = 0, []
-    for rows, batches in load(iter(stage), sequences, 6, packing=2000):
+    for rows, batches in load_batches(iter(stage), sequences, 6, packing=2000):
         tokens += sum(int(batch["tokens"]) for batch in batches)
         entries += [entry for row in rows for entry in row]
     assert tokens == pytest.approx(sum(entry.length for entry in entries), rel=0.01)
