@@ -216,7 +216,7 @@ def _check(options: Namespace) -> None:
     records = Records(options.records, train.default_category, train.categories, train.images_in_front)
     bad = 0
     first: list[str] = []
-    for record in () if train.lenient else records.checked():
+    for record in () if train.lenient else records.read():
         if isinstance(record, RecordError):
             fault = str(record)
         elif lost := [image for image in record.images if image not in known]:

@@ -54,9 +54,9 @@ def write_pieces(
 
     # The others stay where their placeholders are.
     number = num_leading
-    for content, learned in chat.write(texts, system):
-        if learned or not num_images:
-            pieces.append(Piece(content, loss.answers if learned else loss.questions))
+    for content, is_answer in chat.write(texts, system):
+        if is_answer or not num_images:
+            pieces.append(Piece(content, loss.answers if is_answer else loss.questions))
             continue
         head, *rest = content.split(PLACEHOLDER)
         pieces.append(Piece(head, loss.questions))
