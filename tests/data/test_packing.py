@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BloomConfig, modeling_flash_attention_utils
 
-from being_vl.data.batches import collate, load
+from being_vl.data.batches import collate, load_batches
 from being_vl.data.curriculum import Curriculum, Entry
 from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.packing import pack
 from being_vl.data.prepare import load_builder, prepare
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.kernels import attention_kernel
@@ -31,7 +31,7 @@ from being_vl.train.schedule import Seen, StagePlan, check_packing, plan
 from helpers import tiny
 
 PAD = 999
-GROUP = Group("foundation", "file", True)
+GROUP = RecordGroup("foundation", "file", True)
 
 
 def options(**changes: Any) -> TrainOptions:
@@ -86,7 +86,7 @@ def test_rows_keep_the_mixture_whatever_fits_best(row: int, by: Any) -> None:
     }
     mixture = {"foundation": 30, "perception": 10, "reasoning": 10, "instruction": 50}
     lengths = {
-        Group(key, "file", False): generator.integers(*span, 5000).astype(np.int32)
+        RecordGroup(key, "file", False): generator.integers(*span, 5000).astype(np.int32)
         for key, span in spans.items()
     }
     read: Counter[str] = Counter()
@@ -277,7 +277,9 @@ def seen_by(stage: StagePlan, ranks: int, workers: int, done: int) -> list[list[
     """The ids of the rows of each step after the first `done`, as the ranks read them, put together again."""
     sequences = tiny.Listed(examples(), PAD)
     parts = -(-stage.batch_size // (3 * ranks))
-    loaders = [load(Seen(stage).after(done), sequences, parts, rank, ranks, workers) for rank in range(ranks)]
+    loaders = [
+        load_batches(Seen(stage).after(done), sequences, parts, rank, ranks, workers) for rank in range(ranks)
+    ]
     steps = []
     for of_ranks in zip(*loaders, strict=True):
         assert all(rows == of_ranks[0][0] for rows, _ in of_ranks)
@@ -333,7 +335,7 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     def read(ranks: int, done: int) -> list[list[list[int]]]:
         parts = 6 // ranks
         loaders = [
-            load(Seen(stage).after(done), sequences, parts, rank, ranks, packing=packing)
+            load_batches(Seen(stage).after(done), sequences, parts, rank, ranks, packing=packing)
             for rank in range(ranks)
         ]
         micro = [
@@ -364,7 +366,7 @@ def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) 
         replace(options(max_steps=20, batch_size=6), batches=BatchOptions(packing=2000)), sequences.lengths, 1
     )
     tokens, entries = 0, []
-    for rows, batches in load(iter(stage), sequences, 6, packing=2000):
+    for rows, batches in load_batches(iter(stage), sequences, 6, packing=2000):
         tokens += sum(int(batch["tokens"]) for batch in batches)
         entries += [entry for row in rows for entry in row]
     assert tokens == pytest.approx(sum(entry.length for entry in entries), rel=0.01)

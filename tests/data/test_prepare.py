@@ -20,7 +20,7 @@ from being_vl.cli import main
 from being_vl.data.options import CATEGORIES, PrepareOptions, SequenceOptions
 from being_vl.data.prepare import FAULTS, load_builder, prepare
 from being_vl.data.records import Record, Records
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, FingerprintError, ManifestError, QuantizerError, RecordError
 from being_vl.files import read_manifest
@@ -94,13 +94,13 @@ def prepared(chain: Path, records: list[Path], tmp_path_factory: pytest.TempPath
 
 def test_sequences_are_those_that_the_builder_makes(chain: Path, records: list[Path], prepared: Path) -> None:
     builder = load_builder(options(chain, records, prepared))
-    expected: dict[Group, list[TokenSequence]] = {}
+    expected: dict[RecordGroup, list[TokenSequence]] = {}
     for example in builder.build(read(records)):
         expected.setdefault(example.group, []).append(example)
     found = PreparedSequences(prepared, builder)
     assert found.lengths.keys() == expected.keys()
-    assert Group("chat", "words", True) in expected
-    assert Group("perception", "train", False) in expected
+    assert RecordGroup("chat", "words", True) in expected
+    assert RecordGroup("perception", "train", False) in expected
     for group, examples in expected.items():
         assert found.lengths[group].dtype == np.int32
         assert found.lengths[group].tolist() == [len(example.ids) for example in examples]
@@ -387,7 +387,7 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
 def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[Path], prepared: Path) -> None:
     builder = load_builder(options(chain, records, prepared))
     plain = PreparedSequences(prepared, builder)
-    group = Group("perception", "train", False)
+    group = RecordGroup("perception", "train", False)
     longer = 0
     readings: dict[tuple[int, int], list[list[int]]] = {}
     for seed in (0, 1):
@@ -405,7 +405,7 @@ def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[P
                 longer += len(example.ids) > len(equal_text.ids)
     assert longer > 0
     assert len({json.dumps(reading) for reading in readings.values()}) == len(readings)
-    words = Group("chat", "words", True)
+    words = RecordGroup("chat", "words", True)
     sequences = PreparedSequences(prepared, builder, dropout=0.5)
     equal(sequences.get(words, 3, 7), plain.get(words, 3, 7))
     builder.grids = None

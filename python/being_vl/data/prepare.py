@@ -66,7 +66,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
     names = ("default_category", "categories", "images_in_front")
     reading = {name: getattr(options.sequences, name) for name in names}
     records = Records(options.records, **reading)
-    recipe = builder.recipe() | reading
+    recipe = builder.fingerprint_fields() | reading
     check_fingerprint(options.out / "recipe.json", recipe)
     made_from = [recipe, sha256(options.grids / MANIFEST) if options.grids else None]
     starts = range(0, len(records), options.shard_size)
@@ -160,7 +160,7 @@ class Shard:
         """Read the records, and write the file."""
         faults: list[Fault] = []
         good = []
-        for record in self._records.checked(self.part.start, self.part.stop):
+        for record in self._records.read(self.part.start, self.part.stop):
             if isinstance(record, RecordError):
                 faults.append(Fault(record.kind, str(record)))
             else:

@@ -512,7 +512,7 @@ def plan_recipe(options: PlanOptions, training: TrainOptions, model: str, new_ro
 
 def read_ahead(options: PlanOptions, training: TrainOptions, ranks: int) -> list[Reading]:
     """What each stage will read: of the records themselves if they are at hand, else as the options describe them."""
-    from being_vl.data.sequences import Group
+    from being_vl.data.sequences import RecordGroup
     from being_vl.train.engine import load_sequences
     from being_vl.train.schedule import plan
 
@@ -520,7 +520,7 @@ def read_ahead(options: PlanOptions, training: TrainOptions, ranks: int) -> list
         lengths = load_sequences(training).lengths
     elif options.records:
         lengths = {
-            Group(category, "planned", False): np.full(count, options.mean_length, np.int32)
+            RecordGroup(category, "planned", False): np.full(count, options.mean_length, np.int32)
             for category, count in options.records.items()
         }
     else:

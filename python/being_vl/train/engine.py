@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import distributed as dist
 
-from being_vl.data.batches import load
+from being_vl.data.batches import load_batches
 from being_vl.data.options import PrepareOptions
 from being_vl.data.prepare import check_faults, find_grids, load_builder, tokenise
 from being_vl.data.store import PreparedSequences, Sequences
@@ -161,7 +161,7 @@ def _train_stage(
         probe.measure(engine, logger, 0)
     seen = Seen(plan)
     steps_left = seen.after(done)
-    batches = load(steps_left, sequences, accumulation, rank, world, options.workers, flat, packing)
+    batches = load_batches(steps_left, sequences, accumulation, rank, world, options.workers, flat, packing)
     started = time.perf_counter()
     for step, (rows, micro_batches) in enumerate(batches, start=done + 1):
         rates = set_rates(optimizer, factor(stage, step - 1, steps))

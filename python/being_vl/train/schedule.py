@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from being_vl.data.batches import Row, collate
 from being_vl.data.curriculum import TEXT_ONLY, Curriculum
 from being_vl.data.packing import WINDOW, pack
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.options import StageOptions, TrainOptions
 
-Lengths = Mapping[Group, NDArray[np.int32]]
+Lengths = Mapping[RecordGroup, NDArray[np.int32]]
 
 _SAMPLE = 2000
 """Rows read ahead of training, through all of a stage's mixture, to know how many records and tokens a row holds."""
