@@ -57,7 +57,9 @@ def arrow_svg(arrow: Arrow, boxes: dict[str, Box]) -> str:
     ex, ey = edge_point((x2, y2), (cx, cy))
     path = f'<path d="M{sx:.1f} {sy:.1f} Q{cx:.1f} {cy:.1f} {ex:.1f} {ey:.1f}" marker-end="url(#head)"/>'
     tx, ty = (sx + 2 * cx + ex) / 4, (sy + 2 * cy + ey) / 4
-    return path + (f'<text x="{tx:.1f}" y="{ty - 5:.1f}" class="arrow">{escape(arrow.text)}</text>' if arrow.text else "")
+    return path + (
+        f'<text x="{tx:.1f}" y="{ty - 5:.1f}" class="arrow">{escape(arrow.text)}</text>' if arrow.text else ""
+    )
 
 
 def edge_point(centre: tuple[float, float], towards: tuple[float, float]) -> tuple[float, float]:
