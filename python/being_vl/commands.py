@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from being_vl.errors import ConfigError
@@ -15,6 +16,8 @@ from being_vl.recipes.recipe import Recipe, make_options, merge_values
 from being_vl.schema import Option, dump_values, json_schema, read_options
 from being_vl.yaml_text import dump_yaml
 
+SETTINGS = ("dry_run", "print_config", "print_schema", "quiet", "verbose")
+"""Flags that a command may have besides its options."""
 DESCRIPTION = "Visual BPE and one shared vocabulary: images as tokens of an ordinary language model."
 
 
@@ -22,6 +25,36 @@ def load(name: str) -> Any:
     """The object of a module, `module:object`, imported now."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
+
+
+class Invocation(NamedTuple):
+    """A command line that was read.
+
+    Args:
+        kind: The options dataclass.
+        options: What may be given.
+        recipe: The recipe, if one is given.
+        flags: The values of the flags, over those of the recipe.
+        settings: Flags of the command line itself, by `SETTINGS`.
+    """
+
+    kind: Any
+    options: Mapping[str, Option]
+    recipe: Recipe | None
+    flags: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def values(self) -> dict[str, Any]:
+        """What recipe and flags give; the options dataclass is not made."""
+        return merge_values(self.options, self.recipe, self.flags)
+
+    def make_options(self) -> Any:
+        """The options dataclass.
+
+        Raises:
+            ConfigError: if something is missing or wrong.
+        """
+        return make_options(self.kind, self.recipe, self.flags)
 
 
 class Command(NamedTuple):
@@ -56,13 +89,14 @@ class Command(NamedTuple):
         usage = f"being-vl {name} {place}[OPTIONS]{rest}"
         parser = Parser(prog=f"being-vl {name}", usage=usage, description=self.text)
         if "recipe" not in options:
+            text = "YAML file of these options; flags override it."
+            recipes = [parser.add_argument("--recipe", metavar="FILE", help=text)]
             if self.positional == "recipe":
                 text = "YAML file of these options, or the name of a shipped one; flags override it."
-                parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=text)
-                parser.add_argument("--recipe", dest="recipe", metavar="FILE", help=argparse.SUPPRESS)
-            else:
-                text = "YAML file of these options; flags override it."
-                parser.add_argument("--recipe", metavar="FILE", help=text)
+                recipes[0].help = argparse.SUPPRESS
+                recipes.append(parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=text))
+            for action in recipes:
+                vars(action)["hint"] = Path
             parser.add_argument(
                 "--print_config", action="store_true", help="Print all options as a recipe, and do nothing."
             )
@@ -85,11 +119,11 @@ class Command(NamedTuple):
         add_flags(parser, options, self.positional)
         return parser
 
-    def run(self, name: str, words: list[str]) -> None:
-        """Do what the words after the command's name ask for.
+    def parse(self, name: str, words: list[str]) -> Invocation:
+        """Read the words after the command's name.
 
         Raises:
-            BeingVLError, OSError: if something is wrong with the options, or in the command.
+            ConfigError: if a flag or the recipe is wrong; it says which, what was expected and what was found.
         """
         kind = load(self.options)
         options = read_options(kind)
@@ -98,24 +132,31 @@ class Command(NamedTuple):
             place = words.index("--")
             words, overrides = words[:place], words[place + 1 :]
         flags = read_flags(self.parser(name, options), options, words)
-        set_verbosity(flags.pop("quiet"), flags.pop("verbose"))
-        recipe, settings = None, {}
-        if "recipe" not in options:
-            path = flags.pop("recipe")
-            settings = {key: flags.pop(key) for key in ("print_config", "print_schema")}
-            recipe = Recipe.find(path) if path else None
-        function = load(self.dry_run) if self.dry_run and flags.pop("dry_run") else None
-        if settings.get("print_schema"):
-            print(json.dumps(json_schema(options, f"recipe of being-vl {name}"), indent=2))
-            return
-        if recipe is not None:
-            _check_kind(recipe, name)
-        if settings.get("print_config"):
-            print(dump_yaml(dump_values(options, merge_values(options, recipe, flags))), end="")
-            return
         if overrides:
             flags[REST] = overrides
-        show((function or load(self.function))(make_options(kind, recipe, flags)))
+        settings = {key: None if key in options else flags.pop(key, None) for key in SETTINGS}
+        path = flags.pop("recipe", None) if "recipe" not in options else None
+        recipe = Recipe.find(path) if path else None
+        if recipe is not None and not settings["print_schema"]:
+            _check_kind(recipe, name)
+        return Invocation(kind, options, recipe, flags, settings)
+
+    def run(self, name: str, words: list[str]) -> None:
+        """Do what the words after the command's name ask for.
+
+        Raises:
+            BeingVLError, OSError: if something is wrong with the options, or in the command.
+        """
+        invocation = self.parse(name, words)
+        settings = invocation.settings
+        set_verbosity(settings["quiet"], settings["verbose"])
+        if settings["print_schema"]:
+            print(json.dumps(json_schema(invocation.options, f"recipe of being-vl {name}"), indent=2))
+        elif settings["print_config"]:
+            print(dump_yaml(dump_values(invocation.options, invocation.values())), end="")
+        else:
+            function = self.dry_run if self.dry_run and settings["dry_run"] else self.function
+            show(load(function)(invocation.make_options()))
 
 
 def _check_kind(recipe: Recipe, name: str) -> None:
@@ -184,42 +225,42 @@ COMMANDS = {
     ),
     "quantizer train": Command(
         "being_vl.quantize.training.trainer:train_quantizer",
-        "being_vl.quantize.options:QuantizerTrainOptions",
+        "being_vl.quantize.training.options:QuantizerTrainOptions",
         "Train a VQ-GAN on folders of images.",
     ),
     "encode": Command(
-        "being_vl.tokenizer.encode:encode",
+        "being_vl.tokenizer.encode:encode_grids",
         "being_vl.tokenizer.options:EncodeOptions",
         "Turn grids into visual BPE tokens.",
         "grids",
     ),
     "vocab train": Command(
         "being_vl.tokenizer.train:train_vocabulary",
-        "being_vl.tokenizer.options:VocabOptions",
+        "being_vl.tokenizer.options:VocabularyOptions",
         "Learn a visual BPE vocabulary from grids.",
         "grids",
     ),
     "vocab import": Command(
         "being_vl.tokenizer.inspect:import_vocabulary",
-        "being_vl.tokenizer.options:ImportOptions",
+        "being_vl.tokenizer.options:VocabularyImportOptions",
         "Read a vocabulary that Being-VL-0.5 published.",
         "vocabulary",
     ),
     "vocab show": Command(
-        "being_vl.tokenizer.inspect:show",
-        "being_vl.tokenizer.options:ShowOptions",
+        "being_vl.tokenizer.inspect:show_vocabulary",
+        "being_vl.tokenizer.options:VocabularyShowOptions",
         "Show a vocabulary's options, merges and a token.",
         "vocabulary",
     ),
     "vocab merge-stats": Command(
-        "being_vl.tokenizer.inspect:merge_stats",
+        "being_vl.tokenizer.inspect:show_merges",
         "being_vl.tokenizer.options:MergeStatsOptions",
         "List all merges with their statistics.",
         "vocabulary",
     ),
     "vocab truncate": Command(
         "being_vl.tokenizer.inspect:truncate_vocabulary",
-        "being_vl.tokenizer.options:TruncateOptions",
+        "being_vl.tokenizer.options:VocabularyTruncateOptions",
         "Keep the first merges of a vocabulary.",
         "vocabulary",
     ),

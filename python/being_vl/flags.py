@@ -32,6 +32,8 @@ class Parser(argparse.ArgumentParser):
 def add_flags(parser: Parser, options: Mapping[str, Option], positional: str | None = None) -> None:
     """Add a flag for each option; those of nested options are `--outer.inner`, in a group of their own.
 
+    Each action has the type of its option as `hint`.
+
     Args:
         parser: What the flags are added to.
         options: As `read_options` returns them.
@@ -45,14 +47,17 @@ def add_flags(parser: Parser, options: Mapping[str, Option], positional: str | N
         elif name == positional:
             many = "*" if get_origin(option.hint) is list else "?"
             text = option.help.replace("%", "%%")
-            parser.add_argument(name, nargs=many, default=argparse.SUPPRESS, help=text, metavar=name.upper())
+            action = parser.add_argument(
+                name, nargs=many, default=argparse.SUPPRESS, help=text, metavar=name.upper()
+            )
+            vars(action)["hint"] = option.hint
         elif name != REST:
             _add_flag(parser, name, option)
 
 
 def _add_flag(container: Any, name: str, option: Option) -> None:
     """Add one flag. All values stay words here; `read_flags` converts them."""
-    kinds = [kind for kind in _alternatives(option.hint) if kind is not NoneType]
+    kinds = [kind for kind in list_alternatives(option.hint) if kind is not NoneType]
     text = option.help
     if option.default is REQUIRED:
         text += " (required)"
@@ -65,10 +70,12 @@ def _add_flag(container: Any, name: str, option: Option) -> None:
         settings["metavar"] = "{" + ",".join(map(str, get_args(kinds[0]))) + "}"
     else:
         settings["metavar"] = "|".join(dict.fromkeys(_name_value(kind) for kind in kinds))
-    container.add_argument(f"--{name}", *([option.alias] if option.alias else []), **settings)
+    action = container.add_argument(f"--{name}", *([option.alias] if option.alias else []), **settings)
+    action.hint = option.hint
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def list_alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the type itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
@@ -77,8 +84,8 @@ def _takes_several(hint: Any) -> bool:
     plain = (str, Path, int, float)
     return any(
         get_origin(kind) is tuple or (get_origin(kind) is list and get_args(kind)[0] in plain)
-        for kind in _alternatives(hint)
-    ) and not any(kind in plain for kind in _alternatives(hint))
+        for kind in list_alternatives(hint)
+    ) and not any(kind in plain for kind in list_alternatives(hint))
 
 
 def _name_value(kind: Any) -> str:
@@ -144,7 +151,7 @@ def _join_truths(words: list[str], leaves: Mapping[str, Option]) -> list[str]:
     while rest:
         word = rest.pop(0)
         option = leaves.get(word.removeprefix("--")) if word.startswith("--") else None
-        if option is not None and bool in _alternatives(option.hint):
+        if option is not None and bool in list_alternatives(option.hint):
             truth = rest.pop(0) if rest and rest[0].lower() in (*TRUTH, "null") else "true"
             word = f"{word}={truth}"
         joined.append(word)
@@ -153,7 +160,7 @@ def _join_truths(words: list[str], leaves: Mapping[str, Option]) -> list[str]:
 
 def _convert_words(raw: str | list[str], hint: Any, key: str) -> Any:
     """The value that a flag's words stand for."""
-    kinds = _alternatives(hint)
+    kinds = list_alternatives(hint)
     if isinstance(raw, list):
         if len(raw) == 1 and raw[0].startswith("[") and get_args(kinds[0])[0] not in (str, Path):
             return convert(parse_yaml(raw[0]), hint, key)

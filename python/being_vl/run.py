@@ -142,14 +142,14 @@ def _check_records(options: RunOptions) -> None:
     from being_vl.images.sources import find_sources
 
     keys = {source.key for source in find_sources(options.images)}
-    training = options.train
+    sequences = options.train.sequences
     records = Records(
-        options.records, training.default_category, training.categories, training.images_in_front
+        options.records, sequences.default_category, sequences.categories, sequences.images_in_front
     )
-    if training.lenient:
+    if options.train.lenient:
         return
     faults = []
-    for record in records.checked():
+    for record in records.read():
         if isinstance(record, RecordError):
             faults.append(str(record))
         elif lost := [image for image in record.images if image not in keys]:

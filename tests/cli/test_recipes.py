@@ -1,4 +1,4 @@
-"""Recipes and flags: what is wrong is said in one line with file, key, expected and found; what is printed is read back."""
+"""Recipes and flags: what is wrong is said in one line, with its place; what is printed is read back."""
 
 import json
 import re

@@ -98,7 +98,7 @@ def read_stages(options: PlanOptions, training: TrainOptions, ranks: int) -> lis
         training: To be planned.
         ranks: Number of GPUs.
     """
-    from being_vl.data.sequences import Group
+    from being_vl.data.sequences import RecordGroup
     from being_vl.train.engine import load_sequences
     from being_vl.train.schedule import plan
 
@@ -107,7 +107,7 @@ def read_stages(options: PlanOptions, training: TrainOptions, ranks: int) -> lis
         lengths = load_sequences(training).lengths
     elif options.records:
         lengths = {
-            Group(category, "planned", False): np.full(count, options.mean_length, np.int32)
+            RecordGroup(category, "planned", False): np.full(count, options.mean_length, np.int32)
             for category, count in options.records.items()
         }
     else:

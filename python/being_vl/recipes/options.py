@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from being_vl.model.options import ExpandOptions
 from being_vl.options import MAY_CHANGE, Options, check_minimum
-from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantize.training.options import QuantizerTrainOptions
 from being_vl.schema import FALLBACKS, LINKS
-from being_vl.tokenizer.options import VocabOptions
+from being_vl.tokenizer.options import VocabularyOptions
 from being_vl.train.options import TrainOptions
 
 
@@ -66,7 +67,7 @@ class RunOptions(Options):
             images=lambda run: run.images, out=lambda run: run.out / "grids", quantizer=_quantizer
         )
     )
-    vocab: VocabOptions = field(
+    vocab: VocabularyOptions = field(
         metadata=_section(grids=lambda run: [run.out / "grids"], out=lambda run: run.out / "vocabulary.json")
     )
     expand: ExpandOptions = field(

@@ -100,7 +100,7 @@ class Recipe:
         if (run.train.model / "config.json").is_file():
             return ModelSource(str(run.train.model), None)
         if run.train_quantizer:
-            codebook_size = run.quantizer_training.codebook_size
+            codebook_size = run.quantizer_training.codebook.size
         elif run.quantizer.partition("@")[0] == CHAMELEON:
             codebook_size = 8192
         else:
