@@ -90,11 +90,14 @@ class Command(NamedTuple):
         parser = Parser(prog=f"being-vl {name}", usage=usage, description=self.text)
         if "recipe" not in options:
             text = "YAML file of these options; flags override it."
-            recipes = [parser.add_argument("--recipe", metavar="FILE", help=text)]
+            absent = argparse.SUPPRESS
+            recipes = [parser.add_argument("--recipe", metavar="FILE", default=absent, help=text)]
             if self.positional == "recipe":
                 text = "YAML file of these options, or the name of a shipped one; flags override it."
                 recipes[0].help = argparse.SUPPRESS
-                recipes.append(parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=text))
+                recipes.append(
+                    parser.add_argument("recipe", nargs="?", metavar="RECIPE", default=absent, help=text)
+                )
             for action in recipes:
                 vars(action)["hint"] = Path
             parser.add_argument(

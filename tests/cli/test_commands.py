@@ -142,7 +142,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("being-vl run --train.opt", {"--train.optimizer.betas"}),
         ("being-vl train --zero ", {"0", "1", "2", "3"}),
         ("being-vl vocab train --merge_mode o", {"oriented"}),
-        ("being-vl run --reci", {"--recipe"}),
+        ("being-vl run --train.z", {"--train.zero"}),
     ],
 )
 def test_completion_in_bash(line: str, offers: set[str], tmp_path: Path) -> None:
