@@ -288,6 +288,7 @@ COMMANDS = {
         "being_vl.train.engine:train",
         "being_vl.train.options:TrainOptions",
         "Train an expanded model in stages, or a plain one on text.",
+        dry_run="being_vl.train.engine:plan_training",
         extra="train",
     ),
     "launch": Command(

@@ -81,9 +81,9 @@ def dry_run(options: RunOptions) -> Iterator[str]:
     finished = True
     for step in list_steps(options):
         if step.name == "train" and finished:
-            from being_vl.train.engine import dry_run as plan_training
+            from being_vl.train.engine import plan_training
 
-            yield from plan_training(step.options)
+            yield plan_training(step.options, options.ranks or 1)
         finished = steps.is_finished(step.name, step.options, step.inputs)
         yield f"{step.name + ':':<12}{'finished' if finished else 'to do':<10}{step.output}"
 

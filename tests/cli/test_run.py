@@ -4,7 +4,6 @@ import io
 import json
 import sys
 import tarfile
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,7 @@ import yaml
 
 from being_vl import VisualBPE
 from being_vl.cli import main
-from being_vl.run import recipe_parser
 from being_vl.shards.grids import GridStore
-from helpers.commands import refused
 
 STAGES = [
     {"name": "rows", "unfreeze": 0.0, "learning_rate": 1e-3, "max_steps": 2, "mixture": {"foundation": 1}},
@@ -160,45 +157,6 @@ def test_records_and_images_out_of_one_tar(chain: Path, tmp_path: Path) -> None:
         "web.tar/1.png",
         "web.tar/2.png",
     ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["train", "--model", "m", "--records", "r", "--out", "o", "--learning", "1"], "--learning"),
-        (["train", "--model", "m", "--records", "r", "--out", "o", "--zero", "4"], "zero"),
-        (["vocab", "train", "g", "--out", "o", "--merge_mode", "diagonal"], "merge_mode"),
-        (["quantize", "pictures"], "out"),
-        (["nothing"], "nothing"),
-    ],
-)
-def test_wrong_flags_are_named(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert named in refused(capsys, main(arguments))
-
-
-@pytest.mark.parametrize("command", ["prepare", "check", "train"])
-def test_recipe_of_a_run_is_not_one_of_a_training(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, main([command, "--recipe", "qwen3-1.7b"]))
-    assert "qwen3-1.7b: is a recipe for `being-vl run`" in line
-
-
-def test_wrong_key_in_a_recipe_is_named(
-    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_recipe(chain, tmp_path / "run", vocab={"nun_merges": 3})
-    line = refused(capsys, main(["run", str(path)]))
-    assert line.startswith(f"being-vl: error: {path}: ")
-    assert "nun_merges" in line
-
-
-@pytest.mark.parametrize(
-    "name", [f.name for f in files("being_vl.recipes").iterdir() if f.name.endswith(".yaml")]
-)
-def test_shipped_recipes_are_valid(name: str) -> None:
-    text = files("being_vl.recipes").joinpath(name).read_text()
-    required = {"images": "i", "records": ["r"], "llm": "l", "out": "o"} | yaml.safe_load(text)
-    options = recipe_parser().instantiate(recipe_parser().parse_object(required))
-    assert [stage.name for stage in options.train.stages]
 
 
 def test_vocab_train_on_an_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
