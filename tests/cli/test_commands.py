@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from being_vl.commands import COMMANDS, GROUPS, Command, build_parser, load, show
+from being_vl.completion import CompletionOptions, completion
 from being_vl.schema import read_options
 from helpers.commands import being_vl, refused
 
@@ -116,13 +117,19 @@ def test_help_and_version_need_no_large_package() -> None:
         assert not {"torch", "transformers", "pyarrow", "PIL", "shtab"} & {*modules}
 
 
-def complete(shell: str, line: str, folder: Path) -> list[str]:
-    """What a real bash offers at the end of a line, with the printed script."""
-    script = process(sys.executable, "-m", "being_vl", "completion", shell).stdout
-    (folder / "script").write_text(script)
+@pytest.fixture(scope="module")
+def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The printed script of completion."""
+    path = tmp_path_factory.mktemp("completion") / "script"
+    path.write_text(completion(CompletionOptions("bash")))
+    return path
+
+
+def complete(script: Path, line: str, folder: Path) -> list[str]:
+    """What a real bash offers at the end of a line, in a folder."""
     words = line.split(" ")
     bash = f"""
-source {folder}/script
+source {script}
 COMP_WORDS=({" ".join(f"'{word}'" for word in words)}) COMP_CWORD={len(words) - 1}
 COMP_LINE='{line}' COMP_POINT={len(line)}
 "$(complete -p being-vl | sed 's/.*-F \\([^ ]*\\).*/\\1/')"
@@ -145,23 +152,24 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("being-vl run --train.z", {"--train.zero"}),
     ],
 )
-def test_completion_in_bash(line: str, offers: set[str], tmp_path: Path) -> None:
-    assert offers <= {*complete("bash", line, tmp_path)}
+def test_completion_in_bash(line: str, offers: set[str], bash_script: Path, tmp_path: Path) -> None:
+    assert offers <= {*complete(bash_script, line, tmp_path)}
 
 
-def test_completion_of_files_in_bash(tmp_path: Path) -> None:
+def test_completion_of_files_in_bash(bash_script: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").touch()
-    assert "mine.yaml" in complete("bash", "being-vl train --recipe mi", tmp_path)
-    assert "mine.yaml" in complete("bash", "being-vl run mi", tmp_path)
+    assert "mine.yaml" in complete(bash_script, "being-vl train --recipe mi", tmp_path)
+    assert "mine.yaml" in complete(bash_script, "being-vl run mi", tmp_path)
 
 
 def test_completion_in_zsh(tmp_path: Path) -> None:
     if not shutil.which("zsh"):
         pytest.skip("zsh is not installed")
-    script = process(sys.executable, "-m", "being_vl", "completion", "zsh").stdout
-    (tmp_path / "_being-vl").write_text(script)
-    run = process("zsh", "-n", str(tmp_path / "_being-vl"))
+    (tmp_path / "_being-vl").write_text(completion(CompletionOptions("zsh")))
+    setup = f"fpath=({tmp_path} $fpath); autoload -U compinit; compinit -D -u; print $_comps[being-vl]"
+    run = process("zsh", "-f", "-c", f"{setup}; autoload +X _being-vl")
     assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["_being-vl"]
 
 
 def test_all_commands_are_in_one_parser() -> None:
