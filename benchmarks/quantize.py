@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from being_vl.demo import shapesworld
-from being_vl.images.sources import find_sources
+from being_vl.images.sources import find_images
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.job import encode_batches
 from being_vl.quantize.loading import load_images
@@ -66,7 +66,7 @@ def main():
     with tempfile.TemporaryDirectory() as made:
         if options.images is None:
             make_images(Path(made), options.count)
-        sources = find_sources(options.images or Path(made))[: options.count]
+        sources = find_images(options.images or Path(made))[: options.count]
         # First calls are slow.
         measure(sources[: options.batch_size], quantizer, options.device, options.batch_size, 0)
         print("| workers | images/s | × | encoding | waiting |\n|---|---|---|---|---|")

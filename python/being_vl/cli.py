@@ -76,9 +76,9 @@ def _train_vocabulary(options: VocabOptions) -> None:
 
 
 def _encode(options: EncodeOptions) -> None:
-    from being_vl.tokenizer.encode import encode
+    from being_vl.tokenizer.encode import encode_grids
 
-    encode(options)
+    encode_grids(options)
 
 
 def _import_vocabulary(options: ImportOptions) -> None:

@@ -15,11 +15,12 @@ from PIL import Image
 
 from being_vl.errors import ConfigError, ImageError, ManifestError
 from being_vl.files import read_manifest
-from being_vl.images.decode import decode_image, find_images, fit_square, read_image
-from being_vl.images.sources import find_sources
+from being_vl.images.decode import decode_image, fit_square, read_image
+from being_vl.images.files import list_image_files
+from being_vl.images.sources import find_images
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.job import encode_batches, quantize
-from being_vl.quantize.loading import Loaded, load_images
+from being_vl.quantize.loading import LoadedImage, load_images
 from being_vl.quantize.options import QuantizeOptions
 from being_vl.shards.grids import GridStore
 from helpers import tiny
@@ -100,7 +101,7 @@ def test_the_next_batch_is_fetched_while_the_network_encodes_one(quantizer: Path
     loaded, asked = load_quantizer(quantizer), threading.Event()
     images = folder_of(tmp_path / "images", 6)
     (images / "bad.png").write_bytes(b"")
-    sources = find_sources(images)
+    sources = find_images(images)
     fetched = list(load_images(sources, loaded.preprocessing, 2, 0))
 
     class Waiting:
@@ -108,7 +109,7 @@ def test_the_next_batch_is_fetched_while_the_network_encodes_one(quantizer: Path
             assert asked.wait(60)
             return loaded.encode_prepared(pictures)
 
-    def batches() -> Iterator[list[Loaded]]:
+    def batches() -> Iterator[list[LoadedImage]]:
         yield fetched[0]
         asked.set()
         yield from fetched[1:]
@@ -142,10 +143,10 @@ def test_unreadable_images_are_listed_with_the_reason(quantizer: Path, tmp_path:
     (images / "empty.gif").touch()
     store = quantize(options(images, tmp_path / "grids", quantizer, max_failed=0.5))
     assert len(store) == 3
-    assert set(store.failed) == {"cut.png", "text.jpg", "empty.gif"}
-    assert all(key in reason for key, reason in store.failed.items())
-    assert "cannot identify" in store.failed["text.jpg"]
-    assert read_manifest(tmp_path / "grids", "grids")["failed"] == store.failed
+    assert set(store.failures) == {"cut.png", "text.jpg", "empty.gif"}
+    assert all(key in reason for key, reason in store.failures.items())
+    assert "cannot identify" in store.failures["text.jpg"]
+    assert read_manifest(tmp_path / "grids", "grids")["failures"] == store.failures
 
 
 def test_too_many_unreadable_images_stop_the_job(quantizer: Path, tmp_path: Path) -> None:
@@ -299,11 +300,11 @@ def test_read_image_names_the_file(tmp_path: Path) -> None:
         read_image(tmp_path / "gone.png")
 
 
-def test_find_images_knows_suffixes_of_any_case_and_skips_hidden_files(tmp_path: Path) -> None:
+def test_list_image_files_knows_suffixes_of_any_case_and_skips_hidden_files(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "x/y/z.WebP", "notes.txt", ".hidden.png", ".git/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert find_images(tmp_path) == ["a.png", "b.JPG", "x/y/z.WebP"]
+    assert list_image_files(tmp_path) == ["a.png", "b.JPG", "x/y/z.WebP"]
 
 
 def test_fit_square_keeps_the_whole_image_and_its_proportions() -> None:

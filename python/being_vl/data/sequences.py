@@ -416,7 +416,7 @@ class SequenceBuilder:
                 reason = "but no grids were given (--grids)"
                 wrong[key] = Fault("missing image", f"has the image {key!r}, {reason}")
             elif key not in self.grids:
-                why = self.grids.failed.get(key, "not among the quantized images")
+                why = self.grids.failures.get(key, "not among the quantized images")
                 wrong[key] = Fault("missing image", f"the image {key!r} has no grid ({why})")
             else:
                 grids[key] = grid = self.grids[key]

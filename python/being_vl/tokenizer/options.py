@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from being_vl.errors import ConfigError
+from being_vl.options import MAY_CHANGE, Options, check_minimum
 
 
 @dataclass
@@ -61,28 +62,30 @@ class VocabOptions:
 
 
 @dataclass
-class EncodeOptions:
+class EncodeOptions(Options):
     """Options of `being-vl encode`.
 
     Args:
         grids: Folder that `being-vl quantize` wrote.
         vocabulary: The vocabulary file.
-        out: Folder that the tokens are written to. An interrupted job goes on from its last whole file.
+        out: Folder that the tokens are written to. An interrupted job goes on from its last complete shard.
         num_threads: Threads; all cores by default. The result does not depend on it.
         engine: `local`, in this process or those of torchrun; `ray`, by actors on a Ray cluster (extra `ray`), of
             `num_threads` CPUs, one by default.
+        overwrite: Replace tokens in `out` that are of another vocabulary or another folder of grids.
     """
 
     grids: Path
-    vocabulary: Path
-    out: Path
-    num_threads: int | None = None
-    engine: Literal["local", "ray"] = "local"
+    vocabulary: Path = field(metadata=MAY_CHANGE)  # its content counts, not its name
+    out: Path = field(metadata=MAY_CHANGE)
+    num_threads: int | None = field(default=None, metadata=MAY_CHANGE)
+    engine: Literal["local", "ray"] = field(default="local", metadata=MAY_CHANGE)
+    overwrite: bool = field(default=False, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ConfigError(f"num_threads: expected at least 1, got {self.num_threads}")
+        super().__post_init__()
+        check_minimum("num_threads", self.num_threads, 1)
 
 
 @dataclass

@@ -285,7 +285,7 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
     builder = load_builder(options)
     if not prepared:
         values = {field.name: getattr(options, field.name) for field in dataclasses.fields(PrepareOptions)}
-        tokenise(PrepareOptions(**values | {"out": folder}), builder)
+        tokenise(PrepareOptions(**values | {"out": folder}), builder, inputs_may_move=True)
         if dist.is_initialized():
             dist.barrier()
     check_faults(folder, options.lenient)

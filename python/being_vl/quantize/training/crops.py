@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from being_vl.errors import ConfigError
-from being_vl.images.decode import find_images, read_image
+from being_vl.images.decode import read_image
+from being_vl.images.files import list_image_files
 from being_vl.quantize.models.tiled import to_tensor
 
 HELD_OUT = 0.05  # share of each folder's images that is never trained on, unless others are named
@@ -151,4 +152,4 @@ class Steps(Dataset[list[Group]]):
 
 
 def _images(folder: Path) -> list[Path]:
-    return [folder / key for key in find_images(folder)]
+    return [folder / key for key in list_image_files(folder)]
