@@ -164,7 +164,7 @@ def test_a_json_list_that_is_not_closed_is_not_read_as_one_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "WINDOW", 100)
-    monkeypatch.setattr(readers, "LARGEST", 1000)
+    monkeypatch.setattr(readers, "MAX_ELEMENT", 1000)
     path = tmp_path / "list.json"
     path.write_text('[{"id": "' + "x" * 100_000, encoding="utf-8")
     with pytest.raises(RecordError, match=r"line 1, column 9: not JSON \(Unterminated string"):

@@ -78,6 +78,7 @@ def test_grids_are_those_of_the_quantizer_under_the_images_relative_paths(
     assert store.codebook_size == 64
     assert "a/missing.png" not in store
     assert sorted(p.name for p in (tmp_path / "grids").iterdir()) == [
+        "fingerprint.json",
         "grids-00000.arrow",
         "grids-00001.arrow",
         "manifest.json",

@@ -132,55 +132,60 @@ def _find_lines(path: Path) -> Iterator[tuple[int, int]]:
 
 def _find_elements(path: Path) -> Iterator[tuple[int, int]]:
     """Where each element of a JSON list begins and ends, in bytes; one window of the file is in memory at a time."""
-    # As Latin-1 each byte is a character, so places in the text are places in the file, and JSON's own signs are ASCII.
+    # As Latin-1 each byte is a character, so positions in the text are positions in the file, and JSON's own signs are
+    # ASCII. `window` is the part of the file from byte `base` on, `position` a place in it.
     with path.open(encoding="latin-1", newline="") as file:
+        # Find the opening bracket, behind UTF-8's byte order mark if there is one.
         head = file.read(3)
-        window, base = ("", 3) if head == "ï»¿" else (head, 0)  # UTF-8's BOM
-        while window.strip() in ("", "[") and (more := file.read(WINDOW)):
-            window += more
-        at = _skip(window, 0)
-        if window[at : at + 1] != "[":
+        window, base = ("", 3) if head == "ï»¿" else (head, 0)
+        while window.strip() in ("", "[") and (chunk := file.read(WINDOW)):
+            window += chunk
+        position = _skip_space(window, 0)
+        if window[position : position + 1] != "[":
             raise _no_list(path, window + file.read(MAX_ELEMENT), base)
-        at = _skip(window, at + 1)
-        if window[at : at + 1] == "]":
+        position = _skip_space(window, position + 1)
+        if window[position : position + 1] == "]":
             return
         while True:
+            # Find the end of the next element and the sign behind it.
             try:
-                start = _skip(window, at)
+                start = _skip_space(window, position)
                 _, end = _decode(window, start)
-                behind = _skip(window, end)
-                separator = window[behind]
-                if separator not in ",]":  # also where the window ends within a number
-                    raise json.JSONDecodeError("Expecting ',' delimiter", window, behind)
+                sign_position = _skip_space(window, end)
+                sign = window[sign_position]
+                if sign not in ",]":  # also where the window ends within a number
+                    raise json.JSONDecodeError("Expecting ',' delimiter", window, sign_position)
             except (json.JSONDecodeError, IndexError) as error:
-                more = file.read(max(WINDOW, len(window))) if len(window) - at < MAX_ELEMENT else ""
-                if not more:
+                # The window may end within the element: try again with a longer one.
+                chunk = file.read(max(WINDOW, len(window))) if len(window) - position < MAX_ELEMENT else ""
+                if not chunk:
                     raise _not_json(path, window, base, error) from None
-                window, base, at = window[at:] + more, base + at, 0
+                window, base, position = window[position:] + chunk, base + position, 0
                 continue
             yield base + start, base + end
-            at = behind + 1
-            if separator == "]":
+            position = sign_position + 1
+            if sign == "]":
                 break
-        rest = window[at:] + file.read(MAX_ELEMENT)
-        if rest.strip():
-            extra = json.JSONDecodeError("Extra data", rest, _skip(rest, 0))
-            raise _not_json(path, rest, base + at, extra)
+        # Behind the closing bracket there is nothing but white space.
+        tail = window[position:] + file.read(MAX_ELEMENT)
+        if tail.strip():
+            fault = json.JSONDecodeError("Extra data", tail, _skip_space(tail, 0))
+            raise _not_json(path, tail, base + position, fault)
 
 
-def _skip(text: str, at: int) -> int:
-    """Where in `text`, from `at` on, white space ends."""
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+def _skip_space(text: str, position: int) -> int:
+    """Where in `text`, from `position` on, white space ends."""
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
 
 
 def _no_list(path: Path, text: str, base: int) -> RecordError:
-    """What a file that does not begin with `[` holds; `text` begins at its byte `base`."""
+    """What a file holds that does not begin with `[`; `text` begins at its byte `base`."""
     try:
-        value, end = _decode(text, _skip(text, 0))
+        value, end = _decode(text, _skip_space(text, 0))
         if text[end:].strip():
-            lines = "; JSON lines go by the suffix .jsonl" if isinstance(value, dict) else ""
-            raise json.JSONDecodeError("Extra data" + lines, text, _skip(text, end))
+            hint = "; JSON lines go by the suffix .jsonl" if isinstance(value, dict) else ""
+            raise json.JSONDecodeError("Extra data" + hint, text, _skip_space(text, end))
     except json.JSONDecodeError as error:
         return _not_json(path, text, base, error)
     return RecordError(f"{path}: a JSON {kind_of(value)}; expected a JSON list of records")
@@ -190,18 +195,19 @@ def _not_json(path: Path, text: str, base: int, error: Exception) -> RecordError
     """Say where a file is not JSON, or not UTF-8; `text` begins at its byte `base`."""
     try:
         codecs.utf_8_decode(text.encode("latin-1"), "strict", False)
-    except UnicodeDecodeError as wrong:
-        return RecordError(f"{path}: byte {base + wrong.start}: not UTF-8; expected a JSON list of records")
-    place, reason = base + len(text), "Expecting ',' delimiter"
+    except UnicodeDecodeError as fault:
+        return RecordError(f"{path}: byte {base + fault.start}: not UTF-8; expected a JSON list of records")
+    position, reason = base + len(text), "Expecting ',' delimiter"
     if isinstance(error, json.JSONDecodeError):
-        place, reason = base + error.pos, error.msg
+        position, reason = base + error.pos, error.msg
+    # Count lines, and characters of the last one, up to there.
     line, column = 1, 1
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     with path.open("rb") as file:
-        while chunk := file.read(min(WINDOW, place - file.tell())):
-            *before, last = decoder.decode(chunk).split("\n")
-            line += len(before)
-            column = len(last) + (1 if before else column)
+        while chunk := file.read(min(WINDOW, position - file.tell())):
+            *lines, last_line = decoder.decode(chunk).split("\n")
+            line += len(lines)
+            column = len(last_line) + (1 if lines else column)
     return RecordError(
         f"{path}: line {line}, column {column}: not JSON ({reason}); expected a list of records"
     )

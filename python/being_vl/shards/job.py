@@ -164,17 +164,17 @@ class ShardedJob(Generic[Inputs]):
 
     def _check_folder(self, overwrite: bool) -> None:
         """Refuse a folder whose content this job must not replace."""
-        path = self.folder / FINGERPRINT
         # Of another kind of job nothing is replaced, whatever the options say.
         if (self.folder / MANIFEST).is_file():
             read_manifest(self.folder, self.kind)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("kind") != self.kind:
+        earlier = self._read_fingerprint()
+        if earlier and earlier.get("kind") != self.kind:
             raise FingerprintError(
                 f"{self.folder}: holds what another kind of job made; choose another folder"
             )
         if overwrite:
             return
-        claimed = check_fingerprint(path, self.fingerprint)
+        claimed = check_fingerprint(self.folder / FINGERPRINT, self.fingerprint)
         # Only rank 0 asks where shards come from: until it has claimed the folder, no rank of this job writes one.
         if not claimed and self.rank == 0 and self._files():
             raise FingerprintError(
@@ -184,8 +184,15 @@ class ShardedJob(Generic[Inputs]):
 
     def _is_claimed(self) -> bool:
         """Whether the folder's fingerprint is that of this job."""
-        path = self.folder / FINGERPRINT
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == self.fingerprint
+        return self._read_fingerprint() == self.fingerprint
+
+    def _read_fingerprint(self) -> dict[str, Any] | None:
+        """The fingerprint of the job that has claimed the folder; None if there is none that can be read."""
+        try:
+            fingerprint = json.loads((self.folder / FINGERPRINT).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return fingerprint if isinstance(fingerprint, dict) else None
 
     def _files(self) -> list[Path]:
         """The files in the folder that are named as shards of this kind, incomplete ones too."""
