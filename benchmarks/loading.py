@@ -42,7 +42,9 @@ def peak_memory(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float
     out = folder / f"out-{time.time_ns()}"
     options = {"model": str(model), "records": [str(folder / "records.json")], "out": str(out)}
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(options | {"zero": zero, "dtype": "bf16", "stages": [stage]}))
+    recipe.write_text(
+        yaml.safe_dump(options | {"zero": zero, "precision": {"dtype": "bf16"}, "stages": [stage]})
+    )
     command = torchrun(ranks, recipe)
     log = out / "log.jsonl"
     private, resident = 0, 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from being_vl.errors import ConfigError, ImageError, ManifestError
+from being_vl.errors import ConfigError, FingerprintError, ImageError, ManifestError
 from being_vl.files import read_manifest
 from being_vl.images.decode import decode_image, fit_square, read_image
 from being_vl.images.files import list_image_files
@@ -204,10 +204,14 @@ def test_a_second_run_takes_over_whole_shards_of_unchanged_images(quantizer: Pat
     assert kept.stat().st_ino != inode
 
 
-def test_another_quantizer_takes_nothing_over(quantizer: Path, tmp_path: Path) -> None:
+def test_another_quantizer_is_refused_and_overwriting_takes_nothing_over(
+    quantizer: Path, tmp_path: Path
+) -> None:
     images, out = folder_of(tmp_path / "images", 4), tmp_path / "grids"
     small = quantize(options(images, out, quantizer))
-    large = quantize(options(images, out, Path(f"{quantizer}@64")))
+    with pytest.raises(FingerprintError, match=r"quantizer\.fingerprint was '[0-9a-f]{12}', is"):
+        quantize(options(images, out, Path(f"{quantizer}@64")))
+    large = quantize(options(images, out, Path(f"{quantizer}@64"), overwrite=True))
     assert {grid.shape for grid in small.values()} == {(4, 4)}
     assert {grid.shape for grid in large.values()} == {(8, 8)}
     assert small.quantizer_fingerprint != large.quantizer_fingerprint

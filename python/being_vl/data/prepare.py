@@ -16,14 +16,12 @@ from being_vl.data.options import PrepareOptions
 from being_vl.data.records import Records
 from being_vl.data.sequences import DROPPED, TRUNCATED, Fault, SequenceBuilder
 from being_vl.data.store import KIND, sequence_columns
-from being_vl.errors import FingerprintError, ModelError, RecordError
+from being_vl.errors import FingerprintError, RecordError
 from being_vl.files import MANIFEST, file_version, read_manifest, sha256, to_jsonable, write_aside
-from being_vl.layout import LAYOUT_FILE, VocabularyLayout
+from being_vl.options import fixed_options
 from being_vl.progress import progress_bar
-from being_vl.shards.grids import GridStore
 from being_vl.shards.job import Shard, ShardedJob
 from being_vl.shards.ranks import end_with_parent, rank_and_world_size
-from being_vl.tokenizer import VisualBPE
 
 log = logging.getLogger(__name__)
 
@@ -63,20 +61,19 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
             `overwrite` is not set.
         ConfigError, ModelError, QuantizerError: if the inputs do not fit together.
     """
-    # What decides all sequences, and what decides those of a shard.
-    names = ("default_category", "categories", "images_in_front")
-    reading = {name: getattr(options, name) for name in names}
-    records = Records(options.records, **reading)
-    building = reading | builder.recipe()
+    # What decides all sequences, and where the inputs lie; the inputs' content decides each shard.
+    sequences = options.sequences
+    reading = sequences.default_category, sequences.categories, sequences.images_in_front
+    records = Records(options.records, *reading)
+    building = fixed_options(sequences) | builder.fingerprint_fields()
     grids = options.grids and options.grids.absolute()
     places = {
         "records": [path.absolute() for path in records.paths],
         "grids": grids,
         "shard_size": options.shard_size,
     }
-    job = ShardedJob[range](
-        options.out, KIND, building | ({} if inputs_may_move else places), options.overwrite
-    )
+    fingerprint = building if inputs_may_move else building | places
+    job = ShardedJob[range](options.out, KIND, fingerprint, options.overwrite)
     grids_sha256 = sha256(grids / MANIFEST) if grids else None
     for start in range(0, len(records), options.shard_size):
         part = range(start, min(start + options.shard_size, len(records)))
@@ -142,7 +139,7 @@ class _ShardMaker(Dataset[int]):
         shard = self.shards[index]
         faults: list[Fault] = []
         records = []
-        for record in self.records.checked(shard.inputs.start, shard.inputs.stop):
+        for record in self.records.read(shard.inputs.start, shard.inputs.stop):
             if isinstance(record, RecordError):
                 faults.append(Fault(record.kind, str(record)))
             else:
@@ -159,29 +156,10 @@ def _start_worker(worker: int) -> None:
 
 
 def load_builder(options: PrepareOptions) -> SequenceBuilder:
-    """What turns records into sequences for a model, all checked to belong together.
-
-    Raises:
-        ModelError: if the model's folder is none, or its tokenizer cannot be used.
-        QuantizerError: if the grids are another quantizer's than the model's.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    if not (options.model / "config.json").is_file():
-        raise ModelError(f"{options.model}: no config.json; expected the folder of a causal LM")
-    expanded = (options.model / LAYOUT_FILE).is_file()
-    config = AutoConfig.from_pretrained(options.model).get_text_config()
-    max_length = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
-    if max_length < options.max_length and rank_and_world_size()[0] == 0:
-        log.info("max_length %d is beyond the model's context, so it is %d", options.max_length, max_length)
-    return SequenceBuilder(
-        AutoTokenizer.from_pretrained(options.model),
-        layout=VocabularyLayout.load(options.model) if expanded else None,
-        bpe=VisualBPE.load(options.model / "visual_vocabulary.json") if expanded else None,
-        grids=GridStore.open(options.grids) if options.grids else None,
-        max_length=max_length,
-        too_long=options.too_long,
-        loss=options.loss,
+    """The builder for a preparation; see `SequenceBuilder.from_model`."""
+    sequences = options.sequences
+    return SequenceBuilder.from_model(
+        options.model, options.grids, sequences.max_length, sequences.too_long, sequences.loss
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from being_vl.data.sequences import Group, ImageSpan, SequenceBuilder, TokenSequence
+from being_vl.data.sequences import ImageSpan, RecordGroup, SequenceBuilder, TokenSequence
 from being_vl.errors import ConfigError, FingerprintError, ManifestError
 from being_vl.files import read_manifest
 from being_vl.options import StrPath
@@ -36,10 +36,10 @@ class Sequences(Protocol):
     categories: Sequence[str]
 
     @property
-    def lengths(self) -> Mapping[Group, NDArray[np.int32]]:
+    def lengths(self) -> Mapping[RecordGroup, NDArray[np.int32]]:
         """Tokens of each record, per group; with BPE-dropout the number to expect. Rows are planned with these."""
 
-    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> TokenSequence:
+    def get(self, group: RecordGroup, index: int, position: int, share: float = 1.0) -> TokenSequence:
         """One record; also called in the processes of a data loader.
 
         Args:
@@ -137,7 +137,7 @@ class SequenceShard:
         sums = np.cumsum(self.cells.values - (self.stops.values - self.starts.values), dtype=np.int64)
         return np.diff(np.append(0, sums)[self.cells.offsets])
 
-    def groups(self, numbers: dict[Group, int]) -> NDArray[np.uint16]:
+    def groups(self, numbers: dict[RecordGroup, int]) -> NDArray[np.uint16]:
         """The number of each row's group; `numbers` has those of groups so far, and takes new ones."""
         # A row's group as one number: its category, its source, and whether it is text alone.
         category, source = self.batch.column("category"), self.batch.column("source")
@@ -149,7 +149,7 @@ class SequenceShard:
         # Each distinct code becomes a group, and that its number.
         distinct, code_of_row = np.unique(codes, return_inverse=True)
         groups = (
-            Group(category.dictionary[int(c)].as_py(), source.dictionary[int(s)].as_py(), bool(t))
+            RecordGroup(category.dictionary[int(c)].as_py(), source.dictionary[int(s)].as_py(), bool(t))
             for c, s, t in zip(*np.unravel_index(distinct, shape), strict=True)
         )
         number_of_code = np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.uint16)
@@ -203,7 +203,7 @@ class PreparedSequences:
     ) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder, KIND)
-        fingerprint, model = self.manifest["fingerprint"], builder.recipe()
+        fingerprint, model = self.manifest["fingerprint"], builder.fingerprint_fields()
         differences = [
             name for name in ("tokenizer", "text_size", "vocabulary") if fingerprint[name] != model[name]
         ]
@@ -228,10 +228,12 @@ class PreparedSequences:
         self._ends = np.cumsum([shard.batch.num_rows for shard in self.shards])
         self._rows, self.lengths = self._sort_into_groups()
 
-    def _sort_into_groups(self) -> tuple[dict[Group, NDArray[np.int32]], dict[Group, NDArray[np.int32]]]:
+    def _sort_into_groups(
+        self,
+    ) -> tuple[dict[RecordGroup, NDArray[np.int32]], dict[RecordGroup, NDArray[np.int32]]]:
         """The rows of each group, numbered through all shards, and their lengths; groups are sorted by name."""
         # Number the groups in the order of their names.
-        numbers: dict[Group, int] = {}
+        numbers: dict[RecordGroup, int] = {}
         group_of_row = np.concatenate([shard.groups(numbers) for shard in self.shards])
         names = sorted(numbers)
         order = np.array([names.index(name) for name in numbers], np.uint16)[group_of_row]
@@ -262,7 +264,7 @@ class PreparedSequences:
         expected = lengths + np.round(savings * share).astype(np.int32)
         return np.where(expected > self._longest, lengths, expected)
 
-    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> TokenSequence:
+    def get(self, group: RecordGroup, index: int, position: int, share: float = 1.0) -> TokenSequence:
         """See `Sequences`."""
         sequence = self.read(int(self._rows[group][index]))
         if not self.dropout * share:

@@ -98,7 +98,7 @@ class ShardedJob(Generic[Inputs]):
 
     def is_finished(self) -> bool:
         """Whether the manifest is there, and all of the shards, and none was made from other inputs."""
-        if not (self.folder / MANIFEST).is_file():
+        if not self._is_claimed() or not (self.folder / MANIFEST).is_file():
             return False
         manifest = read_manifest(self.folder, self.kind)
         entries = [(entry["file"], entry.get("fingerprint")) for entry in manifest["shards"]]
