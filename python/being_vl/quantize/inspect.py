@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from being_vl.devices import find_device
-from being_vl.errors import ConfigError, ManifestError, QuantizerError
+from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import read_manifest, sha256, write_aside
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.options import GridsDecodeOptions, GridsInfoOptions, GridsVerifyOptions
+from being_vl.quantizer_names import check_same_quantizer, describe_quantizer
 from being_vl.shards.grids import KIND, Block, GridStore, read_grids
 
 GAP = 4
@@ -39,7 +40,7 @@ def info(options: GridsInfoOptions) -> str:
     sizes = [f"{n:,} of {height}x{width}" for height, width, n in facts["sizes"]]
     others = f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""
     lines = [
-        f"quantizer       {store.quantizer_name} ({store.quantizer_fingerprint[:12]})",
+        f"quantizer       {describe_quantizer(store.quantizer_name, store.quantizer_fingerprint)}",
         f"grids           {facts['grids']:,}: {', '.join(sizes[:5])}{others}",
         f"failures        {facts['failures']:,}",
         f"cells           {cells:,}",
@@ -156,11 +157,12 @@ def decode(options: GridsDecodeOptions) -> Path:
     stride = max(1, len(store) // options.count)
     keys = options.key or list(store)[::stride][: options.count]
     quantizer = load_quantizer(options.quantizer, find_device(options.device))
-    if quantizer.fingerprint != store.quantizer_fingerprint:
-        raise QuantizerError(
-            f"{options.grids}: made by quantizer {store.quantizer_name!r} ({store.quantizer_fingerprint[:12]}), but "
-            f"{options.quantizer!r} is {quantizer.name!r} ({quantizer.fingerprint[:12]})"
-        )
+    check_same_quantizer(
+        str(options.grids),
+        (store.quantizer_name, store.quantizer_fingerprint),
+        repr(options.quantizer),
+        (quantizer.name, quantizer.fingerprint),
+    )
     images = [quantizer.decode([store[key]])[0] for key in keys]
     with write_aside(options.out) as aside:
         _draw_sheet(images, options.side).save(aside, "PNG")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from being_vl.errors import QuantizerError
 from being_vl.files import read_manifest, sha256
 from being_vl.options import fixed_options
 from being_vl.progress import progress_bar
+from being_vl.quantizer_names import check_same_quantizer
 from being_vl.shards import grids
 from being_vl.shards.job import Shard, ShardedJob
 from being_vl.tokenizer import VisualBPE
@@ -39,11 +39,12 @@ def encode_grids(options: EncodeOptions) -> None:
     """
     # Open grids and vocabulary, and see that they belong together.
     store, bpe = grids.GridStore.open(options.grids), VisualBPE.load(options.vocabulary)
-    if bpe.quantizer_fingerprint not in (None, store.quantizer_fingerprint):
-        raise QuantizerError(
-            f"{options.vocabulary}: made for quantizer {bpe.quantizer_name!r} ({bpe.quantizer_fingerprint[:12]}), the "
-            f"grids in {options.grids} by {store.quantizer_name!r} ({store.quantizer_fingerprint[:12]})"
-        )
+    check_same_quantizer(
+        str(options.vocabulary),
+        (bpe.quantizer_name, bpe.quantizer_fingerprint),
+        str(options.grids),
+        (store.quantizer_name, store.quantizer_fingerprint),
+    )
     manifest = read_manifest(options.grids, grids.KIND)
     vocabulary = {"sha256": sha256(options.vocabulary), "vocab_size": bpe.vocab_size}
 
