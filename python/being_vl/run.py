@@ -139,9 +139,9 @@ def check_inputs(options: RunOptions) -> None:
 def _check_records(options: RunOptions) -> None:
     """Raise a RecordError with the number of faults and the first of them, unless faults are tolerated."""
     from being_vl.data.records import Records
-    from being_vl.images.sources import find_sources
+    from being_vl.images.sources import find_images
 
-    keys = {source.key for source in find_sources(options.images)}
+    keys = {source.key for source in find_images(options.images)}
     sequences = options.train.sequences
     records = Records(
         options.records, sequences.default_category, sequences.categories, sequences.images_in_front
