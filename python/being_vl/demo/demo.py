@@ -12,10 +12,11 @@ from jsonargparse import Namespace
 
 from being_vl.demo import shapesworld
 from being_vl.demo.drawings import DrawingsOptions, draw_all
-from being_vl.demo.exam import ExamOptions, Row, table, take_exam
+from being_vl.demo.exam import ExamOptions, KindScores, table, take_exam
 from being_vl.demo.llm import TinyLlamaOptions, make_llama
 from being_vl.demo.options import DemoOptions
-from being_vl.demo.photos import PhotosOptions, photographs
+from being_vl.demo.photos import PhotosOptions, draw_photographs
+from being_vl.options import Options
 from being_vl.run import Steps, recipe_parser, run
 from being_vl.shards.grids import GridStore
 from being_vl.tokenizer import VisualBPE
@@ -44,7 +45,7 @@ QUICK = Size(pictures=200, text_scenes=200, held_out=24, text_steps=20, stage_st
 
 
 @dataclass
-class DataOptions:
+class DataOptions(Options):
     """Options of making the demo's data.
 
     Args:
@@ -94,7 +95,7 @@ def demo(options: DemoOptions) -> Path:
     steps.do("text", train, text)
     model = run(recipe(out, size, seed))
     steps.do("exam", take_exam, ExamOptions(model, out / "held-out", out / "exam", size.held_out))
-    steps.do("photographs", photographs, PhotosOptions(out / "vocabulary.json", out / "photographs"))
+    steps.do("photographs", draw_photographs, PhotosOptions(out / "vocabulary.json", out / "photographs"))
     steps.do("drawings", draw_all, DrawingsOptions(out, out / "drawings"))
     print(summary(out, model))
     return model
@@ -129,7 +130,10 @@ def recipe(out: Path, size: Size, seed: int) -> Namespace:
 
 def summary(out: Path, model: Path) -> str:
     """What came of a finished demo, to be printed."""
-    results = [Row(**row) for row in json.loads((out / "exam" / "results.json").read_text(encoding="utf-8"))]
+    results = [
+        KindScores(**fields)
+        for fields in json.loads((out / "exam" / "results.json").read_text(encoding="utf-8"))
+    ]
     store = GridStore.open(out / "grids")
     bpe = VisualBPE.load(out / "vocabulary.json")
     grids = list(store.values())[:1000]
@@ -144,7 +148,7 @@ def summary(out: Path, model: Path) -> str:
     )
     return f"""
 Held-out pictures, per cent right
-{table(results)}
+{table([KindScores(**fields) for fields in results])}
 
 swapped        the same model with the tokens of another picture
 majority       always the most frequent answer to that kind of question
