@@ -109,15 +109,15 @@ def take_exam(options: ExamOptions) -> None:
     half = len(names) // 2
     swapped_grids = dict(zip(names, [grids[name] for name in names[half:] + names[:half]], strict=True))
     # All questions, with the right and with the other grid.
-    right, swapped = (
+    right_texts, swapped_texts = (
         _ask(assistant, conversations, [grids_of[each.image] for each in conversations])
         for grids_of in (grids, swapped_grids)
     )
     answers = [
-        ExamAnswer(conversation.category, kind, conversation.image, question, reference, *pair)
-        for conversation, *texts in zip(conversations, right, swapped, strict=True)
-        for kind, question, reference, *pair in zip(
-            conversation.kinds, conversation.questions, conversation.references, *texts, strict=True
+        ExamAnswer(each.category, kind, each.image, question, reference, right, swapped)
+        for each, *texts in zip(conversations, right_texts, swapped_texts, strict=True)
+        for kind, question, reference, right, swapped in zip(
+            each.kinds, each.questions, each.references, *texts, strict=True
         )
     ]
     scores = score(answers, scenes)
