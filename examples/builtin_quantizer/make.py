@@ -1,4 +1,4 @@
-"""Makes the built-in quantizer: gathers its training images and trains it.
+"""Make the built-in quantizer: gathers its training images and trains it.
 
     python examples/builtin_quantizer/make.py --packages FOLDER --out runs/builtin
 
