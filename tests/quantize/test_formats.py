@@ -42,7 +42,7 @@ from being_vl.quantize.models.network import NetworkQuantizer
 from being_vl.quantize.options import QuantizeOptions
 from being_vl.quantize.preprocessing import Area, Crop, Pad, Preprocessing
 from being_vl.shards.grids import GridStore
-from being_vl.tokenizer.options import VocabOptions
+from being_vl.tokenizer.options import VocabularyOptions
 from being_vl.tokenizer.train import train_vocabulary
 from helpers import tiny
 
@@ -655,7 +655,7 @@ def test_fingerprints_travel_and_two_quantizers_are_never_mixed(
     for name, quantizer in (("one", one), ("other", other)):
         quantize(QuantizeOptions(tmp_path / "images", tmp_path / name / "grids", quantizer))
         train_vocabulary(
-            VocabOptions([tmp_path / name / "grids"], tmp_path / name / "bpe.json", num_merges=4)
+            VocabularyOptions([tmp_path / name / "grids"], tmp_path / name / "bpe.json", num_merges=4)
         )
     llm = str(tiny.llm(tmp_path / "llm"))
     expand(ExpandOptions(llm, tmp_path / "other" / "bpe.json", tmp_path / "other" / "model", other))
@@ -673,7 +673,7 @@ def test_fingerprints_travel_and_two_quantizers_are_never_mixed(
     names = rf"'chameleon' \(({'|'.join(both)})\).*'chameleon' \(({'|'.join(both)})\)"
     grids = [tmp_path / name / "grids" for name in ("one", "other")]
     with pytest.raises(ConfigError, match=names):
-        train_vocabulary(VocabOptions(grids, tmp_path / "bpe.json", num_merges=4))
+        train_vocabulary(VocabularyOptions(grids, tmp_path / "bpe.json", num_merges=4))
     with pytest.raises(QuantizerError, match=names):
         expand(ExpandOptions(llm, tmp_path / "one" / "bpe.json", tmp_path / "model", other))
     builder = assistant.builder
