@@ -105,7 +105,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps = (
         ["quantize", folder / "data/images", "--out", me / "grids"],
         ["vocab", "train", me / "grids", "--out", me / "vocabulary.json", "--num_merges", 40],
-        ["expand", "--llm", folder / "path/to/an/llm", "--vocabulary", me / "vocabulary.json", "--out", me / "expanded"],
+        [
+            "expand",
+            "--llm",
+            folder / "path/to/an/llm",
+            "--vocabulary",
+            me / "vocabulary.json",
+            "--out",
+            me / "expanded",
+        ],
     )
     for words in steps:
         assert being_vl(*words) == 0
@@ -120,7 +128,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_run_as_printed(
-    page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(world, tmp_path, symlinks=True, dirs_exist_ok=True)
     if page.name != "model.md":
@@ -135,7 +147,9 @@ def test_blocks_run_as_printed(
         elif block.language in SHELL:
             capsys.readouterr()
             for words in block.commands():
-                assert words[0] == "being-vl", f"{block.name()}: runs only being-vl; mark it by <!-- not run: … -->"
+                assert words[0] == "being-vl", (
+                    f"{block.name()}: runs only being-vl; mark it by <!-- not run: … -->"
+                )
                 assert being_vl(*words[1:]) == 0, f"{block.name()}: {capsys.readouterr().err}"
             if block.output():
                 said = capsys.readouterr()
