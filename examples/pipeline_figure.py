@@ -1,4 +1,4 @@
-"""Draws pipeline.png from a finished demo: `python examples/pipeline_figure.py runs/demo docs/images/pipeline.png`."""
+"""Draw pipeline.png from a finished demo: `python examples/pipeline_figure.py runs/demo docs/images/pipeline.png`."""
 
 import sys
 from pathlib import Path
@@ -24,12 +24,12 @@ def main(demo: Path, out: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 4.6))
     figure.subplots_adjust(left=0.01, right=0.99, top=0.9, bottom=0.24, wspace=0.12)
     cell = picture.width / grid.shape[1]
-    shown = np.asarray(picture.convert("RGB"))
-    titles = ["picture", f"VQ-GAN: {grid.size} ids", f"visual BPE: {len(tokens)} tokens"]
+    pixels = np.asarray(picture.convert("RGB"))
+    titles = ["image", f"VQ-GAN: {grid.size} ids", f"visual BPE: {len(tokens)} tokens"]
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=13)
         axis.axis("off")
-        axis.imshow(shown, extent=(0, grid.shape[1], grid.shape[0], 0), alpha=1 if axis is axes[0] else 0.45)
+        axis.imshow(pixels, extent=(0, grid.shape[1], grid.shape[0], 0), alpha=1 if axis is axes[0] else 0.45)
     colours = plt.get_cmap("tab20")
     for (row, column), value in np.ndenumerate(grid):
         axes[1].text(column + 0.5, row + 0.5, str(value), ha="center", va="center", fontsize=7)

@@ -24,8 +24,8 @@ from being_vl.quantize.options import (
     GridsInfoOptions,
     GridsVerifyOptions,
     QuantizeOptions,
-    QuantizerTrainOptions,
 )
+from being_vl.quantize.training.options import QuantizerTrainOptions
 from being_vl.recipes import find_recipe
 from being_vl.run import is_run, model_of, recipe_parser, training_of
 from being_vl.tokenizer.options import (

@@ -15,7 +15,8 @@ from being_vl.files import sha256, to_jsonable, write_json
 from being_vl.fingerprints import compute_fingerprint
 from being_vl.flags import Parser, add_flags
 from being_vl.model.options import ExpandOptions
-from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantize.training.options import QuantizerTrainOptions
 from being_vl.recipes import find_recipe, read_recipe
 from being_vl.tokenizer.options import VocabularyOptions
 from being_vl.train.options import TrainOptions
@@ -127,7 +128,7 @@ def model_of(recipe: Path, flags: list[str]) -> tuple[str, int | None]:
     if (options.train.model / "config.json").is_file():
         return str(options.train.model), None
     if options.train_quantizer:
-        codebook = options.quantizer_training.codebook_size
+        codebook = options.quantizer_training.codebook.size
     elif options.quantizer.partition("@")[0] == CHAMELEON:
         codebook = 8192
     else:
@@ -213,7 +214,8 @@ def _check(options: Namespace) -> None:
     if not folder.is_dir():
         raise ConfigError(f"images: there is no folder {folder}")
     known = {source.key for source in find_sources(folder)}
-    records = Records(options.records, train.default_category, train.categories, train.images_in_front)
+    reading = train.sequences
+    records = Records(options.records, reading.default_category, reading.categories, reading.images_in_front)
     bad = 0
     first: list[str] = []
     for record in () if train.lenient else records.read():

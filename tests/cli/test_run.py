@@ -32,7 +32,7 @@ def write_recipe(chain: Path, out: Path, **changes: object) -> Path:
         "quantizer": str(chain / "quantizer"),
         "ranks": 1,
         "vocab": {"num_merges": 16},
-        "train": {"stages": STAGES, "micro_batch_size": 2},
+        "train": {"stages": STAGES, "batches": {"micro_batch_size": 2}},
     }
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(options | changes))
