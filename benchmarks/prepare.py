@@ -26,8 +26,8 @@ import numpy as np
 
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES, PrepareOptions
-from being_vl.data.prepare import FAULTS, load_builder, prepare
-from being_vl.data.sequences import TokenSequence
+from being_vl.data.prepare import FAULTS, prepare
+from being_vl.data.sequences import SequenceBuilder, TokenSequence
 from being_vl.data.store import PreparedSequences, shard_path, write_shard
 from being_vl.files import read_manifest, write_json
 from being_vl.shards.grids import GridStore
@@ -70,7 +70,7 @@ def measure(job):
         busy = sum(used.ru_utime + used.ru_stime for used in usage)
         result = [manifest["records"] / seconds, manifest["tokens"] / seconds, busy, peak]
     else:
-        builder = load_builder(options)
+        builder = SequenceBuilder.from_model(options.model, options.grids, options.sequences.max_length)
         began = time.perf_counter()
         sequences = PreparedSequences(options.out, builder)
         opened = time.perf_counter()

@@ -53,7 +53,7 @@ def test_type_checkers_see_the_same_names() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert imports.keys() == set(being_vl.__all__) - {"__version__"}
+    assert imports.keys() == set(being_vl.__all__)
     for name, module in imports.items():
         assert module is not None
         if name in MODULES:  # see RENAME

@@ -4,13 +4,12 @@
 or DeepSpeed where its part needs them.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from being_vl.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from being_vl.data.options import LossOptions, PrepareOptions
+    from being_vl.data.options import LossOptions, PrepareOptions, SequenceOptions
     from being_vl.data.prepare import prepare
     from being_vl.data.records import Record, Records, Turn
     from being_vl.data.sequences import SequenceBuilder, TokenSequence
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from being_vl.model.processor import BeingVLProcessor
     from being_vl.quantize.base import Quantizer, load_quantizer
     from being_vl.quantize.job import quantize
-    from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+    from being_vl.quantize.options import QuantizeOptions
+    from being_vl.quantize.training.options import QuantizerTrainOptions
     from being_vl.quantize.training.trainer import train_quantizer
     from being_vl.shards.grids import GridStore
     from being_vl.tokenizer.encode import encode_grids
@@ -31,21 +31,39 @@ if TYPE_CHECKING:
     from being_vl.tokenizer.visual_bpe import EncodedBatch, MergeInfo, Regions, VisualBPE
     from being_vl.train.check import check
     from being_vl.train.engine import train
-    from being_vl.train.options import CheckOptions, StageOptions, TrainOptions
+    from being_vl.train.options import (
+        BatchOptions,
+        CheckOptions,
+        CheckpointOptions,
+        LoggingOptions,
+        LoraOptions,
+        OptimizerOptions,
+        PrecisionOptions,
+        RetentionOptions,
+        SpikeOptions,
+        StageOptions,
+        TrainOptions,
+    )
+    from being_vl.version import __version__
 
-__version__ = version("being-vl")
 __all__ = [
     "Assistant",
+    "BatchOptions",
     "BeingVLError",
     "BeingVLProcessor",
     "CheckOptions",
+    "CheckpointOptions",
     "EncodeOptions",
     "EncodedBatch",
     "ExpandOptions",
     "GenerateOptions",
     "GridStore",
+    "LoggingOptions",
+    "LoraOptions",
     "LossOptions",
     "MergeInfo",
+    "OptimizerOptions",
+    "PrecisionOptions",
     "PrepareOptions",
     "QuantizeOptions",
     "Quantizer",
@@ -53,7 +71,10 @@ __all__ = [
     "Record",
     "Records",
     "Regions",
+    "RetentionOptions",
     "SequenceBuilder",
+    "SequenceOptions",
+    "SpikeOptions",
     "StageOptions",
     "TokenSequence",
     "TrainOptions",
@@ -73,7 +94,7 @@ __all__ = [
     "train_vocabulary",
 ]
 _MODULES = {
-    "data.options": ["LossOptions", "PrepareOptions"],
+    "data.options": ["LossOptions", "PrepareOptions", "SequenceOptions"],
     "data.prepare": ["prepare"],
     "data.records": ["Record", "Records", "Turn"],
     "data.sequences": ["SequenceBuilder", "TokenSequence"],
@@ -85,7 +106,8 @@ _MODULES = {
     "model.processor": ["BeingVLProcessor"],
     "quantize.base": ["Quantizer", "load_quantizer"],
     "quantize.job": ["quantize"],
-    "quantize.options": ["QuantizeOptions", "QuantizerTrainOptions"],
+    "quantize.options": ["QuantizeOptions"],
+    "quantize.training.options": ["QuantizerTrainOptions"],
     "quantize.training.trainer": ["train_quantizer"],
     "shards.grids": ["GridStore"],
     "tokenizer.encode": ["encode_grids"],
@@ -94,7 +116,20 @@ _MODULES = {
     "tokenizer.visual_bpe": ["EncodedBatch", "MergeInfo", "Regions", "VisualBPE"],
     "train.check": ["check"],
     "train.engine": ["train"],
-    "train.options": ["CheckOptions", "StageOptions", "TrainOptions"],
+    "train.options": [
+        "BatchOptions",
+        "CheckOptions",
+        "CheckpointOptions",
+        "LoggingOptions",
+        "LoraOptions",
+        "OptimizerOptions",
+        "PrecisionOptions",
+        "RetentionOptions",
+        "SpikeOptions",
+        "StageOptions",
+        "TrainOptions",
+    ],
+    "version": ["__version__"],
 }
 __getattr__, __dir__ = lazy_names(
     __name__, {name: module for module, names in _MODULES.items() for name in names}

@@ -18,7 +18,7 @@ from being_vl.data.options import PrepareOptions
 from being_vl.data.records import Records
 from being_vl.data.sequences import DROPPED, TRUNCATED, Fault, SequenceBuilder
 from being_vl.data.store import shard_path, write_shard
-from being_vl.errors import ManifestError, ModelError, RecordError
+from being_vl.errors import ManifestError, RecordError
 from being_vl.files import (
     MANIFEST,
     read_manifest,
@@ -29,10 +29,8 @@ from being_vl.files import (
     write_manifest,
 )
 from being_vl.fingerprints import check_fingerprint, compute_fingerprint
-from being_vl.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.quantize.loading import end_with_parent
-from being_vl.shards.grids import GridStore, finished_shard, rank_and_count
-from being_vl.tokenizer import VisualBPE
+from being_vl.shards.grids import finished_shard, rank_and_count
 
 log = logging.getLogger(__name__)
 FAULTS = "faults.jsonl"
@@ -45,13 +43,17 @@ def prepare(options: PrepareOptions) -> None:
         RecordError: if records are bad, unless `lenient`, after all have been read; or none is left.
         ManifestError, ConfigError, ModelError, QuantizerError: as `tokenise`.
     """
-    tokenise(options, load_builder(options))
+    sequences = options.sequences
+    builder = SequenceBuilder.from_model(
+        options.model, options.grids, sequences.max_length, sequences.too_long, sequences.loss
+    )
+    tokenise(options, builder)
     if rank_and_count()[0] == 0:
         check_faults(options.out, options.lenient)
 
 
 def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
-    """Tokenise all records that can be, and list the others in the folder; `builder` is what `load_builder` made.
+    """Tokenise all records that can be, and list the others in the folder; `builder` is that of the model.
 
     Each Arrow file appears when it is whole and the manifest last; the same job run again takes over the files whose
     records have not changed. Under torchrun (RANK and WORLD_SIZE in the environment) each process makes every n-th
@@ -90,34 +92,6 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
     for stale in set(options.out.glob("sequences-*.arrow")) - {shard.path for shard in shards}:
         stale.unlink()
     _write_manifest(options, recipe, shards)
-
-
-def load_builder(options: PrepareOptions) -> SequenceBuilder:
-    """What turns records into sequences for a model, all checked to belong together.
-
-    Raises:
-        ModelError: if the model's folder is none, or its tokenizer cannot be used.
-        QuantizerError: if the grids are another quantizer's than the model's.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    if not (options.model / "config.json").is_file():
-        raise ModelError(f"{options.model}: no config.json; expected the folder of a causal LM")
-    expanded = (options.model / LAYOUT_FILE).is_file()
-    config = AutoConfig.from_pretrained(options.model).get_text_config()
-    sequences = options.sequences
-    max_length = min(sequences.max_length, getattr(config, "max_position_embeddings", sequences.max_length))
-    if max_length < sequences.max_length and rank_and_count()[0] == 0:
-        log.info("max_length %d is beyond the model's context, so it is %d", sequences.max_length, max_length)
-    return SequenceBuilder(
-        AutoTokenizer.from_pretrained(options.model),
-        layout=VocabularyLayout.load(options.model) if expanded else None,
-        bpe=VisualBPE.load(options.model / "visual_vocabulary.json") if expanded else None,
-        grids=GridStore.open(options.grids) if options.grids else None,
-        max_length=max_length,
-        too_long=sequences.too_long,
-        loss=sequences.loss,
-    )
 
 
 class Shard:
