@@ -117,7 +117,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("photos/a.png", "a.png", "b.png", "photo.png", "new.jpg"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(folder / "data/images/train-00000.png", folder / name)
-    for photograph in photographs[:3]:
+    for photograph in photographs:
         shutil.copy(photograph, folder / "photos" / photograph.name)
     grids = np.load(ROOT / "tests/helpers/photo_grids.npz")["grids"]
     np.savez(folder / "grids.npz", grids=grids)
