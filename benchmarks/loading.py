@@ -41,7 +41,9 @@ def peaks(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float, floa
     out = folder / f"out-{time.time_ns()}"
     options = {"model": str(model), "records": [str(folder / "records.json")], "out": str(out)}
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(options | {"zero": zero, "dtype": "bf16", "stages": [stage]}))
+    recipe.write_text(
+        yaml.safe_dump(options | {"zero": zero, "precision": {"dtype": "bf16"}, "stages": [stage]})
+    )
     command = torchrun(ranks, recipe)
     log = out / "log.jsonl"
     own, resident = 0, 0

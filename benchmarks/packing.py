@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from being_vl.data.batches import collate, load
+from being_vl.data.batches import collate, load_batches
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import PrepareOptions
 from being_vl.data.packing import pack
@@ -117,7 +117,8 @@ def with_dropout(folder, model, row, rows, dropouts):
         sequences = PreparedSequences(folder, builder, dropout, longest=row)
         packed = list(islice(pack(Curriculum(sequences.lengths, {}, seed=0).draw, row), rows))
         tokens = [
-            int(batch["tokens"]) for _, (batch,) in load(([r] for r in packed), sequences, 1, packing=row)
+            int(batch["tokens"])
+            for _, (batch,) in load_batches(([r] for r in packed), sequences, 1, packing=row)
         ]
         assert max(tokens) <= row
         planned = sum(entry.length for entries in packed for entry in entries)

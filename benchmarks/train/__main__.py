@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from being_vl.data.batches import collate
+from being_vl.data.options import SequenceOptions
 from being_vl.demo import shapesworld
 from being_vl.demo.llm import word_tokenizer
 from being_vl.layout import VocabularyLayout
@@ -45,7 +46,7 @@ from being_vl.tokenizer.train import train_vocabulary
 from being_vl.train.engine import load_sequences, train
 from being_vl.train.log import read_log
 from being_vl.train.metrics import Cost, peak_flops
-from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.options import BatchOptions, StageOptions, TrainOptions
 from being_vl.train.schedule import plan
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import freeze
@@ -90,9 +91,8 @@ def options_of(folder, args, packing):
         [folder / "data" / "train.json"],
         folder / "run",
         folder / "grids",
-        max_length=args.row,
-        packing=args.row if packing else None,
-        micro_batch_size=2 if packing else records,
+        sequences=SequenceOptions(max_length=args.row),
+        batches=BatchOptions(2 if packing else records, args.row if packing else None),
         stages=[StageOptions("stage1", 0, 1e-3, MIXTURE, max_steps=args.steps)],
     )
 
@@ -148,7 +148,7 @@ def by_trainer(options, steps, pad_id):
     )
     trainer = Timed(model=model, args=settings)
     trainer.began = []
-    trainer.batches = [(packed if options.packing else padded)(rows, pad_id) for rows in steps]
+    trainer.batches = [(packed if options.batches.packing else padded)(rows, pad_id) for rows in steps]
     trainer.train()
     return [after - before for before, after in pairwise(trainer.began)]
 

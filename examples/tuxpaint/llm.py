@@ -11,7 +11,7 @@ from pathlib import Path
 
 from being_vl.demo.llm import TinyLlamaOptions, make_llama
 from being_vl.train.engine import train
-from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
 
 DATA = Path("runs/tuxpaint/data/text.json")
 OUT = Path("runs/tuxpaint/llm")
@@ -23,7 +23,8 @@ def main() -> None:
     if not (OUT / "untrained").exists():
         make_llama(TinyLlamaOptions(DATA, OUT / "untrained", hidden_size=128, layers=4, heads=4))
     stage = StageOptions("text", "all", 2e-3, {"foundation": 50, "reasoning": 50}, max_steps=300)
-    train(TrainOptions(OUT / "untrained", [DATA], OUT, stages=[stage], micro_batch_size=32, dtype="fp32"))
+    batches, precision = BatchOptions(micro_batch_size=32), PrecisionOptions(dtype="fp32")
+    train(TrainOptions(OUT / "untrained", [DATA], OUT, stages=[stage], batches=batches, precision=precision))
 
 
 if __name__ == "__main__":

@@ -24,17 +24,17 @@ from being_vl.quantize.options import (
     GridsInfoOptions,
     GridsVerifyOptions,
     QuantizeOptions,
-    QuantizerTrainOptions,
 )
+from being_vl.quantize.training.options import QuantizerTrainOptions
 from being_vl.recipes import find_recipe
 from being_vl.run import is_run, model_of, recipe_parser, training_of
 from being_vl.tokenizer.options import (
     EncodeOptions,
-    ImportOptions,
     MergeStatsOptions,
-    ShowOptions,
-    TruncateOptions,
-    VocabOptions,
+    VocabularyImportOptions,
+    VocabularyOptions,
+    VocabularyShowOptions,
+    VocabularyTruncateOptions,
 )
 from being_vl.train.options import CheckOptions, PlanOptions, TrainOptions
 
@@ -69,37 +69,37 @@ def _train_quantizer(options: QuantizerTrainOptions) -> None:
     train_quantizer(options)
 
 
-def _train_vocabulary(options: VocabOptions) -> None:
+def _train_vocabulary(options: VocabularyOptions) -> None:
     from being_vl.tokenizer.train import train_vocabulary
 
     train_vocabulary(options)
 
 
 def _encode(options: EncodeOptions) -> None:
-    from being_vl.tokenizer.encode import encode
+    from being_vl.tokenizer.encode import encode_grids
 
-    encode(options)
+    encode_grids(options)
 
 
-def _import_vocabulary(options: ImportOptions) -> None:
+def _import_vocabulary(options: VocabularyImportOptions) -> None:
     from being_vl.tokenizer.inspect import import_vocabulary
 
     import_vocabulary(options)
 
 
-def _show(options: ShowOptions) -> None:
-    from being_vl.tokenizer.inspect import show
+def _show(options: VocabularyShowOptions) -> None:
+    from being_vl.tokenizer.inspect import show_vocabulary
 
-    print(show(options))
+    print(show_vocabulary(options))
 
 
 def _merge_stats(options: MergeStatsOptions) -> None:
-    from being_vl.tokenizer.inspect import merge_stats
+    from being_vl.tokenizer.inspect import show_merges
 
-    print(merge_stats(options))
+    print(show_merges(options))
 
 
-def _truncate(options: TruncateOptions) -> None:
+def _truncate(options: VocabularyTruncateOptions) -> None:
     from being_vl.tokenizer.inspect import truncate_vocabulary
 
     truncate_vocabulary(options)
@@ -210,19 +210,22 @@ COMMANDS = {
     ),
     "encode": Command(_encode, EncodeOptions, "Turn grids into visual BPE tokens.", "grids"),
     "vocab train": Command(
-        _train_vocabulary, VocabOptions, "Learn a visual BPE vocabulary from grids.", "grids"
+        _train_vocabulary, VocabularyOptions, "Learn a visual BPE vocabulary from grids.", "grids"
     ),
     "vocab import": Command(
-        _import_vocabulary, ImportOptions, "Read a vocabulary that Being-VL-0.5 published.", "vocabulary"
+        _import_vocabulary,
+        VocabularyImportOptions,
+        "Read a vocabulary that Being-VL-0.5 published.",
+        "vocabulary",
     ),
     "vocab show": Command(
-        _show, ShowOptions, "Show a vocabulary's options, merges and a token.", "vocabulary"
+        _show, VocabularyShowOptions, "Show a vocabulary's options, merges and a token.", "vocabulary"
     ),
     "vocab merge-stats": Command(
         _merge_stats, MergeStatsOptions, "List all merges with their statistics.", "vocabulary"
     ),
     "vocab truncate": Command(
-        _truncate, TruncateOptions, "Keep the first merges of a vocabulary.", "vocabulary"
+        _truncate, VocabularyTruncateOptions, "Keep the first merges of a vocabulary.", "vocabulary"
     ),
     "expand": Command(_expand, ExpandOptions, "Add the visual tokens to a causal LM."),
     "prepare": Command(_prepare, PrepareOptions, "Turn records and grids into tokenised records."),

@@ -30,11 +30,19 @@ def check_fingerprint(path: Path, fields: Mapping[str, Any], what: str | None = 
         Whether there is an output of this very job, finished or not.
 
     Raises:
-        FingerprintError: if there is one of another job, naming every field that differs.
+        FingerprintError: if there is one of another job, naming every field that differs; or the file is damaged.
     """
     if not path.is_file():
         return False
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(earlier, dict):
+            raise ValueError("expected a JSON object")
+    except ValueError as error:
+        raise FingerprintError(
+            f"{path}: cannot be read ({error}), so it is not known what the output follows from; give --overwrite to "
+            "replace it, or another output"
+        ) from None
     changes = "; ".join(_differences(earlier, to_jsonable(dict(fields))))
     if changes:
         raise FingerprintError(

@@ -36,9 +36,9 @@ class Parser(ArgumentParser):
         content = read_recipe(Path(recipe)) if recipe else {}
         # jsonargparse would take the letters of a string, and not say which option.
         for action in self._actions:
-            if action.nargs == "+" and not isinstance(content.get(action.dest), list | None):
-                found = content[action.dest]
-                raise ConfigError(f"{recipe}: {action.dest}: expected list, found {found}")
+            value = _value_at(content, action.dest)
+            if action.nargs == "+" and not isinstance(value, list | None):
+                raise ConfigError(f"{recipe}: {action.dest}: expected list, found {value}")
         return super().parse_args(args, *more, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -56,9 +56,7 @@ class Parser(ArgumentParser):
 
 def _number_item(line: str, key: str, recipe: Any) -> str:
     """Say which item of a recipe's list of mappings a line is about, as `stages[1]`, if one alone can be meant."""
-    items = recipe
-    for part in key.split("."):
-        items = items.get(part) if isinstance(items, dict) else None
+    items = _value_at(recipe, key)
     said = re.match(rf"{re.escape(key)}: (?:Option '(\w+)'|(\w+): .*?found (.*))", line)
     if not said or not isinstance(items, list):
         return line
@@ -71,12 +69,19 @@ def _number_item(line: str, key: str, recipe: Any) -> str:
     return line.replace(key, f"{key}[{meant[0]}]", 1) if len(meant) == 1 else line
 
 
+def _value_at(recipe: Any, key: str) -> Any:
+    """The value of `outer.inner` in a recipe's content, None if there is none."""
+    for part in key.split("."):
+        recipe = recipe.get(part) if isinstance(recipe, dict) else None
+    return recipe
+
+
 def _recipe_of(words: list[str]) -> str | None:
     return next((after for word, after in pairwise(words) if word == "--recipe"), None)
 
 
 def add_flags(parser: ArgumentParser, options: Any, positional: str | None = None) -> None:
-    """Add a flag for each field of an options dataclass.
+    """Add a flag for each field of an options dataclass, `--outer.inner` for the fields of nested ones.
 
     Lists of strings and paths take several values, `--image a.png b.png`; `--flag` alone sets a bool, and so does
     `--flag true`; a field's metadata may give a flag another name, its `alias`; everything else is as jsonargparse has
@@ -87,23 +92,32 @@ def add_flags(parser: ArgumentParser, options: Any, positional: str | None = Non
         options: The dataclass.
         positional: A field that is given by its place.
     """
+    _add_fields(parser, options, "", positional)
+
+
+def _add_fields(parser: ArgumentParser, options: Any, owner: str, positional: str | None = None) -> None:
+    """Add the fields of a dataclass, whose flags begin with the name of its owner, such as `checkpoint`."""
     docs = [parse(kind.__doc__ or "") for kind in options.__mro__]
     help_of = {parameter.arg_name: parameter.description for doc in docs for parameter in doc.params}
-    by_hand = set()
+    skipped = set()
+    nested: list[tuple[Any, str]] = []
     for field in dataclasses.fields(options):
-        name, text = field.name, help_of[field.name]
+        text = help_of[field.name]
+        name = f"{owner}.{field.name}" if owner else field.name
         is_list = field.type in (list[str], list[Path])
-        if name == REST:
+        if field.name == REST:
             pass
+        elif dataclasses.is_dataclass(field.type):
+            nested.append((field.type, name))
         elif name == positional:
             parser.add_argument(name, type=Path, nargs="+" if is_list else None, help=text)
         elif is_list:
             make = field.default_factory
             required = make is dataclasses.MISSING
-            kind = str if field.type == list[str] else Path
+            item = str if field.type == list[str] else Path
             default = None if make is dataclasses.MISSING else make()
             parser.add_argument(
-                f"--{name}", type=kind, nargs="+", required=required, default=default, help=text
+                f"--{name}", type=item, nargs="+", required=required, default=default, help=text
             )
         elif field.type is bool:
             parser.add_argument(f"--{name}", nargs="?", action=ActionYesNo, default=field.default, help=text)
@@ -111,5 +125,7 @@ def add_flags(parser: ArgumentParser, options: Any, positional: str | None = Non
             parser.add_argument(f"--{name}", alias, type=field.type, default=field.default, help=text)
         else:
             continue
-        by_hand.add(name)
-    parser.add_class_arguments(options, skip=by_hand)
+        skipped.add(field.name)
+    parser.add_class_arguments(options, owner or None, skip=skipped)
+    for kind, name in nested:
+        _add_fields(parser, kind, name)

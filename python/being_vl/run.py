@@ -1,6 +1,5 @@
 """The whole chain on one's own images and records: quantize, learn the vocabulary, expand, train."""
 
-import dataclasses
 import json
 import logging
 import time
@@ -16,9 +15,10 @@ from being_vl.files import sha256, to_jsonable, write_json
 from being_vl.fingerprints import compute_fingerprint
 from being_vl.flags import Parser, add_flags
 from being_vl.model.options import ExpandOptions
-from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
+from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantize.training.options import QuantizerTrainOptions
 from being_vl.recipes import find_recipe, read_recipe
-from being_vl.tokenizer.options import VocabOptions
+from being_vl.tokenizer.options import VocabularyOptions
 from being_vl.train.options import TrainOptions
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def recipe_parser() -> Parser:
     add_flags(parser, RunOptions)
     parser.add_class_arguments(QuantizerTrainOptions, "quantizer_training")
     parser.add_class_arguments(QuantizeOptions, "quantize")
-    parser.add_class_arguments(VocabOptions, "vocab")
+    parser.add_class_arguments(VocabularyOptions, "vocab")
     parser.add_class_arguments(ExpandOptions, "expand")
     parser.add_class_arguments(TrainOptions, "train")
     links: list[tuple[str | tuple[str, ...], str, Callable[..., Any] | None]] = [
@@ -128,7 +128,7 @@ def model_of(recipe: Path, flags: list[str]) -> tuple[str, int | None]:
     if (options.train.model / "config.json").is_file():
         return str(options.train.model), None
     if options.train_quantizer:
-        codebook = options.quantizer_training.codebook_size
+        codebook = options.quantizer_training.codebook.size
     elif options.quantizer.partition("@")[0] == CHAMELEON:
         codebook = 8192
     else:
@@ -197,10 +197,10 @@ def run(config: Namespace) -> Path:
     return made
 
 
-def _train_vocabulary(options: VocabOptions) -> None:
+def _train_vocabulary(options: VocabularyOptions) -> None:
     from being_vl.tokenizer.train import train_vocabulary
 
-    train_vocabulary(dataclasses.replace(options, resume=True))
+    train_vocabulary(options)
 
 
 def _check(options: Namespace) -> None:
@@ -214,10 +214,11 @@ def _check(options: Namespace) -> None:
     if not folder.is_dir():
         raise ConfigError(f"images: there is no folder {folder}")
     known = {source.key for source in find_sources(folder)}
-    records = Records(options.records, train.default_category, train.categories, train.images_in_front)
+    reading = train.sequences
+    records = Records(options.records, reading.default_category, reading.categories, reading.images_in_front)
     bad = 0
     first: list[str] = []
-    for record in () if train.lenient else records.checked():
+    for record in () if train.lenient else records.read():
         if isinstance(record, RecordError):
             fault = str(record)
         elif lost := [image for image in record.images if image not in known]:

@@ -112,7 +112,7 @@ def test_record_without_labels(chain: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_record_too_long(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = line_of(capsys, *train(chain, tmp_path / "out", max_length=24))
+    line = line_of(capsys, *train(chain, tmp_path / "out", **{"sequences.max_length": 24}))
     assert "train.json" in line
     assert "24" in line
 

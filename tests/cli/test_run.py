@@ -32,7 +32,7 @@ def write_recipe(chain: Path, out: Path, **changes: object) -> Path:
         "quantizer": str(chain / "quantizer"),
         "ranks": 1,
         "vocab": {"num_merges": 16},
-        "train": {"stages": STAGES, "micro_batch_size": 2},
+        "train": {"stages": STAGES, "batches": {"micro_batch_size": 2}},
     }
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(options | changes))
@@ -207,11 +207,11 @@ def test_vocab_train_on_an_array(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "vocabulary.json"
     command = ["vocab", "train", str(tmp_path / "grids.npy"), "--out", str(out), "--num_merges", "3"]
     assert main(command) == 2
-    assert "base_vocab_size" in capsys.readouterr().err
-    assert main([*command, "--base_vocab_size", "4"]) == 0
+    assert "codebook_size" in capsys.readouterr().err
+    assert main([*command, "--codebook_size", "4"]) == 0
     assert VisualBPE.load(out).vocab_size == 7
-    assert main([*command, "--base_vocab_size", "3"]) == 2
+    assert main([*command, "--codebook_size", "3"]) == 2
     assert "3" in capsys.readouterr().err
     (tmp_path / "grids.npy").write_bytes(b"no array")
-    assert main([*command, "--base_vocab_size", "4"]) == 2
+    assert main([*command, "--codebook_size", "4"]) == 2
     assert "grids.npy" in capsys.readouterr().err

@@ -17,21 +17,21 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BloomConfig, modeling_flash_attention_utils
 
-from being_vl.data.batches import collate, load
+from being_vl.data.batches import collate, load_batches
 from being_vl.data.curriculum import Curriculum, Entry
 from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.packing import pack
 from being_vl.data.prepare import load_builder, prepare
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.kernels import attention_kernel
-from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
 from being_vl.train.schedule import Seen, StagePlan, check_packing, plan
 from helpers import tiny
 
 PAD = 999
-GROUP = Group("foundation", "file", True)
+GROUP = RecordGroup("foundation", "file", True)
 
 
 def options(**changes: Any) -> TrainOptions:
@@ -40,7 +40,8 @@ def options(**changes: Any) -> TrainOptions:
         StageOptions("one", "all", 1e-3, {"foundation": 3, "reasoning": 1}, accumulation=2, **changes),
         StageOptions("two", "all", 1e-3, {"reasoning": 1}, {"foundation": 1}),
     ]
-    return TrainOptions(Path("m"), [Path("r")], Path("o"), stages=stages, packing=32, micro_batch_size=3)
+    batches = BatchOptions(micro_batch_size=3, packing=32)
+    return TrainOptions(Path("m"), [Path("r")], Path("o"), stages=stages, batches=batches)
 
 
 def stream(lengths: list[int], keys: str = "a") -> Any:
@@ -85,7 +86,7 @@ def test_rows_keep_the_mixture_whatever_fits_best(row: int, by: Any) -> None:
     }
     mixture = {"foundation": 30, "perception": 10, "reasoning": 10, "instruction": 50}
     lengths = {
-        Group(key, "file", False): generator.integers(*span, 5000).astype(np.int32)
+        RecordGroup(key, "file", False): generator.integers(*span, 5000).astype(np.int32)
         for key, span in spans.items()
     }
     read: Counter[str] = Counter()
@@ -255,11 +256,11 @@ def test_packed_records_have_the_losses_that_they_have_alone(
 
 def test_flash_attention_is_what_auto_means_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
-    assert attention_kernel(replace(options(), dtype="bf16")) is None
+    assert attention_kernel(PrecisionOptions("bf16")) is None
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
-    assert attention_kernel(replace(options(), dtype="bf16")) == "flash_attention_2"
-    assert attention_kernel(replace(options(), dtype="fp32")) is None
-    assert attention_kernel(replace(options(), dtype="bf16", attention="sdpa")) == "sdpa"
+    assert attention_kernel(PrecisionOptions("bf16")) == "flash_attention_2"
+    assert attention_kernel(PrecisionOptions("fp32")) is None
+    assert attention_kernel(PrecisionOptions("bf16", attention="sdpa")) == "sdpa"
 
 
 def test_a_model_that_lets_records_see_each_other_is_refused() -> None:
@@ -276,7 +277,9 @@ def seen_by(stage: StagePlan, ranks: int, workers: int, done: int) -> list[list[
     """The ids of the rows of each step after the first `done`, as the ranks read them, put together again."""
     sequences = tiny.Listed(examples(), PAD)
     parts = -(-stage.batch_size // (3 * ranks))
-    loaders = [load(Seen(stage).after(done), sequences, parts, rank, ranks, workers) for rank in range(ranks)]
+    loaders = [
+        load_batches(Seen(stage).after(done), sequences, parts, rank, ranks, workers) for rank in range(ranks)
+    ]
     steps = []
     for of_ranks in zip(*loaders, strict=True):
         assert all(rows == of_ranks[0][0] for rows, _ in of_ranks)
@@ -332,7 +335,7 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     def read(ranks: int, done: int) -> list[list[list[int]]]:
         parts = 6 // ranks
         loaders = [
-            load(Seen(stage).after(done), sequences, parts, rank, ranks, packing=packing)
+            load_batches(Seen(stage).after(done), sequences, parts, rank, ranks, packing=packing)
             for rank in range(ranks)
         ]
         micro = [
@@ -359,9 +362,11 @@ def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) 
     """And nearly all that dropout adds is there."""
     builder = load_builder(prepared)
     sequences = PreparedSequences(prepared.out, builder, 0.3, 0, 2000)
-    (stage, _) = plan(replace(options(max_steps=20, batch_size=6), packing=2000), sequences.lengths, 1)
+    (stage, _) = plan(
+        replace(options(max_steps=20, batch_size=6), batches=BatchOptions(packing=2000)), sequences.lengths, 1
+    )
     tokens, entries = 0, []
-    for rows, batches in load(iter(stage), sequences, 6, packing=2000):
+    for rows, batches in load_batches(iter(stage), sequences, 6, packing=2000):
         tokens += sum(int(batch["tokens"]) for batch in batches)
         entries += [entry for row in rows for entry in row]
     assert tokens == pytest.approx(sum(entry.length for entry in entries), rel=0.01)
@@ -438,4 +443,4 @@ def test_a_key_without_records_is_said_or_refused() -> None:
         .endswith("mixture by records: foundation 100.0%; no records of perception")
     )
     with pytest.raises(ConfigError, match="packing is 10 tokens, but there are records of 20"):
-        plan(replace(options(), packing=10), lengths, 1)
+        plan(replace(options(), batches=BatchOptions(packing=10)), lengths, 1)

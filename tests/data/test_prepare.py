@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from being_vl.cli import main
-from being_vl.data.options import CATEGORIES, PrepareOptions
+from being_vl.data.options import CATEGORIES, PrepareOptions, SequenceOptions
 from being_vl.data.prepare import FAULTS, load_builder, prepare
 from being_vl.data.records import Record, Records
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
-from being_vl.errors import ConfigError, ManifestError, QuantizerError, RecordError
+from being_vl.errors import ConfigError, FingerprintError, ManifestError, QuantizerError, RecordError
 from being_vl.files import read_manifest
 from helpers import tiny
 from helpers.commands import being_vl, refused
@@ -38,20 +38,31 @@ def records(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     return [chain / "data" / "train.json", text]
 
 
-CHOICES: dict[str, Any] = {"shard_size": 7, "categories": [*CATEGORIES, "chat"]}
+NAMES = [*CATEGORIES, "chat"]
 
 
-def options(chain: Path, records: list[Path], out: Path, **others: Any) -> PrepareOptions:
-    return PrepareOptions(chain / "tied", records, out, chain / "grids", **CHOICES | others)
+def options(
+    chain: Path, records: list[Path], out: Path, lenient: bool = False, **others: Any
+) -> PrepareOptions:
+    """Others are options of the sequences."""
+    return PrepareOptions(
+        chain / "tied",
+        records,
+        out,
+        chain / "grids",
+        SequenceOptions(categories=NAMES, **others),
+        lenient,
+        shard_size=7,
+    )
 
 
 def read(paths: list[Path]) -> list[Record]:
-    return list(Records(paths, categories=CHOICES["categories"]))
+    return list(Records(paths, categories=NAMES))
 
 
 def flags(chain: Path, records: list[Path], out: Path) -> list[str]:
     paths = ["--model", chain / "tied", "--grids", chain / "grids", "--out", out]
-    choices = ["--shard_size", "7", "--categories", *CHOICES["categories"]]
+    choices = ["--shard_size", "7", "--sequences.categories", *NAMES]
     return [*map(str, paths), *choices, "--records", *map(str, records)]
 
 
@@ -83,13 +94,13 @@ def prepared(chain: Path, records: list[Path], tmp_path_factory: pytest.TempPath
 
 def test_sequences_are_those_that_the_builder_makes(chain: Path, records: list[Path], prepared: Path) -> None:
     builder = load_builder(options(chain, records, prepared))
-    expected: dict[Group, list[TokenSequence]] = {}
+    expected: dict[RecordGroup, list[TokenSequence]] = {}
     for example in builder.build(read(records)):
         expected.setdefault(example.group, []).append(example)
     found = PreparedSequences(prepared, builder)
     assert found.lengths.keys() == expected.keys()
-    assert Group("chat", "words", True) in expected
-    assert Group("perception", "train", False) in expected
+    assert RecordGroup("chat", "words", True) in expected
+    assert RecordGroup("perception", "train", False) in expected
     for group, examples in expected.items():
         assert found.lengths[group].dtype == np.int32
         assert found.lengths[group].tolist() == [len(example.ids) for example in examples]
@@ -191,9 +202,9 @@ def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
     before = files(prepared)
     other = options(chain, records, prepared)
     other.model = tmp_path / "model"
-    with pytest.raises(ManifestError, match=r"another recipe \(vocabulary was .*another output folder"):
+    with pytest.raises(FingerprintError, match=r"other options or inputs \(vocabulary was .*another output"):
         prepare(other)
-    with pytest.raises(ManifestError, match="max_length was 512, is 100"):
+    with pytest.raises(FingerprintError, match="max_length was 512, is 100"):
         prepare(options(chain, records, prepared, max_length=100))
     assert files(prepared) == before
     other.out = tmp_path / "out"
@@ -337,7 +348,7 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     line = refused(capsys, being_vl("train", *model[:4], *model[6:], "--out", tmp_path / "run"))
     assert "5 of 8 records are bad (5 image markers;" in line
     capsys.readouterr()
-    in_front = ["--images_in_front", "true", "--out", tmp_path / "front", "--tolerated", 0.5]
+    in_front = ["--sequences.images_in_front", "true", "--out", tmp_path / "front", "--tolerated", 0.5]
     assert being_vl(*checked[:-2], *in_front) == 0
     assert "image markers: 3 of 8 records" in capsys.readouterr().out
     assert faults(tmp_path / "front" / "prepared") == ["2", "3", "4"]
@@ -376,7 +387,7 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
 def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[Path], prepared: Path) -> None:
     builder = load_builder(options(chain, records, prepared))
     plain = PreparedSequences(prepared, builder)
-    group = Group("perception", "train", False)
+    group = RecordGroup("perception", "train", False)
     longer = 0
     readings: dict[tuple[int, int], list[list[int]]] = {}
     for seed in (0, 1):
@@ -394,7 +405,7 @@ def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[P
                 longer += len(example.ids) > len(equal_text.ids)
     assert longer > 0
     assert len({json.dumps(reading) for reading in readings.values()}) == len(readings)
-    words = Group("chat", "words", True)
+    words = RecordGroup("chat", "words", True)
     sequences = PreparedSequences(prepared, builder, dropout=0.5)
     equal(sequences.get(words, 3, 7), plain.get(words, 3, 7))
     builder.grids = None

@@ -500,5 +500,5 @@ def test_dropout_encodes_the_images_of_an_example_anew(
     np.testing.assert_array_equal(other.ids[text], example.ids[example.ids < layout.first_visual])
     np.testing.assert_array_equal(other.weights[text], example.weights[example.ids < layout.first_visual])
     assert (other.weights[~text] == 0.5).all()
-    too_long = build.reencode(example, 0.5, seed=3, longest=len(other.ids) - 1)
+    too_long = build.reencode(example, 0.5, seed=3, max_length=len(other.ids) - 1)
     np.testing.assert_array_equal(too_long.ids, example.ids)

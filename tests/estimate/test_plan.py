@@ -29,7 +29,7 @@ from being_vl.recipes import FOLDER, find_recipe
 from being_vl.run import model_of, training_of
 from being_vl.train.kernels import recompute
 from being_vl.train.log import read_log
-from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import freeze
 from helpers import tiny
@@ -80,7 +80,7 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
     deepspeed.init_distributed(dist_backend="gloo")
     ids = torch.ones(1, 8, dtype=torch.int64)
     for stage, changes in cases:
-        training = options(model, micro_batch_size=1, **changes)
+        training = options(model, batches=BatchOptions(1), **changes)
         before = held()
         trained, _ = _load_model(training, stage, model)
         config = deepspeed_config(training, stage.accumulation)
@@ -108,8 +108,12 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_weights_gradients_and_optimizer_are_those_of_the_engine(model: Path, ranks: int) -> None:
-    cases = [(STAGES[1], {"zero": zero, "dtype": dtype}) for zero in range(4) for dtype in ("fp32", "bf16")]
-    cases += [(stage, {"zero": 2, "dtype": "bf16"}) for stage in (STAGES[0], STAGES[2])]
+    cases = [
+        (STAGES[1], {"zero": zero, "precision": PrecisionOptions(dtype)})
+        for zero in range(4)
+        for dtype in ("fp32", "bf16")
+    ]
+    cases += [(stage, {"zero": 2, "precision": PrecisionOptions("bf16")}) for stage in (STAGES[0], STAGES[2])]
     results = FORKS.Queue()
     arguments = ranks, free_port(), model, cases, results
     processes = [FORKS.Process(target=engine_bytes, args=(rank, *arguments)) for rank in range(ranks)]
@@ -120,8 +124,8 @@ def test_weights_gradients_and_optimizer_are_those_of_the_engine(model: Path, ra
         process.join()
     shape = find_shape(model, None)
     for rank, name, changes, measured in found:
-        training = options(model, micro_batch_size=1, **changes)
-        dtype = torch.float32 if changes["dtype"] == "fp32" else torch.bfloat16
+        training = options(model, batches=BatchOptions(1), **changes)
+        dtype = torch.float32 if training.precision.dtype == "fp32" else torch.bfloat16
         with without_memory():
             trained = build(shape, training, dtype)
             freeze(trained, next(stage for stage in STAGES if stage.name == name))
@@ -139,7 +143,7 @@ def test_activations_are_those_of_a_real_forward_pass(
 ) -> None:
     """Of the same model with weights, on real tensors."""
     llm = tiny.llm(tmp_path / "llm", family, hidden=64, layers=6)
-    training = options(llm, micro_batch_size=3, loss_chunk=16, gradient_checkpointing=checkpointing)
+    training = options(llm, batches=BatchOptions(3), loss_chunk=16, gradient_checkpointing=checkpointing)
     shape = find_shape(llm, 40)
     rows, length, labelled = 3, 96, 40
     for stage in STAGES[1:]:
@@ -186,7 +190,7 @@ def test_plan_of_a_training_counts_the_tokens_of_its_records(
     written = {
         **tiny.training_inputs(chain),
         "out": str(tmp_path / "out"),
-        "micro_batch_size": 2,
+        "batches": {"micro_batch_size": 2},
         "stages": [stage],
     }
     recipe.write_text(yaml.safe_dump(written))

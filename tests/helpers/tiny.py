@@ -26,7 +26,7 @@ from transformers import (
 
 from being_vl import VisualBPE
 from being_vl.data.options import CATEGORIES
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.files import write_manifest
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
@@ -230,12 +230,12 @@ class Listed:
 
     def __init__(self, examples: list[TokenSequence], pad_id: int = 0) -> None:
         self.pad_id = pad_id
-        self.examples: dict[Group, list[TokenSequence]] = {}
+        self.examples: dict[RecordGroup, list[TokenSequence]] = {}
         for example in examples:
             self.examples.setdefault(example.group, []).append(example)
         self.lengths = {
             group: np.array([len(e.ids) for e in found], np.int32) for group, found in self.examples.items()
         }
 
-    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> TokenSequence:
+    def get(self, group: RecordGroup, index: int, position: int, share: float = 1.0) -> TokenSequence:
         return self.examples[group][index]

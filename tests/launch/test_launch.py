@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from being_vl.train.log import read_log
 from helpers import tiny
 from helpers.commands import being_vl, refused
 from helpers.ranks import ENVIRONMENT, forked
+from helpers.training import losses, write_recipe
 
 CLUSTER = Path(__file__).parent / "cluster"
 FEW, SOME = 12, 50
@@ -36,22 +35,16 @@ def recipe(chain: Path, out: Path, ranks: int = 2, steps: int = FEW, **changes: 
     options = {
         **tiny.training_inputs(chain),
         "out": str(out),
-        "micro_batch_size": 1,
-        "save_every": 2,
+        "batches": {"micro_batch_size": 1},
+        "checkpoint": {"every": 2},
         "stages": [stage],
     }
-    path = out.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(options | changes))
-    return path
+    return write_recipe(out.with_suffix(".yaml"), options, changes)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
     assert being_vl("launch", *words) == 0
     return capsys.readouterr().out.splitlines()
-
-
-def losses(out: Path) -> list[float]:
-    return [entry["loss"] for entry in read_log(out / "log.jsonl")]
 
 
 @pytest.fixture

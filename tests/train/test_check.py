@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from being_vl.cli import main
+from being_vl.data.options import SequenceOptions
 from being_vl.errors import ManifestError
 from being_vl.train.engine import load_sequences
 from being_vl.train.options import TrainOptions
@@ -25,7 +26,7 @@ def recipe(chain: Path, tmp_path: Path) -> Path:
     options = {
         **tiny.training_inputs(chain),
         "out": str(tmp_path / "run"),
-        "micro_batch_size": 2,
+        "batches": {"micro_batch_size": 2},
         "stages": [{**stage, "max_steps": 10, "accumulation": 2}],
     }
     path = tmp_path / "train.yaml"
@@ -97,7 +98,12 @@ def test_lenient_training_leaves_out_bad_records_and_lists_them(
 ) -> None:
     path, count = bad_records(chain, tmp_path)
     options = TrainOptions(
-        chain / "tied", [path], tmp_path / "run", chain / "grids", max_length=10**9, lenient=True
+        chain / "tied",
+        [path],
+        tmp_path / "run",
+        chain / "grids",
+        sequences=SequenceOptions(max_length=10**9),
+        lenient=True,
     )
     caplog.set_level("INFO", "being_vl")
     sequences = load_sequences(options)
@@ -113,7 +119,7 @@ def test_training_reads_a_prepared_folder_with_dropout_without_being_told_the_gr
     assert main(["check", "--recipe", str(recipe), "--show", "0"]) == 0
     options = TrainOptions(chain / "tied", [tmp_path / "run" / "prepared"], tmp_path / "other")
     plain = load_sequences(options)
-    options.bpe_dropout = 0.5
+    options.batches.bpe_dropout = 0.5
     dropped = load_sequences(options)
     group = next(group for group in plain.lengths if not group.text_only)
     assert len(dropped.get(group, 0, 5).ids) > len(plain.get(group, 0, 5).ids)

@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-import yaml
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, GraniteConfig, get_scheduler
@@ -26,11 +25,12 @@ from being_vl.train.engine import _check_plain
 from being_vl.train.log import read_log
 from being_vl.train.metrics import Cost
 from being_vl.train.optimizer import factor, make_optimizer, set_rates
-from being_vl.train.options import LoraOptions, StageOptions, TrainOptions
+from being_vl.train.options import LoraOptions, OptimizerOptions, StageOptions, TrainOptions
 from being_vl.train.split import TrainedLM
 from being_vl.train.stages import add_adapters, freeze
 from helpers import tiny
 from helpers.ranks import ENVIRONMENT, ForkedTraining, forked
+from helpers.training import logged_steps, losses, weights, write_recipe
 
 MIXTURE = {"foundation": 40, "perception": 30, "reasoning": 20, "instruction": 10}
 BATCH = 4
@@ -48,25 +48,11 @@ def recipe(chain: Path, out: Path, stages: list[dict[str, Any]], ranks: int = 1,
     options = {
         **tiny.training_inputs(chain),
         "out": str(out),
-        "micro_batch_size": 2,
-        "weight_decay": 0.1,
+        "batches": {"micro_batch_size": 2},
+        "optimizer": {"weight_decay": 0.1},
         "stages": [defaults | {"name": f"stage{n}"} | stage for n, stage in enumerate(stages, start=1)],
     }
-    path = out.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(options | changes))
-    return path
-
-
-def steps(out: Path) -> list[dict[str, Any]]:
-    return [entry for entry in read_log(out / "log.jsonl") if "loss" in entry]
-
-
-def losses(out: Path) -> list[float]:
-    return [entry["loss"] for entry in steps(out)]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    return write_recipe(out.with_suffix(".yaml"), options, changes)
 
 
 def split(folder: Path, text_size: int = 390, chunk: int = 1024) -> TrainedLM:
@@ -131,14 +117,18 @@ STAGES = [
 def options_of_all(chain: Path) -> dict[str, Any]:
     text = chain / "held-out.txt"
     text.write_text((chain / "data" / "text.json").read_text()[:6000])
-    return {"decay": "matrices", "retention": str(text), "max_length": 300}
+    return {
+        "optimizer": {"weight_decay_on": "matrices"},
+        "retention": {"text": str(text), "tolerance": 1e-6},
+        "sequences": {"max_length": 300},
+    }
 
 
 @pytest.fixture(scope="module")
 def reference(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One stage of each kind, on one rank without ZeRO; `said` beside it is what it printed."""
     out = tmp_path_factory.mktemp("reference") / "run"
-    more = {"liger": True, "wandb": "test", "peak_flops": 1e9, "retention_tolerance": 1e-6}
+    more = {"precision": {"liger": True}, "logging": {"wandb": "test", "peak_flops": 1e9}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         path = recipe(chain, out, STAGES, **options_of_all(chain) | more)
@@ -201,7 +191,7 @@ def test_log_of_a_step(chain: Path, reference: Path) -> None:
     said = reference.with_name("said").read_text()
     assert "liger: its kernels need a GPU" in said
     assert "adapters" in said
-    entries = steps(reference)
+    entries = logged_steps(reference)
     first = entries[0]
     assert set(first["losses"]) == {name for name, share in first["mixture"].items() if share} | {"text"}
     assert first["losses"]["text"] == pytest.approx(first["loss"])
@@ -278,7 +268,7 @@ def test_optimizer_has_groups(tmp_path: Path) -> None:
     model = split(tiny.llm(tmp_path / "llm", tied=False, layers=2))
     stage = StageOptions("one", "all", 1e-3, {}, new_rows_learning_rate=5e-3)
     freeze(model, stage)
-    options = TrainOptions(Path("m"), [Path("r")], Path("o"), weight_decay=0.1, decay="matrices")
+    options = TrainOptions(Path("m"), [Path("r")], Path("o"), optimizer=OptimizerOptions(0.1, "matrices"))
     optimizer = make_optimizer(model, options, stage)
     assert set_rates(optimizer, 0.5) == {"learning_rate": 5e-4, "new_rows_learning_rate": 2.5e-3}
     found = [(id(p), g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]]
@@ -344,8 +334,10 @@ def test_nan_never_reaches_the_weights(
         (2, 1, "bf16"),
     ]:
         out = tmp_path / f"{zero}{ranks}{dtype}"
-        said = forked(recipe(chain, out, stages, ranks, zero=zero, dtype=dtype, **changes), ranks)
-        entries = steps(out)
+        said = forked(
+            recipe(chain, out, stages, ranks, zero=zero, precision={"dtype": dtype}, **changes), ranks
+        )
+        entries = logged_steps(out)
         skipped = [entry for entry in entries if entry["skipped"]]
         assert 0 < len(skipped) < 6
         assert all(any(bad in where for where in entry["records"]) for entry in skipped)
@@ -360,7 +352,7 @@ def test_nan_never_reaches_the_weights(
         torch.testing.assert_close(
             values, found[0, "fp32"], rtol=1e-5 if dtype == "fp32" else 0.02, atol=0, equal_nan=True
         )
-    path = recipe(chain, tmp_path / "stop", stages, on_spike="stop", **changes)
+    path = recipe(chain, tmp_path / "stop", stages, spikes={"action": "stop"}, **changes)
     assert main(["train", "--recipe", str(path)]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("being-vl: error: stage1 step ")
@@ -374,10 +366,10 @@ def test_leaps_are_skipped_the_same_way_when_resumed(chain: Path, tmp_path: Path
     """By the rule as it is written down; a threshold this low takes ordinary steps for leaps."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
     stages = [{"unfreeze": "all", "max_steps": 50, "learning_rate": 1e-6}]
-    changes = {"on_spike": "skip", "spike_deviations": 1.5, "save_every": 5}
+    changes = {"spikes": {"action": "skip", "deviations": 1.5}, "checkpoint": {"every": 5}}
     forked(recipe(chain, whole, stages, **changes))
     history: list[dict[str, Any]] = []
-    for entry in steps(whole):
+    for entry in logged_steps(whole):
         leap = False
         for key in ("loss", "gradient_norm") if len(history) >= 20 else ():
             logs = [math.log(before[key]) for before in history]
@@ -387,7 +379,7 @@ def test_leaps_are_skipped_the_same_way_when_resumed(chain: Path, tmp_path: Path
         assert ("records" in entry) == leap
         if not leap:
             history.append(entry)
-    assert 1 < len(steps(whole)) - len(history) < 20
+    assert 1 < len(logged_steps(whole)) - len(history) < 20
     path = recipe(chain, out, stages, **changes)
     training = ForkedTraining(path)
     while len(read_log(out / "log.jsonl")) < 33:
@@ -395,8 +387,8 @@ def test_leaps_are_skipped_the_same_way_when_resumed(chain: Path, tmp_path: Path
     training.kill()
     said = forked(path)
     assert re.search(r"resumed after step \d+", said)
-    assert [(e["loss"], e["skipped"]) for e in steps(out)] == [
-        (e["loss"], e["skipped"]) for e in steps(whole)
+    assert [(e["loss"], e["skipped"]) for e in logged_steps(out)] == [
+        (e["loss"], e["skipped"]) for e in logged_steps(whole)
     ]
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import losses, recipe
 
 from being_vl.cli import main
 from being_vl.model.assistant import Assistant
@@ -19,6 +18,7 @@ from being_vl.quantize.options import QuantizeOptions
 from being_vl.shards.grids import GridStore
 from being_vl.train.log import read_log
 from helpers.ranks import by_command
+from helpers.training import losses, recipe
 
 pytestmark = pytest.mark.gpu
 
@@ -39,7 +39,16 @@ def on_cpu(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]
 def test_losses_are_those_of_a_cpu(
     changes: dict[str, object], chain: Path, on_cpu: list[float], tmp_path: Path
 ) -> None:
-    assert main(["train", "--recipe", str(recipe(chain, tmp_path / "run", dtype="fp32", **changes))]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--recipe",
+                str(recipe(chain, tmp_path / "run", precision={"dtype": "fp32"}, **changes)),
+            ]
+        )
+        == 0
+    )
     assert losses(tmp_path / "run") == pytest.approx(on_cpu, rel=1e-4)
 
 

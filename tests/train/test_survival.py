@@ -14,13 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_train import losses, recipe
 
 from being_vl.train.log import read_log
 from helpers.ranks import ENVIRONMENT, ForkedTraining, forked
+from helpers.training import losses, recipe
 
 STEPS = (4, 30, 6)
-SAME = {"steps": STEPS, "weight_decay": 0.5, "decay": "matrices"}  # several groups of parameters
+# Several groups of parameters.
+SAME = {"steps": STEPS, "optimizer": {"weight_decay": 0.5, "weight_decay_on": "matrices"}}
 GRACE = 30  # seconds in which the other ranks must have ended after one was killed
 
 
@@ -62,7 +63,7 @@ def test_ten_interruptions_do_not_change_the_losses(
 ) -> None:
     """At random moments, during saves too: killed, all or one; told to stop, all or one; out of disk in between."""
     out, dice = tmp_path / "run", random.Random(6)
-    path = recipe(chain, out, ranks=2, zero=2, model=str(dropping), **SAME, save_every=1)
+    path = recipe(chain, out, ranks=2, zero=2, model=str(dropping), **SAME, checkpoint={"every": 1})
     ways = [
         (signal.SIGKILL, slice(None)),
         (signal.SIGKILL, slice(1, 2)),
@@ -137,7 +138,12 @@ def test_resumes_with_adapters_and_offload(zero: int, chain: Path, dropping: Pat
     whole, out = tmp_path / "whole", tmp_path / "run"
     stage = {"name": "adapters", "unfreeze": 0.5, "lora": {"rank": 2}, "batch_size": 4, "max_steps": 10}
     stage |= {"learning_rate": 3e-3, "mixture": {"foundation": 1, "perception": 1}}
-    same = {"model": str(dropping), "offload": "optimizer", "micro_batch_size": 2, "stages": [stage]}
+    same = {
+        "model": str(dropping),
+        "offload": "optimizer",
+        "batches": {"micro_batch_size": 2},
+        "stages": [stage],
+    }
     forked(recipe(chain, whole, **same, zero=zero), 2)
     path = recipe(chain, out, **same, zero=zero)
     training = ForkedTraining(path, 2)
@@ -147,7 +153,9 @@ def test_resumes_with_adapters_and_offload(zero: int, chain: Path, dropping: Pat
     other = shutil.copytree(out, tmp_path / "other")
     assert "adapters: resumed after step" in forked(path, 2)
     assert losses(out) == losses(whole)
-    path = recipe(chain, other, **same | {"offload": "none", "micro_batch_size": 4}, zero=5 - zero)
+    path = recipe(
+        chain, other, **same | {"offload": "none", "batches": {"micro_batch_size": 4}}, zero=5 - zero
+    )
     training = ForkedTraining(path, 1)
     assert training.statuses(GRACE) == [2]
     assert f"was written with zero {zero}, and zero {5 - zero} cannot read it" in training.said.read_text()
@@ -161,7 +169,9 @@ def test_damaged_checkpoint_is_passed_over(chain: Path, dropping: Path, whole: P
     As many are kept as asked for, one more while old ones are removed, and none when the stage is done.
     """
     out = tmp_path / "run"
-    path = recipe(chain, out, ranks=2, zero=2, model=str(dropping), **SAME, save_every=2, keep=3)
+    path = recipe(
+        chain, out, ranks=2, zero=2, model=str(dropping), **SAME, checkpoint={"every": 2, "keep": 3}
+    )
     training = ForkedTraining(path, 2)
     until(lambda: "stage2-00000010" in saved(out), training)
     training.kill()
@@ -205,7 +215,7 @@ def test_rank_that_waits_for_a_lost_one_ends(chain: Path, tmp_path: Path) -> Non
 def test_under_torchrun(chain: Path, dropping: Path, whole: Path, tmp_path: Path) -> None:
     """A killed rank: all end with the cause. SIGTERM to the launcher: saved, its status is 0."""
     out = tmp_path / "run"
-    path = recipe(chain, out, ranks=2, zero=2, model=str(dropping), **SAME, save_every=1)
+    path = recipe(chain, out, ranks=2, zero=2, model=str(dropping), **SAME, checkpoint={"every": 1})
     words = ["--standalone", "--nproc-per-node", "2", "-m", "being_vl", "train"]
     command = [sys.executable, "-m", "being_vl.launch.torchrun", *words, "--recipe", str(path)]
 

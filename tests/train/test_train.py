@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,54 +32,7 @@ from being_vl.train.log import read_log
 from being_vl.train.options import TrainOptions
 from helpers import tiny
 from helpers.ranks import ForkedTraining, by_command, forked
-
-MIXTURES = [
-    {"foundation": 80, "perception": 20},
-    {"foundation": 40, "perception": 30, "reasoning": 20, "instruction": 10},
-    {"foundation": 15, "perception": 15, "reasoning": 30, "instruction": 40},
-]
-BATCH = 8
-
-
-def recipe(
-    chain: Path,
-    out: Path,
-    ranks: int = 1,
-    tied: bool = True,
-    steps: tuple[int, ...] = (4, 4, 4),
-    **changes: object,
-) -> Path:
-    """A recipe of three short stages whose global batch is the same on any number of ranks."""
-    stages = [
-        {
-            "name": f"stage{index + 1}",
-            "unfreeze": unfreeze,
-            "learning_rate": 3e-3,
-            "max_steps": steps[index],
-            "accumulation": BATCH // 2 // ranks,
-            "mixture": MIXTURES[index],
-        }
-        for index, unfreeze in enumerate([0.0, 0.25, "all"])
-    ]
-    options = {
-        **tiny.training_inputs(chain),
-        "model": str(chain / ("tied" if tied else "untied")),
-        "out": str(out),
-        "micro_batch_size": 2,
-        "weight_decay": 0.1,
-        "stages": stages,
-    }
-    path = out.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(options | changes))
-    return path
-
-
-def losses(out: Path) -> list[float]:
-    return [entry["loss"] for entry in read_log(out / "log.jsonl")]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+from helpers.training import BATCH, MIXTURES, losses, recipe, weights
 
 
 @pytest.fixture(scope="session")
@@ -192,7 +144,18 @@ def test_losses_are_those_of_plain_torch_untied(chain: Path, tmp_path: Path) -> 
 def test_packed_records_train_as_if_each_were_alone(chain: Path, tmp_path: Path) -> None:
     """On two ranks that read in two processes each, with loss on questions and images too."""
     loss = {"questions": 0.5, "images": 0.25}
-    forked(recipe(chain, tmp_path / "run", 2, steps=(3, 3, 3), workers=2, packing=700, loss=loss), 2)
+    forked(
+        recipe(
+            chain,
+            tmp_path / "run",
+            2,
+            steps=(3, 3, 3),
+            workers=2,
+            batches={"packing": 700},
+            sequences={"loss": loss},
+        ),
+        2,
+    )
     entries = read_log(tmp_path / "run" / "log.jsonl")
     for entry, expected in zip(entries, oracle(chain, "tied", 3, 3, packing=700, **loss), strict=True):
         assert "visual" in expected
@@ -216,7 +179,7 @@ def test_zero_and_ranks_do_not_change_the_losses(
 def test_bf16_leaves_frozen_parameters_as_they_are(chain: Path, reference: Path, tmp_path: Path) -> None:
     """Also in bf16, where the engine rounds all parameters: the checkpoint is written from the float32 original."""
     out = tmp_path / "run"
-    forked(recipe(chain, out, dtype="bf16", zero=2))
+    forked(recipe(chain, out, precision={"dtype": "bf16"}, zero=2))
     assert losses(out) == pytest.approx(losses(reference), rel=0.02)
     assert_what_trains(chain / "tied", out)
     assert all(tensor.dtype == torch.float32 for tensor in weights(out / "stage3").values())
@@ -295,9 +258,9 @@ def test_killed_and_resumed_run_has_the_same_losses(chain: Path, tmp_path: Path)
     shutil.copytree(chain / "tied", model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    same = {"steps": STEPS, "model": str(model), "dtype": "bf16", "zero": 2}
+    same = {"steps": STEPS, "model": str(model), "precision": {"dtype": "bf16"}, "zero": 2}
     forked(recipe(chain, whole, **same))
-    path = recipe(chain, out, save_every=2, **same)
+    path = recipe(chain, out, checkpoint={"every": 2}, **same)
     training = ForkedTraining(path)
     deadline = time.monotonic() + 240
     while not (out / "checkpoints" / "stage2-00000004" / "complete.json").exists():
@@ -335,7 +298,7 @@ def test_second_run_does_nothing(
     assert main(["train", "--recipe", str(path)]) == 0
     assert losses(out) == losses(reference)
     shutil.rmtree(out / "stage3")
-    options, _ = training_of(recipe(chain, out, zero=3, ranks=2, micro_batch_size=4), [])
+    options, _ = training_of(recipe(chain, out, zero=3, ranks=2, batches={"micro_batch_size": 4}), [])
     train_on_ranks(options, 2)
     assert capfd.readouterr().err.count("finished before") == 2
     assert losses(out) == pytest.approx(losses(reference), rel=2e-5)
@@ -372,8 +335,8 @@ def test_another_recipe_is_refused(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(reference, out)
-    line = refused(capsys, recipe(chain, out, weight_decay=0.2))
-    assert "weight_decay was 0.1, is 0.2" in line
+    line = refused(capsys, recipe(chain, out, optimizer={"weight_decay": 0.2}))
+    assert "optimizer.weight_decay was 0.1, is 0.2" in line
     assert str(out) in line
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from being_vl.errors import ConfigError
+from being_vl.options import MAY_CHANGE, Options, check_minimum
 
 CATEGORIES = ("foundation", "perception", "reasoning", "instruction")
 """The paper's kinds of data (section 3.4): captions; attributes and objects; relations; dialogues and tasks."""
@@ -16,7 +17,7 @@ TooLong = Literal["error", "drop", "truncate"]
 
 
 @dataclass
-class LossOptions:
+class LossOptions(Options):
     """What carries loss: weights of the loss on predicting a token. All 1 is what the published code does.
 
     Args:
@@ -32,13 +33,46 @@ class LossOptions:
     images: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, weight in vars(self).items():
             if not 0 <= weight < float("inf"):
-                raise ConfigError(f"loss.{name} is {weight}; expected a weight of at least 0")
+                raise ConfigError(f"sequences.loss.{name}: expected a weight of at least 0, found {weight}")
 
 
 @dataclass
-class PrepareOptions:
+class SequenceOptions(Options):
+    """How records become sequences.
+
+    Args:
+        max_length: Longest sequence in tokens, at most the model's context.
+        too_long: What becomes of longer records: `error`; `drop` leaves them out and lists them; `truncate` cuts
+            their last questions and answers as whole turns, never an image, and drops those that have one question.
+        default_category: Category of the records that name none.
+        categories: The categories that records may name.
+        images_in_front: Put the images of a record whose text has no `<image>` at all in front of it; without this
+            such a record is a fault.
+        loss: What carries loss.
+    """
+
+    max_length: int = 2048
+    too_long: TooLong = "error"
+    default_category: str = "foundation"
+    categories: list[str] = field(default_factory=lambda: [*CATEGORIES])
+    images_in_front: bool = False
+    loss: LossOptions = field(default_factory=LossOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_minimum("sequences.max_length", self.max_length, 1)
+        for name in self.categories:
+            if not name or "/" in name or name in RESERVED:
+                raise ConfigError(
+                    f"sequences.categories: {name!r}; expected names without '/', other than {', '.join(RESERVED)}"
+                )
+
+
+@dataclass
+class PrepareOptions(Options):
     """Options of `being-vl prepare`.
 
     Args:
@@ -47,38 +81,24 @@ class PrepareOptions:
         records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow.
         out: Folder for the Arrow files of tokenised records.
         grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
-        max_length: Longest sequence in tokens, at most the model's context.
-        too_long: What becomes of longer records: `error`; `drop` leaves them out and lists them; `truncate` cuts
-            their last questions and answers as whole turns, never an image, and drops those that have one question.
-        lenient: Leave out and list bad records, rather than stop.
-        default_category: Category of the records that name none.
-        categories: The categories that records may name.
-        images_in_front: Put the images of a record whose text has no `<image>` at all in front of it; else it is bad.
-        loss: What carries loss.
+        sequences: How records become sequences.
+        lenient: Leave out and list records with faults, rather than stop.
         shard_size: Records per Arrow file.
         workers: Processes that make files; 0 for this one alone.
+        overwrite: Replace the sequences that other options made in `out`.
     """
 
-    model: Path
-    records: list[Path]
-    out: Path
-    grids: Path | None = None
-    max_length: int = 2048
-    too_long: TooLong = "error"
-    lenient: bool = False
-    default_category: str = "foundation"
-    categories: list[str] = field(default_factory=lambda: [*CATEGORIES])
-    images_in_front: bool = False
-    loss: LossOptions = field(default_factory=LossOptions)
-    shard_size: int = 10_000
-    workers: int = 0
+    model: Path = field(metadata=MAY_CHANGE)
+    records: list[Path] = field(metadata=MAY_CHANGE)
+    out: Path = field(metadata=MAY_CHANGE)
+    grids: Path | None = field(default=None, metadata=MAY_CHANGE)
+    sequences: SequenceOptions = field(default_factory=SequenceOptions)
+    lenient: bool = field(default=False, metadata=MAY_CHANGE)
+    shard_size: int = field(default=10_000, metadata=MAY_CHANGE)
+    workers: int = field(default=0, metadata=MAY_CHANGE)
+    overwrite: bool = field(default=False, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
-        for name, least in {"max_length": 1, "shard_size": 1, "workers": 0}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        for name in self.categories:
-            if not name or "/" in name or name in RESERVED:
-                raise ConfigError(
-                    f"categories: {name!r}; expected names without '/', other than {', '.join(RESERVED)}"
-                )
+        super().__post_init__()
+        check_minimum("shard_size", self.shard_size, 1)
+        check_minimum("workers", self.workers, 0)

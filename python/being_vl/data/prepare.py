@@ -63,9 +63,10 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder) -> None:
         ConfigError, ModelError, QuantizerError: if the inputs do not fit together.
     """
     rank, ranks = rank_and_count()
-    reading = {name: getattr(options, name) for name in ("default_category", "categories", "images_in_front")}
+    names = ("default_category", "categories", "images_in_front")
+    reading = {name: getattr(options.sequences, name) for name in names}
     records = Records(options.records, **reading)
-    recipe = builder.recipe() | reading
+    recipe = builder.fingerprint_fields() | reading
     check_fingerprint(options.out / "recipe.json", recipe)
     made_from = [recipe, sha256(options.grids / MANIFEST) if options.grids else None]
     starts = range(0, len(records), options.shard_size)
@@ -104,17 +105,18 @@ def load_builder(options: PrepareOptions) -> SequenceBuilder:
         raise ModelError(f"{options.model}: no config.json; expected the folder of a causal LM")
     expanded = (options.model / LAYOUT_FILE).is_file()
     config = AutoConfig.from_pretrained(options.model).get_text_config()
-    max_length = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
-    if max_length < options.max_length and rank_and_count()[0] == 0:
-        log.info("max_length %d is beyond the model's context, so it is %d", options.max_length, max_length)
+    sequences = options.sequences
+    max_length = min(sequences.max_length, getattr(config, "max_position_embeddings", sequences.max_length))
+    if max_length < sequences.max_length and rank_and_count()[0] == 0:
+        log.info("max_length %d is beyond the model's context, so it is %d", sequences.max_length, max_length)
     return SequenceBuilder(
         AutoTokenizer.from_pretrained(options.model),
         layout=VocabularyLayout.load(options.model) if expanded else None,
         bpe=VisualBPE.load(options.model / "visual_vocabulary.json") if expanded else None,
         grids=GridStore.open(options.grids) if options.grids else None,
         max_length=max_length,
-        too_long=options.too_long,
-        loss=options.loss,
+        too_long=sequences.too_long,
+        loss=sequences.loss,
     )
 
 
@@ -158,7 +160,7 @@ class Shard:
         """Read the records, and write the file."""
         faults: list[Fault] = []
         good = []
-        for record in self._records.checked(self.part.start, self.part.stop):
+        for record in self._records.read(self.part.start, self.part.stop):
             if isinstance(record, RecordError):
                 faults.append(Fault(record.kind, str(record)))
             else:

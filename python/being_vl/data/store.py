@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from being_vl.data.sequences import Group, ImageSpan, SequenceBuilder, TokenSequence
+from being_vl.data.sequences import ImageSpan, RecordGroup, SequenceBuilder, TokenSequence
 from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import read_manifest
 from being_vl.shards.grids import METADATA, write_table
@@ -33,10 +33,10 @@ class Sequences(Protocol):
     categories: Sequence[str]
 
     @property
-    def lengths(self) -> Mapping[Group, NDArray[np.int32]]:
+    def lengths(self) -> Mapping[RecordGroup, NDArray[np.int32]]:
         """Of each group the tokens of each of its records, with BPE-dropout as expected. Rows are planned by these."""
 
-    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> TokenSequence:
+    def get(self, group: RecordGroup, index: int, position: int, share: float = 1.0) -> TokenSequence:
         """One record; also called in the processes of a data loader.
 
         Args:
@@ -130,7 +130,7 @@ class _Shard:
         sums = np.cumsum(self.cells.values - (self.stops.values - self.starts.values), dtype=np.int64)
         return np.diff(np.append(0, sums)[self.cells.offsets])
 
-    def groups(self, known: dict[Group, int]) -> NDArray[np.uint16]:
+    def groups(self, known: dict[RecordGroup, int]) -> NDArray[np.uint16]:
         """The number in `known` of each row's group; `known` takes those that are new."""
         category, source = self.batch.column("category"), self.batch.column("source")
         text_only = np.diff(self.starts.offsets) == 0
@@ -141,7 +141,7 @@ class _Shard:
         found, numbers = np.unique(rows, return_inverse=True)
         places = zip(*np.unravel_index(found, shape), strict=True)
         groups = (
-            Group(category.dictionary[int(c)].as_py(), source.dictionary[int(s)].as_py(), bool(t))
+            RecordGroup(category.dictionary[int(c)].as_py(), source.dictionary[int(s)].as_py(), bool(t))
             for c, s, t in places
         )
         of_found = np.array([known.setdefault(group, len(known)) for group in groups], np.uint16)
@@ -193,7 +193,7 @@ class PreparedSequences:
     ) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder, "sequences")
-        made, now = self.manifest["recipe"], builder.recipe()
+        made, now = self.manifest["recipe"], builder.fingerprint_fields()
         differing = [key for key in ("tokenizer", "text_size", "vocabulary") if made[key] != now[key]]
         if differing:
             raise ManifestError(
@@ -211,7 +211,7 @@ class PreparedSequences:
             )
         self.shards = [_Shard(folder / s["file"], s["examples"]) for s in self.manifest["shards"]]
         self._ends = np.cumsum([shard.batch.num_rows for shard in self.shards])
-        known: dict[Group, int] = {}
+        known: dict[RecordGroup, int] = {}
         numbers = np.concatenate([shard.groups(known) for shard in self.shards])
         names = sorted(known)
         order = np.array([names.index(name) for name in known], np.uint16)[numbers]
@@ -238,7 +238,7 @@ class PreparedSequences:
         expected = lengths + np.round(saved * share).astype(np.int32)
         return np.where(expected > self._longest, lengths, expected)
 
-    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> TokenSequence:
+    def get(self, group: RecordGroup, index: int, position: int, share: float = 1.0) -> TokenSequence:
         """See `Sequences`."""
         example = self.read(int(self._rows[group][index]))
         if not self.dropout * share:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jsonargparse import Namespace
 
+from being_vl.data.options import SequenceOptions
 from being_vl.demo import shapesworld
 from being_vl.demo.drawings import DrawingsOptions, draw_all
 from being_vl.demo.exam import ExamOptions, Row, table, take_exam
@@ -19,12 +20,23 @@ from being_vl.demo.photos import PhotosOptions, photographs
 from being_vl.run import Steps, recipe_parser, run
 from being_vl.shards.grids import GridStore
 from being_vl.tokenizer import VisualBPE
-from being_vl.train.options import StageOptions, TrainOptions
+from being_vl.train.options import (
+    BatchOptions,
+    OptimizerOptions,
+    PrecisionOptions,
+    StageOptions,
+    TrainOptions,
+)
 
 MOST_THREADS = 4
 """A model this small gains nothing from more."""
 
-SHORT: dict[str, Any] = {"dtype": "fp32", "micro_batch_size": 16, "max_length": 256, "betas": (0.9, 0.98)}
+SHORT: dict[str, Any] = {
+    "sequences": SequenceOptions(max_length=256),
+    "batches": BatchOptions(micro_batch_size=16),
+    "optimizer": OptimizerOptions(betas=(0.9, 0.98)),
+    "precision": PrecisionOptions(dtype="fp32"),
+}
 """What the training on text shares with the recipe."""
 
 

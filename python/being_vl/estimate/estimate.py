@@ -266,7 +266,7 @@ def memory(
     host = optimizer + 2 * size * states.trained
     if options.offload == "optimizer":
         host, optimizer = host + optimizer + 4 * trained, 0
-    at_work = activations.of(options.micro_batch_size, options.gradient_checkpointing)
+    at_work = activations.of(options.batches.micro_batch_size, options.gradient_checkpointing)
     return Memory(weights, gradients, optimizer, at_work, activations.chunk, buffers), host
 
 
@@ -331,7 +331,7 @@ def estimate(
         readings: What each stage reads.
         gpus: What it runs on.
     """
-    dtype = torch.float32 if training.dtype == "fp32" else torch.bfloat16
+    dtype = torch.float32 if training.precision.dtype == "fp32" else torch.bfloat16
     length = row_length(training, shape)
     found = []
     with without_memory():
@@ -367,9 +367,8 @@ def estimate(
 
 def row_length(training: TrainOptions, shape: Shape) -> int:
     """Tokens of the longest row that training can meet."""
-    return training.packing or min(
-        training.max_length, getattr(shape.config, "max_position_embeddings", training.max_length)
-    )
+    longest = training.sequences.max_length
+    return training.batches.packing or min(longest, getattr(shape.config, "max_position_embeddings", longest))
 
 
 def _stored(config: Any) -> int:
@@ -380,10 +379,10 @@ def _stored(config: Any) -> int:
 
 def advice(found: Estimate, training: TrainOptions, gpus: Gpus) -> str | None:
     """Which option makes a stage fit that does not; None if it fits."""
-    dtype = torch.float32 if training.dtype == "fp32" else torch.bfloat16
+    dtype = torch.float32 if training.precision.dtype == "fp32" else torch.bfloat16
 
     def total(changes: Mapping[str, Any], count: int = gpus.number) -> float:
-        changed = dataclasses.replace(training, **changes)
+        changed = _replace(training, changes)
         return memory(found.states, found.activations, changed, count, dtype)[0].total
 
     room = (1 - RESERVED) * gpus.memory
@@ -393,10 +392,13 @@ def advice(found: Estimate, training: TrainOptions, gpus: Gpus) -> str | None:
     if not training.gradient_checkpointing:
         options.append({"gradient_checkpointing": True})
     options += [{"zero": zero} for zero in (2, 3) if zero > training.zero and gpus.number > 1]
-    if training.micro_batch_size > 1:
-        sizes = [training.micro_batch_size >> n for n in range(1, training.micro_batch_size.bit_length())]
-        fitting = next((size for size in sizes if total({"micro_batch_size": size}) <= room), 1)
-        options.append({"micro_batch_size": fitting})
+    if training.batches.micro_batch_size > 1:
+        sizes = [
+            training.batches.micro_batch_size >> n
+            for n in range(1, training.batches.micro_batch_size.bit_length())
+        ]
+        fitting = next((size for size in sizes if total({"batches.micro_batch_size": size}) <= room), 1)
+        options.append({"batches.micro_batch_size": fitting})
     if training.offload == "none" and training.zero:
         options.append({"offload": "optimizer"})
     said = f"{found.name}: {found.memory.total / 1e9:.1f} GB do not fit in {room / 1e9:.1f} GB"
@@ -416,7 +418,17 @@ def advice(found: Estimate, training: TrainOptions, gpus: Gpus) -> str | None:
         return (
             f"{said}. It takes {count} GPUs, with {_shown(together)} ({total(together, count) / 1e9:.1f} GB)"
         )
-    return f"{said}, nor in any number of such GPUs: lower max_length, or take a smaller model"
+    return f"{said}, nor in any number of such GPUs: lower sequences.max_length, or take a smaller model"
+
+
+def _replace(training: TrainOptions, changes: Mapping[str, Any]) -> TrainOptions:
+    """A training with other values of some options, those of nested ones under `outer.inner`."""
+    for name, value in changes.items():
+        outer, _, inner = name.partition(".")
+        if inner:
+            value = dataclasses.replace(getattr(training, outer), **{inner: value})
+        training = dataclasses.replace(training, **{outer: value})
+    return training
 
 
 def _shown(change: Mapping[str, Any]) -> str:
@@ -441,7 +453,7 @@ def describe(
         ("  together", [f"{stage.memory.total / 1e9:.2f}" for stage in found]),
         ("GB of host per GPU", [f"{stage.host / 1e9:.2f}" for stage in found]),
         ("GB on disk", []),
-        ("  to resume", [f"{(training.keep + 1) * stage.resume / 1e9:.2f}" for stage in found]),
+        ("  to resume", [f"{(training.checkpoint.keep + 1) * stage.resume / 1e9:.2f}" for stage in found]),
         ("  result", [f"{stage.result / 1e9:.2f}" for stage in found]),
         *([("steps", [f"{stage.steps:,}" for stage in found])] if of_all else []),
         ("tokens" if of_all else "tokens per step", [f"{stage.tokens:,.0f}" for stage in found]),
@@ -464,8 +476,8 @@ def describe(
 
 def per_step(training: TrainOptions, stage: StageOptions, mean_length: int, ranks: int) -> Reading:
     """One step of a stage, where the number of records is not known."""
-    rows = stage.batch_size or training.micro_batch_size * stage.accumulation * ranks
-    records = rows * max(1, (training.packing or 0) // mean_length)
+    rows = stage.batch_size or training.batches.micro_batch_size * stage.accumulation * ranks
+    records = rows * max(1, (training.batches.packing or 0) // mean_length)
     return Reading(None, records, records * mean_length)
 
 
@@ -492,15 +504,15 @@ def plan_recipe(options: PlanOptions, training: TrainOptions, model: str, new_ro
     rows = shape.config.vocab_size - shape.text_size
     title = (
         f"{options.shape or model}, {shape.text_size:,} text rows and {rows:,} new ones, on {gpus.number} GPUs of "
-        f"{gpus.memory / 1e9:g} GB: ZeRO-{training.zero}, {'fp32' if training.dtype == 'fp32' else 'bf16'}, "
-        f"{training.micro_batch_size} rows of {row_length(training, shape):,} tokens"
+        f"{gpus.memory / 1e9:g} GB: ZeRO-{training.zero}, {'fp32' if training.precision.dtype == 'fp32' else 'bf16'}, "
+        f"{training.batches.micro_batch_size} rows of {row_length(training, shape):,} tokens"
     )
     return describe(title, options, training, estimate(options, training, shape, readings, gpus), gpus)
 
 
 def read_ahead(options: PlanOptions, training: TrainOptions, ranks: int) -> list[Reading]:
     """What each stage will read: of the records themselves if they are at hand, else as the options describe them."""
-    from being_vl.data.sequences import Group
+    from being_vl.data.sequences import RecordGroup
     from being_vl.train.engine import load_sequences
     from being_vl.train.schedule import plan
 
@@ -508,7 +520,7 @@ def read_ahead(options: PlanOptions, training: TrainOptions, ranks: int) -> list
         lengths = load_sequences(training).lengths
     elif options.records:
         lengths = {
-            Group(category, "planned", False): np.full(count, options.mean_length, np.int32)
+            RecordGroup(category, "planned", False): np.full(count, options.mean_length, np.int32)
             for category, count in options.records.items()
         }
     else:

@@ -1,12 +1,10 @@
-"""Options of `being-vl quantize`, `quantizer train` and `grids`; importable without torch."""
+"""Options of `being-vl quantize` and `grids`; importable without torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from being_vl.errors import ConfigError
-
-LARGEST_CODEBOOK = 1 << 20
 
 
 @dataclass
@@ -107,120 +105,6 @@ class GridsDecodeOptions:
         """Check the values."""
         _at_least("count", self.count, 1)
         _at_least("side", self.side, 1)
-
-
-@dataclass
-class QuantizerTrainOptions:
-    """Train a small VQ-GAN whose encoder sees one tile (8×8 pixels by default) at a time.
-
-    Args:
-        images: Folders of images. Each gives the same share of every batch, so a folder named twice counts
-            twice.
-        held_out: Folders of images that are measured; without them 5 % of each of the others, never trained on.
-        out: Folder for the quantizer, `log.jsonl` and the checkpoint. A run that was interrupted goes on from
-            its last checkpoint.
-        name: The quantizer's name, kept in its manifest and in all grids made with it.
-        size: Side of the images that the quantizer will encode, in pixels.
-        crop: Side of the training crops, in pixels; `size` if it is not given. Smaller images are not enlarged.
-        codebook_size: Number of ids.
-        reserved: Share of the codes that are placed on the first folder's images alone, away from which the others
-            start: keeps those images at few and steady ids.
-        codebook: Codes are moving averages of their latents (`ema`), or learn by gradients.
-        code_dim: Length of a code.
-        tile: Side of the tile that one id stands for, in pixels.
-        width: Channels inside encoder and decoder, a multiple of 32.
-        layers: Residual blocks of encoder and of decoder beyond three.
-        steps: Optimiser steps.
-        batch_size: Crops per step, a multiple of the number of folders; under torchrun of all processes together.
-        learning_rate: Peak of the cosine schedule, for both networks.
-        commitment: Weight of the loss that pulls latents to their codes.
-        perceptual: Weight of the perceptual loss: LPIPS with `vgg`; else, in its place, the differences between
-            neighbouring pixels at two scales.
-        vgg: File with torchvision's weights of VGG16, `.pth` or `.safetensors`.
-        lpips: File with LPIPS's weights for VGG16's features, which otherwise weigh the same.
-        adversarial: Weight of the discriminator's opinion, relative to the reconstruction loss; 0 for none.
-        adversarial_start: Share of the steps after which the discriminator joins.
-        settle: Share of the steps after which encoder and codebook stand still and the decoder alone learns. The
-            longer they move, the better are the reconstructions, and the more ids does one thing get, since
-            they come to tell its shades apart.
-        decay: Of the moving averages that are the codebook.
-        dead: A code that is used less than this often per batch, on average, is placed anew.
-        seed: Of weights, crops and codes.
-        log_every: Steps per line of the log.
-        checkpoint_every: Steps per checkpoint and held-out measurement.
-        device: Where to train: `cpu` or `cuda`.
-        precision: Of the networks while they are trained: `float32` or `bfloat16` (by autocast).
-        compile: Compile the networks, by torch.compile.
-        workers: Processes that read and cut images ahead of the networks.
-    """
-
-    images: list[Path]
-    out: Path
-    held_out: list[Path] = field(default_factory=list)
-    name: str = "custom"
-    size: int = 64
-    crop: int | None = None
-    codebook_size: int = 1024
-    reserved: float = 0.0
-    codebook: Literal["ema", "gradient"] = "ema"
-    code_dim: int = 16
-    tile: int = 8
-    width: int = 96
-    layers: int = 0
-    steps: int = 4000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    commitment: float = 0.25
-    perceptual: float = 1.0
-    vgg: Path | None = None
-    lpips: Path | None = None
-    adversarial: float = 0.1
-    adversarial_start: float = 0.6
-    settle: float = 0.5
-    decay: float = 0.99
-    dead: float = 0.03
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
-    device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not self.images:
-            raise ConfigError("images: expected at least one folder of images, got none")
-        for name in ("codebook_size", "code_dim", "tile", "steps", "batch_size", "log_every"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("checkpoint_every", self.checkpoint_every, 1)
-        _at_least("layers", self.layers, 0)
-        _at_least("workers", self.workers, 0)
-        if self.codebook_size > LARGEST_CODEBOOK:
-            raise ConfigError(
-                f"codebook_size: expected at most {LARGEST_CODEBOOK}, as visual BPE does, got {self.codebook_size}"
-            )
-        if not 0 <= self.reserved < 1:
-            raise ConfigError(f"reserved: expected a share from 0 to less than 1, got {self.reserved}")
-        if self.reserved and len(set(self.images)) < 2:
-            raise ConfigError("reserved: expected at least two folders of images, got one")
-        if self.lpips is not None and self.vgg is None:
-            raise ConfigError("lpips: expected `vgg` as well, whose features these are the weights of")
-        if self.width < 32 or self.width % 32:
-            raise ConfigError(f"width: expected a positive multiple of 32, got {self.width}")
-        if self.code_dim > self.width // 3:
-            raise ConfigError(
-                f"code_dim: expected at most width / 3 = {self.width // 3}, got {self.code_dim}"
-            )
-        if self.batch_size % len(self.images):
-            raise ConfigError(
-                f"batch_size: expected a multiple of the number of folders, {len(self.images)}, got {self.batch_size}"
-            )
-        for name, side in (("size", self.size), ("crop", self.crop or self.size)):
-            if side < 1 or side % self.tile:
-                raise ConfigError(
-                    f"{name}: expected a positive multiple of the tile's {self.tile} pixels, got {side}"
-                )
 
 
 def _at_least(name: str, value: int, least: int) -> None:

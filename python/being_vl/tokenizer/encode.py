@@ -20,7 +20,7 @@ from being_vl.tokenizer.options import EncodeOptions
 log = logging.getLogger(__name__)
 
 
-def encode(options: EncodeOptions) -> None:
+def encode_grids(options: EncodeOptions) -> None:
     """Encode all grids of a folder, file by file.
 
     A file `tokens-N.arrow` for each `grids-N.arrow`: columns `key`, `height`, `width` and `tokens`, a list of the

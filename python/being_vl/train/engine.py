@@ -1,7 +1,6 @@
 """Staged training: for each stage a model, a DeepSpeed engine, its steps, and a plain checkpoint at the end."""
 
 import contextlib
-import dataclasses
 import fcntl
 import gc
 import json
@@ -19,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import distributed as dist
 
-from being_vl.data.batches import load
+from being_vl.data.batches import load_batches
 from being_vl.data.options import PrepareOptions
 from being_vl.data.prepare import check_faults, find_grids, load_builder, tokenise
 from being_vl.data.store import PreparedSequences, Sequences
@@ -37,6 +36,7 @@ from being_vl.fingerprints import check_fingerprint
 from being_vl.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.expand import copy_companions
 from being_vl.model.weights import load_causal_lm
+from being_vl.options import fixed_options
 from being_vl.train.checkpoint import Checkpoints, any_rank, newest
 from being_vl.train.kernels import attention_kernel, compute_dtype, recompute, use_liger
 from being_vl.train.log import TrainingLog
@@ -51,14 +51,6 @@ from being_vl.train.split import TrainedLM
 from being_vl.train.stages import add_adapters, freeze
 
 log = logging.getLogger(__name__)
-
-FREE = (
-    *("out", "save_every", "keep", "workers", "shard_size", "gradient_checkpointing", "zero", "offload"),
-    "micro_batch_size",  # the batches count
-    *("on_spike", "spike_deviations", "peak_flops", "retention", "retention_tolerance", "wandb"),
-    *("model", "records", "grids"),  # their content counts, not where they lie
-)
-"""Options that may be others when a training is resumed."""
 
 
 def train(options: TrainOptions) -> Path:
@@ -145,30 +137,31 @@ def _train_stage(
         raise ConfigError(
             f"stage {stage.name!r}: a batch of {plan.batch_size} rows has none for some of {world} ranks"
         )
-    accumulation = math.ceil(plan.batch_size / (options.micro_batch_size * world))
+    accumulation = math.ceil(plan.batch_size / (options.batches.micro_batch_size * world))
     _say(plan.describe())
     found = newest(options.out / "checkpoints", stage.name)
     config = deepspeed_config(options, accumulation)
     config["checkpoint"] = {"load_universal": found is not None and found.partitioned}
     model, table = _load_model(options, stage, source)
     _say(table)
-    cost, peak = Cost.of(model), peak_flops(options.peak_flops)
+    cost, peak = Cost.of(model), peak_flops(options.logging.peak_flops)
     optimizer = make_optimizer(model, options, stage)  # which looks at the shapes that ZeRO-3 hides
     _place(model, options, config)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    checkpoints = Checkpoints(engine, options.out / "checkpoints", stage.name, options.keep)
+    checkpoints = Checkpoints(engine, options.out / "checkpoints", stage.name, options.checkpoint.keep)
     done = checkpoints.resume(found)
     flat = model.lm.config._attn_implementation.startswith("flash")
-    if options.packing:
+    packing = options.batches.packing
+    if packing:
         check_packing(model.lm, flat)
     logger = TrainingLog(options, stage.name, steps, done, before)
-    watch = Watch(engine, optimizer, options.on_spike, options.spike_deviations, logger.entries)
+    watch = Watch(engine, optimizer, options.spikes.action, options.spikes.deviations, logger.entries)
     probe = TextProbe.of(options, source)
     if probe and done == 0:
         probe.measure(engine, logger, 0)
     seen = Seen(plan)
     steps_left = seen.after(done)
-    batches = load(steps_left, sequences, accumulation, rank, world, options.workers, flat, options.packing)
+    batches = load_batches(steps_left, sequences, accumulation, rank, world, options.workers, flat, packing)
     started = time.perf_counter()
     for step, (rows, micro_batches) in enumerate(batches, start=done + 1):
         rates = set_rates(optimizer, factor(stage, step - 1, steps))
@@ -203,7 +196,7 @@ def _train_stage(
             "tokens_per_second": tokens / seconds,
             "mfu": flops / (seconds * world * peak) if flops and peak else None,
             "padding": 1 - tokens / cells,
-            "fill": tokens / (plan.batch_size * options.packing) if options.packing else None,
+            "fill": tokens / (plan.batch_size * packing) if packing else None,
             "memory": memory(),
             "seconds": seconds,
             **seen.shares(),
@@ -213,7 +206,7 @@ def _train_stage(
         logger.step(entry)
         watch.report(stage.name, entry)
         stopping = checkpoints.agree(stop.signal is not None)
-        if step < steps and (stopping or step % options.save_every == 0):
+        if step < steps and (stopping or step % options.checkpoint.every == 0):
             checkpoints.save(step)
         if stopping:
             stop.heard.set()
@@ -280,23 +273,29 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
     """The sequences of a training, prepared on all ranks unless `records` is a folder where that was done."""
     prepared = len(options.records) == 1 and (options.records[0] / MANIFEST).is_file()
     folder = options.records[0] if prepared else options.out / "prepared"
-    if prepared:
-        options = dataclasses.replace(options, grids=find_grids(folder, options.grids))
-    builder = load_builder(options)
+    preparation = PrepareOptions(
+        options.model,
+        options.records,
+        folder,
+        find_grids(folder, options.grids) if prepared else options.grids,
+        options.sequences,
+        shard_size=options.shard_size,
+        workers=options.workers,
+    )
+    builder = load_builder(preparation)
     if not prepared:
-        values = {field.name: getattr(options, field.name) for field in dataclasses.fields(PrepareOptions)}
-        tokenise(PrepareOptions(**values | {"out": folder}), builder)
+        tokenise(preparation, builder)
         if dist.is_initialized():
             dist.barrier()
     check_faults(folder, options.lenient)
-    return PreparedSequences(folder, builder, options.bpe_dropout, options.seed, options.packing)
+    return PreparedSequences(
+        folder, builder, options.batches.bpe_dropout, options.seed, options.batches.packing
+    )
 
 
 def _recipe(options: TrainOptions, plans: list[StagePlan], ranks: int) -> dict[str, Any]:
     """All that the losses of a run depend on, to be compared when it is resumed."""
-    recipe: dict[str, Any] = to_jsonable(options)
-    for free in FREE:
-        del recipe[free]
+    recipe = fixed_options(options)
     for stage, stage_plan in zip(recipe["stages"], plans, strict=True):
         del stage["accumulation"]
         stage["batch_size"] = stage_plan.batch_size
@@ -328,10 +327,10 @@ def _hashes(options: TrainOptions) -> dict[str, Any]:
 
 
 def _load_model(options: TrainOptions, stage: StageOptions, source: Path) -> tuple[TrainedLM, str]:
-    lm = load_causal_lm(source, "auto", attention_kernel(options))
+    lm = load_causal_lm(source, "auto", attention_kernel(options.precision))
     if options.gradient_checkpointing:
         recompute(lm)
-    if options.liger:
+    if options.precision.liger:
         use_liger(lm)
     layout = VocabularyLayout.load(source) if (source / LAYOUT_FILE).is_file() else None
     model = TrainedLM(lm, layout.text_size if layout else lm.config.vocab_size, options.loss_chunk)
@@ -355,7 +354,7 @@ def _place(model: TrainedLM, options: TrainOptions, config: dict[str, Any]) -> N
     for buffer in model.buffers():  # DeepSpeed leaves those of a model that is partitioned where they are
         buffer.data = buffer.data.to(device)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(device, compute_dtype(options), copy=True)
+        parameter.data = parameter.data.to(device, compute_dtype(options.precision), copy=True)
         if options.zero == 3:
             deepspeed.zero.Init(torch.nn.ParameterList([parameter]), config_dict_or_path=config)
 

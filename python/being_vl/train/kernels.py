@@ -8,19 +8,19 @@ from typing import Any
 import torch
 
 from being_vl.errors import ConfigError
-from being_vl.train.options import TrainOptions
+from being_vl.train.options import PrecisionOptions
 
 log = logging.getLogger(__name__)
 
 
-def compute_dtype(options: TrainOptions) -> torch.dtype:
+def compute_dtype(options: PrecisionOptions) -> torch.dtype:
     """What weights and activations are computed in."""
     if options.dtype == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return torch.bfloat16 if options.dtype == "bf16" else torch.float32
 
 
-def attention_kernel(options: TrainOptions) -> str | None:
+def attention_kernel(options: PrecisionOptions) -> str | None:
     """The attention's kernel, as transformers names it; None leaves the choice to transformers: SDPA where it can."""
     if options.attention != "auto":
         return options.attention

@@ -57,7 +57,7 @@ class TrainingLog:
             aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=before + done + 1)
-        self._wandb = _wandb(options, stage) if options.wandb else None
+        self._wandb = _wandb(options, stage) if options.logging.wandb else None
         self._every = max(1, steps // 20)
         self._bar = tqdm(desc=stage, total=steps, initial=done, unit="step", disable=not sys.stderr.isatty())
 
@@ -113,9 +113,9 @@ def _wandb(options: TrainOptions, stage: str) -> Any:
     except ImportError as error:
         raise ConfigError("wandb is not installed: pip install 'being-vl[wandb]'") from error
     out = options.out.resolve()
-    identity = compute_fingerprint([str(out), options.wandb])[:16]
+    identity = compute_fingerprint([str(out), options.logging.wandb])[:16]
     return wandb.init(
-        project=options.wandb,
+        project=options.logging.wandb,
         name=out.name,
         id=identity,
         resume="allow",

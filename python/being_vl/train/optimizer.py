@@ -14,15 +14,16 @@ from being_vl.train.split import TrainedLM
 def make_optimizer(model: TrainedLM, options: TrainOptions, stage: StageOptions) -> torch.optim.Optimizer:
     """AdamW over what trains, in groups named `new_rows` and `rest`, each with its `peak` learning rate.
 
-    Where `options.decay` spares some parameters, a name comes twice, with decay and without.
+    Where `weight_decay_on` spares some parameters, a name comes twice, with decay and without.
     """
+    adamw = options.optimizer
     new_rows = {id(parameter) for parameter in model.visual_parameters()}
     text_rows = {id(model.embedding.text), id(model.head.text)}
     groups: dict[tuple[str, float], list[torch.nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             is_matrix = parameter.dim() > 1 and id(parameter) not in new_rows | text_rows
-            decay = options.weight_decay if is_matrix or options.decay == "all" else 0.0
+            decay = adamw.weight_decay if is_matrix or adamw.weight_decay_on == "all" else 0.0
             name = "new_rows" if id(parameter) in new_rows else "rest"
             groups.setdefault((name, decay), []).append(parameter)
     peaks = {"rest": stage.learning_rate, "new_rows": stage.new_rows_learning_rate or stage.learning_rate}
@@ -34,13 +35,13 @@ def make_optimizer(model: TrainedLM, options: TrainOptions, stage: StageOptions)
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiled when first used
 
         try:
-            return DeepSpeedCPUAdam(settings, betas=options.betas, adamw_mode=True)  # type: ignore[no-any-return]
+            return DeepSpeedCPUAdam(settings, betas=adamw.betas, adamw_mode=True)  # type: ignore[no-any-return]
         except Exception as error:  # whatever the compiler says
             raise ConfigError(
                 f"offload: DeepSpeed cannot build its CPU Adam, which needs a C++ compiler and ninja: {error}"
             ) from error
     # Else it would need as much memory again as what it steps on.
-    return torch.optim.AdamW(settings, betas=options.betas, fused=torch.cuda.is_available())
+    return torch.optim.AdamW(settings, betas=adamw.betas, fused=torch.cuda.is_available())
 
 
 def factor(stage: StageOptions, step: int, steps: int) -> float:
@@ -74,10 +75,10 @@ def deepspeed_config(options: TrainOptions, accumulation: int) -> dict[str, Any]
     if options.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
-        "train_micro_batch_size_per_gpu": options.micro_batch_size,
+        "train_micro_batch_size_per_gpu": options.batches.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": options.gradient_clipping,
-        "bf16": {"enabled": compute_dtype(options) is torch.bfloat16},
+        "gradient_clipping": options.optimizer.gradient_clipping,
+        "bf16": {"enabled": compute_dtype(options.precision) is torch.bfloat16},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

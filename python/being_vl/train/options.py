@@ -5,15 +5,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from being_vl.data.options import PrepareOptions
+from being_vl.data.options import SequenceOptions
 from being_vl.errors import ConfigError
+from being_vl.options import MAY_CHANGE, Options, check_minimum, check_share
 
 OWN_FOLDERS = ("prepared", "checkpoints", "tensorboard", "wandb", "lock")
 """What a training's folder holds besides one folder per stage."""
 
 
 @dataclass
-class LoraOptions:
+class LoraOptions(Options):
     """Low-rank adapters, merged into the weights at the end of the stage.
 
     Args:
@@ -29,6 +30,7 @@ class LoraOptions:
     targets: list[str] = field(default_factory=lambda: ["*"])
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise ConfigError(
                 f"lora: rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected at least 1, more than "
@@ -37,7 +39,7 @@ class LoraOptions:
 
 
 @dataclass
-class StageOptions:
+class StageOptions(Options):
     """One stage of training.
 
     Args:
@@ -82,6 +84,7 @@ class StageOptions:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not re.fullmatch(r"\w[\w-]*", self.name) or self.name in OWN_FOLDERS:
             raise ConfigError(
                 f"stage {self.name!r}: names its folder; expected letters, digits, - and _, and none of "
@@ -125,88 +128,193 @@ def paper_stages() -> list[StageOptions]:
 
 
 @dataclass
-class TrainOptions(PrepareOptions):
-    """Options of `being-vl train`: those of `being-vl prepare`, and
+class BatchOptions(Options):
+    """How sequences become batches.
 
     Args:
-        records: Files of records as for `being-vl prepare`, which are prepared in `out` first; or a folder that it
-            wrote, as its own options have made it.
-        out: Folder for one plain Hugging Face checkpoint per stage, logs, and checkpoints to resume from.
-        stages: The stages in order; the paper's three by default.
-        order: Order of the mixtures, as in the paper's ablation: `progressive` as the stages name them, `reverse` the
-            last stage's first, `random` all categories by their size in every stage.
-        zero: ZeRO stage of DeepSpeed.
-        offload: `optimizer` keeps AdamW's state and the float32 weights in the CPU's memory and steps there; needs ZeRO
-            1, 2 or 3.
-        dtype: `auto` is bf16 on a GPU and fp32 on a CPU.
-        attention: Kernel of the attention; `auto` is FlashAttention 2 on a GPU in bf16 where flash-attn is installed,
-            and PyTorch's SDPA elsewhere.
-        loss_chunk: Labelled positions whose logits exist at once; more take memory, fewer a little time.
-        workers: Processes per rank that prepare records, and later read ahead; 0 for none but the rank itself.
+        micro_batch_size: Rows per rank and forward pass: sequences, or packed rows.
+        packing: Tokens of a row into which whole sequences are packed, without seeing each other; without it each
+            sequence is a row of its own, padded.
         bpe_dropout: Probability with which a merge is skipped each time a record is read (BPE-dropout), so that an
             image comes as other tokens; a function of the seed and the record's place in the training.
-        micro_batch_size: Rows per rank and forward pass: records, or packed rows.
-        packing: Tokens of a row into which whole records are packed, without seeing each other; without it each record
-            is a row of its own, padded.
-        liger: Use Liger's kernels for the layers, on a GPU; needs the extra `liger`.
-        weight_decay: AdamW's decoupled weight decay.
-        decay: What it acts on: `all` that trains, or the weight `matrices` alone, without norms, biases, embedding and
-            output head.
-        betas: AdamW's moment decay rates.
-        gradient_clipping: Largest global gradient norm.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        on_spike: What is done about a step whose loss or gradient norm leaps up: `warn`, `skip` the step, or `stop`
-            before it. The log names its records in any case. A step with a NaN or infinity is never taken.
-        spike_deviations: How many robust standard deviations above the median of the last 100 steps a leap is.
-        peak_flops: Floating-point operations per second of a rank's device at best, for the log's MFU; known for common
-            GPUs by their name.
-        retention: A file of text (UTF-8). The model's perplexity on it is measured before and after each stage, to see
-            how much of its language it keeps.
-        retention_tolerance: Share by which a stage may raise that perplexity without a warning.
-        wandb: Project of Weights & Biases to log to as well; needs the extra `wandb`.
-        seed: Seed of the order of the records.
-        save_every: Optimizer steps between checkpoints to resume from.
-        keep: Number of such checkpoints kept.
     """
 
-    stages: list[StageOptions] = field(default_factory=paper_stages)
-    order: Literal["progressive", "reverse", "random"] = "progressive"
-    zero: Literal[0, 1, 2, 3] = 0
-    offload: Literal["none", "optimizer"] = "none"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
-    loss_chunk: int = 1024
-    bpe_dropout: float = 0.0
-    micro_batch_size: int = 4
+    # A resumed training has as many rows per step as before, however they are cut up.
+    micro_batch_size: int = field(default=4, metadata=MAY_CHANGE)
     packing: int | None = None
-    liger: bool = False
-    weight_decay: float = 0.01
-    decay: Literal["all", "matrices"] = "all"
-    betas: tuple[float, float] = (0.9, 0.999)
-    gradient_clipping: float = 1.0
-    gradient_checkpointing: bool = False
-    on_spike: Literal["warn", "skip", "stop"] = "warn"
-    spike_deviations: float = 10.0
-    peak_flops: float | None = None
-    retention: Path | None = None
-    retention_tolerance: float = 0.1
-    wandb: str | None = None
-    seed: int = 0
-    save_every: int = 500
-    keep: int = 2
+    bpe_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.bpe_dropout <= 1:
-            raise ConfigError(f"bpe_dropout is {self.bpe_dropout}; expected a probability, 0 to 1")
+        check_minimum("batches.micro_batch_size", self.micro_batch_size, 1)
+        check_minimum("batches.packing", self.packing, 1)
+        check_share("batches.bpe_dropout", self.bpe_dropout)
+
+
+@dataclass
+class OptimizerOptions(Options):
+    """AdamW; its learning rates belong to the stages.
+
+    Args:
+        weight_decay: Decoupled weight decay.
+        weight_decay_on: What it acts on: `all` that trains, or the weight `matrices` alone, without norms, biases,
+            embedding and output head.
+        betas: Decay rates of the two moments.
+        gradient_clipping: Largest norm of the gradient of all parameters together.
+    """
+
+    weight_decay: float = 0.01
+    weight_decay_on: Literal["all", "matrices"] = "all"
+    betas: tuple[float, float] = (0.9, 0.999)
+    gradient_clipping: float = 1.0
+
+
+@dataclass
+class PrecisionOptions(Options):
+    """What a training computes in, and by which kernels.
+
+    Args:
+        dtype: `auto` is bf16 on a GPU and fp32 on a CPU.
+        attention: Kernel of the attention; `auto` is FlashAttention 2 on a GPU in bf16 where flash-attn is installed,
+            and PyTorch's SDPA elsewhere.
+        liger: Use Liger's kernels for the layers, on a GPU; needs the extra `liger`.
+    """
+
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    liger: bool = False
+
+
+@dataclass
+class CheckpointOptions(Options):
+    """Checkpoints to resume from.
+
+    Args:
+        every: Optimizer steps between them.
+        keep: Number of them that are kept.
+    """
+
+    every: int = field(default=500, metadata=MAY_CHANGE)
+    keep: int = field(default=2, metadata=MAY_CHANGE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_minimum("checkpoint.every", self.every, 1)
+        check_minimum("checkpoint.keep", self.keep, 1)
+
+
+@dataclass
+class SpikeOptions(Options):
+    """Steps whose loss or gradient norm leaps up.
+
+    Args:
+        action: What is done about such a step: `warn`, `skip` it, or `stop` before it. The log names its records in
+            any case. A step with a NaN or infinity is never taken.
+        deviations: How many robust standard deviations above the median of the last 100 steps a leap is.
+    """
+
+    action: Literal["warn", "skip", "stop"] = field(default="warn", metadata=MAY_CHANGE)
+    deviations: float = field(default=10.0, metadata=MAY_CHANGE)
+
+
+@dataclass
+class RetentionOptions(Options):
+    """How much of its language a model keeps.
+
+    Args:
+        text: A file of text (UTF-8). The model's perplexity on it is measured before and after each stage.
+        tolerance: Share by which a stage may raise that perplexity without a warning.
+    """
+
+    text: Path | None = field(default=None, metadata=MAY_CHANGE)
+    tolerance: float = field(default=0.1, metadata=MAY_CHANGE)
+
+
+@dataclass
+class LoggingOptions(Options):
+    """What is logged, and where to, besides `log.jsonl` and TensorBoard.
+
+    Args:
+        wandb: Project of Weights & Biases to log to as well; needs the extra `wandb`.
+        peak_flops: Floating-point operations per second of a rank's device at best, for the log's MFU; known for
+            common GPUs by their name.
+    """
+
+    wandb: str | None = field(default=None, metadata=MAY_CHANGE)
+    peak_flops: float | None = field(default=None, metadata=MAY_CHANGE)
+
+
+@dataclass
+class TrainOptions(Options):
+    """Options of `being-vl train`.
+
+    Args:
+        model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone.
+        records: Files of records as for `being-vl prepare`, which are prepared in `out` first; or a folder that it
+            wrote, as its own options have made it.
+        out: Folder for one plain Hugging Face checkpoint per stage, logs, and checkpoints to resume from.
+        grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
+        sequences: How records become sequences.
+        lenient: Leave out and list records with faults, rather than stop.
+        shard_size: Records per Arrow file.
+        workers: Processes per rank that prepare records, and later read ahead; 0 for none but the rank itself.
+        stages: The stages in order; the paper's three by default.
+        order: Order of the mixtures, as in the paper's ablation: `progressive` as the stages name them, `reverse` the
+            last stage's first, `random` all categories by their size in every stage.
+        max_steps: Most optimizer steps of each stage, for a trial.
+        batches: How sequences become batches.
+        optimizer: AdamW's options.
+        precision: What a training computes in, and by which kernels.
+        zero: ZeRO stage of DeepSpeed.
+        offload: `optimizer` keeps AdamW's state and the float32 weights in the CPU's memory and steps there; needs ZeRO
+            1, 2 or 3.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        loss_chunk: Label tokens whose logits exist at once; more take memory, fewer a little time.
+        checkpoint: Checkpoints to resume from.
+        spikes: Steps whose loss or gradient norm leaps up.
+        retention: How much of its language a model keeps.
+        logging: What is logged, and where to.
+        seed: Seed of the order of the records.
+        overwrite: Replace what a training with other options made in `out`.
+    """
+
+    # Of the inputs their content counts, not where they lie.
+    model: Path = field(metadata=MAY_CHANGE)
+    records: list[Path] = field(metadata=MAY_CHANGE)
+    out: Path = field(metadata=MAY_CHANGE)
+    grids: Path | None = field(default=None, metadata=MAY_CHANGE)
+    sequences: SequenceOptions = field(default_factory=SequenceOptions)
+    lenient: bool = False
+    shard_size: int = field(default=10_000, metadata=MAY_CHANGE)
+    workers: int = field(default=0, metadata=MAY_CHANGE)
+    stages: list[StageOptions] = field(default_factory=paper_stages)
+    order: Literal["progressive", "reverse", "random"] = "progressive"
+    max_steps: int | None = None
+    batches: BatchOptions = field(default_factory=BatchOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    precision: PrecisionOptions = field(default_factory=PrecisionOptions)
+    zero: Literal[0, 1, 2, 3] = field(default=0, metadata=MAY_CHANGE)
+    offload: Literal["none", "optimizer"] = field(default="none", metadata=MAY_CHANGE)
+    gradient_checkpointing: bool = field(default=False, metadata=MAY_CHANGE)
+    loss_chunk: int = 1024
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    spikes: SpikeOptions = field(default_factory=SpikeOptions)
+    retention: RetentionOptions = field(default_factory=RetentionOptions)
+    logging: LoggingOptions = field(default_factory=LoggingOptions)
+    seed: int = 0
+    overwrite: bool = field(default=False, metadata=MAY_CHANGE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.stages:
             raise ConfigError("stages: expected at least one")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
-        for name in ("micro_batch_size", "loss_chunk", "save_every", "keep", "packing"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_minimum("shard_size", self.shard_size, 1)
+        check_minimum("workers", self.workers, 0)
+        check_minimum("loss_chunk", self.loss_chunk, 1)
+        check_minimum("max_steps", self.max_steps, 1)
         if self.offload != "none" and self.zero == 0:
             raise ConfigError("offload needs ZeRO 1, 2 or 3: set zero, or offload to none")
 
@@ -247,7 +355,7 @@ class CheckOptions(TrainOptions):
 
 
 @dataclass
-class PlanOptions:
+class PlanOptions(Options):
     """Options of `being-vl plan`.
 
     Args:
@@ -276,6 +384,7 @@ class PlanOptions:
     overrides: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("labelled", "mfu"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a share in (0, 1]")

@@ -33,23 +33,24 @@ class TextProbe:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"retention: {path} cannot be read as text: {error}") from error
+            raise ConfigError(f"retention.text: {path} cannot be read as text: {error}") from error
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
         cut = [ids[start : start + window] for start in range(0, len(ids), window)]
         self._windows = [torch.tensor([part]) for part in cut if len(part) > 1]
         if not self._windows:
-            raise ConfigError(f"retention: {path} holds {len(ids)} tokens; expected some text")
+            raise ConfigError(f"retention.text: {path} holds {len(ids)} tokens; expected some text")
 
     @classmethod
     def of(cls, options: TrainOptions, model: Path) -> "TextProbe | None":
         """The probe that a training asks for, of the model in a folder."""
         from transformers import AutoConfig, AutoTokenizer
 
-        if options.retention is None:
+        if options.retention.text is None:
             return None
         config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-        window = min(options.max_length, getattr(config, "max_position_embeddings", options.max_length))
-        return cls(options.retention, tokenizer, window, options.retention_tolerance)
+        longest = options.sequences.max_length
+        window = min(longest, getattr(config, "max_position_embeddings", longest))
+        return cls(options.retention.text, tokenizer, window, options.retention.tolerance)
 
     def measure(self, engine: Any, logger: TrainingLog, step: int) -> None:
         """Log the perplexity after a stage's last step, or its step 0, and warn if the stage has raised it."""

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from being_vl.data.batches import Row, collate
 from being_vl.data.curriculum import TEXT_ONLY, Curriculum
 from being_vl.data.packing import WINDOW, pack
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.options import StageOptions, TrainOptions
 
-Lengths = Mapping[Group, NDArray[np.int32]]
+Lengths = Mapping[RecordGroup, NDArray[np.int32]]
 
 _SAMPLE = 2000
 """Rows read ahead of training, through all of a stage's mixture, to know how many records and tokens a row holds."""
@@ -96,21 +96,26 @@ def plan(options: TrainOptions, lengths: Lengths, ranks: int) -> list[StagePlan]
         ConfigError: if a mixture cannot be, or names what there is not, or a record is longer than a packed row.
     """
     longest = max((int(found.max()) for found in lengths.values() if len(found)), default=0)
-    if options.packing and longest > options.packing:
+    packing = options.batches.packing
+    if packing and longest > packing:
         raise ConfigError(
-            f"packing is {options.packing} tokens, but there are records of {longest}; raise packing, or lower "
-            "max_length"
+            f"packing is {packing} tokens, but there are records of {longest}; raise batches.packing, or lower "
+            "sequences.max_length"
         )
     plans = []
     for index, stage in enumerate(options.in_order()):
-        batch_size = stage.batch_size or options.micro_batch_size * ranks * stage.accumulation
-        blank = StagePlan(stage, lengths, options.seed + index, options.packing, batch_size)
+        batch_size = stage.batch_size or options.batches.micro_batch_size * ranks * stage.accumulation
+        blank = StagePlan(stage, lengths, options.seed + index, packing, batch_size)
         try:
             curriculum = blank.curriculum(1)
         except ConfigError as error:
             raise ConfigError(f"stage {stage.name!r}: {error}; {_listed(lengths)}") from None
         for key in {**stage.mixture, **(stage.mixture_end or {})}:
-            if key not in curriculum.keys and key not in options.categories and stage.mixture.get(key) != 0:
+            if (
+                key not in curriculum.keys
+                and key not in options.sequences.categories
+                and stage.mixture.get(key) != 0
+            ):
                 taken = (
                     f"; those without images belong to {TEXT_ONLY!r}" if TEXT_ONLY in curriculum.keys else ""
                 )
@@ -125,6 +130,7 @@ def plan(options: TrainOptions, lengths: Lengths, ranks: int) -> list[StagePlan]
         else:
             rows = stage.epochs * curriculum.tokens / tokens
         steps = stage.max_steps or math.ceil(rows / batch_size)
+        steps = min(steps, options.max_steps or steps)
         total = steps * batch_size
         plans.append(replace(blank, steps=steps, records=total * records, tokens=total * tokens))
     return plans

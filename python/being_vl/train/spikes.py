@@ -82,7 +82,7 @@ class Watch:
             return
         what = f"{stage} step {entry['step']}: {entry['trouble']}; records: {'; '.join(entry['records'])}"
         if self._action == "stop":
-            raise TrainingError(f"{what}. The step was not taken; on_spike: skip would go on without it")
+            raise TrainingError(f"{what}. The step was not taken; spikes.action: skip would go on without it")
         if self._skipped > LONGEST:
             raise TrainingError(
                 f"{what}. {self._skipped} steps in a row were skipped; the model is beyond that"
