@@ -13,18 +13,18 @@ from PIL import Image
 from being_vl import VisualBPE
 from being_vl.quantize.base import load_quantizer
 
-IMAGE = "held-out-00000.png"
+PICTURE = "held-out-00000.png"
 
 
 def main(demo: Path, out: Path) -> None:
-    """Draw the image, its ids, its tokens, and the sequence."""
-    image = Image.open(demo / "held-out" / "images" / IMAGE)
-    grid = load_quantizer("builtin").encode([image])[0]
+    """Draw the picture, its ids, its tokens, and the sequence."""
+    picture = Image.open(demo / "held-out" / "images" / PICTURE)
+    grid = load_quantizer("builtin").encode([picture])[0]
     tokens, regions = VisualBPE.load(demo / "vocabulary.json").encode(grid, return_regions=True)
     figure, axes = plt.subplots(1, 3, figsize=(11, 4.6))
     figure.subplots_adjust(left=0.01, right=0.99, top=0.9, bottom=0.24, wspace=0.12)
-    cell = image.width / grid.shape[1]
-    pixels = np.asarray(image.convert("RGB"))
+    cell = picture.width / grid.shape[1]
+    pixels = np.asarray(picture.convert("RGB"))
     titles = ["image", f"VQ-GAN: {grid.size} ids", f"visual BPE: {len(tokens)} tokens"]
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=13)
