@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,4 +64,10 @@ def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
         for key in sorted(earlier.keys() | now.keys()):
             yield from _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif earlier != now:
-        yield f"{name} was {earlier!r}, is {now!r}"
+        yield f"{name} was {_shorten(earlier)}, is {_shorten(now)}"
+
+
+def _shorten(value: Any) -> str:
+    """A value for a message; of a SHA-256 the first digits."""
+    text = repr(value)
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", text)

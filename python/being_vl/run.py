@@ -206,14 +206,14 @@ def _train_vocabulary(options: VocabularyOptions) -> None:
 def _check(options: Namespace) -> None:
     """Find what would stop a later step, before the first one starts."""
     from being_vl.data.records import Records
-    from being_vl.images.sources import find_sources
+    from being_vl.images.sources import find_images
     from being_vl.model.expand import check_llm
     from being_vl.quantize.base import load_quantizer
 
     folder, train = Path(options.images), options.train
     if not folder.is_dir():
         raise ConfigError(f"images: there is no folder {folder}")
-    known = {source.key for source in find_sources(folder)}
+    known = {source.key for source in find_images(folder)}
     reading = train.sequences
     records = Records(options.records, reading.default_category, reading.categories, reading.images_in_front)
     bad = 0

@@ -11,7 +11,8 @@ from PIL import Image
 from being_vl import VisualBPE
 from being_vl.cli import main
 from being_vl.files import read_manifest
-from being_vl.shards.grids import GridRow, GridStore, shard_path, write_shard
+from being_vl.shards.arrow import shard_path, write_table
+from being_vl.shards.grids import GridRow, GridStore, grid_columns
 from helpers import tiny
 
 
@@ -76,8 +77,8 @@ def test_unreadable_images_are_listed_or_stop_the_job(
     assert "sub/cut.png" in line
     assert main([str(word) for word in (*command, "--max_failed", "0.1")]) == 0
     manifest = read_manifest(tmp_path / "grids", "grids")
-    assert list(manifest["failed"]) == ["sub/cut.png"]
-    assert manifest["failed"]["sub/cut.png"]
+    assert list(manifest["failures"]) == ["sub/cut.png"]
+    assert manifest["failures"]["sub/cut.png"]
     assert len(GridStore.open(tmp_path / "grids")) == 9
 
 
@@ -123,7 +124,7 @@ def test_ids_outside_the_codebook(chain: Path, tmp_path: Path, capsys: pytest.Ca
     shutil.copytree(chain / "grids", grids)
     rows = [GridRow(key, store[key], (64, 64), "0" * 64) for key in store]
     rows[2].grid[1, 3] = store.codebook_size + 100
-    write_shard(shard_path(grids, 0), rows, 1 << 16, {})
+    write_table(shard_path(grids, "grids", 0), grid_columns(rows, 1 << 16), {})
     line = line_of(capsys, *train(chain, tmp_path / "out", grids=grids))
     assert rows[2].key in line
     assert str(store.codebook_size + 100) in line

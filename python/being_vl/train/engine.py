@@ -284,7 +284,7 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
     )
     builder = load_builder(preparation)
     if not prepared:
-        tokenise(preparation, builder)
+        tokenise(preparation, builder, inputs_may_move=True)
         if dist.is_initialized():
             dist.barrier()
     check_faults(folder, options.lenient)
