@@ -63,8 +63,8 @@ def main() -> None:
         images = [read_image(arguments.stamps / key) for key in references]
         half = len(images) // 2
         answers, swapped_answers = (
-            assistant.answer([question] * len(images), [[image] for image in each], max_new_tokens=24)
-            for each in (images, images[half:] + images[:half])
+            assistant.answer([question] * len(images), [[image] for image in order], max_new_tokens=24)
+            for order in (images, images[half:] + images[:half])
         )
         means = [
             sum(map(score, texts, references.values())) / len(references)

@@ -53,7 +53,9 @@ class Size:
 
 
 FULL_SIZE = Size(pictures=6000, text_scenes=4000, held_out_pictures=400, text_steps=1000, stage_steps=None)
-QUICK_SIZE = Size(pictures=200, text_scenes=200, held_out_pictures=24, text_steps=20, stage_steps=(10, 10, 20))
+QUICK_SIZE = Size(
+    pictures=200, text_scenes=200, held_out_pictures=24, text_steps=20, stage_steps=(10, 10, 20)
+)
 
 
 @dataclass
@@ -98,7 +100,9 @@ def demo(options: DemoOptions) -> Path:
     torch.set_num_threads(min(MOST_THREADS, torch.get_num_threads()))
     out, size, seed = options.out, QUICK_SIZE if options.quick else FULL_SIZE, options.seed
     steps = Steps(out)
-    steps.do("data", make_data, DataOptions(out, size.pictures, size.text_scenes, size.held_out_pictures, seed))
+    steps.do(
+        "data", make_data, DataOptions(out, size.pictures, size.text_scenes, size.held_out_pictures, seed)
+    )
     llama = TinyLlamaOptions(out / "text" / "text.json", out / "text" / "untrained", seed=seed)
     steps.do("llm", make_llama, llama)
     text = TrainOptions(
