@@ -51,9 +51,8 @@ class Codebook:
             is_too_near = _is_nearer(codes, first_folder, distances)
             is_too_near[:num_reserved] = False
             if len(distant_latents):
-                codes[is_too_near] = distant_latents[
-                    _draw(_errors(distant_latents, codes), int(is_too_near.sum()), rng)
-                ]
+                order = _draw(_errors(distant_latents, codes), int(is_too_near.sum()), rng)
+                codes[is_too_near] = distant_latents[order]
         # The averages start as if batches of 2048 latents had been seen.
         counts = _sum_by_id(latents, find_nearest(latents, codes), len(codes))[0]
         self.counts.copy_(counts / len(latents) * 2048).clamp_(min=self.dead_threshold)
