@@ -21,7 +21,8 @@ from PIL import Image
 
 from being_vl import VisualBPE
 from being_vl.demo import shapesworld
-from being_vl.images.decode import find_images, read_image
+from being_vl.images.decode import read_image
+from being_vl.images.files import list_image_files
 from being_vl.quantize.base import Quantizer, load_quantizer
 from being_vl.quantize.models.tiled import to_tensor
 from being_vl.quantize.training.losses import ssim
@@ -59,7 +60,7 @@ def main() -> None:
     measure_photographs(arguments.name, demo, "the demo's")
     if arguments.sheet:
         large = load_quantizer(arguments.name, size=256)
-        photographs = [read_image(demo / key) for key in find_images(demo)]
+        photographs = [read_image(demo / key) for key in list_image_files(demo)]
         rows = [
             (picture.resize((128, 128), Image.Resampling.NEAREST) for picture in row)
             for row in (pictures[:12], quantizer.decode(grids[:12]))
@@ -80,7 +81,7 @@ def main() -> None:
 
 def measure_photographs(name: str, folder: Path, which: str) -> Quantizer:
     """Print how well photographs come back, at two sizes; returns the quantizer at the larger one."""
-    photographs = [middle_square(read_image(folder / key)) for key in find_images(folder)]
+    photographs = [middle_square(read_image(folder / key)) for key in list_image_files(folder)]
     for size in (64, 256):
         quantizer = load_quantizer(name, size=size)
         images = [photograph.resize((size, size), Image.Resampling.BICUBIC) for photograph in photographs]
@@ -108,7 +109,7 @@ def middle_square(image: Image.Image) -> Image.Image:
 def draw_crops(folder: Path, size: int) -> list[Image.Image]:
     """Random square crops of photographs, of any scale from `size` pixels to the shorter side, mirrored or not."""
     rng = np.random.default_rng(2)
-    photographs = [read_image(folder / key) for key in find_images(folder)]
+    photographs = [read_image(folder / key) for key in list_image_files(folder)]
     images = []
     for n in range(NUM_CROPS):
         image = photographs[n % len(photographs)]

@@ -68,6 +68,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_version(path: Path) -> tuple[int, ...]:
+    """A file's size in bytes and its time of change in nanoseconds: others when the file is; empty if it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns
+
+
 def to_jsonable(value: Any) -> Any:
     """Convert an options dataclass, or any value, to plain JSON types: paths to strings, tuples to lists."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def check_fingerprint(path: Path, fields: Mapping[str, Any], what: str | None = 
             f"{path}: cannot be read ({error}), so it is not known what the output follows from; give --overwrite to "
             "replace it, or another output"
         ) from None
-    changes = "; ".join(_differences(earlier, to_jsonable(dict(fields))))
+    changes = "; ".join(differences(earlier, to_jsonable(dict(fields))))
     if changes:
         raise FingerprintError(
             f"{what or path.parent}: was made with other options or inputs ({changes}); give the earlier ones to go "
@@ -57,10 +58,16 @@ def write_fingerprint(path: Path, fields: Mapping[str, Any]) -> None:
     write_json(path, dict(fields))
 
 
-def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
+def differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
     """`name was …, is …` for each field that differs, those of nested mappings under `outer.inner`."""
     if isinstance(earlier, dict) and isinstance(now, dict):
         for key in sorted(earlier.keys() | now.keys()):
-            yield from _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif earlier != now:
-        yield f"{name} was {earlier!r}, is {now!r}"
+        yield f"{name} was {_shorten(earlier)}, is {_shorten(now)}"
+
+
+def _shorten(value: Any) -> str:
+    """A value for a message; of a SHA-256 the first digits."""
+    text = repr(value)
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", text)

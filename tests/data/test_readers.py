@@ -17,7 +17,7 @@ from being_vl.data import readers
 from being_vl.data.readers import open_records
 from being_vl.data.records import Record, Records
 from being_vl.errors import RecordError
-from being_vl.images.sources import find_sources
+from being_vl.images.sources import find_images
 
 
 def item(number: int) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def test_a_json_list_that_is_not_closed_is_not_read_as_one_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "WINDOW", 100)
-    monkeypatch.setattr(readers, "LARGEST", 1000)
+    monkeypatch.setattr(readers, "MAX_ELEMENT", 1000)
     path = tmp_path / "list.json"
     path.write_text('[{"id": "' + "x" * 100_000, encoding="utf-8")
     with pytest.raises(RecordError, match=r"line 1, column 9: not JSON \(Unterminated string"):
@@ -267,7 +267,7 @@ def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
 def test_images_of_a_tar_have_the_keys_that_quantize_gives_them(tmp_path: Path, format: int) -> None:
     path = tmp_path / "web.tar"
     write_tar(path, image=True, format=format)
-    keys = [source.key for source in find_sources(path)]
+    keys = [source.key for source in find_images(path)]
     assert [record.images for record in list(Records(path))] == [(key,) for key in keys]
     assert Records(path)[31].images == (keys[31],)
 
@@ -287,7 +287,7 @@ def test_images_of_a_table_have_the_keys_that_quantize_gives_them(
     else:
         with pa.ipc.new_stream(path, table.schema) as writer:
             writer.write_table(table, max_chunksize=7)
-    keys = [source.key for source in find_sources(path)]
+    keys = [source.key for source in find_images(path)]
     assert Records(path)[31].images == (keys[31],)
     without, *others = sorted(Records(path).read(), key=lambda record: isinstance(record, Record))
     assert [record.images for record in others if isinstance(record, Record)] == [

@@ -33,7 +33,9 @@ TEMPLATES = {
 def store(tmp_path_factory: pytest.TempPathFactory) -> GridStore:
     folder = tmp_path_factory.mktemp("data")
     made_by = tiny.quantizer(folder / "quantizer")
-    return tiny.grids(folder / "grids", KEYS, made_by, failed={"broken.png": "broken.png: cannot be decoded"})
+    return tiny.grids(
+        folder / "grids", KEYS, made_by, failures={"broken.png": "broken.png: cannot be decoded"}
+    )
 
 
 @pytest.fixture(scope="module")

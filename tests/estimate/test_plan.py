@@ -13,20 +13,12 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from being_vl.estimate.estimate import (
-    States,
-    build,
-    find_shape,
-    measure_activations,
-    memory,
-    saved_bytes,
-    without_memory,
-)
+from being_vl.estimate.memory import States, estimate_memory, measure_activations, saved_bytes
+from being_vl.estimate.shapes import build_model, find_shape, without_memory
 from being_vl.files import to_jsonable
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
-from being_vl.recipes import FOLDER, find_recipe
-from being_vl.run import model_of, training_of
+from being_vl.recipes.recipe import FOLDER, Recipe
 from being_vl.train.kernels import recompute
 from being_vl.train.log import read_log
 from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
@@ -127,9 +119,9 @@ def test_weights_gradients_and_optimizer_are_those_of_the_engine(model: Path, ra
         training = options(model, batches=BatchOptions(1), **changes)
         dtype = torch.float32 if training.precision.dtype == "fp32" else torch.bfloat16
         with without_memory():
-            trained = build(shape, training, dtype)
+            trained = build_model(shape, training, dtype)
             freeze(trained, next(stage for stage in STAGES if stage.name == name))
-            planned, _ = memory(
+            planned, _ = estimate_memory(
                 States.of(trained), measure_activations(trained, 8, 7), training, ranks, dtype
             )
         states = planned.weights + planned.gradients + planned.optimizer
@@ -148,7 +140,7 @@ def test_activations_are_those_of_a_real_forward_pass(
     rows, length, labelled = 3, 96, 40
     for stage in STAGES[1:]:
         with without_memory():
-            fake = build(shape, training, torch.float32)
+            fake = build_model(shape, training, torch.float32)
             freeze(fake, stage)
             planned = measure_activations(fake, length, labelled)
         real = TrainedLM(AutoModelForCausalLM.from_config(shape.config), shape.text_size, 16).train()
@@ -164,10 +156,10 @@ def test_activations_are_those_of_a_real_forward_pass(
             lambda: real(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids)),  # noqa: B023
         )
         if checkpointing:
-            layer = (planned.kept - planned.between) // planned.layers
-            assert planned.of(rows, True) - rows * layer == pytest.approx(measured, rel=0.1)
+            layer = (planned.row - planned.row_outside_layers) // planned.layers
+            assert planned.of_rows(rows, True) - rows * layer == pytest.approx(measured, rel=0.1)
         else:
-            assert planned.of(rows, False) == pytest.approx(measured, rel=0.1)
+            assert planned.of_rows(rows, False) == pytest.approx(measured, rel=0.1)
 
 
 def table(text: str, name: str) -> list[float]:
@@ -207,7 +199,7 @@ def test_plan_of_a_training_counts_the_tokens_of_its_records(
 
 def test_plan_names_what_makes_a_stage_fit(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["qwen3-1.7b", "--records", '{"foundation": 1000, "instruction": 1000}']
-    overrides = ["--", "--train.gradient-checkpointing", "false"]
+    overrides = ["--", "--gradient-checkpointing", "false"]
     text = planned(capsys, *small, "--gpus", "8x24GB", *overrides)
     assert "stage3: " in text
     assert "Any of these makes it fit: gradient_checkpointing: true" in text
@@ -222,15 +214,15 @@ def test_bad_plans_are_refused(chain: Path, tmp_path: Path, capsys: pytest.Captu
         return refused(capsys, being_vl("plan", *words))
 
     assert "expected such as 8x80GB" in said("qwen3-1.7b", "--gpus", "8")
-    assert "mfu is 2.0" in said("qwen3-1.7b", "--mfu", 2)
+    assert "mfu: expected a share above 0, at most 1, found 2.0" in said("qwen3-1.7b", "--mfu", 2)
     assert "one of " in said("nothing")
     assert "or one of Llama-3.1-8B" in said("demo", "--", "--llm", "./nowhere")
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipe_is_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    training, _ = training_of(find_recipe(name), [])
-    text = planned(capsys, name, "--gpus", "8x80GB", *(["--shape", "demo"] if name == "demo" else []))
+    training = Recipe.find(name).training()
+    text = planned(capsys, name, "--gpus", "8x80GB")
     assert len(table(text, "together")) == len(training.stages)
     assert "do not fit" not in text
 
@@ -239,8 +231,8 @@ def test_shipped_recipe_is_planned(name: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("name", sorted({*RECIPES} - {"demo"}))
 def test_shipped_recipe_trains_a_model_of_its_kind(name: str, chain: Path, tmp_path: Path) -> None:
     """The recipe itself, but for its files, the number of steps, and a model scaled down; test_demo runs the demo's."""
-    training, _ = training_of(find_recipe(name), [])
-    config = find_shape(*model_of(find_recipe(name), [])).config
+    training = Recipe.find(name).training()
+    config = find_shape(*Recipe.find(name).model()).config
     if config.model_type == "llama":
         model = chain / ("tied" if config.tie_word_embeddings else "untied")
     else:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from being_vl import VisualBPE
 from being_vl.files import write_manifest
-from being_vl.shards.grids import GridRow, GridStore, read_shard, shard_path, write_shard
+from being_vl.shards.arrow import shard_path, write_table
+from being_vl.shards.grids import GridRow, GridStore, grid_columns, read_grids
 from being_vl.tokenizer import corpus
 from being_vl.tokenizer.report import last_worthwhile_merge_count
 from helpers.commands import Hostile, being_vl, refused
@@ -46,15 +47,15 @@ def folder_of_grids(
             GridRow(f"{start + i:03}.png", grid, (9, 9), "0" * 64)
             for i, grid in enumerate(grids[start : start + shard_size])
         ]
-        write_shard(shard_path(folder, n), rows, codebook, {})
-        shards.append({"file": shard_path(folder, n).name, "grids": len(rows)})
+        write_table(shard_path(folder, "grids", n), grid_columns(rows, codebook), {})
+        shards.append({"file": shard_path(folder, "grids", n).name, "grids": len(rows)})
     quantizer = {
         "name": name,
         "fingerprint": f"{name}-fingerprint",
         "codebook_size": codebook,
         "downsample": 8,
     }
-    write_manifest(folder, "grids", {"quantizer": quantizer, "failed": {}, "shards": shards})
+    write_manifest(folder, "grids", {"quantizer": quantizer, "failures": {}, "shards": shards})
     return folder
 
 
@@ -86,7 +87,9 @@ def test_folders_with_grids_of_many_sizes(tmp_path: Path) -> None:
     assert train(one, tmp_path / "1.json", size=None) == 0
     assert train(parts, tmp_path / "2.json", size=None) == 0
     expected = VisualBPE.train(grids, K, 200, quantizer_name="vq", quantizer_fingerprint="vq-fingerprint")
-    write_shard(shard_path(one, 1), [], K, {})  # as if none of its images had been readable
+    write_table(
+        shard_path(one, "grids", 1), grid_columns([], K), {}
+    )  # as if none of its images had been readable
     manifest = json.loads((one / "manifest.json").read_text())
     manifest["shards"][1]["grids"] = 0
     (one / "manifest.json").write_text(json.dumps(manifest))
@@ -478,8 +481,8 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     grids[13][4, 5] = 4000
     line = refused(capsys, train([good, folder_of_grids(tmp_path / "bad", grids)], out, size=None))
     assert all(word in line for word in ("bad: grid 13, row 4, column 5", "id 4000"))
-    shard = shard_path(good, 1)
-    batch, _ = read_shard(shard)
+    shard = shard_path(good, "grids", 1)
+    batch = read_grids(shard)
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     columns["height"] = pa.array([9] * len(batch), pa.int32())
     with pa.ipc.new_file(str(tmp_path / "wrong.arrow"), batch.schema) as writer:

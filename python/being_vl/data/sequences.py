@@ -207,14 +207,15 @@ class SequenceBuilder:
         """
         from transformers import AutoConfig, AutoTokenizer
 
-        from being_vl.shards.grids import GridStore, rank_and_count
+        from being_vl.shards.grids import GridStore
+        from being_vl.shards.ranks import rank_and_world_size
 
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder}: no config.json; expected the folder of a causal LM")
         config = AutoConfig.from_pretrained(folder).get_text_config()
         context = getattr(config, "max_position_embeddings", max_length)
-        if max_length > context and rank_and_count()[0] == 0:
+        if max_length > context and rank_and_world_size()[0] == 0:
             log.info("max_length %d is beyond the model's context, so it is %d", max_length, context)
         is_expanded = (folder / LAYOUT_FILE).is_file()
         return cls(
@@ -442,7 +443,7 @@ class SequenceBuilder:
         if self.grids is None:
             return Fault("missing image", f"has the image {key!r}, but no grids were given (--grids)")
         if key not in self.grids:
-            reason = self.grids.failed.get(key, "not among the quantized images")
+            reason = self.grids.failures.get(key, "not among the quantized images")
             return Fault("missing image", f"the image {key!r} has no grid ({reason})")
         grid = self.grids[key]
         outside = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]

@@ -1,14 +1,12 @@
 """`being-vl demo`: the whole chain on built-in data, on a CPU."""
 
 import json
-from dataclasses import dataclass
-from importlib.resources import as_file, files
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import Namespace
 
 from being_vl.data.options import SequenceOptions
 from being_vl.demo import shapesworld
@@ -18,7 +16,9 @@ from being_vl.demo.llm import TinyLlamaOptions, make_llama
 from being_vl.demo.options import DemoOptions
 from being_vl.demo.photos import PhotosOptions, draw_photographs
 from being_vl.options import Options
-from being_vl.run import Steps, recipe_parser, run
+from being_vl.recipes.options import RunOptions
+from being_vl.recipes.recipe import FOLDER, Recipe
+from being_vl.run import Steps, run
 from being_vl.shards.grids import GridStore
 from being_vl.tokenizer import VisualBPE
 from being_vl.train.options import (
@@ -109,7 +109,7 @@ def demo(options: DemoOptions) -> Path:
         llama.out, [llama.records], out / "text", stages=[text_stage(size)], seed=seed, **SHORT
     )
     steps.do("text", train, text)
-    model = run(recipe(out, size, seed))
+    model = run(run_options(out, size, seed))
     steps.do("exam", take_exam, ExamOptions(model, out / "held-out", out / "exam", size.held_out_pictures))
     steps.do("photographs", draw_photographs, PhotosOptions(out / "vocabulary.json", out / "photographs"))
     steps.do("drawings", draw_all, DrawingsOptions(out, out / "drawings"))
@@ -125,23 +125,15 @@ def text_stage(size: Size) -> StageOptions:
     )
 
 
-def recipe(out: Path, size: Size, seed: int) -> Namespace:
-    """The packaged recipe, its paths in `out`, for `being_vl.run.run`."""
-    flags = {
-        "images": out / "train" / "images",
-        "llm": out / "text" / "pretrained",
-        "out": out,
-        "train.seed": seed,
-        "expand.seed": seed,
-    }
-    arguments = [f"--{name}={value}" for name, value in flags.items()]
-    arguments += ["--records", str(out / "train" / "train.json")]
-    with as_file(files("being_vl.recipes") / "demo.yaml") as path:
-        config: Namespace = recipe_parser().parse_args(["--recipe", str(path), *arguments])
+def run_options(out: Path, size: Size, seed: int) -> RunOptions:
+    """The packaged recipe with its paths in `out`."""
+    flags = ["--images", out / "train" / "images", "--records", out / "train" / "train.json"]
+    flags += ["--llm", out / "text" / "pretrained", "--out", out, "--train.seed", seed, "--expand.seed", seed]
+    options = Recipe.find(FOLDER / "demo.yaml").run([str(word) for word in flags])
     if size.stage_steps:
-        for stage, number in zip(config.train.stages, size.stage_steps, strict=True):
-            stage.max_steps = number
-    return config
+        stages = zip(options.train.stages, size.stage_steps, strict=True)
+        options.train.stages = [replace(stage, max_steps=steps) for stage, steps in stages]
+    return options
 
 
 def summary(out: Path, model: Path) -> str:

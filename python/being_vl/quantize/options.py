@@ -5,52 +5,55 @@ from pathlib import Path
 from typing import Literal
 
 from being_vl.errors import ConfigError
+from being_vl.options import MAY_CHANGE, Options, check_minimum, check_share
 
 
 @dataclass
-class QuantizeOptions:
+class QuantizeOptions(Options):
     """Turn images into a folder of grids.
 
     Args:
         images: A folder that is searched, with its subfolders, for images or else for tar, Parquet and Arrow files; or
             one such file, a list of image files (.txt), or LLaVA JSON (.json).
-        out: Folder that the grids are written to. An interrupted job goes on from its last whole shard.
+        out: Folder that the grids are written to. An interrupted job goes on from its last complete shard.
         quantizer: `builtin`, a folder or file of weights, or a hub name such as `zawnpn/being-vq-8k`; `NAME@SIZE` makes
             images SIZE×SIZE pixels instead of the quantizer's own size, `NAME@SIZE:aspect` about as many pixels in
             each image's own proportions. `:bfloat16` at the end computes in that: faster on a GPU, and some other ids.
         batch_size: Images that are decoded and encoded at a time; no influence on the grids.
         shard_size: Images per Arrow file.
         max_failed: Share of images, 0 to 1, that may be unreadable before the job stops.
-        device: Where the quantizer runs: `cpu`, `cuda`, `cuda:1`, …
+        device: Where the quantizer runs: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, …
         root: Folder that names in a list or in LLaVA JSON are relative to; the file's own by default.
         workers: Processes that read and decode images ahead of the quantizer; with 0 it waits for each batch.
         engine: `local`, in this process or those of torchrun; `ray`, by actors on a Ray cluster (extra `ray`).
         compile: Compile the encoder, by torch.compile: takes a while at the start, and is faster on a GPU.
+        overwrite: Replace grids in `out` that are of another quantizer, other images or another `shard_size`.
     """
 
     images: Path
-    out: Path
-    quantizer: str = "builtin"
-    batch_size: int = 64
+    out: Path = field(metadata=MAY_CHANGE)
+    quantizer: str = field(default="builtin", metadata=MAY_CHANGE)  # its fingerprint counts, not its name
+    batch_size: int = field(default=64, metadata=MAY_CHANGE)
     shard_size: int = 4096
-    max_failed: float = 0.01
-    device: str = "cpu"
+    max_failed: float = field(default=0.01, metadata=MAY_CHANGE)
+    device: str = field(default="auto", metadata=MAY_CHANGE)
     root: Path | None = None
-    workers: int = 2
-    engine: Literal["local", "ray"] = "local"
-    compile: bool = False
+    workers: int = field(default=2, metadata=MAY_CHANGE)
+    engine: Literal["local", "ray"] = field(default="local", metadata=MAY_CHANGE)
+    compile: bool = field(default=False, metadata=MAY_CHANGE)
+    overwrite: bool = field(default=False, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _at_least("batch_size", self.batch_size, 1)
-        _at_least("shard_size", self.shard_size, 1)
-        _at_least("workers", self.workers, 0)
-        if not 0 <= self.max_failed <= 1:
-            raise ConfigError(f"max_failed: expected a share from 0 to 1, got {self.max_failed}")
+        super().__post_init__()
+        check_minimum("batch_size", self.batch_size, 1)
+        check_minimum("shard_size", self.shard_size, 1)
+        check_minimum("workers", self.workers, 0)
+        check_share("max_failed", self.max_failed)
 
 
 @dataclass
-class GridsInfoOptions:
+class GridsInfoOptions(Options):
     """Options of `being-vl grids info`.
 
     Args:
@@ -65,11 +68,12 @@ class GridsInfoOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _at_least("top", self.top, 0)
+        super().__post_init__()
+        check_minimum("top", self.top, 0)
 
 
 @dataclass
-class GridsVerifyOptions:
+class GridsVerifyOptions(Options):
     """Options of `being-vl grids verify`.
 
     Args:
@@ -80,7 +84,7 @@ class GridsVerifyOptions:
 
 
 @dataclass
-class GridsDecodeOptions:
+class GridsDecodeOptions(Options):
     """Options of `being-vl grids decode`.
 
     Args:
@@ -89,8 +93,8 @@ class GridsDecodeOptions:
         quantizer: The quantizer that made the grids, named as it was then.
         key: Which grids to decode.
         count: How many to take, evenly, where no key is given.
-        side: Longer side of a picture, in pixels; larger ones are reduced.
-        device: Where the quantizer runs.
+        side: Longer side of an image, in pixels; larger ones are reduced.
+        device: Where the quantizer runs: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, …
     """
 
     grids: Path
@@ -99,12 +103,13 @@ class GridsDecodeOptions:
     key: list[str] = field(default_factory=list)
     count: int = 16
     side: int = 256
-    device: str = "cpu"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _at_least("count", self.count, 1)
-        _at_least("side", self.side, 1)
+        super().__post_init__()
+        check_minimum("count", self.count, 1)
+        check_minimum("side", self.side, 1)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -66,17 +66,19 @@ class EncodeOptions(Options):
     Args:
         grids: Folder that `being-vl quantize` wrote.
         vocabulary: The vocabulary file.
-        out: Folder that the tokens are written to. An interrupted job goes on from its last whole file.
+        out: Folder that the tokens are written to. An interrupted job goes on from its last complete shard.
         num_threads: Threads; all cores by default. The result does not depend on it.
         engine: `local`, in this process or those of torchrun; `ray`, by actors on a Ray cluster (extra `ray`), of
             `num_threads` CPUs, one by default.
+        overwrite: Replace tokens in `out` that are of another vocabulary or another folder of grids.
     """
 
     grids: Path
-    vocabulary: Path
-    out: Path
-    num_threads: int | None = None
-    engine: Literal["local", "ray"] = "local"
+    vocabulary: Path = field(metadata=MAY_CHANGE)  # its content counts, not its name
+    out: Path = field(metadata=MAY_CHANGE)
+    num_threads: int | None = field(default=None, metadata=MAY_CHANGE)
+    engine: Literal["local", "ray"] = field(default="local", metadata=MAY_CHANGE)
+    overwrite: bool = field(default=False, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -45,7 +45,7 @@ def check(options: CheckOptions, say: Callable[[str], None]) -> None:
     say("\n".join(_stages(options, sequences)))
     if faults := list(describe_faults(sequences.folder)):
         say("\n".join(["", *faults]))
-    bad = manifest["records"] - manifest["examples"] - manifest["faults"].get(DROPPED, 0)
+    bad = manifest["records"] - manifest["sequences"] - manifest["faults"].get(DROPPED, 0)
     share = bad / manifest["records"]
     if share > options.tolerated:
         raise RecordError(
@@ -98,7 +98,7 @@ def _count(sequences: PreparedSequences) -> dict[str, _Count]:
     counts: dict[str, _Count] = defaultdict(_Count)
     for shard in sequences.shards:
         column = shard.batch.column("category")
-        lengths, trained, saved = shard.lengths(), shard.batch.column("trained").to_numpy(), shard.saved()
+        lengths, trained, saved = shard.lengths(), shard.label_tokens(), shard.savings()
         for number, category in enumerate(column.dictionary.to_pylist()):
             rows = column.indices.to_numpy() == number
             count = counts[category]

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from being_vl.errors import ConfigError
-from being_vl.images.decode import find_images, read_image
+from being_vl.images.decode import read_image
+from being_vl.images.files import list_image_files
 from being_vl.options import StrPath
 from being_vl.quantize.models.tiled import to_tensor
 
@@ -166,4 +167,4 @@ class CropDataset(Dataset[list[CropBatch]]):
 
 
 def _image_paths(folder: StrPath) -> list[Path]:
-    return [Path(folder) / key for key in find_images(Path(folder))]
+    return [Path(folder) / key for key in list_image_files(folder)]

@@ -42,8 +42,8 @@ class CodebookOptions(Options):
         size: Number of ids.
         dim: Length of a code, at most a third of the networks' width.
         update: Codes are moving averages of their latents (`ema`), or learn by gradients.
-        reserved_share: Share of the codes that are placed on the first folder's images alone; the others start away from
-            them. It keeps those images at few and steady ids.
+        reserved_share: Share of the codes that are placed on the first folder's images alone; the others start away
+            from them. It keeps those images at few and steady ids.
         commitment: Weight of the loss that pulls latents to their codes.
         ema_decay: Decay of the moving averages of codes and of their use.
         dead_threshold: A code that is used less than this often per batch, on average, is placed anew.
