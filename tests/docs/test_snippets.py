@@ -107,9 +107,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from helpers import tiny
 
     folder = tmp_path_factory.mktemp("world")
-    shapesworld.generate(folder / "data", 8, seed=1)
-    shutil.copy(folder / "data" / "train.json", folder / "train.json")
-    records = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    shapesworld.generate(folder / "data", 20, seed=1)
+    records = json.loads((folder / "data/train.json").read_text(encoding="utf-8"))[:24]
+    for name in ("data/train.json", "train.json"):
+        (folder / name).write_text(json.dumps(records), encoding="utf-8")
     (folder / "dialogues.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     tiny.llm(folder / "path/to/an/llm", hidden=16)
     (folder / "tests").symlink_to(ROOT / "tests")
