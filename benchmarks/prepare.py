@@ -26,8 +26,8 @@ import numpy as np
 
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES, PrepareOptions
-from being_vl.data.prepare import FAULTS, load_builder, prepare
-from being_vl.data.sequences import TokenSequence
+from being_vl.data.prepare import FAULTS, prepare
+from being_vl.data.sequences import SequenceBuilder, TokenSequence
 from being_vl.data.store import KIND, PreparedSequences, sequence_columns
 from being_vl.files import read_manifest, write_json
 from being_vl.shards.arrow import shard_path, write_table
@@ -70,7 +70,7 @@ def measure(job):
         cpu_seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
         result = [manifest["records"] / seconds, manifest["tokens"] / seconds, cpu_seconds, peak]
     else:
-        builder = load_builder(options)
+        builder = SequenceBuilder.from_model(options.model, options.grids, options.sequences.max_length)
         start = time.perf_counter()
         sequences = PreparedSequences(options.out, builder)
         open_time = time.perf_counter()

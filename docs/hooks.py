@@ -1,34 +1,22 @@
-"""A hook of mkdocs: `guide/commands.md` is made from the parsers of the command line, so it cannot be out of date.
+"""A hook of mkdocs: `guide/commands.md` is made from the options of the commands, so it cannot be out of date.
 
 `python docs/hooks.py` prints the page.
 """
 
-import argparse
-import dataclasses
-import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
-
-from docstring_parser import parse
 
 PAGE = "guide/commands.md"
 HEAD = """# Commands
 
-Made from the command line's own parsers. Each command takes `--recipe FILE`, a YAML file of its options, and flags
-override it. Flags may be written with dashes. An option of a section is reached by a point, `--checkpoint.every 500`,
-or written as YAML in the recipe. `being-vl COMMAND --help` prints the same.
+Made from the options that the commands take. A recipe is a YAML file of them, `--recipe FILE`, and flags override it.
+An option of a section is reached by a point, `--checkpoint.every 500`; in a recipe the section is a mapping,
+`checkpoint: {every: 500}`. Flags may be written with dashes.
 
+All commands take `--help`, `-q` to log warnings alone and `-v` to log more. Those with a recipe take `--print_config`,
+which prints all options as a recipe, and `--print_schema`, which prints a JSON schema for editors.
 """
-GENERAL = ("help", "print_config", "print_shtab", "print_schema")
-"""Flags that every command has."""
-SECTIONS = {
-    "quantizer_training": "quantizer train",
-    "quantize": "quantize",
-    "vocab": "vocab train",
-    "expand": "expand",
-    "train": "train",
-}
-"""Sections of `being-vl run` and the commands whose options they hold."""
+RUN, TRAIN = "run", "train"
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -41,96 +29,101 @@ def on_files(files: Any, config: Any) -> Any:
 
 def command_reference() -> str:
     """All commands with their options, as a page of Markdown."""
-    from being_vl.cli import build_parser
-    from being_vl.train.options import LoraOptions, StageOptions
+    from being_vl.commands import COMMANDS
 
-    sections = {name: section(name, text, parser) for name, text, parser in commands(build_parser())}
-    sections["train"] += "\n".join(
-        [fields("A stage", StageOptions), fields("Adapters of a stage", LoraOptions)]
-    )
-    return HEAD + "\n".join(sections.values())
+    parts = [HEAD]
+    for name, command in COMMANDS.items():
+        parts.append(command_section(name, command))
+        if name == TRAIN:
+            from being_vl.train.options import LoraOptions, StageOptions
 
-
-def commands(parser: Any, group: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Name, description and parser of each command; those of a group, such as `vocab train`, in their place."""
-    for action in parser._actions:
-        if not isinstance(action, argparse._SubParsersAction):
-            continue
-        texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
-        for name, child in action.choices.items():
-            if any(isinstance(part, argparse._SubParsersAction) for part in child._actions):
-                yield from commands(child, f"{group}{name} ")
-            else:
-                yield group + name, texts.get(name, ""), child
+            parts += [
+                options_section("A stage", StageOptions),
+                options_section("Adapters of a stage", LoraOptions),
+            ]
+    return "\n".join(parts)
 
 
-def section(name: str, text: str, parser: Any) -> str:
-    """One command: its description, its usage and a table of its options."""
-    arguments = [action.dest.upper() for action in parser._actions if not action.option_strings]
-    lines = [f"## being-vl {name} {{ #{anchor(name)} }}", "", plain(text), ""]
-    lines += ["```text", " ".join(["being-vl", name, *arguments, "[options]"]), "```", ""]
-    lines += ["| option | default | |", "|---|---|---|"]
-    lines += [option_row(action, parser) for action in parser._actions if is_shown(action, name)]
-    if name == "run":
+def command_section(name: str, command: Any) -> str:
+    """One command: what it does, how it is called, and a table of its options."""
+    from being_vl.commands import COMMANDS, load
+    from being_vl.flags import REST
+    from being_vl.schema import read_options
+
+    kind = load(command.options)
+    place = f" {command.positional.upper()}" if command.positional else ""
+    lines = [f"## being-vl {name} {{ #{anchor(name)} }}", "", command.text, ""]
+    options = read_options(kind)
+    rest = " [-- OPTIONS OF THE TRAINING]" if options.pop(REST, None) else ""
+    lines += ["```text", f"being-vl {name}{place} [OPTIONS]{rest}", "```", ""]
+    if name == RUN:
+        sections = {
+            key: type_name(option.hint) for key, option in options.items() if option.options is not None
+        }
+        options = {key: option for key, option in options.items() if option.options is None}
         links = [
-            f"`--{part}.…` as of [`{command}`](#{anchor(command)})" for part, command in SECTIONS.items()
+            f"`--{key}.…` those of [`{of}`](#{anchor(of)})"
+            for key, of in commands_by_options(sections).items()
         ]
-        lines += ["", "Each step has a section of its own options: " + ", ".join(links) + "."]
-    return "\n".join([*lines, ""])
+        lines += ["Each step has a section of its own options: " + ", ".join(links) + ".", ""]
+    if name != TRAIN and (of_train := read_options(load(COMMANDS[TRAIN].options))).keys() <= options.keys():
+        options = {key: option for key, option in options.items() if key not in of_train}
+        lines += [f"Besides its own options it takes all of [`{TRAIN}`](#{TRAIN}).", ""]
+    if command.dry_run:
+        lines += ["`--dry_run` checks and plans everything, and writes nothing.", ""]
+    return "\n".join([*lines, table(options, "--", command.positional), ""])
 
 
-def is_shown(action: argparse.Action, command: str) -> bool:
-    """Whether an option has a row: not if it is hidden, general, follows from others, or is of a step of a run."""
-    named = not action.option_strings or any(flag.startswith("--") for flag in action.option_strings)
-    hidden = action.help == argparse.SUPPRESS or (action.help or "").startswith(
-        "Path to a configuration file"
-    )
-    general = action.dest.rpartition(".")[2] in GENERAL or any(
-        flag.endswith(".help") for flag in action.option_strings
-    )
-    of_step = command == "run" and action.dest.partition(".")[0] in SECTIONS
-    return named and not (hidden or general or of_step)
+def commands_by_options(sections: Mapping[str, str]) -> dict[str, str]:
+    """Section of a run → the command that has the same options."""
+    from being_vl.commands import COMMANDS
+
+    by_options = {command.options.rpartition(":")[2]: name for name, command in COMMANDS.items()}
+    return {key: by_options[options] for key, options in sections.items()}
 
 
-def option_row(action: argparse.Action, parser: Any) -> str:
-    """A row of the table: flag or argument, default, help."""
-    names = [flag for flag in action.option_strings if flag.startswith("--") and not flag.endswith("+")]
-    names = [flag for flag in names if not re.match(r"--(\w+\.)*no_", flag)] or names
-    words = ", ".join(f"`{name}`" for name in names) or f"`{action.dest.upper()}`"
-    return f"| {words} | {default_of(action, parser)} | {plain(action.help or '')} |"
+def type_name(hint: Any) -> str:
+    """Name of a class."""
+    return str(hint.__name__)
 
 
-def default_of(action: argparse.Action, parser: Any) -> str:
-    """A default as YAML has it; nothing for None, and a word for what must be given."""
-    value = action.default
-    if action.required or not action.option_strings or action.dest in getattr(parser, "required_args", ()):
+def options_section(title: str, kind: Any) -> str:
+    """The table of an options dataclass that is an item of a list in a recipe, such as a stage."""
+    from being_vl.schema import read_options
+
+    return f"### {title} {{ #{anchor(kind.__name__)} }}\n\n{table(read_options(kind), '')}\n"
+
+
+def table(options: Mapping[str, Any], prefix: str, positional: str | None = None) -> str:
+    """Name, default and help of each option; those of a section below one another."""
+    from being_vl.schema import walk
+
+    lines = ["| option | default | |", "|---|---|---|"]
+    for name, option in walk(options):
+        word = f"`{name.upper()}`" if name == positional else f"`{prefix}{name}`"
+        if option.alias:
+            word += f", `{option.alias}`"
+        lines.append(f"| {word} | {default_of(option)} | {option.help.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
+
+
+def default_of(option: Any) -> str:
+    """A default as YAML has it; nothing for None and for long lists, and a word for what must be given."""
+    from being_vl.schema import REQUIRED, show_value
+
+    if option.default is REQUIRED:
         return "*required*"
-    if value is None or value == argparse.SUPPRESS or len(str(value)) > 40 or value == []:
+    if option.default in (None, "", [], {}):
         return ""
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-def fields(title: str, options: Any) -> str:
-    """A table of an options dataclass that has no flags of its own, such as a stage's."""
-    texts = {parameter.arg_name: parameter.description or "" for parameter in parse(options.__doc__).params}
-    lines = [f"### {title} {{ #{anchor(options.__name__)} }}", "", "| key | default | |", "|---|---|---|"]
-    for field in dataclasses.fields(options):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        value = "" if field.default in (dataclasses.MISSING, None) else f"`{field.default}`"
-        lines.append(
-            f"| `{field.name}` | {'*required*' if required else value} | {plain(texts[field.name])} |"
-        )
-    return "\n".join([*lines, ""])
+    if isinstance(option.default, list | tuple):
+        words = [getattr(item, "name", item) for item in option.default]
+        return "`" + " ".join(map(str, words)) + "`"
+    return f"`{option.default if isinstance(option.default, str) else show_value(option.default)}`"
 
 
 def anchor(name: str) -> str:
     """The part of an address behind `#`."""
     return name.replace(" ", "-").lower()
-
-
-def plain(text: str) -> str:
-    """A help text as one line of a table, with `|` kept apart from the table's."""
-    return " ".join(text.split()).replace("%%", "%").replace("|", "\\|")
 
 
 if __name__ == "__main__":

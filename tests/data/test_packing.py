@@ -21,7 +21,7 @@ from being_vl.data.batches import collate, load_batches
 from being_vl.data.curriculum import Curriculum, Entry
 from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.packing import pack
-from being_vl.data.prepare import load_builder, prepare
+from being_vl.data.prepare import prepare
 from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
@@ -319,7 +319,7 @@ def prepared(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareOp
 def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     prepared: PrepareOptions, dropout: float, seed: int, more: int, ranks: int, done: int
 ) -> None:
-    builder = load_builder(prepared)
+    builder = tiny.builder(prepared)
     plain = PreparedSequences(prepared.out, builder)
     packing = max(int(lengths.max()) for lengths in plain.lengths.values()) + more
     sequences = PreparedSequences(prepared.out, builder, dropout, seed, packing)
@@ -360,7 +360,7 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
 
 def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) -> None:
     """And nearly all that dropout adds is there."""
-    builder = load_builder(prepared)
+    builder = tiny.builder(prepared)
     sequences = PreparedSequences(prepared.out, builder, 0.3, 0, 2000)
     (stage, _) = plan(
         replace(options(max_steps=20, batch_size=6), batches=BatchOptions(packing=2000)), sequences.lengths, 1

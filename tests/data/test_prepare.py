@@ -18,7 +18,7 @@ import pytest
 
 from being_vl.cli import main
 from being_vl.data.options import CATEGORIES, PrepareOptions, SequenceOptions
-from being_vl.data.prepare import FAULTS, load_builder, prepare
+from being_vl.data.prepare import FAULTS, prepare
 from being_vl.data.records import Record, Records
 from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
@@ -93,7 +93,7 @@ def prepared(chain: Path, records: list[Path], tmp_path_factory: pytest.TempPath
 
 
 def test_sequences_are_those_that_the_builder_makes(chain: Path, records: list[Path], prepared: Path) -> None:
-    builder = load_builder(options(chain, records, prepared))
+    builder = tiny.builder(options(chain, records, prepared))
     expected: dict[RecordGroup, list[TokenSequence]] = {}
     for example in builder.build(read(records)):
         expected.setdefault(example.group, []).append(example)
@@ -214,7 +214,7 @@ def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
     num_tokens = read_manifest(other.out, "sequences")["tokens"]
     assert num_tokens > read_manifest(prepared, "sequences")["tokens"]
     with pytest.raises(FingerprintError, match="made for another model"):
-        PreparedSequences(prepared, load_builder(other))
+        PreparedSequences(prepared, tiny.builder(other))
 
 
 def write_hostile_records(chain: Path, folder: Path) -> tuple[Path, dict[str, int]]:
@@ -268,7 +268,7 @@ def test_bad_records_are_named_and_reported_by_kind(
     manifest = read_manifest(out, "sequences")
     assert (manifest["records"], manifest["sequences"]) == (32, 22)
     assert sum(manifest["faults"].values()) == 10
-    builder = load_builder(options(chain, [path], out))
+    builder = tiny.builder(options(chain, [path], out))
     assert sum(map(len, PreparedSequences(out, builder).lengths.values())) == 22
 
 
@@ -354,7 +354,7 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     assert being_vl(*checked[:-2], *in_front) == 0
     assert "image markers: 3 of 8 records" in capsys.readouterr().out
     assert faults(tmp_path / "front" / "prepared") == ["2", "3", "4"]
-    sequences = PreparedSequences(tmp_path / "front" / "prepared", load_builder(options(chain, [path], out)))
+    sequences = PreparedSequences(tmp_path / "front" / "prepared", tiny.builder(options(chain, [path], out)))
     one_marked, one_bare, _, two_bare, two_marked = map(sequences.read, range(5))
     assert one_bare.ids.tolist() == one_marked.ids.tolist()
     assert (
@@ -365,7 +365,7 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
 def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
     chain: Path, records: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    builder = load_builder(options(chain, records, tmp_path))
+    builder = tiny.builder(options(chain, records, tmp_path))
     lengths = sorted(len(example.ids) for example in builder.build(read(records)))
     limit = lengths[len(lengths) // 2]
     counts = {}
@@ -375,7 +375,7 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
         manifest = read_manifest(out, "sequences")
         counts[too_long] = manifest["faults"]
         assert manifest["sequences"] == manifest["records"] - manifest["faults"]["dropped as too long"]
-        shorter = load_builder(options(chain, records, out, max_length=limit, too_long=too_long))
+        shorter = tiny.builder(options(chain, records, out, max_length=limit, too_long=too_long))
         assert max(map(max, PreparedSequences(out, shorter).lengths.values())) <= limit
         listed_faults = [json.loads(line)["kind"] for line in (out / FAULTS).read_text().splitlines()]
         assert Counter(listed_faults) == manifest["faults"]
@@ -389,7 +389,7 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
 
 
 def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[Path], prepared: Path) -> None:
-    builder = load_builder(options(chain, records, prepared))
+    builder = tiny.builder(options(chain, records, prepared))
     plain = PreparedSequences(prepared, builder)
     group = RecordGroup("perception", "train", False)
     num_longer = 0
@@ -431,7 +431,7 @@ def test_a_damaged_or_unfinished_folder_is_named(
 ) -> None:
     import shutil
 
-    builder = load_builder(options(chain, records, prepared))
+    builder = tiny.builder(options(chain, records, prepared))
     folder = tmp_path / "copy"
     shutil.copytree(prepared, folder)
     shard = folder / "sequences-00002.arrow"

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from being_vl import VisualBPE
-from being_vl.data.options import CATEGORIES
-from being_vl.data.sequences import RecordGroup, TokenSequence
+from being_vl.data.options import CATEGORIES, PrepareOptions
+from being_vl.data.sequences import RecordGroup, SequenceBuilder, TokenSequence
 from being_vl.files import write_manifest
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
@@ -221,6 +221,14 @@ def training_inputs(chain: Path) -> dict[str, Any]:
     """What a recipe of a training on the tied model of the fixture `chain` begins with."""
     records = [str(chain / "data" / "train.json")]
     return {"model": str(chain / "tied"), "grids": str(chain / "grids"), "records": records}
+
+
+def builder(options: PrepareOptions) -> SequenceBuilder:
+    """What `prepare` with these options builds sequences by."""
+    sequences = options.sequences
+    return SequenceBuilder.from_model(
+        options.model, options.grids, sequences.max_length, sequences.too_long, sequences.loss
+    )
 
 
 class Listed:

@@ -38,7 +38,11 @@ def prepare(options: PrepareOptions) -> None:
         RecordError: if records have faults, unless `lenient`, after all have been read; or no record is left.
         FingerprintError, ConfigError, ModelError, QuantizerError: as `tokenise`.
     """
-    tokenise(options, load_builder(options))
+    sequences = options.sequences
+    builder = SequenceBuilder.from_model(
+        options.model, options.grids, sequences.max_length, sequences.too_long, sequences.loss
+    )
+    tokenise(options, builder)
     if rank_and_world_size()[0] == 0:
         check_faults(options.out, options.lenient)
 
@@ -51,7 +55,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
 
     Args:
         options: Of the job.
-        builder: What `load_builder` made of them.
+        builder: That of the model.
         inputs_may_move: Let the files of records, the grids and `shard_size` be others than those of the output that
             is there, and make anew what follows from them: for a training, whose own fingerprint has their content.
 
@@ -154,14 +158,6 @@ def _start_worker(worker: int) -> None:
     """Leave a worker one core."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     end_with_parent(worker)
-
-
-def load_builder(options: PrepareOptions) -> SequenceBuilder:
-    """The builder for a preparation; see `SequenceBuilder.from_model`."""
-    sequences = options.sequences
-    return SequenceBuilder.from_model(
-        options.model, options.grids, sequences.max_length, sequences.too_long, sequences.loss
-    )
 
 
 def find_grids(folder: Path, grids: Path | None) -> Path | None:

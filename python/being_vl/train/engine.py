@@ -20,7 +20,8 @@ from torch import distributed as dist
 
 from being_vl.data.batches import load_batches
 from being_vl.data.options import PrepareOptions
-from being_vl.data.prepare import check_faults, find_grids, load_builder, tokenise
+from being_vl.data.prepare import check_faults, find_grids, tokenise
+from being_vl.data.sequences import SequenceBuilder
 from being_vl.data.store import PreparedSequences, Sequences
 from being_vl.errors import CheckpointError, ConfigError
 from being_vl.files import (
@@ -282,7 +283,10 @@ def load_sequences(options: TrainOptions) -> PreparedSequences:
         shard_size=options.shard_size,
         workers=options.workers,
     )
-    builder = load_builder(preparation)
+    sequences = options.sequences
+    builder = SequenceBuilder.from_model(
+        options.model, preparation.grids, sequences.max_length, sequences.too_long, sequences.loss
+    )
     if not prepared:
         tokenise(preparation, builder, inputs_may_move=True)
         if dist.is_initialized():
