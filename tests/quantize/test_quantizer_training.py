@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 from being_vl.demo import shapesworld
-from being_vl.errors import CheckpointError, ConfigError, FingerprintError, ImageError
+from being_vl.errors import CheckpointError, ConfigError, FingerprintError, ImageError, ManifestError
+from being_vl.files import MANIFEST, write_manifest
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.models.tiled import VQGAN, cut_tiles, decode_codes, encode_tiles, new_model, to_tensor
 from being_vl.quantize.training.codebook import Codebook
@@ -40,6 +42,7 @@ from being_vl.quantize.training.options import (
 )
 from being_vl.quantize.training.start import start_linear
 from being_vl.quantize.training.trainer import Trainer, train_quantizer
+from helpers import tiny
 
 NO_DISCRIMINATOR = AdversarialOptions(weight=0.0)
 
@@ -305,16 +308,29 @@ def test_an_output_of_other_options_is_refused_and_replaced_on_demand(options: Q
     assert (options.out / "notes.txt").read_text() == "mine"
 
 
+def test_other_images_are_other_inputs(options: QuantizerTrainOptions, tmp_path: Path) -> None:
+    shutil.copytree(options.images[1], tmp_path / "images")
+    short = replace(options, images=[tmp_path / "images"], steps=1)
+    train_quantizer(short)
+    (tmp_path / "images" / "3.png").unlink()
+    with pytest.raises(FingerprintError, match=r"quantizer: was made with other.*files\."):
+        train_quantizer(short)
+    train_quantizer(replace(short, overwrite=True))
+
+
 def test_what_another_job_made_is_never_replaced(options: QuantizerTrainOptions) -> None:
     """Neither a quantizer from elsewhere nor the output of another kind of job."""
-    options.out.mkdir()
-    (options.out / "manifest.json").write_text("{}")
-    with pytest.raises(FingerprintError, match=r"quantizer: was not made by `being-vl quantizer train`"):
+    tiny.quantizer(options.out)
+    before = {path: path.read_bytes() for path in options.out.iterdir()}
+    with pytest.raises(FingerprintError, match="holds a quantizer that no training here made"):
         train_quantizer(replace(options, overwrite=True))
-    (options.out / "fingerprint.json").write_text('{"job": "quantize"}')
-    with pytest.raises(FingerprintError, match="job was 'quantize'"):
+    (options.out / "fingerprint.json").write_text('{"kind": "grids"}')
+    with pytest.raises(FingerprintError, match="holds what another kind of job made"):
         train_quantizer(replace(options, overwrite=True))
-    assert (options.out / "manifest.json").read_text() == "{}"
+    write_manifest(options.out, "grids", {})
+    with pytest.raises(ManifestError, match="holds 'being-vl/grids'"):
+        train_quantizer(replace(options, overwrite=True))
+    assert all(path.read_bytes() == content for path, content in before.items() if path.name != MANIFEST)
 
 
 def test_a_damaged_checkpoint_is_refused(options: QuantizerTrainOptions) -> None:
