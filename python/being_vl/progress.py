@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal and in a notebook, nothing elsewhere, where log lines serve."""
 
+import os
 import sys
 from typing import Any
 
@@ -7,7 +8,7 @@ from tqdm import tqdm
 
 
 def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> Any:
-    """A tqdm bar, for a `with` statement; disabled unless somebody sees it.
+    """A tqdm bar, for a `with` statement; disabled unless somebody sees it, or if `TQDM_DISABLE=1`, as `-q` sets it.
 
     Args:
         total: How many units the work has.
@@ -19,7 +20,8 @@ def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> A
         from tqdm.notebook import tqdm as notebook_bar
 
         return notebook_bar(total=total, unit=unit, desc=description, initial=initial)
-    return tqdm(total=total, unit=unit, desc=description, initial=initial, disable=None)
+    disable = os.environ.get("TQDM_DISABLE") == "1" or None
+    return tqdm(total=total, unit=unit, desc=description, initial=initial, disable=disable)
 
 
 def _in_notebook() -> bool:

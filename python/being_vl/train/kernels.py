@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from being_vl.errors import ConfigError
+from being_vl.extras import install_hint
 from being_vl.train.options import PrecisionOptions
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def use_liger(lm: Any) -> None:
             _apply_liger_kernel_to_instance,
         )
     except ImportError as error:
-        raise ConfigError("liger-kernel is not installed: pip install 'being-vl[liger]'") from error
+        raise ConfigError(f"precision.liger: {install_hint('liger_kernel')}") from error
     if lm.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         log.warning("liger: has no kernels for %s, so PyTorch's are used", lm.config.model_type)
         return

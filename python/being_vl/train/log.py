@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from being_vl.errors import ConfigError
+from being_vl.extras import install_hint
 from being_vl.files import to_jsonable, write_aside
 from being_vl.fingerprints import compute_fingerprint
 from being_vl.train.options import TrainOptions
@@ -111,7 +112,7 @@ def _wandb(options: TrainOptions, stage: str) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError("wandb is not installed: pip install 'being-vl[wandb]'") from error
+        raise ConfigError(f"logging.wandb: {install_hint('wandb')}") from error
     out = options.out.resolve()
     identity = compute_fingerprint([str(out), options.logging.wandb])[:16]
     return wandb.init(
