@@ -18,10 +18,7 @@ import pytest
 import yaml
 
 from being_vl.cli import find_command
-from being_vl.commands import COMMANDS, load
-from being_vl.flags import REST, read_flags
-from being_vl.recipes.recipe import Recipe, merge_values
-from being_vl.schema import read_options
+from being_vl.commands import COMMANDS
 from helpers.commands import being_vl
 
 ROOT = Path(__file__).parents[2]
@@ -71,18 +68,10 @@ class Block(NamedTuple):
 
 
 def parse(words: list[str]) -> None:
-    """Check the flags of a command of `being-vl` and the keys of its recipe, if that is at hand; run nothing."""
+    """Check the flags of a command of `being-vl`, and the recipe that it names; run nothing."""
     name = find_command(words)
     assert name, words
-    options = read_options(load(COMMANDS[name].options))
-    flags = words[len(name.split()) :]
-    if REST in options and "--" in flags:
-        flags = flags[: flags.index("--")]
-    values = read_flags(COMMANDS[name].parser(name, options), options, flags)
-    recipe = values.get("recipe")
-    if recipe and Path(str(recipe)).is_file() and "recipe" not in options:
-        known = {key: value for key, value in values.items() if key in options}
-        merge_values(options, Recipe.find(recipe), known)
+    COMMANDS[name].parse(name, words[len(name.split()) :]).values()
 
 
 def blocks(page: Path) -> list[Block]:
@@ -107,9 +96,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from helpers import tiny
 
     folder = tmp_path_factory.mktemp("world")
-    shapesworld.generate(folder / "data", 8, seed=1)
-    shutil.copy(folder / "data" / "train.json", folder / "train.json")
-    records = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    shapesworld.generate(folder / "data", 20, seed=1)
+    records = json.loads((folder / "data/train.json").read_text(encoding="utf-8"))[:24]
+    for name in ("data/train.json", "train.json"):
+        (folder / name).write_text(json.dumps(records), encoding="utf-8")
     (folder / "dialogues.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     tiny.llm(folder / "path/to/an/llm", hidden=16)
     (folder / "tests").symlink_to(ROOT / "tests")
@@ -140,10 +130,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert being_vl(*words) == 0
     shutil.copy(me / "vocabulary.json", folder / "vocabulary.json")
     shutil.copytree(me / "expanded", folder / "trained")
+    write_files(folder)
+    return folder
+
+
+def write_files(folder: Path) -> None:
+    """Write the files that the pages show."""
     for block in (block for page in PAGES for block in BLOCKS[page]):
         if name := block.file():
             (folder / name).write_text(block.code, encoding="utf-8")
-    return folder
 
 
 @pytest.mark.slow
@@ -187,7 +182,12 @@ def missing_lines(expected: list[str], printed: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_flags_of_blocks_that_do_not_run_exist(page: Path) -> None:
+def test_flags_of_blocks_that_do_not_run_exist(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
     for block in BLOCKS[page]:
         if block.reason and block.language in SHELL:
             for words in block.commands():
