@@ -53,16 +53,18 @@ def test_numpy_is_all_that_the_tokenizer_needs(tmp_path):
 ROOMS = """
     being_vl __main__
     cli
+    commands completion
     run demo
     launch estimate
-    recipes flags
+    recipes
+    flags
     train
     model
     data
     quantize
     tokenizer
     images shards
-    layout options fingerprints devices progress quantizer_names
+    layout options fingerprints devices progress quantizer_names schema yaml_text extras
     files lazy version
     errors
     _core
