@@ -149,7 +149,7 @@ def find_file(llm: str, name: str) -> str | None:
     return path
 
 
-def save_weights(folder: Path, llm: CausalLM, new_rows: dict[str, Tensor]) -> None:
+def save_weights(folder: StrPath, llm: CausalLM, new_rows: dict[str, Tensor]) -> None:
     """Write the weights as safetensors that the Auto classes load, holding one file's tensors at a time.
 
     Args:
@@ -157,6 +157,8 @@ def save_weights(folder: Path, llm: CausalLM, new_rows: dict[str, Tensor]) -> No
         llm: The model to write, each tensor in its own dtype.
         new_rows: Rows to append, by the tensor's name.
     """
+
+    folder = Path(folder)
 
     def enlarge(name: str) -> Tensor:
         tensor = llm.tensor(name)

@@ -7,6 +7,7 @@ from typing import Any
 
 from being_vl.errors import ConfigError, FingerprintError, VocabularyError
 from being_vl.fingerprints import check_fingerprint, write_fingerprint
+from being_vl.options import StrPath
 from being_vl.tokenizer.visual_bpe import VisualBPE
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ class VocabularyOutput:
         ConfigError: if `path` is a folder, or a file to replace is no vocabulary.
     """
 
-    def __init__(self, path: Path, fields: Mapping[str, Any], overwrite: bool) -> None:
+    def __init__(self, path: StrPath, fields: Mapping[str, Any], overwrite: bool) -> None:
+        path = Path(path)
         if path.is_dir():
             raise ConfigError(f"{path} is a folder; expected the name of a file")
         self.path = path
