@@ -260,8 +260,8 @@ class SequenceBuilder:
             sequence = self._join(record, pieces, images, tokens)
             if not sequence.weights.any():
                 record_faults.append(Fault("no label", f"{record.where}: no answer to learn from"))
-            elif fitting := self._fit(record, sequence, images, tokens, record_faults):
-                sequences.append(fitting)
+            elif short_sequence := self._fit(record, sequence, images, tokens, record_faults):
+                sequences.append(short_sequence)
 
         if faults is not None:
             faults += record_faults
@@ -392,16 +392,16 @@ class SequenceBuilder:
         length, limit = len(sequence.ids), f"max_length is {self.max_length}"
         if length <= self.max_length:
             return sequence
-        shorter = record
-        while self.too_long == "truncate" and sum(turn.role == "user" for turn in shorter.turns) > 1:
+        rest = record
+        while self.too_long == "truncate" and sum(turn.role == "user" for turn in rest.turns) > 1:
             # Cut a question and its answer, and build the sequence anew.
-            shorter = _without_last_exchange(shorter)
-            pieces = self._write(shorter.turns, len(shorter.images))
+            rest = _without_last_exchange(rest)
+            pieces = self._write(rest.turns, len(rest.images))
             texts = {piece for piece, _ in pieces if isinstance(piece, str)}
             tokens |= self._text.encode(texts - tokens.keys())
-            sequence = self._join(shorter, pieces, images, tokens)
+            sequence = self._join(rest, pieces, images, tokens)
             if len(sequence.ids) <= self.max_length and sequence.weights.any():
-                cut = f"cut its last {len(record.turns) - len(shorter.turns)} turns"
+                cut = f"cut its last {len(record.turns) - len(rest.turns)} turns"
                 text = f"{record.where}: {length} tokens, {limit}: {cut}, {len(sequence.ids)} tokens left"
                 faults.append(Fault(TRUNCATED, text))
                 return sequence
@@ -446,10 +446,10 @@ class SequenceBuilder:
             reason = self.grids.failures.get(key, "not among the quantized images")
             return Fault("missing image", f"the image {key!r} has no grid ({reason})")
         grid = self.grids[key]
-        outside = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]
-        if outside.size:
+        outside_ids = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]
+        if outside_ids.size:
             reason = f"outside the codebook of {self.bpe.base_vocab_size}"
-            return Fault("bad grid", f"the grid of {key!r} holds the id {outside[0]}, {reason}")
+            return Fault("bad grid", f"the grid of {key!r} holds the id {outside_ids[0]}, {reason}")
         return grid
 
     def _frame(self, tokens: NDArray[Any]) -> NDArray[np.int32]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from being_vl.errors import ConfigError, GridError
+from being_vl.options import StrPath
 
 if TYPE_CHECKING:
     from being_vl.shards.grids import Block, GridStore
@@ -109,20 +110,21 @@ class GridSource:
     quantizer_fingerprint: str | None = None
 
 
-def open_grids(paths: Sequence[Path], codebook_size: int | None) -> GridSource:
+def open_grids(paths: Sequence[StrPath], codebook_size: int | None) -> GridSource:
     """Open folders that `being-vl quantize` wrote, or .npy and .npz files.
 
     Raises:
         GridError, ManifestError: if one of them cannot be read.
         ConfigError: if they do not belong together, or the codebook's size is missing or another one.
     """
-    folders = [path for path in paths if path.is_dir()]
+    locations = [Path(path) for path in paths]
+    folders = [path for path in locations if path.is_dir()]
     if not folders:
         if codebook_size is None:
-            raise ConfigError(f"{paths[0]}: give codebook_size, the number of ids of its quantizer")
-        return GridSource(Corpus(block for path in paths for block in _array_blocks(path)), codebook_size)
-    if len(folders) < len(paths):
-        array_path = next(path for path in paths if path not in folders)
+            raise ConfigError(f"{locations[0]}: give codebook_size, the number of ids of its quantizer")
+        return GridSource(Corpus(block for path in locations for block in _array_blocks(path)), codebook_size)
+    if len(folders) < len(locations):
+        array_path = next(path for path in locations if path not in folders)
         raise ConfigError(
             f"{array_path}: an array does not say which quantizer made it, so it cannot be joined to {folders[0]}"
         )
