@@ -54,7 +54,7 @@ def options(out: Path, steps: int) -> QuantizerTrainOptions:
         name="builtin",
         crop=128,
         network=NetworkOptions(width=128, layers=1),
-        codebook=CodebookOptions(size=4096, dim=24, reserved=576 / 4096),
+        codebook=CodebookOptions(size=4096, dim=24, reserved_share=576 / 4096),
         adversarial=AdversarialOptions(weight=0.05, start=0.8),
         steps=steps,
         batch_size=8,

@@ -62,8 +62,8 @@ def main() -> None:
         large = load_quantizer(arguments.name, size=256)
         photographs = [read_image(demo / key) for key in list_image_files(demo)]
         rows = [
-            (picture.resize((128, 128), Image.Resampling.NEAREST) for picture in each)
-            for each in (pictures[:12], quantizer.decode(grids[:12]))
+            (picture.resize((128, 128), Image.Resampling.NEAREST) for picture in row)
+            for row in (pictures[:12], quantizer.decode(grids[:12]))
         ]
         rows += [photographs, large.decode(large.encode(photographs))]
         save_sheet(rows, arguments.sheet)
@@ -129,7 +129,7 @@ def used_ids(grids: Grids) -> set[int]:
 def quality(images: list[Image.Image], reconstructions: list[Image.Image]) -> str:
     """Mean PSNR and SSIM."""
     pairs = (images, reconstructions)
-    a, b = (to_tensor(np.stack([np.asarray(image) for image in each])) for each in pairs)
+    a, b = (to_tensor(np.stack([np.asarray(image) for image in part])) for part in pairs)
     return f"PSNR {psnr(images, reconstructions):.2f} dB, SSIM {float(ssim(a, b).mean()):.3f}"
 
 

@@ -106,11 +106,11 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise ManifestError(f"{folder}: no {MANIFEST}; expected a finished folder of kind {kind!r}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found, format_version = manifest["format"], manifest["format_version"]
+        format_name, format_version = manifest["format"], manifest["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"{path}: not a being-vl manifest ({error})") from None
-    if found != f"being-vl/{kind}":
-        raise ManifestError(f"{path}: holds {found!r}, expected 'being-vl/{kind}'")
+    if format_name != f"being-vl/{kind}":
+        raise ManifestError(f"{path}: holds {format_name!r}, expected 'being-vl/{kind}'")
     if format_version != 1:
         raise ManifestError(f"{path}: format version {format_version}; this being-vl reads version 1")
     return dict(manifest)

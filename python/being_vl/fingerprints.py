@@ -19,13 +19,13 @@ def compute_fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def check_fingerprint(path: Path, fields: Mapping[str, Any], what: str | None = None) -> bool:
+def check_fingerprint(path: Path, fields: Mapping[str, Any], output: str | None = None) -> bool:
     """Compare what an output is to follow from with what `path` says that the one there follows from.
 
     Args:
         path: The file that holds the fields of an earlier job, if there was one.
         fields: Name → value of the options and inputs that decide the output.
-        what: What to call the output in an error; its folder by default.
+        output: What to call the output in an error; its folder by default.
 
     Returns:
         Whether there is an output of this very job, finished or not.
@@ -36,18 +36,18 @@ def check_fingerprint(path: Path, fields: Mapping[str, Any], what: str | None = 
     if not path.is_file():
         return False
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(earlier, dict):
+        stored_fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored_fields, dict):
             raise ValueError("expected a JSON object")
     except ValueError as error:
         raise FingerprintError(
             f"{path}: cannot be read ({error}), so it is not known what the output follows from; give --overwrite to "
             "replace it, or another output"
         ) from None
-    changes = "; ".join(differences(earlier, to_jsonable(dict(fields))))
+    changes = "; ".join(differences(stored_fields, to_jsonable(dict(fields))))
     if changes:
         raise FingerprintError(
-            f"{what or path.parent}: was made with other options or inputs ({changes}); give the earlier ones to go "
+            f"{output or path.parent}: was made with other options or inputs ({changes}); give the earlier ones to go "
             "on with it, --overwrite to replace it, or another output"
         )
     return True
@@ -58,13 +58,14 @@ def write_fingerprint(path: Path, fields: Mapping[str, Any]) -> None:
     write_json(path, dict(fields))
 
 
-def differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
+def differences(stored_value: Any, value: Any, name: str = "") -> Iterator[str]:
     """`name was …, is …` for each field that differs, those of nested mappings under `outer.inner`."""
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        for key in sorted(earlier.keys() | now.keys()):
-            yield from differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif earlier != now:
-        yield f"{name} was {_shorten(earlier)}, is {_shorten(now)}"
+    if isinstance(stored_value, dict) and isinstance(value, dict):
+        for key in sorted(stored_value.keys() | value.keys()):
+            full_name = f"{name}.{key}" if name else key
+            yield from differences(stored_value.get(key), value.get(key), full_name)
+    elif stored_value != value:
+        yield f"{name} was {_shorten(stored_value)}, is {_shorten(value)}"
 
 
 def _shorten(value: Any) -> str:

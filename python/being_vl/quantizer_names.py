@@ -9,7 +9,10 @@ def describe_quantizer(name: str | None, fingerprint: str | None) -> str:
 
 
 def check_same_quantizer(
-    what: str, quantizer: tuple[str | None, str | None], other: str, expected: tuple[str | None, str | None]
+    what: str,
+    quantizer: tuple[str | None, str | None],
+    other: str,
+    other_quantizer: tuple[str | None, str | None],
 ) -> None:
     """Refuse to mix things of two quantizers; what does not name its quantizer goes with any.
 
@@ -17,13 +20,13 @@ def check_same_quantizer(
         what: What is checked, for the message: a file, a folder or `the grids`.
         quantizer: Name and fingerprint of its quantizer.
         other: What it is to go with.
-        expected: Name and fingerprint of that one's quantizer.
+        other_quantizer: Name and fingerprint of that one's quantizer.
 
     Raises:
         QuantizerError: if the fingerprints differ, with both names.
     """
-    if None not in (quantizer[1], expected[1]) and quantizer[1] != expected[1]:
+    if None not in (quantizer[1], other_quantizer[1]) and quantizer[1] != other_quantizer[1]:
         raise QuantizerError(
             f"{what}: is of quantizer {describe_quantizer(*quantizer)}, but {other} is of "
-            f"{describe_quantizer(*expected)}"
+            f"{describe_quantizer(*other_quantizer)}"
         )

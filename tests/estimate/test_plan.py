@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from being_vl.estimate.memory import States, estimate_memory, measure_activations, saved_bytes
 from being_vl.estimate.shapes import build_model, find_shape, without_memory
@@ -207,6 +208,29 @@ def test_plan_names_what_makes_a_stage_fit(capsys: pytest.CaptureFixture[str]) -
     text = planned(capsys, *small, "--gpus", "1x8GB")
     assert "stage3: " in text
     assert re.search(r"It takes \d+ GPUs, with .*zero: 3", text)
+
+
+def test_flags_of_the_training_override_recipes_of_both_kinds(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = planned(capsys, "qwen3-1.7b", "--", "--zero", 3, "--batches.micro-batch-size", 1)
+    assert "ZeRO-3, bf16, 1 rows" in run
+    assert run == planned(capsys, "qwen3-1.7b", "--", "--train.zero=3", "--train.batches.micro_batch_size", 1)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**tiny.training_inputs(chain), "out": str(tmp_path / "out")}))
+    assert "ZeRO-3, bf16, 1 rows" in planned(
+        capsys, recipe, "--gpus", "2x1GB", "--", "--zero", 3, "--batches.micro-batch-size", 1
+    )
+    message = refused(capsys, being_vl("plan", "qwen3-1.7b", "--", "--zeroo", 3))
+    assert "--zeroo: there is no such option" in message
+
+
+def test_demo_is_planned_before_it_has_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert planned(capsys, "demo").startswith("demo, ")
+    assert "unmasked" not in ALL_ATTENTION_FUNCTIONS
 
 
 def test_bad_plans_are_refused(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

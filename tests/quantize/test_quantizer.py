@@ -118,7 +118,7 @@ def test_a_compiled_encoder_gives_the_same_ids(
 
 
 def test_it_computes_in_float32_alone(builtin: VQGAN) -> None:
-    assert builtin.in_precision("float32") is builtin
+    assert builtin.with_precision("float32") is builtin
     with pytest.raises(QuantizerError, match="'builtin': computes in float32 alone, found bfloat16"):
         load_quantizer("builtin@128:bfloat16")
 

@@ -374,7 +374,7 @@ def test_options_are_checked(options: QuantizerTrainOptions, change: dict[str, o
         ("codebook", "dim", 11),
         ("codebook", "size", 0),
         ("codebook", "size", 2**20 + 1),
-        ("codebook", "reserved", 1.0),
+        ("codebook", "reserved_share", 1.0),
         ("adversarial", "start", -0.1),
         ("perceptual", "lpips", Path("heads.pth")),
         ("checkpoint", "every", 0),

@@ -67,21 +67,22 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
     """
     # What decides all sequences, and where the inputs lie; the inputs' content decides each shard.
     sequences = options.sequences
-    reading = sequences.default_category, sequences.categories, sequences.images_in_front
-    records = Records(options.records, *reading)
-    building = fixed_options(sequences) | builder.fingerprint_fields()
+    records = Records(
+        options.records, sequences.default_category, sequences.categories, sequences.images_in_front
+    )
+    sequence_fields = fixed_options(sequences) | builder.fingerprint_fields()
     grids = options.grids and options.grids.absolute()
-    places = {
+    input_fields = {
         "records": [path.absolute() for path in records.paths],
         "grids": grids,
         "shard_size": options.shard_size,
     }
-    fingerprint = building if inputs_may_move else building | places
+    fingerprint = sequence_fields if inputs_may_move else sequence_fields | input_fields
     job = ShardedJob[range](options.out, KIND, fingerprint, options.overwrite)
     grids_sha256 = sha256(grids / MANIFEST) if grids else None
     for start in range(0, len(records), options.shard_size):
         part = range(start, min(start + options.shard_size, len(records)))
-        job.add_shard(part, [building, grids_sha256, _versions(records, part)])
+        job.add_shard(part, [sequence_fields, grids_sha256, _versions(records, part)])
     if job.is_finished():
         return
 
@@ -195,13 +196,13 @@ def check_faults(folder: Path, lenient: bool) -> None:
     num_faults = num_records - manifest["sequences"] - kinds.get(DROPPED, 0)
     if (not num_faults or lenient) and manifest["sequences"]:
         return
-    what, remedy = f"{num_faults} of {num_records} records have faults", "mend them, or set lenient"
+    summary, remedy = f"{num_faults} of {num_records} records have faults", "mend them, or set lenient"
     if not manifest["sequences"]:
-        what, remedy = f"none of {num_records} records is left", "mend them"
+        summary, remedy = f"none of {num_records} records is left", "mend them"
     kinds = {kind: n for kind, n in kinds.items() if kind not in (DROPPED, TRUNCATED)} or kinds
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    first = next(fault.text for fault in _read_faults(folder) if fault.kind in kinds)
-    raise RecordError(f"{what} ({counts}; see {folder / FAULTS}); first: {first}; {remedy}")
+    first_fault = next(fault.text for fault in _read_faults(folder) if fault.kind in kinds)
+    raise RecordError(f"{summary} ({counts}; see {folder / FAULTS}); first: {first_fault}; {remedy}")
 
 
 def describe_faults(folder: Path) -> Iterator[str]:

@@ -75,8 +75,8 @@ class JsonReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        find = _find_lines if path.suffix == ".jsonl" else _find_elements
-        self._spans: NDArray[np.int64] = np.fromiter(find(path), _SPAN)
+        find_spans = _find_lines if path.suffix == ".jsonl" else _find_elements
+        self._spans: NDArray[np.int64] = np.fromiter(find_spans(path), _SPAN)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -142,7 +142,7 @@ def _find_elements(path: Path) -> Iterator[tuple[int, int]]:
             window += chunk
         position = _skip_space(window, 0)
         if window[position : position + 1] != "[":
-            raise _no_list(path, window + file.read(MAX_ELEMENT), base)
+            raise _no_list_error(path, window + file.read(MAX_ELEMENT), base)
         position = _skip_space(window, position + 1)
         if window[position : position + 1] == "]":
             return
@@ -159,7 +159,7 @@ def _find_elements(path: Path) -> Iterator[tuple[int, int]]:
                 # The window may end within the element: try again with a longer one.
                 chunk = file.read(max(WINDOW, len(window))) if len(window) - position < MAX_ELEMENT else ""
                 if not chunk:
-                    raise _not_json(path, window, base, error) from None
+                    raise _json_error(path, window, base, error) from None
                 window, base, position = window[position:] + chunk, base + position, 0
                 continue
             yield base + start, base + end
@@ -170,7 +170,7 @@ def _find_elements(path: Path) -> Iterator[tuple[int, int]]:
         tail = window[position:] + file.read(MAX_ELEMENT)
         if tail.strip():
             fault = json.JSONDecodeError("Extra data", tail, _skip_space(tail, 0))
-            raise _not_json(path, tail, base + position, fault)
+            raise _json_error(path, tail, base + position, fault)
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -179,7 +179,7 @@ def _skip_space(text: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _no_list(path: Path, text: str, base: int) -> RecordError:
+def _no_list_error(path: Path, text: str, base: int) -> RecordError:
     """What a file holds that does not begin with `[`; `text` begins at its byte `base`."""
     try:
         value, end = _decode(text, _skip_space(text, 0))
@@ -187,11 +187,11 @@ def _no_list(path: Path, text: str, base: int) -> RecordError:
             hint = "; JSON lines go by the suffix .jsonl" if isinstance(value, dict) else ""
             raise json.JSONDecodeError("Extra data" + hint, text, _skip_space(text, end))
     except json.JSONDecodeError as error:
-        return _not_json(path, text, base, error)
+        return _json_error(path, text, base, error)
     return RecordError(f"{path}: a JSON {kind_of(value)}; expected a JSON list of records")
 
 
-def _not_json(path: Path, text: str, base: int, error: Exception) -> RecordError:
+def _json_error(path: Path, text: str, base: int, error: Exception) -> RecordError:
     """Say where a file is not JSON, or not UTF-8; `text` begins at its byte `base`."""
     try:
         codecs.utf_8_decode(text.encode("latin-1"), "strict", False)
@@ -283,8 +283,9 @@ def _samples(file: BinaryIO) -> Iterator[list[tarfile.TarInfo]]:
 
 
 def _stem(name: str) -> str:
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + last.partition(".")[0]
+    """A member's name up to its first dot, with its folder."""
+    folder, slash, file_name = name.rpartition("/")
+    return folder + slash + file_name.partition(".")[0]
 
 
 class TableReader:
@@ -305,8 +306,8 @@ class TableReader:
         schema = self._table.schema
         self._ends = np.cumsum(self._table.group_sizes, dtype=np.int64)
         columns = [name for name in schema.names if name in _FIELDS]
-        self._embedded = "image" in columns and not _holds_names(schema.field("image").type)
-        if self._embedded and path.suffix == ".parquet":
+        self._has_image_bytes = "image" in columns and not _holds_names(schema.field("image").type)
+        if self._has_image_bytes and path.suffix == ".parquet":
             kind = schema.field("image").type
             if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
                 columns[columns.index("image")] = "image.path"  # enough to see whether there is an image
@@ -334,7 +335,7 @@ class TableReader:
         rows = self._table.read_group(group, self._columns)
         first = int(self._ends[group]) - rows.num_rows
         rows = rows.slice(start - first, stop - start)
-        if self._embedded:
+        if self._has_image_bytes:
             rows = rows.set_column(rows.schema.get_field_index("image"), "image", rows["image"].is_valid())
         return rows
 
@@ -350,7 +351,7 @@ class TableReader:
             reason = f"a text that is not UTF-8 ({error}); expected a record"
             items = [RecordError(f"{self.path}: record {start}: {reason}", "wrong encoding")]
         for index, item in enumerate(items, start):
-            if self._embedded and isinstance(item, dict):
+            if self._has_image_bytes and isinstance(item, dict):
                 item["image"] = self._table.row_key(self.path.name, index) if item["image"] else None
             yield item
 

@@ -111,16 +111,16 @@ class SequenceShard:
     """
 
     def __init__(self, path: Path, num_rows: int) -> None:
-        lists = ("ids", "weight_ends", "weights", "image_start", "image_stop", "image_cells")
-        others = ("label_tokens", "category", "source", "where", "image_keys")
-        self.batch, _ = open_table(path, KIND, [*lists, *others])
+        list_columns = ("ids", "weight_ends", "weights", "image_start", "image_stop", "image_cells")
+        other_columns = ("label_tokens", "category", "source", "where", "image_keys")
+        self.batch, _ = open_table(path, KIND, [*list_columns, *other_columns])
         if self.batch.num_rows != num_rows:
             raise ManifestError(
                 f"{path}: holds {self.batch.num_rows} sequences, the manifest says {num_rows}; prepare again"
             )
         self.ids, self.weight_ends, self.weights, self.starts, self.stops, self.cells = (
             _ListColumn(column.values.to_numpy(), column.offsets.to_numpy())
-            for column in map(self.batch.column, lists)
+            for column in map(self.batch.column, list_columns)
         )
 
     def lengths(self) -> NDArray[np.int32]:
@@ -147,10 +147,10 @@ class SequenceShard:
             (category.indices.to_numpy(), source.indices.to_numpy(), text_only.astype(np.intp)), shape
         )
         # Each distinct code becomes a group, and that its number.
-        distinct, code_of_row = np.unique(codes, return_inverse=True)
+        distinct_codes, code_of_row = np.unique(codes, return_inverse=True)
         groups = (
             RecordGroup(category.dictionary[int(c)].as_py(), source.dictionary[int(s)].as_py(), bool(t))
-            for c, s, t in zip(*np.unravel_index(distinct, shape), strict=True)
+            for c, s, t in zip(*np.unravel_index(distinct_codes, shape), strict=True)
         )
         number_of_code = np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.uint16)
         return number_of_code[code_of_row]
@@ -179,7 +179,7 @@ class PreparedSequences:
         builder: What BPE-dropout encodes images with.
         dropout: Probability with which it skips a merge. Where a sequence would become too long by it, there is none.
         seed: Its seed.
-        longest: Tokens beyond which a sequence is too long, if less than those that it was prepared for.
+        max_length: Tokens beyond which a sequence is too long, if less than those that it was prepared for.
 
     Attributes:
         folder: The folder.
@@ -199,7 +199,7 @@ class PreparedSequences:
         builder: SequenceBuilder,
         dropout: float = 0.0,
         seed: int = 0,
-        longest: int | None = None,
+        max_length: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder, KIND)
@@ -215,7 +215,7 @@ class PreparedSequences:
         self.categories: Sequence[str] = fingerprint["categories"]
         self.dropout = dropout
         self.builder = builder
-        self._longest = min(fingerprint["max_length"], longest or math.inf)
+        self._max_length = min(fingerprint["max_length"], max_length or math.inf)
         self._seed = seed
         if dropout and (builder.grids is None or builder.bpe is None):
             raise ConfigError(
@@ -261,8 +261,8 @@ class PreparedSequences:
             growth += len(self.builder.reencode(sequence, self.dropout, row).ids) - len(sequence.ids)
         share = max(0.0, growth / max(1, savings[sample].sum()))
         # Where a sequence would become too long, there is no dropout.
-        expected = lengths + np.round(savings * share).astype(np.int32)
-        return np.where(expected > self._longest, lengths, expected)
+        lengths_with_dropout = lengths + np.round(savings * share).astype(np.int32)
+        return np.where(lengths_with_dropout > self._max_length, lengths, lengths_with_dropout)
 
     def get(self, group: RecordGroup, index: int, position: int, share: float = 1.0) -> TokenSequence:
         """See `Sequences`."""
@@ -270,7 +270,7 @@ class PreparedSequences:
         if not self.dropout * share:
             return sequence
         seed = int(np.random.PCG64([self._seed, position]).random_raw()) >> 1
-        return self.builder.reencode(sequence, self.dropout * share, seed, self._longest)
+        return self.builder.reencode(sequence, self.dropout * share, seed, self._max_length)
 
     def read(self, row: int) -> TokenSequence:
         """A sequence by its place among all that were prepared."""

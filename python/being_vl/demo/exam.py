@@ -110,14 +110,14 @@ def take_exam(options: ExamOptions) -> None:
     swapped_grids = dict(zip(names, [grids[name] for name in names[half:] + names[:half]], strict=True))
     # All questions, with the right and with the other grid.
     right_texts, swapped_texts = (
-        _ask(assistant, conversations, [grids_of[each.image] for each in conversations])
+        _ask(assistant, conversations, [grids_of[conversation.image] for conversation in conversations])
         for grids_of in (grids, swapped_grids)
     )
     answers = [
-        ExamAnswer(each.category, kind, each.image, question, reference, right, swapped)
-        for each, *texts in zip(conversations, right_texts, swapped_texts, strict=True)
+        ExamAnswer(conversation.category, kind, conversation.image, question, reference, right, swapped)
+        for conversation, *texts in zip(conversations, right_texts, swapped_texts, strict=True)
         for kind, question, reference, right, swapped in zip(
-            each.kinds, each.questions, each.references, *texts, strict=True
+            conversation.kinds, conversation.questions, conversation.references, *texts, strict=True
         )
     ]
     scores = score(answers, scenes)
@@ -126,7 +126,7 @@ def take_exam(options: ExamOptions) -> None:
         path.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answers), encoding="utf-8")
     with write_aside(options.out / "results.md") as path:
         path.write_text(table(scores) + "\n", encoding="utf-8")
-    write_json(options.out / "results.json", [asdict(each) for each in scores])
+    write_json(options.out / "results.json", [asdict(kind_scores) for kind_scores in scores])
 
 
 def score(answers: Sequence[ExamAnswer], scenes: dict[str, Scene]) -> list[KindScores]:
@@ -141,8 +141,9 @@ def score(answers: Sequence[ExamAnswer], scenes: dict[str, Scene]) -> list[KindS
     scores = [_score_kind(*key, of_kind, scenes) for key, of_kind in answers_of_kind.items()]
     # Each category's average before its kinds.
     results = []
-    for category in dict.fromkeys(each.category for each in scores):
-        parts = sorted((each for each in scores if each.category == category), key=lambda each: each.kind)
+    for category in dict.fromkeys(kind_scores.category for kind_scores in scores):
+        parts = [kind_scores for kind_scores in scores if kind_scores.category == category]
+        parts.sort(key=lambda part: part.kind)
         if len(parts) > 1:
             results.append(_average(category, parts))
         results += parts
@@ -196,10 +197,10 @@ def table(scores: Sequence[KindScores]) -> str:
 
     # Texts of all cells.
     rows = [["category", "question", "number", "right picture", "swapped", "majority", "random object"]]
-    for each in scores:
-        kind = "caption: F1 of objects" if each.kind == "caption" else each.kind
-        shares = (each.right, each.swapped, each.majority, each.random_object)
-        rows.append([each.category, kind, str(each.questions), *map(percent, shares)])
+    for part in scores:
+        kind = "caption: F1 of objects" if part.kind == "caption" else part.kind
+        shares = (part.right, part.swapped, part.majority, part.random_object)
+        rows.append([part.category, kind, str(part.questions), *map(percent, shares)])
     # The first two columns hold words, and stand left; the others numbers.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -238,7 +239,7 @@ def _ask(
     answers: list[list[str]] = [[] for _ in conversations]
     for turn in range(max(len(conversation.questions) for conversation in conversations)):
         # The conversations that have a question left, with what was asked and answered before.
-        numbers = [n for n, each in enumerate(conversations) if len(each.questions) > turn]
+        numbers = [n for n, talk in enumerate(conversations) if len(talk.questions) > turn]
         prompts = []
         for n in numbers:
             questions = conversations[n].questions

@@ -121,7 +121,7 @@ def draw_answers(
         ConfigError: if matplotlib is not installed.
     """
     # All cells are as high as the one with the most lines needs.
-    texts = [[line for question in each for line in _lines(question)] for each in questions]
+    texts = [[line for question in of_image for line in _lines(question)] for of_image in questions]
     max_lines = max((len(lines) for lines in texts), default=0)
     text_height = 0.17 * max_lines
     rows = -(-len(images) // columns)

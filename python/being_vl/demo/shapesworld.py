@@ -146,9 +146,9 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
     light = np.float32(rng.integers(-8, 9))
     # The background, plain or checked.
-    first, second = (shift(colour) for colour in BACKGROUNDS[scene.background])
+    colour_a, colour_b = (shift(colour) for colour in BACKGROUNDS[scene.background])
     rows, columns = np.indices((PICTURE_SIDE, PICTURE_SIDE)) // (CELL_SIDE // 2)
-    pixels = np.where(((rows + columns) % 2 == 0)[..., None], first, second)
+    pixels = np.where(((rows + columns) % 2 == 0)[..., None], colour_a, colour_b)
     # The objects, with soft edges.
     for thing in scene.things:
         side = thing.cells * CELL_SIDE
@@ -213,9 +213,9 @@ def _ask_comparison(
     pairs = [(a, b) for a in scene.things for b in scene.things if rank(b) - rank(a) >= 1]
     if not pairs:
         return []
-    first, second = _pick(rng, pairs)
-    a, b = (first, second) if rng.integers(2) else (second, first)
-    return [Question(kind, f"which is {kind}, the {a.shape} or the {b.shape}?", first.shape)]
+    answer, foil = _pick(rng, pairs)
+    a, b = (answer, foil) if rng.integers(2) else (foil, answer)
+    return [Question(kind, f"which is {kind}, the {a.shape} or the {b.shape}?", answer.shape)]
 
 
 def perception(scene: Scene, rng: np.random.Generator) -> list[Question]:

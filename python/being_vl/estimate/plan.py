@@ -45,5 +45,5 @@ def _find_model(options: PlanOptions, recipe: Recipe) -> ModelSource:
     shape = SHAPES / f"{recipe.path.stem}.json"
     is_made = (Path(name) / "config.json").is_file()
     if recipe.is_shipped and name == recipe.content.get("llm") and shape.is_file() and not is_made:
-        name = recipe.path.stem
+        name = recipe.name
     return ModelSource(name, model.new_rows if options.new_rows is None else options.new_rows)

@@ -1,5 +1,6 @@
 """Models without their weights: what a config says, built of tensors that have shapes and hold nothing."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def build_model(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> Trai
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
-        lm = AutoModelForCausalLM.from_config(shape.config, dtype=dtype)
+        lm = AutoModelForCausalLM.from_config(copy.deepcopy(shape.config), dtype=dtype)
     lm.tie_weights()
     if lm.config._attn_implementation == "sdpa":
         lm.set_attn_implementation(UNMASKED)

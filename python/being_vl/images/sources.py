@@ -214,9 +214,13 @@ def _image_column(path: Path, schema: "pa.Schema") -> str:
     """The column of `datasets`' images (structs with `bytes`), or else that of binary values."""
     import pyarrow as pa
 
-    structs = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
-    binary = [f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)]
-    columns = structs or binary
+    struct_columns = [
+        f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0
+    ]
+    binary_columns = [
+        f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)
+    ]
+    columns = struct_columns or binary_columns
     if len(columns) != 1:
         raise ImageError(
             f"{path}: expected one column of images, that is of binary values or of structs with a field bytes; found "

@@ -97,12 +97,12 @@ def _arrow_batches(path: Path, version: tuple[int, ...]) -> "tuple[pa.Schema, li
     import pyarrow as pa
 
     _check_version(path, version)
-    mapped = pa.memory_map(str(path))
-    if mapped.read(6) == b"ARROW1":
-        file = pa.ipc.open_file(mapped)
+    file_map = pa.memory_map(str(path))
+    if file_map.read(6) == b"ARROW1":
+        file = pa.ipc.open_file(file_map)
         return file.schema, [file.get_batch(n) for n in range(file.num_record_batches)]
-    mapped.seek(0)
-    stream = pa.ipc.open_stream(mapped)
+    file_map.seek(0)
+    stream = pa.ipc.open_stream(file_map)
     return stream.schema, list(stream)
 
 

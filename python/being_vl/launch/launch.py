@@ -61,7 +61,7 @@ def check_inputs(recipe: Recipe, training: TrainOptions) -> None:
     if not (training.model / "config.json").is_file():
         if recipe.is_run:
             raise ConfigError(
-                f"{training.model}: there is no model yet; `being-vl run {recipe.path} --until expand` makes it"
+                f"{training.model}: there is no model yet; `being-vl run {recipe.name} --until expand` makes it"
             )
         raise ModelError(f"{training.model}: no config.json; expected the folder of a causal LM")
     for path in training.records:

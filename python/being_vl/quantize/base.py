@@ -69,14 +69,14 @@ class Quantizer(Protocol):
             QuantizerError: if an id is outside the codebook, a grid is not two-dimensional, or there is no decoder.
         """
 
-    def resized(self, size: int | None, aspect: bool = False) -> Self:
+    def with_size(self, size: int | None, aspect: bool = False) -> Self:
         """The same network for images of another size; see `load_quantizer`.
 
         Raises:
             QuantizerError: if the size does not suit it.
         """
 
-    def in_precision(self, precision: Precision) -> Self:
+    def with_precision(self, precision: Precision) -> Self:
         """The same network computing in another precision, and so with another fingerprint; see `load_quantizer`.
 
         Raises:
@@ -132,8 +132,8 @@ def load_quantizer(
         raise QuantizerError(f"{files.path}: the quantizer cannot be loaded ({reason})") from error
     _check_manifest(files, quantizer)
     if size is not None or aspect:
-        quantizer = quantizer.resized(size, aspect)
-    return quantizer.in_precision(precision)
+        quantizer = quantizer.with_size(size, aspect)
+    return quantizer.with_precision(precision)
 
 
 def _find_format(files: "WeightFiles") -> Any:
@@ -152,10 +152,10 @@ def _find_format(files: "WeightFiles") -> Any:
 
 def _check_manifest(files: "WeightFiles", quantizer: Quantizer) -> None:
     """Raise unless the weights are those that the manifest beside them was written for."""
-    expected = files.manifest.get("fingerprint", quantizer.fingerprint)
-    if expected != quantizer.fingerprint:
+    fingerprint = files.manifest.get("fingerprint", quantizer.fingerprint)
+    if fingerprint != quantizer.fingerprint:
         raise QuantizerError(
             f"{files.path}: its weights and preprocessing are those of "
             f"{describe_quantizer(quantizer.name, quantizer.fingerprint)}, its manifest says "
-            f"{describe_quantizer(quantizer.name, expected)}; copy or make the quantizer again"
+            f"{describe_quantizer(quantizer.name, fingerprint)}; copy or make the quantizer again"
         )

@@ -38,10 +38,10 @@ def info(options: GridsInfoOptions) -> str:
         return json.dumps(facts | {"counts": ids.tolist()}, indent=2)
     cells = facts["cells"]
     sizes = [f"{n:,} of {height}x{width}" for height, width, n in facts["sizes"]]
-    others = f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""
+    size_suffix = f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""
     lines = [
         f"quantizer       {describe_quantizer(store.quantizer_name, store.quantizer_fingerprint)}",
-        f"grids           {facts['grids']:,}: {', '.join(sizes[:5])}{others}",
+        f"grids           {facts['grids']:,}: {', '.join(sizes[:5])}{size_suffix}",
         f"failures        {facts['failures']:,}",
         f"cells           {cells:,}",
         f"ids used        {facts['ids_used']:,} of {store.codebook_size:,}",
@@ -61,13 +61,13 @@ def _measure(store: GridStore, top: int) -> tuple[IdCounts, dict[str, Any]]:
     # Count ids, sizes and pairs of neighbours, a shard at a time.
     ids = np.zeros(store.codebook_size, np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
-    right, down = _PairCounts(store.codebook_size), _PairCounts(store.codebook_size)
+    right_pairs, down_pairs = _PairCounts(store.codebook_size), _PairCounts(store.codebook_size)
     for block in store.blocks():
         for grids in _stacks(block):
             ids += np.bincount(grids.ravel(), minlength=len(ids))
             sizes[grids.shape[1:]] += len(grids)
-            right.add(grids[:, :, :-1], grids[:, :, 1:])
-            down.add(grids[:, :-1], grids[:, 1:])
+            right_pairs.add(grids[:, :, :-1], grids[:, :, 1:])
+            down_pairs.add(grids[:, :-1], grids[:, 1:])
     # Sort and summarise them.
     order = np.argsort(-ids, kind="stable")
     return ids, {
@@ -81,7 +81,7 @@ def _measure(store: GridStore, top: int) -> tuple[IdCounts, dict[str, Any]]:
         "ids_used": int((ids > 0).sum()),
         "entropy_bits": _entropy(ids),
         "most_frequent": [[int(i), int(ids[i])] for i in order[:top] if ids[i]],
-        "neighbours": {"right": right.facts(), "down": down.facts()},
+        "neighbours": {"right": right_pairs.facts(), "down": down_pairs.facts()},
     }
 
 
@@ -203,9 +203,11 @@ class _PairCounts:
         self.codes = np.empty(0, np.int64)
         self.counts = np.empty(0, np.int64)
 
-    def add(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
+    def add(self, first_ids: NDArray[np.int64], second_ids: NDArray[np.int64]) -> None:
         """Count the pairs at the same places of two arrays."""
-        codes, counts = np.unique(first.ravel() * self.codebook_size + second.ravel(), return_counts=True)
+        codes, counts = np.unique(
+            first_ids.ravel() * self.codebook_size + second_ids.ravel(), return_counts=True
+        )
         self.codes, positions = np.unique(np.concatenate([self.codes, codes]), return_inverse=True)
         summands = np.concatenate([self.counts, counts])
         self.counts = np.zeros(len(self.codes), np.int64)
@@ -213,13 +215,15 @@ class _PairCounts:
 
     def facts(self) -> dict[str, float]:
         """Share of equal neighbours, number of different pairs, and what one id tells of the other."""
-        first, second = np.divmod(self.codes, self.codebook_size)
-        sides = [np.bincount(ids, self.counts) for ids in (first, second)] if len(self.codes) else []
+        first_ids, second_ids = np.divmod(self.codes, self.codebook_size)
+        id_counts = (
+            [np.bincount(ids, self.counts) for ids in (first_ids, second_ids)] if len(self.codes) else []
+        )
         total = max(1, int(self.counts.sum()))
         return {
-            "equal": int(self.counts[first == second].sum()) / total,
+            "equal": int(self.counts[first_ids == second_ids].sum()) / total,
             "distinct": len(self.codes),
-            "mutual_information_bits": sum(map(_entropy, sides)) - _entropy(self.counts),
+            "mutual_information_bits": sum(map(_entropy, id_counts)) - _entropy(self.counts),
         }
 
 

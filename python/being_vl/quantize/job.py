@@ -73,13 +73,13 @@ def quantize(options: QuantizeOptions) -> GridStore | None:
     for metadata in job.wait():
         failures |= metadata["failures"]
     _check_failures(options, failures, len(sources))
-    described = {
+    quantizer_fields = {
         "name": quantizer.name,
         "fingerprint": quantizer.fingerprint,
         "codebook_size": quantizer.codebook_size,
         "downsample": quantizer.downsample,
     }
-    job.publish(["grids"], {"quantizer": described, "failures": failures})
+    job.publish(["grids"], {"quantizer": quantizer_fields, "failures": failures})
     return GridStore.open(options.out)
 
 
@@ -88,10 +88,10 @@ def _plan_shards(
 ) -> ShardedJob[Sequence[ImageSource]]:
     """The job with all of its shards; a shard follows from the quantizer and from its images as they are now."""
     root = options.root and options.root.absolute()
-    fixed = fixed_options(dataclasses.replace(options, images=options.images.absolute(), root=root))
+    fields = fixed_options(dataclasses.replace(options, images=options.images.absolute(), root=root))
     names = {"name": quantizer.name, "fingerprint": quantizer.fingerprint}
     job = ShardedJob[Sequence[ImageSource]](
-        options.out, KIND, fixed | {"quantizer": names}, options.overwrite
+        options.out, KIND, fields | {"quantizer": names}, options.overwrite
     )
     for start in range(0, len(sources), options.shard_size):
         part = sources[start : start + options.shard_size]
@@ -107,10 +107,10 @@ def _encode_with_ray(options: QuantizeOptions, shards: list[ImageShard], num_ima
     counts = make_shards_with_ray(
         _ShardMaker, *arguments, shards=len(shards), cpus=options.workers + 1, device=options.device
     )
-    failed = 0
+    num_failures = 0
     for number, count in enumerate(counts, 1):
-        failed += count
-        log.info("quantized %d of %d shards, %d images failed", number, len(shards), failed)
+        num_failures += count
+        log.info("quantized %d of %d shards, %d images failed", number, len(shards), num_failures)
 
 
 class _ShardMaker:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from being_vl.errors import ConfigError
 from being_vl.options import MAY_CHANGE, Options, check_minimum, check_share
 
 
@@ -110,8 +109,3 @@ class GridsDecodeOptions(Options):
         super().__post_init__()
         check_minimum("count", self.count, 1)
         check_minimum("side", self.side, 1)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name}: expected at least {least}, got {value}")

@@ -37,13 +37,13 @@ class Crop:
         while self.halve and min(image.size) >= 2 * self.size:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
         to_integer = int if self.truncate else round
-        short = min(image.size)
-        width, height = (to_integer(self.size * side / short) for side in image.size)
+        shorter_side = min(image.size)
+        width, height = (to_integer(self.size * side / shorter_side) for side in image.size)
         image = image.resize((width, height), Image.Resampling[self.resample.upper()])
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return image.crop((left, top, left + self.size, top + self.size))
 
-    def at(self, size: int) -> Self:
+    def with_size(self, size: int) -> Self:
         """The same for another size."""
         return replace(self, size=size)
 
@@ -66,7 +66,7 @@ class Pad:
         """RGB of any size → `size` × `size`."""
         return fit_square(image, self.size, self.background, self.least)
 
-    def at(self, size: int) -> Self:
+    def with_size(self, size: int) -> Self:
         """The same for another size."""
         return replace(self, size=size)
 
@@ -105,7 +105,7 @@ class Area:
             sides = [math.ceil(side * scale / self.factor) * self.factor for side in (width, height)]
         return image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
 
-    def at(self, size: int) -> Self:
+    def with_size(self, size: int) -> Self:
         """The same for an area of about `size`² pixels."""
         return replace(self, min_pixels=size**2, max_pixels=size**2)
 
@@ -145,9 +145,9 @@ class Preprocessing:
         # In this order, and in float64 first, as transformers does.
         return (((pixels.double() * self.rescale_factor).float() - mean) / std).permute(2, 0, 1).contiguous()
 
-    def resized(self, size: int | None, aspect: bool, factor: int) -> Self:
+    def with_size(self, size: int | None, aspect: bool, factor: int) -> Self:
         """The same for another size or, with `aspect`, for an area of that size in the image's own proportions."""
-        fit = self.fit if size is None else self.fit.at(size)
+        fit = self.fit if size is None else self.fit.with_size(size)
         if aspect and not isinstance(fit, Area):
             fit = Area(factor, fit.size**2, fit.size**2)
         return replace(self, fit=fit)

@@ -102,13 +102,13 @@ class WeightFiles:
             raise QuantizerError(f"{self.path}: no tensor is named …{CODEBOOK}; expected a VQ model")
         if not any(name.startswith("decoder.") for name in tensors):
             for path in sorted(self.folder.glob("*.ckpt")):
-                original = _read_tensors([path])
-                if not _have_same_codebook(original, tensors):
+                original_tensors = _read_tensors([path])
+                if not _have_same_codebook(original_tensors, tensors):
                     raise QuantizerError(
                         f"{path}: its codebook is not that of the weights beside it, so its decoder does not belong "
                         "to them; remove it or put the right one there"
                     )
-                tensors = original | tensors
+                tensors = original_tensors | tensors
         return tensors
 
     def _weight_files(self) -> list[Path]:
@@ -134,9 +134,9 @@ def rename_tensors(tensors: dict[str, Tensor], patterns: Iterable[tuple[str, str
     return translation
 
 
-def _have_same_codebook(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
-    codebook, other = tensors.get(CODEBOOK), others[CODEBOOK]
-    return codebook is not None and torch.equal(codebook.to(other.dtype), other)
+def _have_same_codebook(tensors: dict[str, Tensor], references: dict[str, Tensor]) -> bool:
+    codebook, reference = tensors.get(CODEBOOK), references[CODEBOOK]
+    return codebook is not None and torch.equal(codebook.to(reference.dtype), reference)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -68,6 +68,11 @@ class Recipe:
         """Whether it comes with the package."""
         return self.path.parent == FOLDER
 
+    @property
+    def name(self) -> str:
+        """What the command line calls it: its path, or the name of a shipped one."""
+        return self.path.stem if self.is_shipped else str(self.path)
+
     def run(self, flags: Sequence[str] = ()) -> RunOptions:
         """The options of the run, with flags that override the recipe's.
 

@@ -13,7 +13,7 @@ from being_vl.files import write_aside
 METADATA_KEY = b"being_vl"
 """Where the schema of a shard keeps its metadata, as JSON."""
 
-_DAMAGE = (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError)
+_READ_ERRORS = (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError)
 """What reading raises on files that are no shards."""
 
 
@@ -44,9 +44,10 @@ def open_table(path: Path, kind: str, columns: Collection[str]) -> tuple[pa.Reco
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         metadata: dict[str, Any] = json.loads(batch.schema.metadata[METADATA_KEY])
-        if missing := sorted(set(columns) - set(batch.schema.names)):
-            raise KeyError(f"no column {missing[0]}")
-    except _DAMAGE as error:
+        for name in columns:
+            if name not in batch.schema.names:
+                raise KeyError(f"no column {name}")
+    except _READ_ERRORS as error:
         raise ManifestError(
             f"{path}: not an Arrow file of {kind} ({error}); delete it and run the job that makes it again"
         ) from None
@@ -58,6 +59,6 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     try:
         schema = pa.ipc.open_file(pa.memory_map(str(path))).schema
         metadata = json.loads(schema.metadata[METADATA_KEY])
-    except _DAMAGE:
+    except _READ_ERRORS:
         return None
     return metadata if isinstance(metadata, dict) else None

@@ -167,16 +167,16 @@ class ShardedJob(Generic[Inputs]):
         # Of another kind of job nothing is replaced, whatever the options say.
         if (self.folder / MANIFEST).is_file():
             read_manifest(self.folder, self.kind)
-        earlier = self._read_fingerprint()
-        if earlier and earlier.get("kind") != self.kind:
+        stored_fields = self._read_fingerprint()
+        if stored_fields and stored_fields.get("kind") != self.kind:
             raise FingerprintError(
                 f"{self.folder}: holds what another kind of job made; choose another folder"
             )
         if overwrite:
             return
-        claimed = check_fingerprint(self.folder / FINGERPRINT, self.fingerprint)
+        has_fingerprint = check_fingerprint(self.folder / FINGERPRINT, self.fingerprint)
         # Only rank 0 asks where shards come from: until it has claimed the folder, no rank of this job writes one.
-        if not claimed and self.rank == 0 and self._files():
+        if not has_fingerprint and self.rank == 0 and self._files():
             raise FingerprintError(
                 f"{self.folder}: has {self.kind}, but no {FINGERPRINT} that says what they were made from; choose "
                 "another folder, or --overwrite to replace them"

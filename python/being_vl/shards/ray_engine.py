@@ -49,12 +49,12 @@ def make_shards_with_ray(
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
-    room = gpus if on_gpu else int(resources.get("CPU", 0)) // cpus
+    capacity = gpus if on_gpu else int(resources.get("CPU", 0)) // cpus
     results = ray.data.range(shards, override_num_blocks=shards).map_batches(
         _Actor,
         fn_constructor_args=(new_maker, arguments),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=max(1, min(shards, room))),
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(shards, capacity))),
         num_cpus=0,  # or the actors would leave none to what feeds them
         num_gpus=1 if on_gpu else 0,
     )

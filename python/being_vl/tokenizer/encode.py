@@ -49,8 +49,8 @@ def encode_grids(options: EncodeOptions) -> None:
     vocabulary = {"sha256": sha256(options.vocabulary), "vocab_size": bpe.vocab_size}
 
     # A shard of tokens follows from the vocabulary and from a shard of grids.
-    fixed = fixed_options(dataclasses.replace(options, grids=options.grids.absolute()))
-    job = ShardedJob[Path](options.out, KIND, fixed | {"vocabulary": vocabulary}, options.overwrite)
+    inputs = fixed_options(dataclasses.replace(options, grids=options.grids.absolute()))
+    job = ShardedJob[Path](options.out, KIND, inputs | {"vocabulary": vocabulary}, options.overwrite)
     for entry in manifest["shards"]:
         job.add_shard(options.grids / entry["file"], [entry["sha256"], vocabulary["sha256"]])
     if job.is_finished():

@@ -58,17 +58,17 @@ class NetworkQuantizer(ABC):
                 f"quantizer {self.name!r}: size is {size}; expected a positive multiple of {self.downsample}"
             )
 
-    def resized(self, size: int | None, aspect: bool = False) -> Self:
+    def with_size(self, size: int | None, aspect: bool = False) -> Self:
         """The same network for images of another size; see `load_quantizer`."""
-        other = self._copy()
-        other.preprocessing = self.preprocessing.resized(size, aspect, self.downsample)
-        other._check_size(other.preprocessing.fit.size if size is None else size)
-        return other
+        quantizer = self._copy()
+        quantizer.preprocessing = self.preprocessing.with_size(size, aspect, self.downsample)
+        quantizer._check_size(quantizer.preprocessing.fit.size if size is None else size)
+        return quantizer
 
     def _copy(self) -> Self:
-        other = copy(self)
-        other.__dict__.pop("fingerprint", None)
-        return other
+        quantizer = copy(self)
+        quantizer.__dict__.pop("fingerprint", None)
+        return quantizer
 
     @property
     def codebook(self) -> Tensor:
@@ -122,11 +122,11 @@ class NetworkQuantizer(ABC):
         """Write the weights in their library's format, and `manifest.json`; the precision is not kept."""
         folder = Path(folder)
         self._save_model(folder)
-        fields = {"name": self.name, "fingerprint": self.in_precision("float32").fingerprint}
+        fields = {"name": self.name, "fingerprint": self.with_precision("float32").fingerprint}
         write_manifest(folder, "quantizer", fields | self._preprocessing_fields())
 
     @abstractmethod
-    def in_precision(self, precision: Precision) -> Self:
+    def with_precision(self, precision: Precision) -> Self:
         """The same network computing in another precision; see `load_quantizer`."""
 
     @abstractmethod

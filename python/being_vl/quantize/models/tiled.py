@@ -74,12 +74,12 @@ class VQGAN(NetworkQuantizer):
     def _fingerprint_fields(self) -> dict[str, Any]:
         return self._preprocessing_fields() | {"downsample": self.downsample}
 
-    def resized(self, size: int | None, aspect: bool = False) -> Self:
+    def with_size(self, size: int | None, aspect: bool = False) -> Self:
         """The same network for images of another size; see `load_quantizer`."""
         size = self.preprocessing.fit.size if size is None else size
         return type(self)(self.model, self.name, size, str(self.model.device), aspect)
 
-    def in_precision(self, precision: Precision) -> Self:
+    def with_precision(self, precision: Precision) -> Self:
         """This quantizer: its ids are exact, so there is only float32."""
         if precision != "float32":
             raise QuantizerError(
@@ -105,10 +105,10 @@ class VQGAN(NetworkQuantizer):
             # All tiles of these images, equal ones once: plain areas repeat a lot.
             tiles = [cut_tiles(self.model, to_tensor(image[None], self.model.device)) for image in part]
             distinct_tiles, places = torch.cat(tiles).unique(dim=0, return_inverse=True)
-            ids = self._ids(distinct_tiles)[places].cpu().split([len(each) for each in tiles])
+            ids = self._ids(distinct_tiles)[places].cpu().split([len(image_tiles) for image_tiles in tiles])
             # Back to one grid per image.
-            shapes = [(each.shape[0] // self.downsample, each.shape[1] // self.downsample) for each in part]
-            grids += [each.reshape(shape).numpy() for each, shape in zip(ids, shapes, strict=True)]
+            shapes = [tuple(side // self.downsample for side in image.shape[:2]) for image in part]
+            grids += [grid.reshape(shape).numpy() for grid, shape in zip(ids, shapes, strict=True)]
         return grids
 
     def _ids(self, tiles: Tensor) -> Tensor:
@@ -116,8 +116,8 @@ class VQGAN(NetworkQuantizer):
         with torch.backends.cudnn.flags(allow_tf32=False):
             # The two nearest codes in float32.
             latents, codes = self._encode_tiles(self.model, tiles), self.codebook
-            distances, nearest = squared_distances(latents, codes).topk(2, largest=False)
-            ids = nearest[:, 0].clone()
+            distances, candidates = squared_distances(latents, codes).topk(2, largest=False)
+            ids = candidates[:, 0].clone()
             # Where rounding could have put them into the wrong order, all distances once more in float64.
             squares = latents.square().sum(1) + codes.square().sum(1).max()
             is_close = distances[:, 1] - distances[:, 0] < FLOAT64_MARGIN * squares
@@ -131,9 +131,9 @@ class VQGAN(NetworkQuantizer):
         return decode_codes(self.model, self.model.quantize.embedding(ids))
 
     def _save_model(self, folder: Path) -> None:
-        half = VQModel.from_config(self.model.config)
-        half.load_state_dict(self.model.state_dict())
-        half.half().save_pretrained(folder)
+        float16_model = VQModel.from_config(self.model.config)
+        float16_model.load_state_dict(self.model.state_dict())
+        float16_model.half().save_pretrained(folder)
 
     @classmethod
     def load(cls, files: WeightFiles, device: str = "cpu") -> Self:
@@ -196,8 +196,8 @@ def squared_distances(latents: Tensor, codes: Tensor) -> Tensor:
 
 def decode_codes(model: VQModel, codes: Tensor) -> Tensor:
     """Codes (n, height, width, D) to pixels (n, 3, height * tile, width * tile), about -1 to 1."""
-    folded = model.decode(codes.permute(0, 3, 1, 2), force_not_quantize=True).sample
-    return F.pixel_shuffle(folded, tile_side(model))
+    channels = model.decode(codes.permute(0, 3, 1, 2), force_not_quantize=True).sample
+    return F.pixel_shuffle(channels, tile_side(model))
 
 
 def network_parameters(model: VQModel) -> Iterable[Tensor]:

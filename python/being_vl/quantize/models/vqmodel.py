@@ -91,8 +91,10 @@ def convert_taming(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str
         "block_out_channels": [
             tensors[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)
         ],
-        "down_block_types": [f"{'Attn' * attends}DownEncoderBlock2D" for attends in attention],
-        "up_block_types": [f"{'Attn' * attends}UpDecoderBlock2D" for attends in reversed(attention)],
+        "down_block_types": [f"{'Attn' * has_attention}DownEncoderBlock2D" for has_attention in attention],
+        "up_block_types": [
+            f"{'Attn' * has_attention}UpDecoderBlock2D" for has_attention in reversed(attention)
+        ],
         "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in tensors,
         "layers_per_block": len(blocks),
         "latent_channels": tensors["encoder.conv_out.weight"].shape[0],

@@ -29,11 +29,11 @@ class WholeImageQuantizer(NetworkQuantizer):
         precision = {} if self.precision == "float32" else {"precision": self.precision}
         return super()._fingerprint_fields() | precision
 
-    def in_precision(self, precision: Precision) -> Self:
+    def with_precision(self, precision: Precision) -> Self:
         """The same network computing in another precision; see `load_quantizer`."""
-        other = self._copy()
-        other.precision = precision
-        return other
+        quantizer = self._copy()
+        quantizer.precision = precision
+        return quantizer
 
     def compile(self) -> None:
         """Compile the encoder, by torch.compile. The ids stay the same to within rounding."""

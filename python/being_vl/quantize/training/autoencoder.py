@@ -76,14 +76,14 @@ class Autoencoder:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_encoder), self.precision():
             latents = self._encode(self.model, tiles[:, :-1, None, None]).float()
         ids = self.codebook.nearest(latents.detach())
-        codes_learn = self.learn_codes and not freeze_encoder
-        codes = self.model.quantize.embedding(ids) if codes_learn else self.codebook.weight[ids]
-        quantized = latents + (codes - latents).detach()
+        has_code_gradients = self.learn_codes and not freeze_encoder
+        codes = self.model.quantize.embedding(ids) if has_code_gradients else self.codebook.weight[ids]
+        quantized_latents = latents + (codes - latents).detach()
         # Decode whole images.
         tile = tile_side(self.model)
         side = images.shape[-1] // tile
         with self.precision():
-            grids = quantized[places].reshape(len(images), side, side, -1)
+            grids = quantized_latents[places].reshape(len(images), side, side, -1)
             reconstructions = self._decode(self.model, grids).float()
         # The error of equal tiles counts once, too.
         tile_weights = (tiles_per_image * weights / counts)[places].reshape(len(images), 1, side, side)

@@ -33,25 +33,26 @@ class Codebook:
         return find_nearest(latents, self.weight)
 
     @torch.no_grad()
-    def place(self, folders: list[Tensor], reserved: int, rng: torch.Generator) -> None:
+    def place(self, folders: list[Tensor], num_reserved: int, rng: torch.Generator) -> None:
         """Place all codes by k-means on the latents (N, D) of each folder, started as k-means++ does.
 
-        The first `reserved` codes are placed on those of the first folder alone. Other codes then keep away from
+        The first `num_reserved` codes are placed on those of the first folder alone. Other codes then keep away from
         them: one that is nearer to any of that folder's latents than its reserved code is moved to a latent that is
         not.
         """
         # The reserved codes on the first folder, the others on the rest.
-        first, latents = folders[0], torch.cat(folders[1:] if reserved else folders)
-        reserved_codes = _k_means(first, reserved, self.weight[:0], rng)
+        first_folder, latents = folders[0], torch.cat(folders[1:] if num_reserved else folders)
+        reserved_codes = _k_means(first_folder, num_reserved, self.weight[:0], rng)
         codes = _k_means(latents, len(self.weight), reserved_codes, rng)
         # Codes that would take latents of the first folder from a reserved one go elsewhere.
-        if reserved:
-            distances = _errors(first, reserved_codes)
-            distant = latents[~_is_nearer(latents, first, distances)]
-            is_too_near = _is_nearer(codes, first, distances)
-            is_too_near[:reserved] = False
-            if len(distant):
-                codes[is_too_near] = distant[_draw(_errors(distant, codes), int(is_too_near.sum()), rng)]
+        if num_reserved:
+            distances = _errors(first_folder, reserved_codes)
+            distant_latents = latents[~_is_nearer(latents, first_folder, distances)]
+            is_too_near = _is_nearer(codes, first_folder, distances)
+            is_too_near[:num_reserved] = False
+            if len(distant_latents):
+                order = _draw(_errors(distant_latents, codes), int(is_too_near.sum()), rng)
+                codes[is_too_near] = distant_latents[order]
         # The averages start as if batches of 2048 latents had been seen.
         counts = _sum_by_id(latents, find_nearest(latents, codes), len(codes))[0]
         self.counts.copy_(counts / len(latents) * 2048).clamp_(min=self.dead_threshold)
@@ -77,20 +78,20 @@ class Codebook:
         if self.is_moving:
             self.weight.copy_(self.sums / self.counts.clamp(min=1e-6)[:, None])
         # Dead codes, at most one for every 16 latents at a time.
-        dead = (self.counts < self.dead_threshold).nonzero().squeeze(1)[: max(1, int(counts.sum()) // 16)]
-        if len(dead) == 0:
+        dead_ids = (self.counts < self.dead_threshold).nonzero().squeeze(1)[: max(1, int(counts.sum()) // 16)]
+        if len(dead_ids) == 0:
             return
         # A draw without replacement, weighted by the errors: the largest of log(chance) / error (Efraimidis, 2006).
         errors = (latents - self.weight[ids]).square().sum(1).clamp(min=1e-12)
         keys = chances.to(latents).clamp(min=1e-12).log() / errors
-        keys, order = keys.topk(min(len(dead), len(keys)))
+        keys, order = keys.topk(min(len(dead_ids), len(keys)))
         keys, candidates = all_gather(keys), all_gather(latents[order])
-        new_codes = candidates[keys.topk(min(len(dead), len(keys))).indices]
+        new_codes = candidates[keys.topk(min(len(dead_ids), len(keys))).indices]
         # They take the place of dead ones, and have a while to prove themselves.
-        dead = dead[: len(new_codes)]
-        self.weight[dead] = new_codes
-        self.counts[dead] = 2 * self.dead_threshold
-        self.sums[dead] = new_codes * self.counts[dead, None]
+        dead_ids = dead_ids[: len(new_codes)]
+        self.weight[dead_ids] = new_codes
+        self.counts[dead_ids] = 2 * self.dead_threshold
+        self.sums[dead_ids] = new_codes * self.counts[dead_ids, None]
 
 
 def find_nearest(latents: Tensor, codes: Tensor) -> Tensor:
@@ -125,9 +126,9 @@ def _k_means(latents: Tensor, size: int, fixed_codes: Tensor, rng: torch.Generat
     # Ten rounds of Lloyd's algorithm: each code moves to the mean of the latents that are nearest to it.
     for _ in range(10):
         counts, sums = _sum_by_id(latents, find_nearest(latents, codes), size)
-        moves = counts > 0
-        moves[: len(fixed_codes)] = False
-        codes[moves] = sums[moves] / counts[moves, None]
+        is_movable = counts > 0
+        is_movable[: len(fixed_codes)] = False
+        codes[is_movable] = sums[is_movable] / counts[is_movable, None]
     return codes
 
 

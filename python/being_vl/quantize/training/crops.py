@@ -89,8 +89,8 @@ class Crops:
         # The image, then the crop's side (by its logarithm, evenly), then its place.
         paths = self.training_paths[folder]
         image = self._read_from_cache(paths[rng.integers(len(paths))])
-        longest = min(image.size)
-        side = round(math.exp(rng.uniform(math.log(min(self.size, longest)), math.log(longest))))
+        max_side = min(image.size)
+        side = round(math.exp(rng.uniform(math.log(min(self.size, max_side)), math.log(max_side))))
         left = int(rng.integers(image.width - side + 1))
         top = int(rng.integers(image.height - side + 1))
         pixels = self._cut(image, left, top, side)

@@ -55,11 +55,11 @@ def all_gather(tensor: Tensor) -> Tensor:
         return tensor
     lengths = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(dist.get_world_size())]
     dist.all_gather(lengths, torch.tensor([len(tensor)], device=tensor.device))
-    # Only tensors of one shape can be gathered, so all are padded to the longest and cut again.
-    longest = max(int(length) for length in lengths)
-    padded = torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
+    # Only tensors of one shape can be gathered, so all are padded to the max_length and cut again.
+    max_length = max(int(length) for length in lengths)
+    padded_tensor = torch.cat([tensor, tensor.new_zeros(max_length - len(tensor), *tensor.shape[1:])])
+    parts = [torch.empty_like(padded_tensor) for _ in lengths]
+    dist.all_gather(parts, padded_tensor)
     return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])
 
 
@@ -67,8 +67,8 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace gradients by their means over all ranks, in one message."""
     if dist.is_initialized():
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = all_sum(torch.cat([gradient.flatten() for gradient in gradients])) / dist.get_world_size()
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        message = all_sum(torch.cat([gradient.flatten() for gradient in gradients])) / dist.get_world_size()
+        for gradient, part in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 

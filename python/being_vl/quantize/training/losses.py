@@ -59,8 +59,8 @@ class Perceptual(nn.Module):
             if number:
                 block.append(nn.MaxPool2d(2))
                 number += 1
-            for before, after in pairwise((width, *widths)):
-                convolution = nn.Conv2d(before, after, 3, padding=1)
+            for channels_in, channels_out in pairwise((width, *widths)):
+                convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1)
                 convolutions[str(number)] = convolution
                 block.extend([convolution, nn.ReLU()])
                 number += 2
@@ -80,9 +80,9 @@ class Perceptual(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         self.requires_grad_(False)
 
-    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+    def forward(self, images: Tensor, references: Tensor) -> Tensor:
         """Distances (n,) of images (n, 3, h, w) of -1 to 1, at least 16 pixels on a side."""
-        a, b = ((x - self.shift) / self.scale for x in (images, others))
+        a, b = ((x - self.shift) / self.scale for x in (images, references))
         total = torch.zeros(len(images), device=images.device)
         for block, head in zip(self.blocks, self.heads.values(), strict=True):
             a, b = block(a), block(b)
@@ -97,8 +97,8 @@ def _normalize(features: Tensor) -> Tensor:
     return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
 
 
-def _load_weights(module: nn.Module, path: Path, prefix: str, expected: str) -> None:
-    """Load the weights of `module` from a file that may hold others, too; `expected` names them in an error."""
+def _load_weights(module: nn.Module, path: Path, prefix: str, description: str) -> None:
+    """Load the weights of `module` from a file that may hold others, too; `description` names them in an error."""
     try:
         content = (
             load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
@@ -106,7 +106,7 @@ def _load_weights(module: nn.Module, path: Path, prefix: str, expected: str) -> 
         keys = {name: prefix + name.replace("/", ".") for name in module.state_dict()}
         module.load_state_dict({name: content[key] for name, key in keys.items()})
     except Exception as error:
-        raise ConfigError(f"{path}: expected {expected} ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"{path}: expected {description} ({type(error).__name__}: {error})") from error
 
 
 def edge_loss(error: Tensor) -> Tensor:
@@ -118,13 +118,13 @@ def edge_loss(error: Tensor) -> Tensor:
     return loss / 2
 
 
-def psnr(images: Tensor, others: Tensor) -> Tensor:
+def psnr(images: Tensor, references: Tensor) -> Tensor:
     """PSNR (n,) of images (n, 3, h, w) of -1 to 1, in dB."""
-    errors = ((images - others) / 2).square().mean((1, 2, 3))
+    errors = ((images - references) / 2).square().mean((1, 2, 3))
     return -10 * errors.clamp(min=1e-10).log10()
 
 
-def ssim(images: Tensor, others: Tensor) -> Tensor:
+def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Structural similarity (n,) of images (n, 3, h, w) of -1 to 1, at least 11 pixels on a side.
 
     As Wang et al. (2004) have it: a Gaussian window of 11×11 pixels with σ = 1.5, K = 0.01 and 0.03, without borders;
@@ -137,7 +137,7 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     def mean(values: Tensor) -> Tensor:
         return F.conv2d(values.flatten(0, 1)[:, None], window[None, None].to(values))
 
-    a, b = (images.double() + 1) / 2, (others.double() + 1) / 2
+    a, b = (images.double() + 1) / 2, (references.double() + 1) / 2
     mean_a, mean_b = mean(a), mean(b)
     variances = mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2
     covariance = mean(a * b) - mean_a * mean_b

@@ -61,9 +61,11 @@ def measure(autoencoder: Autoencoder, crops: Crops) -> Measurement:
 
 def _draw_pairs(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Images above their reconstructions, side by side on white."""
-    widest = max(image.shape[-1] for image, _ in pairs) + GAP
+    max_width = max(image.shape[-1] for image, _ in pairs) + GAP
     cells = [
-        torch.cat([F.pad(x, (0, widest - x.shape[-1], 0, widest - x.shape[-2]), value=1) for x in pair], 1)
+        torch.cat(
+            [F.pad(x, (0, max_width - x.shape[-1], 0, max_width - x.shape[-2]), value=1) for x in pair], 1
+        )
         for pair in pairs
     ]
     return torch.cat(cells, 2)
@@ -71,7 +73,7 @@ def _draw_pairs(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 def stack_sheets(sheets: dict[str, Tensor]) -> NDArray[np.uint8]:
     """The sheets of all folders, one below the other: (height, width, 3)."""
-    widest = max(sheet.shape[-1] for sheet in sheets.values())
-    rows = [F.pad(sheet, (0, widest - sheet.shape[-1]), value=1) for sheet in sheets.values()]
+    max_width = max(sheet.shape[-1] for sheet in sheets.values())
+    rows = [F.pad(sheet, (0, max_width - sheet.shape[-1]), value=1) for sheet in sheets.values()]
     pixels: NDArray[np.uint8] = ((torch.cat(rows, 1).permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
     return pixels

@@ -42,8 +42,8 @@ class CodebookOptions(Options):
         size: Number of ids.
         dim: Length of a code, at most a third of the networks' width.
         update: Codes are moving averages of their latents (`ema`), or learn by gradients.
-        reserved: Share of the codes that are placed on the first folder's images alone, away from which the others
-            start: keeps those images at few and steady ids.
+        reserved_share: Share of the codes that are placed on the first folder's images alone; the others start away
+            from them. It keeps those images at few and steady ids.
         commitment: Weight of the loss that pulls latents to their codes.
         ema_decay: Decay of the moving averages of codes and of their use.
         dead_threshold: A code that is used less than this often per batch, on average, is placed anew.
@@ -52,7 +52,7 @@ class CodebookOptions(Options):
     size: int = 1024
     dim: int = 16
     update: Literal["ema", "gradient"] = "ema"
-    reserved: float = 0.0
+    reserved_share: float = 0.0
     commitment: float = 0.25
     ema_decay: float = 0.99
     dead_threshold: float = 0.03
@@ -66,8 +66,10 @@ class CodebookOptions(Options):
             raise ConfigError(
                 f"codebook.size: expected at most {MAX_CODEBOOK_SIZE}, as visual BPE does, found {self.size}"
             )
-        if not 0 <= self.reserved < 1:
-            raise ConfigError(f"codebook.reserved: expected a share, 0 to less than 1, found {self.reserved}")
+        if not 0 <= self.reserved_share < 1:
+            raise ConfigError(
+                f"codebook.reserved_share: expected a share, 0 to less than 1, found {self.reserved_share}"
+            )
 
 
 @dataclass
@@ -203,8 +205,8 @@ class QuantizerTrainOptions(Options):
         check_minimum("workers", self.workers, 0)
         check_share("encoder_share", self.encoder_share)
         check_share("adversarial.start", self.adversarial.start)
-        if self.codebook.reserved and len(set(self.images)) < 2:
-            raise ConfigError("codebook.reserved: expected at least two folders of images, found one")
+        if self.codebook.reserved_share and len(set(self.images)) < 2:
+            raise ConfigError("codebook.reserved_share: expected at least two folders of images, found one")
         if self.codebook.dim > self.network.width // 3:
             raise ConfigError(
                 f"codebook.dim: expected at most a third of network.width, {self.network.width // 3}, found "

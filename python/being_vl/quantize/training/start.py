@@ -47,14 +47,16 @@ def start(model: VQModel, codebook: Codebook, crops: Crops, options: QuantizerTr
         torch.cat([encode_tiles(model, part[:, :, None, None]) for part in tiles.split(4096)])
         for tiles in folders
     ]
-    codebook.place(latents, round(options.codebook.reserved * options.codebook.size), rng)
+    codebook.place(latents, round(options.codebook.reserved_share * options.codebook.size), rng)
 
 
 def _draw_tiles(model: VQModel, crops: Crops, folder: int, count: int, seed: int) -> Tensor:
     """The different tiles (N, channels) of `count` random crops of a folder."""
     rngs = (np.random.default_rng([seed, 2, folder, number]) for number in range(count))
-    pixels = (crops.draw(folder, rng)[None].to(model.device) for rng in rngs)
-    tiles: Tensor = torch.cat([cut_tiles(model, each).flatten(1) for each in pixels]).unique(dim=0)
+    crops_of_folder = (crops.draw(folder, rng)[None].to(model.device) for rng in rngs)
+    tiles: Tensor = torch.cat([cut_tiles(model, pixels).flatten(1) for pixels in crops_of_folder]).unique(
+        dim=0
+    )
     return tiles
 
 
@@ -70,13 +72,13 @@ def start_linear(model: VQModel, tiles: Tensor) -> None:
     dim = model.config.vq_embed_dim
     # Principal components, with each tile's mean colour counting less.
     mean = tiles.mean(0)
-    reduce_mean = _mean_reduction(tiles.shape[1] // 3).to(tiles)
-    _, sizes, axes = torch.linalg.svd((tiles - mean) @ reduce_mean, full_matrices=False)
+    mean_reduction = _mean_reduction(tiles.shape[1] // 3).to(tiles)
+    _, sizes, axes = torch.linalg.svd((tiles - mean) @ mean_reduction, full_matrices=False)
     # Projection to latents of mean square 1, and back.
     scale = (len(tiles) * dim) ** 0.5 / sizes[:dim].norm()
     to_features, to_pixels = (
-        scale * axes @ reduce_mean,
-        torch.linalg.solve(reduce_mean, axes[:dim].T) / scale,
+        scale * axes @ mean_reduction,
+        torch.linalg.solve(mean_reduction, axes[:dim].T) / scale,
     )
     constant = float(10 * scale * sizes[0] / len(tiles) ** 0.5)
     for convolution in (model.quant_conv, model.post_quant_conv):
@@ -100,9 +102,9 @@ def _start_encoder(model: VQModel, to_features: Tensor, mean: Tensor, constant: 
     width = encoder.conv_in.out_channels
     # In each group of a norm the first pair of channels holds the constant, the others features.
     group_width = width // model.config.norm_num_groups
-    positive = torch.arange(0, width, 2)
-    is_constant = positive % group_width == 0
-    pairs, constants = positive[~is_constant], positive[is_constant]
+    positive_channels = torch.arange(0, width, 2)
+    is_constant = positive_channels % group_width == 0
+    pairs, constants = positive_channels[~is_constant], positive_channels[is_constant]
     features = min(len(pairs), len(to_features))
     # Of a 3×3 convolution on a lone tile only the middle counts.
     for module in encoder.modules():

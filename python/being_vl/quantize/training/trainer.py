@@ -73,13 +73,13 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
             holds something else.
     """
     with process_group(options.device) as (rank, ranks, device):
-        goes_on = _check_folder(options)
+        has_output = _check_folder(options)
         wait_for_all_ranks()
-        if goes_on and (options.out / MANIFEST).is_file():
+        if has_output and (options.out / MANIFEST).is_file():
             log.info("%s: already finished", options.out)
             return options.out
         trainer = Trainer(options, rank, ranks, device)
-        if rank == 0 and not goes_on:
+        if rank == 0 and not has_output:
             _claim_folder(options)
         wait_for_all_ranks()
         trainer.run()
@@ -288,13 +288,13 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """What crops of one size, of `count` of all sizes, add to each of the generator's losses."""
         share = len(pixels) / count
-        to_codes = F.mse_loss(forward.latents, forward.codes.detach(), reduction="none").mean(1)
-        to_latents = F.mse_loss(forward.codes, forward.latents.detach(), reduction="none").mean(1)
+        latent_errors = F.mse_loss(forward.latents, forward.codes.detach(), reduction="none").mean(1)
+        code_errors = F.mse_loss(forward.codes, forward.latents.detach(), reduction="none").mean(1)
         losses = {
             "pixels": share * forward.error.abs().mean(),
             "perceptual": share * self._perceptual_loss(pixels, forward),
-            "commitment": (forward.weights * to_codes).sum() / count,
-            "codebook": (forward.weights * to_latents).sum() / count,
+            "commitment": (forward.weights * latent_errors).sum() / count,
+            "codebook": (forward.weights * code_errors).sum() / count,
         }
         if is_adversarial:
             with self.autoencoder.precision():
@@ -325,16 +325,16 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for pixels, forward in zip(images, passes, strict=True):
             with self.autoencoder.precision():
-                real = self.discriminate(pixels).float()
-                fake = self.discriminate(forward.reconstructions.detach()).float()
-            hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+                real_scores = self.discriminate(pixels).float()
+                fake_scores = self.discriminate(forward.reconstructions.detach()).float()
+            hinge = F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
             total = total + len(pixels) / count * hinge
         self._optimize(self.discriminator_optimizer, total)
         return total
 
     def _optimize(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        for each in self.optimizers:
-            each.zero_grad(set_to_none=True)
+        for network_optimizer in self.optimizers:
+            network_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(p for group in optimizer.param_groups for p in group["params"])
         optimizer.step()
