@@ -102,20 +102,20 @@ def main() -> None:
     """Draw all of them."""
     draw(
         "training-loop",
-        "The loop of the vocabulary's trainer: count, choose, merge, add up, list",
+        "The loop of the vocabulary's trainer: count, select, join, update, repeat",
         {
-            "count": Box(0, 0.5, ("1. count", "pairs above a threshold", "are indexed")),
-            "choose": Box(1, 0.5, ("2. choose", "the largest F + α·S", "one thread")),
-            "merge": Box(2, 0, ("3. merge", "every place of the pair", "each thread its shard")),
-            "add": Box(3, 0.5, ("4. add up", "differences of counts", "one thread")),
-            "list": Box(2, 1, ("5. list", "places of new pairs", "threads with nothing to do")),
+            "count": Box(0, 0, ("1. count", "pairs from a threshold on", "are indexed")),
+            "select": Box(1, 0, ("2. select", "the largest F + α·S", "one thread")),
+            "join": Box(2, 0, ("3. join", "every occurrence", "each thread its shard")),
+            "update": Box(3, 0, ("4. update", "differences of counts,", "lists of new pairs")),
+            "repeat": Box(2, 1, ("5. repeat", "until enough merges", "or no candidate")),
         },
         [
-            Arrow("count", "choose"),
-            Arrow("choose", "merge"),
-            Arrow("merge", "add"),
-            Arrow("add", "list"),
-            Arrow("list", "choose"),
+            Arrow("count", "select"),
+            Arrow("select", "join"),
+            Arrow("join", "update"),
+            Arrow("update", "repeat"),
+            Arrow("repeat", "select"),
         ],
     )
     draw(
