@@ -21,7 +21,7 @@ from torch import distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from being_vl.train.checkpoint import Checkpoints
-from being_vl.train.engine import _start_ranks
+from being_vl.train.ranks import start_ranks
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
-    _start_ranks()
+    start_ranks()
     import deepspeed
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -45,10 +45,10 @@ from being_vl.tokenizer.options import VocabOptions
 from being_vl.tokenizer.train import train_vocabulary
 from being_vl.train.engine import load_sequences, train
 from being_vl.train.log import read_log
-from being_vl.train.metrics import Cost, peak_flops
+from being_vl.train.metrics import Cost, find_peak_flops
 from being_vl.train.options import BatchOptions, StageOptions, TrainOptions
-from being_vl.train.schedule import plan
-from being_vl.train.split import TrainedLM
+from being_vl.train.schedule import make_schedules
+from being_vl.train.split import TwoPartLM
 from being_vl.train.stages import freeze
 
 CONTENDERS = ("masked", "packed", "being-vl")
@@ -170,7 +170,7 @@ def contend(name, folder, args):
         options = options_of(folder, args, packing=name != "masked")
         options.out = Path(out) / "run"
         sequences = load_sequences(options)
-        plans = list(plan(options, sequences.lengths, 1)[0])
+        plans = list(make_schedules(options, sequences.lengths, 1)[0])
         get = sequences.get
         steps = [[[get(e.group, e.number, e.position) for e in row] for row in rows] for rows in plans]
         if name == "being-vl":
@@ -186,16 +186,18 @@ def contend(name, folder, args):
     tokens = [sum(len(example.ids) for example in records) for records in read]
     held["tokens_per_second"] = median([t / s for t, s in zip(tokens, seconds, strict=False)][2:])
     held["lengths"] = [len(example.ids) for records in read for example in records]
-    held["labelled"] = sum(int((example.weights[1:] > 0).sum()) for records in read for example in records)
+    held["label_tokens"] = sum(
+        int((example.weights[1:] > 0).sum()) for records in read for example in records
+    )
     return held
 
 
 def useful(folder, found):
     """Floating-point operations a token of what a contender has read."""
     text_size = VocabularyLayout.load(folder / "model").text_size
-    model = TrainedLM(AutoModelForCausalLM.from_pretrained(folder / "model"), text_size, 1024)
+    model = TwoPartLM(AutoModelForCausalLM.from_pretrained(folder / "model"), text_size, 1024)
     freeze(model, StageOptions("stage1", 0, 1e-3, MIXTURE))
-    return Cost.of(model).flops(found["lengths"], found["labelled"]) / sum(found["lengths"])
+    return Cost.of(model).flops(found["lengths"], found["label_tokens"]) / sum(found["lengths"])
 
 
 def main():
@@ -238,7 +240,7 @@ def main():
         "tokens\n"
     )
     print("| | tokens/s | to masked | MFU | peak memory | optimizer state |\n|---|---|---|---|---|---|")
-    peak = peak_flops(args.peak_flops)
+    peak = find_peak_flops(args.peak_flops)
     for name, found in runs.items():
         speed = median(run["tokens_per_second"] for run in found)
         ratios = [

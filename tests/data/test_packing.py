@@ -27,7 +27,7 @@ from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.kernels import attention_kernel
 from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
-from being_vl.train.schedule import Seen, StagePlan, check_packing, plan
+from being_vl.train.schedule import StageProgress, StageSchedule, check_packing, make_schedules
 from helpers import tiny
 
 PAD = 999
@@ -273,11 +273,14 @@ def test_a_model_that_lets_records_see_each_other_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------ the plan of steps
 
 
-def seen_by(stage: StagePlan, ranks: int, workers: int, done: int) -> list[list[list[int]]]:
+def seen_by(stage: StageSchedule, ranks: int, workers: int, done: int) -> list[list[list[int]]]:
     """The ids of the rows of each step after the first `done`, as the ranks read them, put together again."""
     sequences = tiny.Listed(examples(), PAD)
     parts = -(-stage.batch_size // (3 * ranks))
-    loaders = [load(Seen(stage).after(done), sequences, parts, rank, ranks, workers) for rank in range(ranks)]
+    loaders = [
+        load(StageProgress(stage).rows_after(done), sequences, parts, rank, ranks, workers)
+        for rank in range(ranks)
+    ]
     steps = []
     for of_ranks in zip(*loaders, strict=True):
         assert all(rows == of_ranks[0][0] for rows, _ in of_ranks)
@@ -289,7 +292,7 @@ def seen_by(stage: StagePlan, ranks: int, workers: int, done: int) -> list[list[
 
 @pytest.fixture(scope="module")
 def reference() -> list[list[list[int]]]:
-    (stage, _) = plan(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
+    (stage, _) = make_schedules(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
     assert stage.batch_size == 12
     return seen_by(stage, 1, 0, 0)
 
@@ -298,7 +301,7 @@ def reference() -> list[list[list[int]]]:
 def test_ranks_workers_and_stops_do_not_change_what_the_model_sees(
     ranks: int, workers: int, reference: list[list[list[int]]]
 ) -> None:
-    (stage, _) = plan(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
+    (stage, _) = make_schedules(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
     for done in range(6) if workers == 0 else (0, 3):
         assert seen_by(stage, ranks, workers, done) == reference[done:]
 
@@ -322,7 +325,7 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     packing = max(int(lengths.max()) for lengths in plain.lengths.values()) + more
     sequences = PreparedSequences(prepared.out, builder, dropout, seed, packing)
     assert all((sequences.lengths[group] >= plain.lengths[group]).all() for group in plain.lengths)
-    stage = StagePlan(options().stages[0], sequences.lengths, seed, packing, batch_size=6, steps=3)
+    stage = StageSchedule(options().stages[0], sequences.lengths, seed, packing, batch_size=6, steps=3)
     assert builder.layout is not None
     first_visual = builder.layout.first_visual
 
@@ -333,7 +336,7 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     def read(ranks: int, done: int) -> list[list[list[int]]]:
         parts = 6 // ranks
         loaders = [
-            load(Seen(stage).after(done), sequences, parts, rank, ranks, packing=packing)
+            load(StageProgress(stage).rows_after(done), sequences, parts, rank, ranks, packing=packing)
             for rank in range(ranks)
         ]
         micro = [
@@ -360,7 +363,7 @@ def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) 
     """And nearly all that dropout adds is there."""
     builder = load_builder(prepared)
     sequences = PreparedSequences(prepared.out, builder, 0.3, 0, 2000)
-    (stage, _) = plan(
+    (stage, _) = make_schedules(
         replace(options(max_steps=20, batch_size=6), batches=BatchOptions(packing=2000)), sequences.lengths, 1
     )
     tokens, entries = 0, []
@@ -378,13 +381,13 @@ def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) 
 def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
     lengths = tiny.Listed(examples()).lengths
     total, tokens = sum(map(len, lengths.values())), sum(int(found.sum()) for found in lengths.values())
-    by_records, _ = plan(options(epochs=40), lengths, ranks=1)
+    by_records, _ = make_schedules(options(epochs=40), lengths, ranks=1)
     assert by_records.batch_size == 6
     rows = [row for step in by_records for row in step]
     assert len(rows) == by_records.steps * 6
     assert sum(map(len, rows)) == pytest.approx(40 * total, rel=0.02)
     assert by_records.records == pytest.approx(sum(map(len, rows)), rel=0.02)
-    by_tokens, _ = plan(options(epochs=40, mixture_by="tokens", batch_size=10), lengths, ranks=1)
+    by_tokens, _ = make_schedules(options(epochs=40, mixture_by="tokens", batch_size=10), lengths, ranks=1)
     seen = sum(entry.length for step in by_tokens for row in step for entry in row)
     assert by_tokens.batch_size == 10
     assert seen == pytest.approx(40 * tokens, rel=0.02)
@@ -392,8 +395,8 @@ def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
 
 
 def test_shares_that_were_realised_are_counted_also_after_a_stop() -> None:
-    (stage, _) = plan(options(max_steps=8), tiny.Listed(examples()).lengths, ranks=1)
-    seen = Seen(stage)
+    (stage, _) = make_schedules(options(max_steps=8), tiny.Listed(examples()).lengths, ranks=1)
+    seen = StageProgress(stage)
     for rows in seen.after(5):
         seen.add(rows)
     entries = [entry for step in stage for row in step for entry in row]
@@ -411,7 +414,7 @@ def test_shares_that_were_realised_are_counted_also_after_a_stop() -> None:
 
 def test_orders_of_the_ablation() -> None:
     def mixtures(order: Any) -> list[Any]:
-        stages = replace(options(), order=order).in_order()
+        stages = replace(options(), order=order).stages_in_order()
         return [(stage.name, stage.mixture, stage.mixture_end) for stage in stages]
 
     first = {"foundation": 3, "reasoning": 1}
@@ -421,7 +424,7 @@ def test_orders_of_the_ablation() -> None:
     ]
     assert mixtures("reverse") == [("one", {"foundation": 1}, {"reasoning": 1}), ("two", first, None)]
     assert mixtures("random") == [("one", {}, None), ("two", {}, None)]
-    paper = TrainOptions(Path("m"), [Path("r")], Path("o"), order="reverse").in_order()
+    paper = TrainOptions(Path("m"), [Path("r")], Path("o"), order="reverse").stages_in_order()
     assert [stage.mixture["foundation"] for stage in paper] == [15, 40, 80]
     assert [stage.unfreeze for stage in paper] == [0, 0.25, "all"]
 
@@ -433,12 +436,12 @@ def test_a_key_without_records_is_said_or_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"no records of 'foundation/fiel'; there are 40 of foundation/file wi"
     ):
-        plan(wrong, lengths, 1)
+        make_schedules(wrong, lengths, 1)
     wrong.stages[0].mixture = {"foundation": 3, "perception": 1}
     assert (
-        plan(wrong, lengths, 1)[0]
+        make_schedules(wrong, lengths, 1)[0]
         .describe()
         .endswith("mixture by records: foundation 100.0%; no records of perception")
     )
     with pytest.raises(ConfigError, match="packing is 10 tokens, but there are records of 20"):
-        plan(replace(options(), batches=BatchOptions(packing=10)), lengths, 1)
+        make_schedules(replace(options(), batches=BatchOptions(packing=10)), lengths, 1)

@@ -27,10 +27,10 @@ from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
 from being_vl.recipes import FOLDER, find_recipe
 from being_vl.run import model_of, training_of
-from being_vl.train.kernels import recompute
+from being_vl.train.kernels import compute_dtype, set_activation_checkpointing
 from being_vl.train.log import read_log
 from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
-from being_vl.train.split import TrainedLM
+from being_vl.train.split import TwoPartLM
 from being_vl.train.stages import freeze
 from helpers import tiny
 from helpers.commands import being_vl, refused
@@ -72,8 +72,8 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    from being_vl.train.engine import _load_model, _place
-    from being_vl.train.optimizer import deepspeed_config, make_optimizer
+    from being_vl.train.loading import load_model, place_parameters
+    from being_vl.train.optimizer import make_deepspeed_config, make_optimizer
 
     torch.set_num_threads(1)
     __compatible_ops__["deepspeed_shm_comm"] = False
@@ -82,10 +82,13 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
     for stage, changes in cases:
         training = options(model, batches=BatchOptions(1), **changes)
         before = held()
-        trained, _ = _load_model(training, stage, model)
-        config = deepspeed_config(training, stage.accumulation)
-        optimizer = make_optimizer(trained, training, stage)
-        _place(trained, training, config)
+        dtype = compute_dtype(training.precision)
+        trained, _ = load_model(model, stage, training.precision, training.loss_chunk)
+        config = make_deepspeed_config(
+            training.zero, "none", dtype, 1, stage.accumulation, training.optimizer.gradient_clipping
+        )
+        optimizer = make_optimizer(trained, stage, training.optimizer)
+        place_parameters(trained, dtype, config)
         engine, *_ = deepspeed.initialize(model=trained, optimizer=optimizer, config=config)
         most = 0
         for _ in range(2 * stage.accumulation):
@@ -151,11 +154,11 @@ def test_activations_are_those_of_a_real_forward_pass(
             fake = build(shape, training, torch.float32)
             freeze(fake, stage)
             planned = measure_activations(fake, length, labelled)
-        real = TrainedLM(AutoModelForCausalLM.from_config(shape.config), shape.text_size, 16).train()
+        real = TwoPartLM(AutoModelForCausalLM.from_config(shape.config), shape.text_size, 16).train()
         freeze(real, stage)
         assert States.of(fake) == States.of(real)
         if checkpointing:
-            recompute(real.lm)
+            set_activation_checkpointing(real.lm, True)
         ids = torch.randint(shape.config.vocab_size, (rows, length))
         labels = ids.clone()
         labels[:, : length - labelled] = -100

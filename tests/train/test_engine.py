@@ -21,12 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gran
 from being_vl.cli import main
 from being_vl.errors import CheckpointError, ConfigError, ModelError
 from being_vl.layout import VocabularyLayout
-from being_vl.train.engine import _check_plain
+from being_vl.train.export import check_logits
 from being_vl.train.log import read_log
 from being_vl.train.metrics import Cost
-from being_vl.train.optimizer import factor, make_optimizer, set_rates
+from being_vl.train.optimizer import learning_rate_factor, make_optimizer, set_learning_rates
 from being_vl.train.options import LoraOptions, OptimizerOptions, StageOptions, TrainOptions
-from being_vl.train.split import TrainedLM
+from being_vl.train.split import TwoPartLM
 from being_vl.train.stages import add_adapters, freeze
 from helpers import tiny
 from helpers.ranks import ENVIRONMENT, ForkedTraining, forked
@@ -55,8 +55,8 @@ def recipe(chain: Path, out: Path, stages: list[dict[str, Any]], ranks: int = 1,
     return write_recipe(out.with_suffix(".yaml"), options, changes)
 
 
-def split(folder: Path, text_size: int = 390, chunk: int = 1024) -> TrainedLM:
-    return TrainedLM(
+def split(folder: Path, text_size: int = 390, chunk: int = 1024) -> TwoPartLM:
+    return TwoPartLM(
         AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager"), text_size, chunk
     )
 
@@ -234,9 +234,9 @@ def test_saved_model_is_compared_with_the_trained_one(chain: Path) -> None:
     ids = torch.arange(8)[None]
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(chain / "tied")(ids).logits[0]
-    _check_plain(chain / "tied", ids, logits)
+    check_logits(chain / "tied", ids, logits)
     with pytest.raises(CheckpointError, match="logits that are"):
-        _check_plain(chain / "tied", ids, logits + 0.01 * torch.randn_like(logits))
+        check_logits(chain / "tied", ids, logits + 0.01 * torch.randn_like(logits))
 
 
 def test_a_model_stored_in_bf16_trains_in_float32(chain: Path, tmp_path: Path) -> None:
@@ -268,12 +268,11 @@ def test_optimizer_has_groups(tmp_path: Path) -> None:
     model = split(tiny.llm(tmp_path / "llm", tied=False, layers=2))
     stage = StageOptions("one", "all", 1e-3, {}, new_rows_learning_rate=5e-3)
     freeze(model, stage)
-    options = TrainOptions(Path("m"), [Path("r")], Path("o"), optimizer=OptimizerOptions(0.1, "matrices"))
-    optimizer = make_optimizer(model, options, stage)
-    assert set_rates(optimizer, 0.5) == {"learning_rate": 5e-4, "new_rows_learning_rate": 2.5e-3}
+    optimizer = make_optimizer(model, stage, OptimizerOptions(0.1, "matrices"))
+    assert set_learning_rates(optimizer, 0.5) == {"learning_rate": 5e-4, "new_rows_learning_rate": 2.5e-3}
     found = [(id(p), g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]]
-    new = {id(model.embedding.new), id(model.head.new)}
-    spared = new | {id(model.embedding.text), id(model.head.text)}
+    new = {id(model.embedding.new_rows), id(model.head.new_rows)}
+    spared = new | {id(model.embedding.text_rows), id(model.head.text_rows)}
     expected = [
         (id(p), 2.5e-3 if id(p) in new else 5e-4, 0.0 if p.dim() == 1 or id(p) in spared else 0.1)
         for p in model.parameters()
@@ -289,11 +288,13 @@ def test_schedules_are_those_of_transformers(schedule: str) -> None:
     other = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=40)
     for step in range(40):
         if step >= 4:
-            assert factor(stage, step, 40) == pytest.approx(other.get_last_lr()[0])
+            assert learning_rate_factor(stage, step, 40) == pytest.approx(other.get_last_lr()[0])
         optimizer.step()
         other.step()
-    assert [factor(stage, step, 40) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert factor(StageOptions("one", 0, 1.0, {}, final=0.1), 10**6, 10**6) == pytest.approx(0.1)
+    assert [learning_rate_factor(stage, step, 40) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate_factor(StageOptions("one", 0, 1.0, {}, final=0.1), 10**6, 10**6) == pytest.approx(
+        0.1
+    )
 
 
 @pytest.fixture

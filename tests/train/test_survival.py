@@ -126,7 +126,7 @@ def test_resumes_on_another_number_of_ranks(
     assert (f"converting it from {before} to {after} ranks" in said) == (zero > 0 and before != after)
     assert losses(out) == pytest.approx(losses(whole), abs=1e-5)
     entries, expected = read_log(out / "log.jsonl"), read_log(whole / "log.jsonl")
-    for key in ("stage", "step", "tokens", "labelled_tokens", "mixture"):
+    for key in ("stage", "step", "tokens", "label_tokens", "mixture"):
         assert [entry[key] for entry in entries] == [entry[key] for entry in expected]
     assert not list(out.glob("checkpoints/*.tmp"))
 

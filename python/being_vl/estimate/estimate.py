@@ -20,10 +20,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from being_vl.errors import ConfigError, ModelError
 from being_vl.recipes import FOLDER
-from being_vl.train.kernels import recompute
+from being_vl.train.kernels import set_activation_checkpointing
 from being_vl.train.metrics import Cost
 from being_vl.train.options import PlanOptions, StageOptions, TrainOptions
-from being_vl.train.split import TrainedLM
+from being_vl.train.split import TwoPartLM
 from being_vl.train.stages import add_adapters, freeze
 
 SHAPES = FOLDER / "shapes"
@@ -149,7 +149,7 @@ def without_memory() -> Iterator[None]:
         yield
 
 
-def build(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> TrainedLM:
+def build(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> TwoPartLM:
     """The model as training has it; call within `without_memory`."""
     from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -162,12 +162,12 @@ def build(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> TrainedLM:
         # The same, but without looking at ids to find out that no mask is needed: here there are none.
         AttentionInterface.register("unmasked", sdpa_attention_forward)
         lm.set_attn_implementation("unmasked")
-    model = TrainedLM(lm, shape.text_size, options.loss_chunk)
+    model = TwoPartLM(lm, shape.text_size, options.loss_chunk)
     model.train()
     return model
 
 
-def saved_bytes(model: TrainedLM, function: Callable[[], Tensor]) -> tuple[int, Tensor]:
+def saved_bytes(model: TwoPartLM, function: Callable[[], Tensor]) -> tuple[int, Tensor]:
     """Bytes that a computation keeps for its backward pass beyond the model's own tensors, and its result."""
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     found: dict[int, int] = {}
@@ -185,7 +185,7 @@ def saved_bytes(model: TrainedLM, function: Callable[[], Tensor]) -> tuple[int, 
     return sum(found.values()), result
 
 
-def measure_activations(model: TrainedLM, length: int, labelled: int) -> Activations:
+def measure_activations(model: TwoPartLM, length: int, labelled: int) -> Activations:
     """Run one row through the model, as training does.
 
     Args:
@@ -202,16 +202,16 @@ def measure_activations(model: TrainedLM, length: int, labelled: int) -> Activat
         return hidden
 
     kept, hidden = saved_bytes(model, body)
-    recompute(model.lm)
+    set_activation_checkpointing(model.lm, True)
     between, _ = saved_bytes(model, body)
-    recompute(model.lm, False)
+    set_activation_checkpointing(model.lm, False)
     some = hidden[0, :labelled]
     head, _ = saved_bytes(model, lambda: model.head(some, targets))
     rows = min(labelled, model.head.chunk)
     chunk = 0
     if labelled > model.head.chunk:
         chunk, _ = saved_bytes(model, lambda: model.head(some[:rows], targets[:rows]))
-    size = sum(len(part) for part in (model.head.text, model.head.new) if part is not None)
+    size = sum(len(part) for part in (model.head.text_rows, model.head.new_rows) if part is not None)
     # Gradients: of the float32 logits, and of those before.
     chunk += rows * size * (4 + hidden.element_size())
     return Activations(kept + head, between + head, len(model.layers()), chunk)
@@ -233,7 +233,7 @@ class States(NamedTuple):
     largest: int
 
     @classmethod
-    def of(cls, model: TrainedLM) -> "States":
+    def of(cls, model: TwoPartLM) -> "States":
         """Count a model's."""
         parameters = list(model.parameters())
         parts = [*model.layers(), model.embedding, model.head]
@@ -343,11 +343,13 @@ def estimate(
                 add_adapters(model, stage)
             freeze(model, stage)
             states, cost = States.of(model), Cost.of(model)
-            activations = measure_activations(model, length, max(1, round(options.labelled * length)))
+            activations = measure_activations(model, length, max(1, round(options.label_share * length)))
             here, host = memory(states, activations, training, gpus.number, dtype)
             whole = 0 if training.zero or dtype.itemsize < 4 else 4
             mean = max(1, round(reading.tokens / reading.records))
-            flops = cost.flops([mean], round(options.labelled * mean)) * reading.records if cost else math.nan
+            flops = (
+                cost.flops([mean], round(options.label_share * mean)) * reading.records if cost else math.nan
+            )
             found.append(
                 Estimate(
                     stage.name,
@@ -514,7 +516,7 @@ def read_ahead(options: PlanOptions, training: TrainOptions, ranks: int) -> list
     """What each stage will read: of the records themselves if they are at hand, else as the options describe them."""
     from being_vl.data.sequences import Group
     from being_vl.train.engine import load_sequences
-    from being_vl.train.schedule import plan
+    from being_vl.train.schedule import make_schedules
 
     if not options.records and all(path.exists() for path in training.records) and training.model.is_dir():
         lengths = load_sequences(training).lengths
@@ -525,4 +527,7 @@ def read_ahead(options: PlanOptions, training: TrainOptions, ranks: int) -> list
         }
     else:
         return [per_step(training, stage, options.mean_length, ranks) for stage in training.stages]
-    return [Reading(stage.steps, stage.records, stage.tokens) for stage in plan(training, lengths, ranks)]
+    return [
+        Reading(stage.steps, stage.records, stage.tokens)
+        for stage in make_schedules(training, lengths, ranks)
+    ]

@@ -9,7 +9,7 @@ import torch
 from being_vl.errors import BeingVLError
 from being_vl.files import MANIFEST, to_jsonable, write_json
 from being_vl.train.options import TrainOptions
-from being_vl.train.signals import pass_on_signals
+from being_vl.train.signals import forward_signals
 
 
 def train_on_ranks(options: TrainOptions, ranks: int | None = None) -> None:
@@ -32,7 +32,7 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None) -> None:
     recipe = Path(options.out) / "options.json"
     write_json(recipe, to_jsonable(options))
     command = torchrun(ranks, recipe)
-    with pass_on_signals():
+    with forward_signals():
         failed = subprocess.run(command, check=False).returncode
     if failed:
         raise BeingVLError(

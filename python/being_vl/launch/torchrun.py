@@ -6,7 +6,7 @@ passed on to the ranks, which save and end, and the exit status is theirs.
 
 import os
 
-from being_vl.train.signals import pass_on_signals
+from being_vl.train.signals import forward_signals
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     from torch.distributed.run import main as torchrun
 
-    with pass_on_signals():
+    with forward_signals():
         torchrun()
 
 
