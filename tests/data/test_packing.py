@@ -397,7 +397,7 @@ def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
 def test_shares_that_were_realised_are_counted_also_after_a_stop() -> None:
     (stage, _) = make_schedules(options(max_steps=8), tiny.Listed(examples()).lengths, ranks=1)
     seen = StageProgress(stage)
-    for rows in seen.after(5):
+    for rows in seen.rows_after(5):
         seen.add(rows)
     entries = [entry for step in stage for row in step for entry in row]
     counts = Counter(entry.key for entry in entries)

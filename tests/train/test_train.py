@@ -24,10 +24,12 @@ from being_vl.data.options import CATEGORIES, LossOptions
 from being_vl.data.packing import pack
 from being_vl.data.records import Records
 from being_vl.data.sequences import SequenceBuilder
+from being_vl.errors import FingerprintError
 from being_vl.launch.local import train_on_ranks
 from being_vl.layout import VocabularyLayout
 from being_vl.run import training_of
 from being_vl.shards.grids import GridStore
+from being_vl.train.engine import plan_training
 from being_vl.train.log import read_log
 from being_vl.train.options import TrainOptions
 from helpers import tiny
@@ -338,6 +340,54 @@ def test_another_recipe_is_refused(
     line = refused(capsys, recipe(chain, out, optimizer={"weight_decay": 0.2}))
     assert "optimizer.weight_decay was 0.1, is 0.2" in line
     assert str(out) in line
+
+
+def test_another_training_is_replaced_only_where_asked(
+    chain: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stages, checkpoints and logs go, also those of stages that there are no more; what else lies there stays."""
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    (out / "notes.txt").write_text("mine")
+    (out / "mine").mkdir()
+    stage = {"name": "one", "unfreeze": 0.0, "learning_rate": 1e-3, "mixture": MIXTURES[0]}
+    changes: dict[str, object] = {"stages": [stage], "max_steps": 2}
+    assert "stages.0.name was 'stage1', is 'one'" in refused(capsys, recipe(chain, out, **changes))
+    named_mine = {"stages": [stage | {"name": "mine"}], "max_steps": 2, "overwrite": True}
+    assert "no training has made it" in refused(capsys, recipe(chain, out, **named_mine))
+    assert losses(out) == losses(reference)
+    forked(recipe(chain, out, **changes, overwrite=True))
+    assert len(losses(out)) == 2
+    assert sorted(path.name for path in out.glob("*") if path.is_dir()) == [
+        "mine",
+        "one",
+        "prepared",
+        "tensorboard",
+    ]
+    assert (out / "notes.txt").read_text() == "mine"
+    forked(recipe(chain, out, **changes, overwrite=True))  # which is finished, and stays
+    assert len(losses(out)) == 2
+
+
+def test_a_plan_is_what_the_training_says_and_writes_nothing(
+    chain: Path, reference: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options, _ = training_of(recipe(chain, out), [])
+    plan = plan_training(options)
+    said = reference.with_name("said").read_text()
+    assert all(line in said for line in plan.splitlines())
+    assert not out.exists()
+    shutil.copytree(reference, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert plan_training(options) == plan
+    options.optimizer.weight_decay = 0.2
+    with pytest.raises(FingerprintError, match=r"weight_decay was 0\.1, is 0\.2"):
+        plan_training(options)
+    options.overwrite = True
+    options.max_steps = 3
+    assert "stage1: 3 steps" in plan_training(options)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_nodes_with_other_copies_are_found(chain: Path, tmp_path: Path) -> None:

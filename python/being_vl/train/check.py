@@ -123,7 +123,7 @@ def _count_categories(sequences: PreparedSequences) -> dict[str, _CategoryCounts
 
 
 def _describe_categories(counts: dict[str, _CategoryCounts]) -> Iterator[str]:
-    """Records, tokens and lengths of each category; lengths before BPE count an image's cells in place of its tokens."""
+    """A table of the categories; lengths before BPE count the cells of an image in place of its tokens."""
     total = sum(count.records for count in counts.values())
     columns = {
         "records": 10,

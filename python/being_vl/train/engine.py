@@ -87,6 +87,7 @@ def _claim_folder(options: TrainOptions, lengths: Lengths) -> list[StageSchedule
         FingerprintError: if there is another training, and `overwrite` is not set; or a stage's folder is something
             else.
     """
+    _check_stage_folders(options)
     path = options.out / FINGERPRINT
     inputs = hash_inputs_of_nodes(options.model, options.records, options.grids)
     schedules, fingerprint = _schedule_as_before(options, lengths, dist.get_world_size(), inputs)
@@ -100,7 +101,6 @@ def _claim_folder(options: TrainOptions, lengths: Lengths) -> list[StageSchedule
             remove_outputs(options.out)
         dist.barrier()
         schedules, fingerprint = _schedule_as_before(options, lengths, dist.get_world_size(), inputs)
-    _check_stage_folders(options)
     dist.barrier()
     if dist.get_rank() == 0:
         write_fingerprint(path, fingerprint)
@@ -184,9 +184,9 @@ def plan_training(options: TrainOptions, ranks: int = 1) -> str:
         path = options.out / FINGERPRINT
         inputs = hash_inputs(options.model, options.records, options.grids) if path.is_file() else {}
         schedules, fingerprint = _schedule_as_before(options, lengths, ranks, inputs)
+        _check_stage_folders(options)
         if not options.overwrite or not holds_training(options.out):
             check_fingerprint(path, fingerprint)
-            _check_stage_folders(options)
         paragraphs = []
         for schedule in schedules:
             _, table = load_model_without_weights(options.model, schedule.stage)
