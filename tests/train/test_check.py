@@ -73,7 +73,7 @@ def bad_records(chain: Path, folder: Path) -> tuple[Path, int]:
     return path, len(records)
 
 
-def test_check_lists_faults_and_fails_above_the_tolerated_share(
+def test_check_lists_faults_and_fails_above_the_tolerance(
     chain: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, count = bad_records(chain, tmp_path)
@@ -84,13 +84,13 @@ def test_check_lists_faults_and_fails_above_the_tolerated_share(
     assert f"missing image: 1 of {count} records" in said
     assert "bad.json: record 5 " in said
     assert "bad.json: record 3 " in said
-    assert f"2 bad records, {2 / count:.2%} of all" in error
-    assert main([*command, "--tolerated", "0.5"]) == 0
+    assert f"2 records with faults, {2 / count:.2%} of all" in error
+    assert main([*command, "--tolerance", "0.5"]) == 0
 
 
 def test_a_wrong_option_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--recipe", str(recipe), "--tolerated", "2"]) == 2
-    assert "tolerated 2.0; expected" in capsys.readouterr().err
+    assert main(["check", "--recipe", str(recipe), "--tolerance", "2"]) == 2
+    assert "tolerance 2.0; expected" in capsys.readouterr().err
 
 
 def test_lenient_training_leaves_out_bad_records_and_lists_them(

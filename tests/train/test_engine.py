@@ -408,6 +408,14 @@ def test_stages_that_ask_for_what_is_not_there(changes: dict[str, Any], message:
         add_adapters(model, stage) if stage.lora else freeze(model, stage)
 
 
+def test_adapters_of_a_model_without_new_rows_train_alone(tmp_path: Path) -> None:
+    model = split(tiny.llm(tmp_path / "llm", layers=2), text_size=10**6)
+    stage = StageOptions("one", 1, 1e-3, lora=LoraOptions(rank=2))
+    add_adapters(model, stage)
+    freeze(model, stage)
+    assert all(".lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
 def test_wrong_options() -> None:
     for wrong in ({"unfreeze": 1.5}, {"unfreeze": -1}, {"final": 2.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -28,9 +28,10 @@ def check(options: CheckOptions, write: Callable[[str], None]) -> None:
         write: Takes the report, a paragraph at a time.
 
     Raises:
-        RecordError: if the share of records with faults is above the tolerated one; after the report.
+        RecordError: if the share of records with faults is above `tolerance`; after the report.
         ConfigError, QuantizerError, ModelError, ManifestError, FingerprintError: as training does.
     """
+    # Faults are counted at the end, so that the report comes first.
     with show_log_lines():
         sequences = load_sequences(replace(options, lenient=True))
     counts = _count_categories(sequences)
@@ -41,18 +42,18 @@ def check(options: CheckOptions, write: Callable[[str], None]) -> None:
     write("\n".join(_describe_stages(options, sequences)))
     if faults := list(describe_faults(sequences.folder)):
         write("\n".join(["", *faults]))
-    _check_share(sequences, options.tolerated)
+    _check_share(sequences, options.tolerance)
 
 
-def _check_share(sequences: PreparedSequences, tolerated: float) -> None:
-    """Raise a `RecordError` if more than the tolerated share of the records has faults; dropped ones have none."""
+def _check_share(sequences: PreparedSequences, tolerance: float) -> None:
+    """Raise a `RecordError` if a larger share of the records has faults; records that were dropped have none."""
     manifest = sequences.manifest
     count = manifest["records"] - manifest["examples"] - manifest["faults"].get(DROPPED, 0)
     share = count / manifest["records"]
-    if share > tolerated:
+    if share > tolerance:
         raise RecordError(
-            f"{count} bad records, {share:.2%} of all, are more than the tolerated {tolerated:.2%}; mend them, "
-            "or set tolerated, and lenient in training"
+            f"{count} records with faults, {share:.2%} of all, are more than the tolerance of {tolerance:.2%}; mend "
+            "them, or set tolerance, and lenient in training"
         )
 
 
@@ -73,10 +74,10 @@ def _describe_sequence(builder: SequenceBuilder, sequence: TokenSequence) -> str
     # Tokens of one image, or of text, that all have loss or all have none, are written together.
     text = ""
     tokens = zip(sequence.ids.tolist(), images.tolist(), has_loss.tolist(), strict=True)
-    for (number, in_label), run in groupby(tokens, lambda token: token[1:]):
+    for (number, is_label), run in groupby(tokens, lambda token: token[1:]):
         ids = [token for token, *_ in run]
         part = f"[image {sequence.images[number - 1].key}]" if number else builder.tokenizer.decode(ids)
-        text += f"⟦{part}⟧" if in_label else part
+        text += f"⟦{part}⟧" if is_label else part
     head = f"{sequence.where}: {len(sequence.ids)} tokens, {has_loss.sum()} with loss"
     return "\n".join([head, text, *(_draw_image(builder, image.key) for image in sequence.images)])
 
@@ -87,6 +88,7 @@ def _draw_image(builder: SequenceBuilder, key: str) -> str:
         return f"[image {key}]: its grid is gone"
     grid = builder.grids[key]
     tokens, regions = builder.bpe.encode(grid, return_regions=True)
+    # Regions of several cells take the letters in turn.
     has_merges = np.bincount(np.asarray(regions).ravel(), minlength=len(tokens)) > 1
     number = np.cumsum(has_merges) - 1
     signs = np.where(has_merges, np.array(list(LETTERS))[number % len(LETTERS)], "·")
@@ -102,7 +104,7 @@ class _CategoryCounts:
     tokens: int = 0
     label_tokens: int = 0
     savings: int = 0
-    longest: int = 0
+    max_length: int = 0
 
 
 def _count_categories(sequences: PreparedSequences) -> dict[str, _CategoryCounts]:
@@ -118,7 +120,7 @@ def _count_categories(sequences: PreparedSequences) -> dict[str, _CategoryCounts
             count.tokens += int(lengths[rows].sum(dtype=np.int64))
             count.label_tokens += int(label_tokens[rows].sum(dtype=np.int64))
             count.savings += int(savings[rows].sum())
-            count.longest = max(count.longest, int(lengths[rows].max()))
+            count.max_length = max(count.max_length, int(lengths[rows].max()))
     return {category: counts[category] for category in sequences.categories if category in counts}
 
 
@@ -139,7 +141,7 @@ def _describe_categories(counts: dict[str, _CategoryCounts]) -> Iterator[str]:
         yield (
             f"{name:<12}{count.records:>10,}{count.records / total:>8.1%}{count.label_tokens:>12,}"
             f"{count.tokens - count.label_tokens:>14,}{(count.tokens + count.savings) / count.records:>12,.1f}"
-            f"{count.tokens / count.records:>8,.1f}{count.longest:>9,}"
+            f"{count.tokens / count.records:>8,.1f}{count.max_length:>9,}"
         )
 
 

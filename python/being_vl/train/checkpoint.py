@@ -70,7 +70,7 @@ class Checkpoints:
 
     def __init__(self, engine: Any, root: Path, stage: str, keep: int) -> None:
         self._engine, self._root, self._stage, self._keep = engine, root, stage, keep
-        self._frozen = {
+        self._frozen_names = {
             n for n, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad
         }
         # Memory of the last copy, by where in the state each tensor stands.
@@ -96,10 +96,12 @@ class Checkpoints:
                 f"this stage with zero {checkpoint.zero} (the next one may have another), or remove {self._root} to "
                 "start it anew"
             )
+        # What a checkpoint's groups must not change: names, learning rates, weight decay.
         settings = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self._engine.basic_optimizer.param_groups
         ]
+        # Load it, converted if other ranks wrote it.
         convert = checkpoint.needs_conversion
         with _convert(checkpoint) if convert else contextlib.nullcontext(checkpoint.folder) as folder:
             path, state = self._engine.load_checkpoint(
@@ -121,7 +123,7 @@ class Checkpoints:
     def save(self, step: int) -> None:
         """Copy the state after `step` and have it written; waits first for a copy that is still being written."""
         self.finish()
-        tag = _temporary(self._folder(step)).name
+        tag = _temporary_path(self._folder(step)).name
         self._engine.save_checkpoint(
             str(self._root),
             tag=tag,
@@ -169,9 +171,13 @@ class Checkpoints:
 
     def _write(self, state_dict: dict[str, Any], path: str) -> None:
         """Copy a file's state and have the thread write it, in place of DeepSpeed's `torch.save`."""
+        # Frozen parameters are in the model that the stage starts from.
         state_dict = dict(state_dict)
         if "module" in state_dict:
-            state_dict["module"] = {n: v for n, v in state_dict["module"].items() if n not in self._frozen}
+            state_dict["module"] = {
+                n: v for n, v in state_dict["module"].items() if n not in self._frozen_names
+            }
+        # The copy is complete before the next step changes what it is of.
         copy = self._copy(state_dict, (Path(path).name,), {})
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
@@ -191,6 +197,7 @@ class Checkpoints:
             return type(item)(self._copy(value, (*where, index), copies) for index, value in enumerate(item))
         if not torch.is_tensor(item):
             return item
+        # A tensor: into the buffer of its place, unless the same memory has been copied.
         memory = (item.data_ptr(), item.shape, item.stride(), item.dtype)
         if memory not in copies:
             buffer = self._copies.get(where)
@@ -214,10 +221,11 @@ class Checkpoints:
             "files": [file for files_of_rank in files_of_ranks for file in files_of_rank],
         }
 
+        # The list of files first, then the name that counts, then one checkpoint too many goes.
         def publish() -> None:
-            write_json(_temporary(folder) / COMPLETE, head)
+            write_json(_temporary_path(folder) / COMPLETE, head)
             remove(folder)
-            _temporary(folder).rename(folder)
+            _temporary_path(folder).rename(folder)
             fsync(self._root)
             for surplus in _list_folders(self._root, self._stage)[: -self._keep]:
                 remove(surplus)
@@ -225,7 +233,7 @@ class Checkpoints:
         self._tasks.append(self._thread.submit(publish))
 
 
-def _temporary(folder: Path) -> Path:
+def _temporary_path(folder: Path) -> Path:
     """Where a checkpoint is written or converted before it has its place."""
     return folder.with_name(folder.name + ".tmp")
 
@@ -238,7 +246,7 @@ class _HashWriter:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._unflushed = file, 0
+        self._file, self._buffer_bytes = file, 0
         self.checksum = xxhash.xxh3_128()
 
     def write(self, data: Any) -> int:
@@ -247,8 +255,8 @@ class _HashWriter:
             piece = data[start : start + FLUSH_BYTES]
             self.checksum.update(piece)
             self._file.write(piece)
-            self._unflushed += len(piece)
-            if self._unflushed >= FLUSH_BYTES:
+            self._buffer_bytes += len(piece)
+            if self._buffer_bytes >= FLUSH_BYTES:
                 self.flush()
         return len(data)
 
@@ -257,18 +265,18 @@ class _HashWriter:
         os.fsync(self._file.fileno())
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._unflushed = 0
+        self._buffer_bytes = 0
 
 
 @contextlib.contextmanager
 def _without_crc32() -> Iterator[None]:
     """`torch.save` without the CRC-32 of each tensor, which takes as long as writing it, and which nobody reads."""
-    default = torch.serialization.get_crc32_options()
+    option = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
         yield
     finally:
-        torch.serialization.set_crc32_options(default)
+        torch.serialization.set_crc32_options(option)
 
 
 def _write_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -296,6 +304,7 @@ def find_newest(root: Path, stage: str) -> Checkpoint | None:
         for leftover in root.glob(f"{stage}-*.tmp"):
             remove(leftover)
     dist.broadcast_object_list(folders)
+    # From the newest back, until one is undamaged on all ranks.
     for folder in reversed(folders[0]):
         damages: list[str | None] = [None] * ranks
         dist.all_gather_object(damages, _find_damage(folder, rank, ranks))
@@ -322,6 +331,7 @@ def _find_damage(folder: Path, rank: int, ranks: int) -> str | None:
         int(head["step"]), int(head["ranks"]), int(head["zero"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{COMPLETE}: {error}"
+    # This rank's share of the files.
     for name, size, checksum in files[rank::ranks]:
         file = folder / name
         try:
@@ -339,7 +349,7 @@ def _find_damage(folder: Path, rank: int, ranks: int) -> str | None:
 @contextlib.contextmanager
 def _convert(checkpoint: Checkpoint) -> Iterator[Path]:
     """A copy of a checkpoint that any number of ranks can load, made by rank 0 and removed afterwards."""
-    folder = _temporary(checkpoint.folder)
+    folder = _temporary_path(checkpoint.folder)
     message: list[str | None] = [None]
     if dist.get_rank() == 0:
         remove(folder)

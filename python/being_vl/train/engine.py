@@ -90,7 +90,8 @@ def _claim_folder(options: TrainOptions, lengths: Lengths) -> list[StageSchedule
     _check_stage_folders(options)
     path = options.out / FINGERPRINT
     inputs = hash_inputs_of_nodes(options.model, options.records, options.grids)
-    schedules, fingerprint = _schedule_as_before(options, lengths, dist.get_world_size(), inputs)
+    schedules, fingerprint = _schedule_and_fingerprint(options, lengths, dist.get_world_size(), inputs)
+    # Another training stays, or goes where that is asked for.
     try:
         check_fingerprint(path, fingerprint)
     except FingerprintError:
@@ -100,14 +101,14 @@ def _claim_folder(options: TrainOptions, lengths: Lengths) -> list[StageSchedule
         if dist.get_rank() == 0:
             remove_outputs(options.out)
         dist.barrier()
-        schedules, fingerprint = _schedule_as_before(options, lengths, dist.get_world_size(), inputs)
+        schedules, fingerprint = _schedule_and_fingerprint(options, lengths, dist.get_world_size(), inputs)
     dist.barrier()
     if dist.get_rank() == 0:
         write_fingerprint(path, fingerprint)
     return schedules
 
 
-def _schedule_as_before(
+def _schedule_and_fingerprint(
     options: TrainOptions, lengths: Lengths, ranks: int, inputs: dict[str, list[str]]
 ) -> tuple[list[StageSchedule], dict[str, object]]:
     """Schedules and fingerprint of a training: for the ranks of its first start, if there was one, else for `ranks`."""
@@ -140,6 +141,7 @@ def load_sequences(options: TrainOptions, folder: Path | None = None) -> Prepare
         ConfigError, ModelError, QuantizerError, ManifestError: if the inputs do not fit together.
         FingerprintError: if the folder holds sequences of other options, unless `overwrite` is set.
     """
+    # Records, or a folder in which they were prepared.
     is_prepared = len(options.records) == 1 and (options.records[0] / MANIFEST).is_file()
     folder = options.records[0] if is_prepared else folder or options.out / "prepared"
     preparation = PrepareOptions(
@@ -152,6 +154,7 @@ def load_sequences(options: TrainOptions, folder: Path | None = None) -> Prepare
         workers=options.workers,
         overwrite=options.overwrite,
     )
+    # Tokenise what is not tokenised yet; every rank makes some of the files.
     builder = load_builder(preparation)
     if not is_prepared:
         tokenise(preparation, builder)
@@ -181,12 +184,14 @@ def plan_training(options: TrainOptions, ranks: int = 1) -> str:
     """
     with show_log_lines(), tempfile.TemporaryDirectory() as folder:
         lengths = load_sequences(options, Path(folder) / "prepared").lengths
+        # What is in `out` already: hashing the weights takes a while, and there need be nothing to compare with.
         path = options.out / FINGERPRINT
         inputs = hash_inputs(options.model, options.records, options.grids) if path.is_file() else {}
-        schedules, fingerprint = _schedule_as_before(options, lengths, ranks, inputs)
+        schedules, fingerprint = _schedule_and_fingerprint(options, lengths, ranks, inputs)
         _check_stage_folders(options)
         if not options.overwrite or not holds_training(options.out):
             check_fingerprint(path, fingerprint)
+        # Stages as they would train the model, without its weights.
         paragraphs = []
         for schedule in schedules:
             _, table = load_model_without_weights(options.model, schedule.stage)

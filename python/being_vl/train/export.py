@@ -44,12 +44,13 @@ def export_stage(
     with torch.no_grad():
         logits = engine(input_ids=ids.to(engine.device)).cpu()
     parameters = _gather_parameters(model)
+    # Rank 0 puts what trained into the model as it was, and compares before the folder gets its name.
     if dist.get_rank() == 0:
-        plain = load_causal_lm(source, "auto")
-        model.merge_into(plain, parameters)
+        result = load_causal_lm(source, "auto")
+        model.merge_into(result, parameters)
         with write_aside(out) as folder:
-            plain.save_pretrained(folder)
-            del plain
+            result.save_pretrained(folder)
+            del result
             copy_companions(source, folder)
             fields = {"stage": to_jsonable(stage), "steps": steps, "trained": sorted(parameters)}
             write_manifest(folder, "stage", fields)

@@ -49,6 +49,7 @@ def hash_inputs(model: Path, records: Sequence[Path], grids: Path | None) -> dic
         "model": sorted(model.glob("*.safetensors")),
         "grids": [grids / MANIFEST] if grids else [],
     }
+    # Hashing leaves the interpreter's lock, so threads share the files.
     with ThreadPoolExecutor() as threads:
         return {f"{name}_sha256": list(threads.map(sha256, paths)) for name, paths in files.items()}
 
@@ -63,12 +64,13 @@ def hash_inputs_of_nodes(model: Path, records: Sequence[Path], grids: Path | Non
     hashes = hash_inputs(model, records, grids) if is_first_of_node else None
     hashes_of_ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(hashes_of_ranks, hashes)
-    first, *others = filter(None, hashes_of_ranks)
-    names = [name for name in first if any(other[name] != first[name] for other in others)]
+    hashes_of_nodes = list(filter(None, hashes_of_ranks))
+    names = [name for name in hashes_of_nodes[0] if len({str(node[name]) for node in hashes_of_nodes}) > 1]
+    # Nodes with copies of their own may hold others.
     if names:
         what = " and ".join(name.removesuffix("_sha256") for name in names)
         raise ConfigError(f"{what}: not the same files on all nodes; copy them again")
-    return dict(first)
+    return dict(hashes_of_nodes[0])
 
 
 def holds_training(out: Path) -> bool:

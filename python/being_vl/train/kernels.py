@@ -64,8 +64,8 @@ def use_liger(lm: Any) -> None:
     # It also exchanges the classes of all models to come, among them those that a saved stage is checked with; these
     # are put back.
     namespace = vars(sys.modules[type(lm).__module__])
-    original = dict(namespace)
+    classes = dict(namespace)
     _apply_liger_kernel_to_instance(
         model=lm, rope=False, cross_entropy=False, fused_linear_cross_entropy=False
     )
-    namespace.update(original)
+    namespace.update(classes)

@@ -57,6 +57,7 @@ def _prepare_stage(
     lm: Any, folder: Path, stage: StageOptions, loss_chunk: int, seed: int = 0
 ) -> tuple[TwoPartLM, str]:
     """Part text rows and new rows, add adapters, freeze what does not train."""
+    # A plain model has text rows alone.
     is_expanded = (folder / LAYOUT_FILE).is_file()
     text_size = VocabularyLayout.load(folder).text_size if is_expanded else lm.config.vocab_size
     model = TwoPartLM(lm, text_size, loss_chunk)

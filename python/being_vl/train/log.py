@@ -67,12 +67,13 @@ class TrainingLog:
         self.text_perplexity: float | None = message[1]
         if not self._writes:
             return
+        # The log goes on behind what is left of it.
         with write_aside(path) as aside:
             aside.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_before + resumed_step + 1)
         self._wandb = _start_wandb(out.resolve(), wandb, settings) if wandb else None
-        self._every = max(1, steps // LINES_PER_STAGE)
+        self._line_interval = max(1, steps // LINES_PER_STAGE)
         self._bar = progress_bar(steps, "step", stage, resumed_step)
 
     def add_step(self, entry: dict[str, Any]) -> None:
@@ -82,7 +83,7 @@ class TrainingLog:
         self._write(entry)
         self._bar.set_postfix(loss=f"{entry['loss']:.4f}", refresh=False)
         self._bar.update()
-        if self._bar.disable and (entry["step"] % self._every == 0 or entry["step"] == self.steps):
+        if self._bar.disable and (entry["step"] % self._line_interval == 0 or entry["step"] == self.steps):
             log.info(
                 "%s step %d/%d: loss %.4f, learning rate %.2e, %.0f tokens/s, MFU %s",
                 self.stage,

@@ -98,9 +98,11 @@ class LossSums:
             weights: (B, T) float, of the labels' losses.
             categories: (B, T) int64, each token's place among the categories.
         """
+        # Weight and kind of each label token, in the order of the losses.
         has_loss = labels[:, 1:] != NO_LOSS
         label_weights = weights[:, 1:][has_loss]
         is_visual = labels[:, 1:][has_loss] >= self._text_size
+        # Add up without the graph; what is returned keeps it.
         products = losses * label_weights
         columns = [products.detach(), label_weights, torch.ones_like(label_weights)]
         rows = 2 * categories[:, 1:][has_loss] + is_visual
@@ -110,6 +112,7 @@ class LossSums:
     def means_over_ranks(self) -> dict[str, Any]:
         """Add up over all ranks; `loss`, `losses` by category and kind, and `label_tokens`, for the log."""
         dist.all_reduce(self._sums)
+        # By category over both kinds, by kind over all categories, and all together.
         table = self._sums.cpu().view(len(self._categories), 2, 3)
         by_name = dict(zip(self._categories, table.sum(1), strict=True))
         by_name |= dict(zip(("text", "visual"), table.sum(0), strict=True))
@@ -148,9 +151,10 @@ class Cost:
             getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")
         ):
             return None
+        # Embedding and output head apart; a lookup costs nothing.
         head = [rows for rows in (model.head.text_rows, model.head.new_rows) if rows is not None]
-        ends = {id(rows) for rows in (model.embedding.text_rows, model.embedding.new_rows, *head)}
-        body = [p for p in model.parameters() if p.dim() == 2 and id(p) not in ends]
+        row_ids = {id(rows) for rows in (model.embedding.text_rows, model.embedding.new_rows, *head)}
+        body = [p for p in model.parameters() if p.dim() == 2 and id(p) not in row_ids]
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             sum(p.numel() for p in body),

@@ -338,18 +338,19 @@ class CheckOptions(TrainOptions):
     Args:
         ranks: Number of processes that the training will have.
         show: Records of each category to show.
-        tolerated: Share of bad records, those without labels or images among them, above which the check fails.
+        tolerance: Share of records with faults, those without labels or images among them, above which the check
+            fails.
     """
 
     ranks: int = 1
     show: int = 2
-    tolerated: float = 0.0
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ranks < 1 or self.show < 0 or not 0 <= self.tolerated <= 1:
+        if self.ranks < 1 or self.show < 0 or not 0 <= self.tolerance <= 1:
             raise ConfigError(
-                f"ranks {self.ranks}, show {self.show}, tolerated {self.tolerated}; expected at least 1, at "
+                f"ranks {self.ranks}, show {self.show}, tolerance {self.tolerance}; expected at least 1, at "
                 "least 0, and a share in [0, 1]"
             )
 

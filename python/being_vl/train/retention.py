@@ -53,12 +53,17 @@ class TextProbe:
 
     def measure(self, engine: Any, logger: TrainingLog, step: int) -> None:
         """Log the perplexity after a stage's last step, or its step 0, and warn if the stage has raised it."""
-        before, now = logger.text_perplexity, self.perplexity(engine)
-        logger.add_perplexity(step, now)
-        if step and before and now > before * (1 + self._tolerance) and dist.get_rank() == 0:
+        perplexity_before, perplexity = logger.text_perplexity, self.perplexity(engine)
+        logger.add_perplexity(step, perplexity)
+        if (
+            step
+            and perplexity_before
+            and perplexity > perplexity_before * (1 + self._tolerance)
+            and dist.get_rank() == 0
+        ):
             log.warning(
                 "%s: the perplexity of %s rose from %.4g to %.4g, more than %.0f %%: the model is losing its language",
-                *(logger.stage, self._path, before, now, 100 * self._tolerance),
+                *(logger.stage, self._path, perplexity_before, perplexity, 100 * self._tolerance),
             )
 
     def perplexity(self, engine: Any) -> float:

@@ -98,13 +98,14 @@ def make_schedules(options: TrainOptions, lengths: Lengths, ranks: int) -> list[
         ConfigError: if a mixture cannot be, or names what there is not, or a record is longer than a packed row.
     """
     packing = options.batches.packing
-    longest = max((int(tokens.max()) for tokens in lengths.values() if len(tokens)), default=0)
-    if packing and longest > packing:
+    max_length = max((int(tokens.max()) for tokens in lengths.values() if len(tokens)), default=0)
+    if packing and max_length > packing:
         raise ConfigError(
-            f"packing is {packing} tokens, but there are records of {longest}; raise batches.packing, or lower "
+            f"packing is {packing} tokens, but there are records of {max_length}; raise batches.packing, or lower "
             "sequences.max_length"
         )
     schedules = []
+    # Each stage has an order of its own, by its seed.
     for index, stage in enumerate(options.stages_in_order()):
         batch_size = stage.batch_size or options.batches.micro_batch_size * ranks * stage.accumulation
         schedule = StageSchedule(stage, lengths, options.seed + index, packing, batch_size)
@@ -120,6 +121,7 @@ def _check_mixture(schedule: StageSchedule, categories: list[str]) -> None:
         curriculum = schedule.curriculum(1)
     except ConfigError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}; {_list_groups(lengths)}") from None
+    # A key of weight 0 and a known category may lack records; any other key is a mistake.
     for key in {**stage.mixture, **(stage.mixture_end or {})}:
         if key not in curriculum.keys and key not in categories and stage.mixture.get(key) != 0:
             hint = f"; those without images belong to {TEXT_ONLY!r}" if TEXT_ONLY in curriculum.keys else ""
@@ -192,17 +194,17 @@ def check_packing(lm: Any, flat: bool) -> None:
         ModelError: if it differs.
     """
     ids, weights = np.arange(16, dtype=np.int32), np.ones(8, np.float32)
-    one, other = (TokenSequence(half, weights, "", "", "") for half in (ids[:8], ids[8:]))
+    a, b = (TokenSequence(half, weights, "", "", "") for half in (ids[:8], ids[8:]))
     device = next(lm.parameters()).device
-    states, training = [], lm.training
+    states, was_training = [], lm.training
     lm.eval()
     with torch.no_grad():
         # Two rows that end in the same record, behind another one in each.
-        for row in ([one, one], [other, one]):
+        for row in ([a, a], [b, a]):
             batch = collate([row], 0, [""], flat)
             inputs = {name: batch[name].to(device) for name in ("input_ids", "position_ids")}
             states.append(lm.get_decoder()(**inputs, use_cache=False).last_hidden_state[0, 8:].float())
-    lm.train(training)
+    lm.train(was_training)
     if (states[0] - states[1]).abs().max() > 1e-3 * states[0].abs().max():
         raise ModelError(
             f"{lm.name_or_path}: its {type(lm).__name__} lets a record see the one before it in a packed row; train "

@@ -71,19 +71,19 @@ def stop_on_signals() -> Iterator[StopRequest]:
     writer.setblocking(False)
     handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     descriptor = signal.set_wakeup_fd(writer.fileno())
-    active = True
+    is_active = True
 
     def restore() -> None:
         signal.set_wakeup_fd(descriptor)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    os.register_at_fork(after_in_child=lambda: restore() if active else None)
+    os.register_at_fork(after_in_child=lambda: restore() if is_active else None)
     threading.Thread(target=request._listen, args=(reader,), daemon=True).start()
     try:
         yield request
     finally:
-        active = False
+        is_active = False
         restore()
         writer.close()
 

@@ -45,8 +45,8 @@ class TwoPartEmbedding(nn.Module):
         # Both matrices are asked for every id, under some id that they have; then each position takes its own answer.
         is_new = ids >= self.text_size
         text = self._look_up(ids.masked_fill(is_new, 0), self.text_rows)
-        new = self._look_up((ids - self.text_size).clamp(min=0), self.new_rows)
-        return torch.where(is_new.unsqueeze(-1), new, text)
+        visual = self._look_up((ids - self.text_size).clamp(min=0), self.new_rows)
+        return torch.where(is_new.unsqueeze(-1), visual, text)
 
     def _look_up(self, ids: Tensor, rows: nn.Parameter) -> Tensor:
         """What the family's embedding gives with these rows as its matrix."""
@@ -123,7 +123,7 @@ class TwoPartLM(nn.Module):
     lm: Any
     embedding: TwoPartEmbedding
     head: TwoPartHead
-    tied: bool
+    is_tied: bool
 
     def __init__(self, lm: Any, text_size: int, chunk: int) -> None:
         super().__init__()
@@ -133,11 +133,11 @@ class TwoPartLM(nn.Module):
                 f"{lm.name_or_path}: can train an embedding and an output head without bias, "
                 f"found {type(embedding).__name__} and {head}"
             )
-        self.tied = head.weight is embedding.weight
+        self.is_tied = head.weight is embedding.weight
         self.embedding = TwoPartEmbedding(embedding, text_size)
         # A tied head has the embedding's two parameters, one that is not has two of its own.
         tied_rows = self.embedding.text_rows, self.embedding.new_rows
-        rows = tied_rows if self.tied else _split(head.weight, text_size)
+        rows = tied_rows if self.is_tied else _split(head.weight, text_size)
         self.head = TwoPartHead(*rows, chunk, _logits_function(lm))
         lm.set_input_embeddings(self.embedding)
         lm.set_output_embeddings(self.head)
@@ -169,26 +169,26 @@ class TwoPartLM(nn.Module):
 
     def visual_parameters(self) -> list[nn.Parameter]:
         """The new rows: of the embedding, and of the output head where it is not tied."""
-        rows = [self.embedding.new_rows] if self.tied else [self.embedding.new_rows, self.head.new_rows]
+        rows = [self.embedding.new_rows] if self.is_tied else [self.embedding.new_rows, self.head.new_rows]
         return [row for row in rows if row is not None]
 
-    def merge_into(self, plain: Any, parameters: dict[str, Tensor]) -> None:
+    def merge_into(self, target: Any, parameters: dict[str, Tensor]) -> None:
         """Copy trained parameters into the same model with whole matrices.
 
         Adapters are added to the weights that they adapt. Everything that is not among the parameters stays exactly as
-        `plain` has it.
+        `target` has it.
 
         Args:
-            plain: The model, as transformers loads it.
+            target: The model, as transformers loads it.
             parameters: By their names in `self.lm`.
         """
         # Embedding and head, by their names here, and the matrices that hold their rows there.
         matrices = {
-            id(self.embedding): plain.get_input_embeddings().weight,
-            id(self.head): plain.get_output_embeddings().weight,
+            id(self.embedding): target.get_input_embeddings().weight,
+            id(self.head): target.get_output_embeddings().weight,
         }
         tables = {name: matrices[id(m)] for name, m in self.lm.named_modules() if id(m) in matrices}
-        weights = dict(plain.named_parameters())
+        weights = dict(target.named_parameters())
         for name, value in parameters.items():
             module, _, last = name.rpartition(".")
             if module in tables:

@@ -230,13 +230,13 @@ class StageTrainer:
 
     def _save_or_stop(self, step: int) -> None:
         """Save a checkpoint where one is due; end all ranks, if one of them has been asked to stop."""
-        stopping = self._checkpoints.agree(self._stop.signal is not None)
+        must_stop = self._checkpoints.agree(self._stop.signal is not None)
         is_last = step == self._steps
-        if not is_last and (stopping or step % self._options.checkpoint.every == 0):
+        if not is_last and (must_stop or step % self._options.checkpoint.every == 0):
             self._checkpoints.save(step)
-        if stopping:
+        if must_stop:
             self._stop.agreement.set()
-        if stopping and not is_last:
+        if must_stop and not is_last:
             self._checkpoints.finish()
             self._log.close()
             end_training(self._stop, f"after step {step} of {self._stage.name}, saved")

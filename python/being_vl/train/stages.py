@@ -10,6 +10,9 @@ from being_vl.errors import ConfigError
 from being_vl.train.options import StageOptions
 from being_vl.train.split import LORA, TwoPartLM
 
+NEW_ROWS, TEXT_ROWS = "new visual rows", "text rows"
+"""Names of the groups of rows; all other groups are of layers or what stands beside them."""
+
 
 class ParameterGroup(NamedTuple):
     """Parameters that are frozen or trained together."""
@@ -25,7 +28,7 @@ class ParameterGroup(NamedTuple):
 
 
 def group_parameters(model: TwoPartLM, stage: StageOptions) -> list[ParameterGroup]:
-    """Every parameter of the model once, from input to output, grouped by whether the stage trains it.
+    """Every parameter of the model once, from input to output, group_ids by whether the stage trains it.
 
     Raises:
         ConfigError: if `unfreeze` asks for layers or names that the model has not.
@@ -34,11 +37,11 @@ def group_parameters(model: TwoPartLM, stage: StageOptions) -> list[ParameterGro
     train_all = unfreeze == "all"
     # Rows first: the new ones always train, those of text as the stage says.
     text_rows = (
-        [model.embedding.text_rows] if model.tied else [model.embedding.text_rows, model.head.text_rows]
+        [model.embedding.text_rows] if model.is_tied else [model.embedding.text_rows, model.head.text_rows]
     )
     groups = [
-        ParameterGroup("new visual rows", model.visual_parameters(), True),
-        ParameterGroup("text rows", text_rows, train_all if stage.text_rows is None else stage.text_rows),
+        ParameterGroup(NEW_ROWS, model.visual_parameters(), True),
+        ParameterGroup(TEXT_ROWS, text_rows, train_all if stage.text_rows is None else stage.text_rows),
     ]
     # Then the parameters that are named, or the first layers and the others.
     if isinstance(unfreeze, list):
@@ -50,10 +53,10 @@ def group_parameters(model: TwoPartLM, stage: StageOptions) -> list[ParameterGro
             ParameterGroup(f"layers {count} to {len(layers) - 1}", list(layers[count:].parameters()), False),
         ]
     # Last, what is in none of these.
-    grouped = {id(parameter) for group in groups for parameter in group.parameters}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in grouped]
+    group_ids = {id(parameter) for group in groups for parameter in group.parameters}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in group_ids]
     name = "others" if isinstance(unfreeze, list) else "final norm, others"
-    groups.append(ParameterGroup(name, rest, train_all))
+    groups.append(ParameterGroup(name, others, train_all))
     return [group for group in groups if group.parameters]
 
 
@@ -94,6 +97,7 @@ def add_adapters(model: TwoPartLM, stage: StageOptions) -> None:
     assert stage.lora is not None
     from peft import LoraConfig, inject_adapter_in_model
 
+    # The linear layers whose weights would train, the output head not among them.
     rows = {id(model.embedding.text_rows), id(model.head.text_rows)}
     groups = group_parameters(model, stage)
     weights = {id(p) for group in groups if group.trains for p in group.parameters} - rows
@@ -121,32 +125,35 @@ def freeze(model: TwoPartLM, stage: StageOptions) -> str:
     Raises:
         ConfigError: if nothing is left to train.
     """
+    # What is frozen and what trains.
     groups = group_parameters(model, stage)
     if stage.lora:
         groups = _with_adapters(model, groups)
     for group in groups:
         for parameter in group.parameters:
             parameter.requires_grad_(group.trains)
-    total = sum(group.size for group in groups)
-    training = sum(group.size for group in groups if group.trains)
-    if not training:
+    # The table, a line for each group.
+    total_size = sum(group.size for group in groups)
+    trained_size = sum(group.size for group in groups if group.trains)
+    if not trained_size:
         raise ConfigError(
             f"stage {stage.name!r}: nothing would train; the model has no new visual rows (is it expanded?) "
             f"and unfreeze is {stage.unfreeze}"
         )
     lines = [f"{stage.name}: what trains (unfreeze {stage.unfreeze}, learning rate {stage.learning_rate:g})"]
     lines += [f"  {g.name:<22}{g.size:>16,}  {'trains' if g.trains else 'frozen'}" for g in groups]
-    lines += [f"  {'trained':<22}{training:>16,}  of {total:,} ({training / total:.2%})"]
+    lines += [f"  {'trained':<22}{trained_size:>16,}  of {total_size:,} ({trained_size / total_size:.2%})"]
     return "\n".join(lines)
 
 
 def _with_adapters(model: TwoPartLM, groups: list[ParameterGroup]) -> list[ParameterGroup]:
     """The groups of a stage whose adapters train in place of the weights that they are on; rows stay as they are."""
     adapters = {id(p) for name, p in model.lm.named_parameters() if LORA in name}
-    rows, layers = groups[:2], groups[2:]
-    frozen = [
+    rows = [group for group in groups if group.name in (NEW_ROWS, TEXT_ROWS)]
+    layers = [group for group in groups if group.name not in (NEW_ROWS, TEXT_ROWS)]
+    layer_groups = [
         ParameterGroup(group.name, [p for p in group.parameters if id(p) not in adapters], False)
         for group in layers
     ]
     parameters = [p for group in layers for p in group.parameters if id(p) in adapters]
-    return [*rows, *frozen, ParameterGroup("adapters", parameters, True)]
+    return [*rows, *layer_groups, ParameterGroup("adapters", parameters, True)]
