@@ -34,7 +34,7 @@ from being_vl.train.split import TwoPartLM
 from being_vl.train.stages import freeze
 from helpers import tiny
 from helpers.commands import being_vl, refused
-from helpers.ranks import FORKS, forked, free_port
+from helpers.ranks import FORKS, free_port, train_in_forks
 
 STAGES = [
     StageOptions("rows", 0.0, 1e-3, {"foundation": 1}, max_steps=1, accumulation=2),
@@ -198,7 +198,7 @@ def test_plan_of_a_training_counts_the_tokens_of_its_records(
     }
     recipe.write_text(yaml.safe_dump(written))
     text = planned(capsys, recipe, "--gpus", "1x1GB")
-    forked(recipe)
+    train_in_forks(recipe)
     entries = read_log(tmp_path / "out" / "log.jsonl")
     assert table(text, "steps") == [len(entries)]
     assert table(text, "tokens")[0] == pytest.approx(sum(entry["tokens"] for entry in entries), rel=0.02)
@@ -259,7 +259,7 @@ def test_shipped_recipe_trains_a_model_of_its_kind(name: str, chain: Path, tmp_p
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(changed))
-    forked(recipe)
+    train_in_forks(recipe)
     entries = read_log(tmp_path / "out" / "log.jsonl")
     assert [entry["stage"] for entry in entries] == [
         stage.name for stage in training.stages for _ in range(2)

@@ -50,9 +50,11 @@ def main(folder: Path, *families: str) -> None:
         torch.testing.assert_close(*losses)
         for loss in losses:
             loss.mean().backward()
-        for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        for (name, expected), parameter in zip(
+            models[0].named_parameters(), models[1].parameters(), strict=True
+        ):
             torch.testing.assert_close(
-                found.grad, expected.grad, msg=lambda said, name=name: f"{name}: {said}"
+                parameter.grad, expected.grad, msg=lambda message, name=name: f"{name}: {message}"
             )
         print(family, *sorted(kernels))
 

@@ -50,8 +50,8 @@ def test_a_notebook_shows_a_bar_with_the_loss(code: str, tmp_path: Path) -> None
 def test_a_script_shows_lines_with_the_losses_once(code: str, setup: str, tmp_path: Path) -> None:
     environment = os.environ | ENVIRONMENT
     words = [sys.executable, "-c", setup + code]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    process = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert process.returncode == 0, process.stderr[-4000:]
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     for step, loss in enumerate(losses, start=1):
-        assert done.stderr.count(f"one step {step}/3: loss {loss:.4f}") == 1
+        assert process.stderr.count(f"one step {step}/3: loss {loss:.4f}") == 1
