@@ -21,6 +21,7 @@ from torch import distributed as dist
 
 from being_vl.errors import CheckpointError
 from being_vl.files import fsync, remove, write_json
+from being_vl.options import StrPath
 from being_vl.train.ranks import any_rank
 
 log = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ class Checkpoints:
             stays.
     """
 
-    def __init__(self, engine: Any, root: Path, stage: str, keep: int) -> None:
-        self._engine, self._root, self._stage, self._keep = engine, root, stage, keep
+    def __init__(self, engine: Any, root: StrPath, stage: str, keep: int) -> None:
+        self._engine, self._root, self._stage, self._keep = engine, Path(root), stage, keep
         self._frozen_names = {
             n for n, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad
         }
@@ -293,12 +294,12 @@ def _write_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "xxh3_128": writer.checksum.hexdigest()}
 
 
-def find_newest(root: Path, stage: str) -> Checkpoint | None:
+def find_newest(root: StrPath, stage: str) -> Checkpoint | None:
     """The newest complete checkpoint of a stage; a damaged one is passed over with a warning. All ranks call it.
 
     Each rank reads its share of the files to compare their checksums. Leftovers of interrupted saves are removed.
     """
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+    root, rank, ranks = Path(root), dist.get_rank(), dist.get_world_size()
     folders = [_list_folders(root, stage)]
     if rank == 0:
         for leftover in root.glob(f"{stage}-*.tmp"):

@@ -13,6 +13,7 @@ from being_vl.data.store import PreparedSequences
 from being_vl.errors import FingerprintError
 from being_vl.files import MANIFEST, read_manifest
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
+from being_vl.options import StrPath
 from being_vl.progress import show_log_lines
 from being_vl.train.fingerprint import (
     hash_inputs,
@@ -129,7 +130,7 @@ def _check_stage_folders(options: TrainOptions) -> None:
             )
 
 
-def load_sequences(options: TrainOptions, folder: Path | None = None) -> PreparedSequences:
+def load_sequences(options: TrainOptions, folder: StrPath | None = None) -> PreparedSequences:
     """The sequences of a training, prepared on all ranks unless `records` is a folder where that was done.
 
     Args:
@@ -143,7 +144,7 @@ def load_sequences(options: TrainOptions, folder: Path | None = None) -> Prepare
     """
     # Records, or a folder in which they were prepared.
     is_prepared = len(options.records) == 1 and (options.records[0] / MANIFEST).is_file()
-    folder = options.records[0] if is_prepared else folder or options.out / "prepared"
+    folder = options.records[0] if is_prepared else Path(folder or options.out / "prepared")
     preparation = PrepareOptions(
         options.model,
         options.records,

@@ -10,6 +10,7 @@ from being_vl.errors import CheckpointError
 from being_vl.files import to_jsonable, write_aside, write_manifest
 from being_vl.model.expand import copy_companions
 from being_vl.model.weights import load_causal_lm
+from being_vl.options import StrPath
 from being_vl.train.options import StageOptions
 from being_vl.train.ranks import log_once
 from being_vl.train.split import TwoPartLM
@@ -19,7 +20,7 @@ PROBE_IDS = 32
 
 
 def export_stage(
-    engine: Any, model: TwoPartLM, stage: StageOptions, steps: int, source: Path, out: Path
+    engine: Any, model: TwoPartLM, stage: StageOptions, steps: int, source: StrPath, out: StrPath
 ) -> None:
     """Write the model of a stage as a plain Hugging Face folder, and check it by loading it; all ranks call it.
 
@@ -37,6 +38,7 @@ def export_stage(
     Raises:
         CheckpointError: if the model that was loaded gives other logits than the one that was trained.
     """
+    source, out = Path(source), Path(out)
     # The logits that the written model must give.
     engine.eval()
     rows = model.lm.config.vocab_size
@@ -73,7 +75,7 @@ def _gather_parameters(model: TwoPartLM) -> dict[str, torch.Tensor]:
     return parameters
 
 
-def check_logits(folder: Path, ids: torch.Tensor, logits: torch.Tensor) -> None:
+def check_logits(folder: StrPath, ids: torch.Tensor, logits: torch.Tensor) -> None:
     """Check that the model in a folder gives these logits, up to rounding.
 
     Args:
@@ -84,6 +86,7 @@ def check_logits(folder: Path, ids: torch.Tensor, logits: torch.Tensor) -> None:
     Raises:
         CheckpointError: if it does not.
     """
+    folder = Path(folder)
     with torch.no_grad():
         lm = load_causal_lm(folder, "auto")
         is_exact = lm.dtype is logits.dtype is torch.float32

@@ -12,7 +12,7 @@ from torch import distributed as dist
 from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import MANIFEST, read_manifest, remove, sha256
 from being_vl.fingerprints import FINGERPRINT
-from being_vl.options import fixed_options
+from being_vl.options import StrPath, fixed_options
 from being_vl.train.log import LOG_FILE
 from being_vl.train.options import TrainOptions
 from being_vl.train.schedule import StageSchedule
@@ -42,19 +42,21 @@ def training_fingerprint(
     return fields | {"ranks": ranks}
 
 
-def hash_inputs(model: Path, records: Sequence[Path], grids: Path | None) -> dict[str, list[str]]:
+def hash_inputs(model: StrPath, records: Sequence[StrPath], grids: StrPath | None) -> dict[str, list[str]]:
     """SHA-256 of the files of model, records and grids, as lists under `model_sha256` and so on."""
     files = {
-        "records": [path / MANIFEST if path.is_dir() else path for path in records],
-        "model": sorted(model.glob("*.safetensors")),
-        "grids": [grids / MANIFEST] if grids else [],
+        "records": [path / MANIFEST if path.is_dir() else path for path in map(Path, records)],
+        "model": sorted(Path(model).glob("*.safetensors")),
+        "grids": [Path(grids) / MANIFEST] if grids else [],
     }
     # Hashing leaves the interpreter's lock, so threads share the files.
     with ThreadPoolExecutor() as threads:
         return {f"{name}_sha256": list(threads.map(sha256, paths)) for name, paths in files.items()}
 
 
-def hash_inputs_of_nodes(model: Path, records: Sequence[Path], grids: Path | None) -> dict[str, list[str]]:
+def hash_inputs_of_nodes(
+    model: StrPath, records: Sequence[StrPath], grids: StrPath | None
+) -> dict[str, list[str]]:
     """`hash_inputs` by one rank on each node, since local copies may differ; all ranks call it.
 
     Raises:
@@ -73,23 +75,24 @@ def hash_inputs_of_nodes(model: Path, records: Sequence[Path], grids: Path | Non
     return dict(hashes_of_nodes[0])
 
 
-def holds_training(out: Path) -> bool:
+def holds_training(out: StrPath) -> bool:
     """Whether a folder's fingerprint is one of a training."""
-    path = out / FINGERPRINT
+    path = Path(out) / FINGERPRINT
     return path.is_file() and "stages" in json.loads(path.read_text(encoding="utf-8"))
 
 
-def is_stage(folder: Path) -> bool:
+def is_stage(folder: StrPath) -> bool:
     """Whether a folder is the finished output of a stage."""
     try:
-        read_manifest(folder, "stage")
+        read_manifest(Path(folder), "stage")
     except ManifestError:
         return False
     return True
 
 
-def remove_outputs(out: Path) -> None:
+def remove_outputs(out: StrPath) -> None:
     """Remove what an earlier training wrote into a folder, and nothing else."""
+    out = Path(out)
     stages = json.loads((out / FINGERPRINT).read_text(encoding="utf-8"))["stages"].values()
     for folder in (out / stage["name"] for stage in stages):
         if is_stage(folder):

@@ -7,6 +7,7 @@ import torch
 
 from being_vl.layout import LAYOUT_FILE, VocabularyLayout
 from being_vl.model.weights import load_causal_lm
+from being_vl.options import StrPath
 from being_vl.train.kernels import attention_kernel, set_activation_checkpointing, use_liger
 from being_vl.train.options import PrecisionOptions, StageOptions
 from being_vl.train.split import TwoPartLM
@@ -14,7 +15,7 @@ from being_vl.train.stages import add_adapters, freeze
 
 
 def load_model(
-    folder: Path,
+    folder: StrPath,
     stage: StageOptions,
     precision: PrecisionOptions,
     loss_chunk: int,
@@ -36,6 +37,7 @@ def load_model(
     Returns:
         The model in training mode, and a table of what trains.
     """
+    folder = Path(folder)
     lm = load_causal_lm(folder, "auto", attention_kernel(precision))
     if gradient_checkpointing:
         set_activation_checkpointing(lm, True)
@@ -44,13 +46,13 @@ def load_model(
     return _prepare_stage(lm, folder, stage, loss_chunk, seed)
 
 
-def load_model_without_weights(folder: Path, stage: StageOptions) -> tuple[TwoPartLM, str]:
+def load_model_without_weights(folder: StrPath, stage: StageOptions) -> tuple[TwoPartLM, str]:
     """`load_model` of a model whose parameters have shapes and hold nothing; its weights are not read."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        return _prepare_stage(lm, folder, stage, loss_chunk=1)
+        return _prepare_stage(lm, Path(folder), stage, loss_chunk=1)
 
 
 def _prepare_stage(

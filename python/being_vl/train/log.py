@@ -45,7 +45,7 @@ class TrainingLog:
 
     def __init__(
         self,
-        out: Path,
+        out: StrPath,
         stage: str,
         steps: int,
         resumed_step: int,
@@ -54,6 +54,7 @@ class TrainingLog:
         settings: Any = None,
     ) -> None:
         self.stage, self.steps, self.steps_before = stage, steps, steps_before
+        out = Path(out)
         path = out / LOG_FILE
         self._writes = dist.get_rank() == 0
         # Rank 0 reads what earlier starts have logged, without the steps that are taken again.

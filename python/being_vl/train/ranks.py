@@ -14,6 +14,7 @@ import torch
 from torch import distributed as dist
 
 from being_vl.errors import CheckpointError
+from being_vl.options import StrPath
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def log_once(message: str) -> None:
 
 
 @contextlib.contextmanager
-def hold_folder(out: Path) -> Iterator[None]:
+def hold_folder(out: StrPath) -> Iterator[None]:
     """Hold the lock of a training's folder: ranks that outlive a killed launcher still write there.
 
     The operating system frees the lock when the rank that holds it ends, however it ends.
@@ -80,6 +81,7 @@ def hold_folder(out: Path) -> Iterator[None]:
     Raises:
         CheckpointError: on all ranks, if another training holds it, or not all ranks see the same folder.
     """
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     # Rank 0 takes the lock and writes into the file what no other start has written.
     content: list[str | None] = [str(time.time_ns())]

@@ -9,6 +9,7 @@ import torch
 from torch import distributed as dist
 
 from being_vl.errors import ConfigError
+from being_vl.options import StrPath
 from being_vl.train.log import TrainingLog
 from being_vl.train.options import RetentionOptions
 
@@ -28,7 +29,8 @@ class TextProbe:
         ConfigError: if the file cannot be read, or has less than two tokens.
     """
 
-    def __init__(self, text: Path, tokenizer: Any, window: int, tolerance: float) -> None:
+    def __init__(self, text: StrPath, tokenizer: Any, window: int, tolerance: float) -> None:
+        text = Path(text)
         self._path, self._tolerance = text, tolerance
         try:
             content = text.read_text(encoding="utf-8")
@@ -41,7 +43,7 @@ class TextProbe:
             raise ConfigError(f"retention.text: {text} holds {len(ids)} tokens; expected some text")
 
     @classmethod
-    def of_model(cls, model: Path, options: RetentionOptions, max_length: int) -> "TextProbe | None":
+    def of_model(cls, model: StrPath, options: RetentionOptions, max_length: int) -> "TextProbe | None":
         """The probe that the options ask for, for a model in a folder; windows are as long as its sequences."""
         from transformers import AutoConfig, AutoTokenizer
 

@@ -14,6 +14,7 @@ from being_vl.data.batches import Row, load
 from being_vl.data.store import Sequences
 from being_vl.errors import ConfigError
 from being_vl.files import to_jsonable
+from being_vl.options import StrPath
 from being_vl.train.checkpoint import Checkpoints, find_newest
 from being_vl.train.export import export_stage
 from being_vl.train.kernels import compute_dtype
@@ -62,12 +63,12 @@ class StageTrainer:
         options: TrainOptions,
         schedule: StageSchedule,
         sequences: Sequences,
-        source: Path,
+        source: StrPath,
         steps_before: int,
         stop: StopRequest,
     ) -> None:
         self._options, self._schedule, self._sequences = options, schedule, sequences
-        self._source, self._steps_before, self._stop = source, steps_before, stop
+        self._source, self._steps_before, self._stop = Path(source), steps_before, stop
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
         self._stage, self._steps = schedule.stage, schedule.steps
         if schedule.batch_size < self._ranks:
