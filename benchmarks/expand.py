@@ -50,9 +50,9 @@ def sparse_llama(folder: Path, layers: int) -> int:
             start, end = end, end + weights[name].nbytes
             header[name] = {"dtype": "BF16", "shape": list(weights[name].shape), "data_offsets": [start, end]}
         text = json.dumps(header).encode()
-        with (folder / file).open("wb") as opened:
-            opened.write(len(text).to_bytes(8, "little") + text)
-            opened.truncate(8 + len(text) + end)
+        with (folder / file).open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            stream.truncate(8 + len(text) + end)
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     words = {f"w{i}": i for i in range(127_999)} | {"</s>": 127_999}
@@ -69,12 +69,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where both models go; must not exist")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--init", default="he")
-    given = parser.parse_args()
-    given.folder.mkdir(parents=True)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True)
     try:
-        size = sparse_llama(given.folder / "llm", given.layers)
+        size = sparse_llama(arguments.folder / "llm", arguments.layers)
         quantizer = VQGAN(new_model(CODEBOOK, code_dim=8, tile=8, width=32), "stand-in", 64)
-        quantizer.save_pretrained(given.folder / "quantizer")
+        quantizer.save_pretrained(arguments.folder / "quantizer")
         grids = np.random.default_rng(0).zipf(1.3, (200, 16, 16)) % CODEBOOK
         VisualBPE.train(
             list(grids),
@@ -82,21 +82,21 @@ def main() -> None:
             num_merges=MERGES,
             min_frequency=1,
             quantizer_fingerprint=quantizer.fingerprint,
-        ).save(given.folder / "vocabulary.json")
+        ).save(arguments.folder / "vocabulary.json")
         start = time.perf_counter()
         options = {"llm": "llm", "quantizer": "quantizer", "vocabulary": "vocabulary.json", "out": "out"}
-        flags = [f"--{name}={given.folder / path}" for name, path in options.items()]
-        command = [sys.executable, "-m", "being_vl", "expand", *flags, f"--init={given.init}"]
+        flags = [f"--{name}={arguments.folder / path}" for name, path in options.items()]
+        command = [sys.executable, "-m", "being_vl", "expand", *flags, f"--init={arguments.init}"]
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        files = len(list((given.folder / "out").glob("*.safetensors")))
+        files = len(list((arguments.folder / "out").glob("*.safetensors")))
         print(
-            f"{size / 1e9:.1f} GB of weights into {files} files, init {given.init}: "
+            f"{size / 1e9:.1f} GB of weights into {files} files, init {arguments.init}: "
             f"largest resident memory {peak / 1e9:.2f} GB, {seconds:.0f} s"
         )
     finally:
-        shutil.rmtree(given.folder)
+        shutil.rmtree(arguments.folder)
 
 
 if __name__ == "__main__":

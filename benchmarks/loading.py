@@ -5,7 +5,8 @@
 Makes a Llama of random weights (about 350 million parameters with these values), once in bf16 and once in float32,
 and trains its final norm in bf16 for a step under each ZeRO stage. Meanwhile the memory of each rank is read a hundred
 times a second: its own, and with the pages of files that it has mapped, which ranks share and Linux takes back when it
-needs them. Printed is the most of both over the ranks, beyond what a rank takes that trains a model of one small layer.
+needs them. Printed is the maximum of both over the ranks, beyond what a rank takes that trains a model of one small
+layer.
 """
 
 import argparse
@@ -26,8 +27,8 @@ from being_vl.launch.local import torchrun
 SENTENCE = "a red square is left of the blue circle and two green stars"
 
 
-def make(folder: Path, hidden: int, layers: int, dtype: torch.dtype) -> Path:
-    """A model in a folder of its own."""
+def make_model(folder: Path, hidden: int, layers: int, dtype: torch.dtype) -> Path:
+    """A model in a folder of its own, made if it is not there."""
     path = folder / f"{hidden}-{layers}-{dtype}"
     if not path.exists():
         make_llama(TinyLlamaOptions(folder / "records.json", path, hidden, layers, hidden // 64))
@@ -35,8 +36,8 @@ def make(folder: Path, hidden: int, layers: int, dtype: torch.dtype) -> Path:
     return path
 
 
-def peaks(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float, float]:
-    """MB of a rank's own memory, and of all that is resident, at most."""
+def peak_memory(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float, float]:
+    """The maximum over ranks of a rank's private memory, and of all that is resident, in MB."""
     stage = {"name": "one", "unfreeze": ["norm"], "learning_rate": 1e-3, "max_steps": 1}
     out = folder / f"out-{time.time_ns()}"
     options = {"model": str(model), "records": [str(folder / "records.json")], "out": str(out)}
@@ -46,7 +47,7 @@ def peaks(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float, floa
     )
     command = torchrun(ranks, recipe)
     log = out / "log.jsonl"
-    own, resident = 0, 0
+    private, resident = 0, 0
     with subprocess.Popen(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
     ) as launcher:
@@ -56,12 +57,13 @@ def peaks(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float, floa
                     memory = child.memory_info()
                 except psutil.NoSuchProcess:
                     continue
-                own, resident = max(own, memory.rss - memory.shared), max(resident, memory.rss)
+                private = max(private, memory.rss - memory.shared)
+                resident = max(resident, memory.rss)
             time.sleep(0.01)
-        said = launcher.communicate()[1].decode()
+        messages = launcher.communicate()[1].decode()
     if not log.is_file():
-        raise SystemExit(said)
-    return own / 1e6, resident / 1e6
+        raise SystemExit(messages)
+    return private / 1e6, resident / 1e6
 
 
 def main() -> None:
@@ -72,21 +74,23 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--zero", type=int, nargs="+", default=[0, 2, 3])
-    given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     conversation = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": SENTENCE}]
     record = {"category": "foundation", "conversations": conversation}
-    (given.folder / "records.json").write_text(json.dumps([record | {"id": n} for n in range(32)]))
-    small = make(given.folder, 64, 1, torch.bfloat16)
+    (options.folder / "records.json").write_text(json.dumps([record | {"id": n} for n in range(32)]))
+    small_model = make_model(options.folder, 64, 1, torch.bfloat16)
     for dtype in (torch.bfloat16, torch.float32):
-        model = make(given.folder, given.hidden, given.layers, dtype)
+        model = make_model(options.folder, options.hidden, options.layers, dtype)
         size = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e6
         print(
-            f"{dtype}, {size:,.0f} MB; most MB of a rank, beyond those with a small model: own, and resident"
+            f"{dtype}, {size:,.0f} MB; peak MB of a rank, beyond that with a small model: private, and resident"
         )
-        for zero in given.zero:
-            least, most = (peaks(given.folder, each, zero, given.ranks) for each in (small, model))
-            print(f"  ZeRO-{zero}: {most[0] - least[0]:8,.0f} {most[1] - least[1]:8,.0f}")
+        for zero in options.zero:
+            small, large = (
+                peak_memory(options.folder, each, zero, options.ranks) for each in (small_model, model)
+            )
+            print(f"  ZeRO-{zero}: {large[0] - small[0]:8,.0f} {large[1] - small[1]:8,.0f}")
 
 
 if __name__ == "__main__":

@@ -22,15 +22,14 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from being_vl.data.batches import collate, load
+from being_vl.data.batches import collate, load_batches
 from being_vl.data.curriculum import Curriculum
-from being_vl.data.options import PrepareOptions
 from being_vl.data.packing import pack
-from being_vl.data.prepare import find_grids, load_builder
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.prepare import find_grids
+from being_vl.data.sequences import RecordGroup, SequenceBuilder, TokenSequence
 from being_vl.data.store import PreparedSequences
 
-GROUPS = [Group(name, "file", False) for name in ("foundation", "reasoning")]
+GROUPS = [RecordGroup(name, "file", False) for name in ("foundation", "reasoning")]
 MIXTURE = {"foundation": 3, "reasoning": 1}
 
 
@@ -115,14 +114,14 @@ def speed(row, steps):
 
 def with_dropout(folder, model, row, rows, dropouts):
     """The table of prepared records."""
-    builder = load_builder(PrepareOptions(model, [], folder, find_grids(folder, None)))
+    builder = SequenceBuilder.from_model(model, find_grids(folder, None))
     print("| dropout | planned | read | longer by | of |\n|---|---|---|---|---|")
     for dropout in dropouts:
         sequences = PreparedSequences(folder, builder, dropout, longest=row)
         packed_rows = list(islice(pack(Curriculum(sequences.lengths, {}, seed=0).draw, row), rows))
         tokens = [
             int(batch["tokens"])
-            for _, (batch,) in load(([r] for r in packed_rows), sequences, 1, packing=row)
+            for _, (batch,) in load_batches(([r] for r in packed_rows), sequences, 1, packing=row)
         ]
         assert max(tokens) <= row
         tokens_expected = sum(entry.length for entries in packed_rows for entry in entries)

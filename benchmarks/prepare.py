@@ -26,14 +26,15 @@ import numpy as np
 
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES, PrepareOptions
-from being_vl.data.prepare import FAULTS, load_builder, prepare
-from being_vl.data.sequences import TokenSequence
-from being_vl.data.store import PreparedSequences, shard_path, write_shard
+from being_vl.data.prepare import FAULTS, prepare
+from being_vl.data.sequences import SequenceBuilder, TokenSequence
+from being_vl.data.store import KIND, PreparedSequences, sequence_columns
 from being_vl.files import read_manifest, write_json
+from being_vl.shards.arrow import shard_path, write_table
 from being_vl.shards.grids import GridStore
 
 READS = 10_000
-SHARD = 10_000
+SHARD_SIZE = 10_000
 WORDS = ["a", "red", "square", "is", "left", "of", "the", "blue", "circle", "and", "two", "green", "stars"]
 
 
@@ -58,30 +59,29 @@ def measure(job):
     """Do `prepare` or `read` of the options in a file; prints what it took as JSON."""
     values = json.loads(job.read_text())
     kind = values.pop("kind")
-    paths = {name: values[name] and Path(values[name]) for name in ("model", "out", "grids")}
-    options = PrepareOptions(**values | paths | {"records": [Path(path) for path in values["records"]]})
-    began = time.perf_counter()
+    options = PrepareOptions(**values)
+    start = time.perf_counter()
     if kind == "prepare":
         prepare(options)
-        manifest = read_manifest(options.out, "sequences")
-        seconds = time.perf_counter() - began
-        usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        peak = max(used.ru_maxrss for used in usage) * 1024 / 1e9
-        busy = sum(used.ru_utime + used.ru_stime for used in usage)
-        result = [manifest["records"] / seconds, manifest["tokens"] / seconds, busy, peak]
+        manifest = read_manifest(options.out, KIND)
+        seconds = time.perf_counter() - start
+        usages = [resource.getrusage(scope) for scope in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        peak = max(usage.ru_maxrss for usage in usages) * 1024 / 1e9
+        cpu_seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+        result = [manifest["records"] / seconds, manifest["tokens"] / seconds, cpu_seconds, peak]
     else:
-        builder = load_builder(options)
-        began = time.perf_counter()
+        builder = SequenceBuilder.from_model(options.model, options.grids, options.sequences.max_length)
+        start = time.perf_counter()
         sequences = PreparedSequences(options.out, builder)
-        opened = time.perf_counter()
+        open_time = time.perf_counter()
         draw = Curriculum(sequences.lengths, {}, seed=0).draw
-        shuffled = time.perf_counter()
+        shuffle_time = time.perf_counter()
         for _ in range(READS):
             entry = draw()
             sequences.get(entry.group, entry.number, entry.position)
-        speed = READS / (time.perf_counter() - shuffled)
+        speed = READS / (time.perf_counter() - shuffle_time)
         records = sum(map(len, sequences.lengths.values()))
-        times = [opened - began, shuffled - opened, speed]
+        times = [open_time - start, shuffle_time - open_time, speed]
         result = [records, *times, memory("VmHWM"), memory("RssAnon")]
     print(json.dumps(result))
 
@@ -104,13 +104,13 @@ def run(job, values):
 def generate(source, target, count):
     """A folder of so many records of random ids, of the mean length of those in another and with its manifest."""
     target.mkdir()
-    manifest = read_manifest(source, "sequences")
+    manifest = read_manifest(source, KIND)
     tokens = manifest["tokens"] // manifest["records"]
     weights = np.repeat(np.float32([0, 1]), [tokens // 2, tokens - tokens // 2])
     draw, shards = np.random.default_rng(0), []
-    for start in range(0, count, SHARD):
-        ids = draw.integers(100, 300, (min(SHARD, count - start), tokens), dtype=np.int32)
-        examples = [
+    for start in range(0, count, SHARD_SIZE):
+        ids = draw.integers(100, 300, (min(SHARD_SIZE, count - start), tokens), dtype=np.int32)
+        sequences = [
             TokenSequence(
                 row,
                 weights,
@@ -120,11 +120,12 @@ def generate(source, target, count):
             )
             for n, row in enumerate(ids)
         ]
-        path = shard_path(target, len(shards))
-        write_shard(path, examples, {})
-        shards.append({"file": path.name, "examples": len(examples)})
+        path = shard_path(target, KIND, len(shards))
+        columns, counts = sequence_columns(sequences)
+        write_table(path, columns, counts)
+        shards.append({"file": path.name, **counts})
     (target / FAULTS).touch()
-    write_json(target / "manifest.json", manifest | {"records": count, "examples": count, "shards": shards})
+    write_json(target / "manifest.json", manifest | {"records": count, "sequences": count, "shards": shards})
 
 
 def main():
@@ -158,15 +159,18 @@ def main():
                 values = {"model": options.model, "records": [str(path / "records.jsonl")]}
                 values |= {"out": str(path / "out"), "grids": options.grids and str(options.grids)}
                 values["workers"] = workers
-                records, tokens, busy, peak = run(path / "job.json", values | {"kind": "prepare"})
+                records, tokens, cpu_seconds, peak = run(path / "job.json", values | {"kind": "prepare"})
                 if options.opened:
                     generate(path / "out", path / "generated", options.opened)
                     values["out"] = str(path / "generated")
-                found, *times, at_most, after = run(path / "job.json", values | {"kind": "read"})
-                opened, shuffled, read = times
+                read_records, *times, read_peak, own_memory = run(
+                    path / "job.json", values | {"kind": "read"}
+                )
+                open_seconds, shuffle_seconds, read_speed = times
                 print(
-                    f"| {count:,} | {workers} | {records:,.0f} | {tokens:,.0f} | {busy:.0f} | {peak:.2f} "
-                    f"| {found:,} | {opened:.1f} | {shuffled:.1f} | {read:,.0f} | {at_most:.2f} | {after:.2f} |",
+                    f"| {count:,} | {workers} | {records:,.0f} | {tokens:,.0f} | {cpu_seconds:.0f} | {peak:.2f} "
+                    f"| {read_records:,} | {open_seconds:.1f} | {shuffle_seconds:.1f} | {read_speed:,.0f} "
+                    f"| {read_peak:.2f} | {own_memory:.2f} |",
                     flush=True,
                 )
 

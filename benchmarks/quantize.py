@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from being_vl.demo import shapesworld
-from being_vl.images.sources import find_sources
+from being_vl.devices import find_device
+from being_vl.images.sources import find_images
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.job import encode_batches
 from being_vl.quantize.loading import load_images
@@ -39,12 +40,12 @@ def make_images(folder, count):
 
 def measure(sources, quantizer, device, batch_size, workers):
     """Images per second, and the share of the time spent encoding."""
-    encoding, started = [], time.perf_counter()
+    encoding_times, start = [], time.perf_counter()
     batches = load_images(sources, quantizer.preprocessing, batch_size, workers)
-    for _ in encode_batches(batches, quantizer, device, encoding):
+    for _ in encode_batches(batches, quantizer, device, encoding_times):
         pass
-    seconds = time.perf_counter() - started
-    return len(sources) / seconds, sum(encoding) / seconds
+    seconds = time.perf_counter() - start
+    return len(sources) / seconds, sum(encoding_times) / seconds
 
 
 def main():
@@ -54,28 +55,29 @@ def main():
     )
     parser.add_argument("--images", type=Path)
     parser.add_argument("--quantizer", default="builtin@256")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    quantizer = load_quantizer(options.quantizer, options.device)
+    device = find_device(options.device)
+    quantizer = load_quantizer(options.quantizer, device)
     if options.compile:
         quantizer.compile()
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as folder:
         if options.images is None:
-            make_images(Path(made), options.count)
-        sources = find_sources(options.images or Path(made))[: options.count]
+            make_images(Path(folder), options.count)
+        sources = find_images(options.images or folder)[: options.count]
         # First calls are slow.
-        measure(sources[: options.batch_size], quantizer, options.device, options.batch_size, 0)
+        measure(sources[: options.batch_size], quantizer, device, options.batch_size, 0)
         print("| workers | images/s | × | encoding | waiting |\n|---|---|---|---|---|")
-        first = 0.0
+        first_speed = 0.0
         for workers in options.workers:
-            speed, share = measure(sources, quantizer, options.device, options.batch_size, workers)
-            first = first or speed
+            speed, share = measure(sources, quantizer, device, options.batch_size, workers)
+            first_speed = first_speed or speed
             print(
-                f"| {workers} | {speed:.1f} | {speed / first:.2f} | {share:.0%} | {1 - share:.0%} |",
+                f"| {workers} | {speed:.1f} | {speed / first_speed:.2f} | {share:.0%} | {1 - share:.0%} |",
                 flush=True,
             )
 

@@ -28,7 +28,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from being_vl.model.options import ExpandOptions
     from being_vl.quantize.job import quantize
     from being_vl.quantize.options import QuantizeOptions
-    from being_vl.tokenizer.options import VocabOptions
+    from being_vl.tokenizer.options import VocabularyOptions
     from being_vl.tokenizer.train import train_vocabulary
     from helpers import tiny
 
@@ -38,7 +38,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.quantizer(folder / "quantizer", codebook_size=64)
     quantizer = str(folder / "quantizer")
     quantize(QuantizeOptions(images=folder / "data" / "images", out=folder / "grids", quantizer=quantizer))
-    train_vocabulary(VocabOptions([folder / "grids"], folder / "vocabulary.json", num_merges=40))
+    train_vocabulary(VocabularyOptions([folder / "grids"], folder / "vocabulary.json", num_merges=40))
     for name, tied in {"tied": True, "untied": False}.items():
         llm = tiny.llm(folder / ("llm" if tied else "llm-untied"), tied=tied)
         expand(ExpandOptions(str(llm), folder / "vocabulary.json", folder / name, quantizer))

@@ -1,7 +1,14 @@
-"""What `import being_vl` needs: the standard library and numpy."""
+"""What the tokenizer needs, numpy alone, and in which direction the package's modules import each other."""
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import being_vl
+
+PACKAGE = Path(being_vl.__file__).parent
 
 SCRIPT = """
 import sys
@@ -40,3 +47,67 @@ def test_numpy_is_all_that_the_tokenizer_needs(tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "vocab.json")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
+
+
+# From the face down to the compiled core. A room imports from its own line and from the lines below.
+ROOMS = """
+    being_vl __main__
+    cli
+    run demo
+    launch estimate
+    recipes flags
+    train
+    model
+    data
+    quantize
+    tokenizer
+    images shards
+    layout options fingerprints devices progress quantizer_names
+    files lazy version
+    errors
+    _core
+"""
+LEVEL = {room: level for level, line in enumerate(ROOMS.split("\n")) for room in line.split()}
+
+
+def list_imports() -> dict[str, set[str]]:
+    """Each module of the package → the modules of the package that it imports, also within functions."""
+    trees = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(["being_vl", *path.relative_to(PACKAGE).with_suffix("").parts])
+        trees[name.removesuffix(".__init__")] = ast.parse(path.read_text())
+    modules = trees.keys() | {"being_vl._core"}
+    imports: dict[str, set[str]] = {"being_vl._core": set()}
+    for name, tree in trees.items():
+        targets = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                targets |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name}: a relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets |= {target if target in modules else str(node.module) for target in names}
+        imports[name] = {target for target in targets if target.split(".")[0] == "being_vl"}
+    return imports
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room_of(module) for module in list_imports()} == LEVEL.keys()
+
+
+def test_rooms_import_downwards_only() -> None:
+    upward = [
+        f"{module} imports {target}"
+        for module, targets in list_imports().items()
+        for target in sorted(targets)
+        if LEVEL[room_of(target)] < LEVEL[room_of(module)]
+    ]
+    assert not upward, "\n".join(upward)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter(list_imports()).prepare()  # raises CycleError, which names the circle

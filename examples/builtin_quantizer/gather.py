@@ -1,4 +1,4 @@
-"""Gathers the photographs of `photographs.tsv` from unpacked packages: README.md says how to get those.
+"""Gather the photographs of `photographs.tsv` from unpacked packages: README.md says how to get those.
 
     python examples/builtin_quantizer/gather.py PACKAGES OUT
 

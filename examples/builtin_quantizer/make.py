@@ -1,4 +1,4 @@
-"""Makes the built-in quantizer: gathers its training images and trains it.
+"""Make the built-in quantizer: gathers its training images and trains it.
 
     python examples/builtin_quantizer/make.py --packages FOLDER --out runs/builtin
 
@@ -15,7 +15,13 @@ from gather import gather
 from PIL import Image, ImageDraw
 
 from being_vl.demo import shapesworld
-from being_vl.quantize.options import QuantizerTrainOptions
+from being_vl.quantize.training.options import (
+    AdversarialOptions,
+    CheckpointOptions,
+    CodebookOptions,
+    NetworkOptions,
+    QuantizerTrainOptions,
+)
 from being_vl.quantize.training.trainer import train_quantizer
 
 
@@ -43,22 +49,19 @@ def options(out: Path, steps: int) -> QuantizerTrainOptions:
     photographs = out / "photographs" / "training"
     return QuantizerTrainOptions(
         images=[*[out / "shapes" / "images"] * 3, *[photographs] * 4, out / "drawings"],
-        held_out=[out / "photographs" / "held-out", out / "shapes-held-out" / "images"],
+        held_out_images=[out / "photographs" / "held-out", out / "shapes-held-out" / "images"],
         out=out / "quantizer",
         name="builtin",
         crop=128,
-        codebook_size=4096,
-        reserved=576 / 4096,
-        code_dim=24,
-        width=128,
-        layers=1,
+        network=NetworkOptions(width=128, layers=1),
+        codebook=CodebookOptions(size=4096, dim=24, reserved_share=576 / 4096),
+        adversarial=AdversarialOptions(weight=0.05, start=0.8),
         steps=steps,
         batch_size=8,
-        adversarial=0.05,
-        adversarial_start=0.8,
-        settle=0.0,
+        encoder_share=0.0,
         precision="bfloat16",
-        checkpoint_every=200,
+        checkpoint=CheckpointOptions(every=200),
+        device="cpu",
     )
 
 
@@ -76,12 +79,8 @@ def draw(rng: np.random.Generator) -> Image.Image:
     ShapesWorld nor the photographs.
     """
 
-    def colour() -> tuple[int, int, int]:
-        red, green, blue = rng.integers(0, 256, 3).tolist()
-        return red, green, blue
-
     side = 128
-    image = Image.new("RGB", (side, side), "white" if rng.random() < 0.5 else colour())
+    image = Image.new("RGB", (side, side), "white" if rng.random() < 0.5 else random_colour(rng))
     pen = ImageDraw.Draw(image)
     for _ in range(rng.integers(1, 6)):
         points = [(x, y) for x, y in rng.integers(-16, side + 16, (5, 2)).tolist()]
@@ -90,22 +89,34 @@ def draw(rng: np.random.Generator) -> Image.Image:
         outline = (0, 0, 0) if rng.random() < 0.5 else None
         match int(rng.integers(5)):
             case 0:
-                pen.ellipse(box, fill=colour(), outline=outline, width=2)
+                pen.ellipse(box, fill=random_colour(rng), outline=outline, width=2)
             case 1:
-                pen.rectangle(box, fill=colour(), outline=outline, width=2)
+                pen.rectangle(box, fill=random_colour(rng), outline=outline, width=2)
             case 2:
-                pen.polygon(points[:3], fill=colour(), outline=outline, width=2)
+                pen.polygon(points[:3], fill=random_colour(rng), outline=outline, width=2)
             case 3:
-                pen.line(points[: rng.integers(2, 6)], fill=colour(), width=int(rng.integers(2, 12)))
-            case _:
-                slope = np.linspace(np.array(colour()), np.array(colour()), side)[:, None]
-                shaded = np.broadcast_to(slope, (side, side, 3)).round().astype(np.uint8)
-                mask = Image.new("L", (side, side))
-                ImageDraw.Draw(mask).ellipse(box, fill=255)
-                image.paste(
-                    Image.fromarray(shaded if rng.random() < 0.5 else shaded.swapaxes(0, 1)), mask=mask
+                pen.line(
+                    points[: rng.integers(2, 6)], fill=random_colour(rng), width=int(rng.integers(2, 12))
                 )
+            case _:
+                draw_shaded_ellipse(image, box, rng)
     return image.resize((side // 2, side // 2), Image.Resampling.BOX)
+
+
+def draw_shaded_ellipse(image: Image.Image, box: tuple[int, int, int, int], rng: np.random.Generator) -> None:
+    """An ellipse whose colour changes evenly from one side of the image to the other."""
+    side = image.width
+    slope = np.linspace(np.array(random_colour(rng)), np.array(random_colour(rng)), side)[:, None]
+    shades = np.broadcast_to(slope, (side, side, 3)).round().astype(np.uint8)
+    mask = Image.new("L", (side, side))
+    ImageDraw.Draw(mask).ellipse(box, fill=255)
+    image.paste(Image.fromarray(shades if rng.random() < 0.5 else shades.swapaxes(0, 1)), mask=mask)
+
+
+def random_colour(rng: np.random.Generator) -> tuple[int, int, int]:
+    """Any RGB colour."""
+    red, green, blue = rng.integers(0, 256, 3).tolist()
+    return red, green, blue
 
 
 if __name__ == "__main__":

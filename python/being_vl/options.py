@@ -15,6 +15,7 @@ MAY_CHANGE = {"may_change": True}
 """Metadata of an option that does not decide the output: it may be another one when a job goes on."""
 
 
+@dataclasses.dataclass
 class Options:
     """Base of the options dataclasses: fields of type `Path` take strings and any `PathLike`, too."""
 

@@ -1,283 +1,230 @@
 """The whole chain on one's own images and records: quantize, learn the vocabulary, expand, train."""
 
-import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from jsonargparse import Namespace
-
-from being_vl.errors import ConfigError, RecordError
-from being_vl.files import sha256, to_jsonable, write_json
-from being_vl.fingerprints import compute_fingerprint
-from being_vl.flags import Parser, add_flags
-from being_vl.model.options import ExpandOptions
-from being_vl.quantize.options import QuantizeOptions, QuantizerTrainOptions
-from being_vl.recipes import find_recipe, read_recipe
-from being_vl.tokenizer.options import VocabOptions
-from being_vl.train.options import TrainOptions
+from being_vl.errors import ConfigError, FingerprintError, RecordError
+from being_vl.files import sha256, write_json
+from being_vl.fingerprints import compute_fingerprint, differences
+from being_vl.options import StrPath, fixed_options
+from being_vl.quantize.options import QuantizeOptions
+from being_vl.recipes.options import RunOptions
 
 log = logging.getLogger(__name__)
-CHAMELEON = "zawnpn/being-vq-8k"
-"""The papers' quantizer, of 8192 ids; a run can be planned before it is downloaded."""
+
+SHOWN_FAULTS = 3
+"""Faults of records that an error quotes."""
 
 
-@dataclass
-class RunOptions:
-    """Where the chain starts and ends; each step's own options stand in a section of its name.
-
-    Args:
-        images: Folder of images; records name them by their path in it.
-        records: Files of records to train on.
-        llm: Folder or hub name of the causal LM to expand.
-        out: Folder for everything that the run makes.
-        train_quantizer: Train a VQ-GAN on the images first, instead of taking `quantizer`.
-        quantizer: Named as for `being-vl quantize`: `builtin`, a folder, a file or a hub name.
-        ranks: Processes that train together; one per GPU by default, one on a CPU.
-        until: The last step to do; `expand` leaves the training to `being-vl launch`.
-    """
-
-    images: Path
-    records: list[Path]
-    llm: str
-    out: Path
-    train_quantizer: bool = False
-    quantizer: str = "builtin"
-    ranks: int | None = None
-    until: Literal["quantize", "vocab", "expand", "train"] = "train"
-
-
-def recipe_parser() -> Parser:
-    """The parser of a recipe: `RunOptions`, and a section for each step whose paths follow from them."""
-    parser = Parser(description=run.__doc__)
-    parser.add_argument("--recipe", action="config", help="YAML file of these options; flags override it.")
-    add_flags(parser, RunOptions)
-    parser.add_class_arguments(QuantizerTrainOptions, "quantizer_training")
-    parser.add_class_arguments(QuantizeOptions, "quantize")
-    parser.add_class_arguments(VocabOptions, "vocab")
-    parser.add_class_arguments(ExpandOptions, "expand")
-    parser.add_class_arguments(TrainOptions, "train")
-    links: list[tuple[str | tuple[str, ...], str, Callable[..., Any] | None]] = [
-        ("images", "quantizer_training.images", lambda images: [images]),
-        ("out", "quantizer_training.out", lambda out: Path(out) / "quantizer"),
-        ("images", "quantize.images", None),
-        ("out", "quantize.out", lambda out: Path(out) / "grids"),
-        (("train_quantizer", "quantizer", "out"), "quantize.quantizer", _quantizer),
-        ("out", "vocab.grids", lambda out: [Path(out) / "grids"]),
-        ("out", "vocab.out", lambda out: Path(out) / "vocabulary.json"),
-        ("llm", "expand.llm", None),
-        ("out", "expand.vocabulary", lambda out: Path(out) / "vocabulary.json"),
-        ("out", "expand.out", lambda out: Path(out) / "expanded"),
-        (("train_quantizer", "quantizer", "out"), "expand.quantizer", _quantizer),
-        ("out", "train.model", lambda out: Path(out) / "expanded"),
-        ("records", "train.records", None),
-        ("out", "train.grids", lambda out: Path(out) / "grids"),
-        ("out", "train.out", lambda out: Path(out) / "training"),
-    ]
-    for source, target, compute in links:
-        parser.link_arguments(source, target, compute)
-    return parser
-
-
-def _quantizer(trained: bool, name: str, out: Path) -> str:
-    return str(Path(out) / "quantizer") if trained else name
-
-
-def training_of(recipe: Path, flags: list[str]) -> tuple[TrainOptions, list[str]]:
-    """The training that a recipe describes, be it one of a training or of a run, and flags that override it.
+class Step(NamedTuple):
+    """A step of a run.
 
     Args:
-        recipe: Its file, or the name of a shipped one.
-        flags: As on the command line.
-
-    Returns:
-        The options, and the flags with which `being-vl train` has the same. Where the recipe is one of a run, that is
-        the file `options.json` in the training's folder, still to be written.
-
-    Raises:
-        ConfigError: if there is no such file, or it is no YAML of options.
+        name: Its name.
+        function: What does it; takes the options.
+        options: Its options dataclass.
+        inputs: What it reads that neither its options nor the steps before it decide, as a JSON-able value.
+        output: What it makes.
     """
-    path = find_recipe(recipe)
-    if is_run(path):
-        options = recipe_parser().instantiate(recipe_parser().parse_args(["--recipe", str(path), *flags]))
-        return options.train, ["--recipe", str(options.train.out / "options.json")]
-    parser = Parser(prog="being-vl train")
-    parser.add_argument("--recipe", action="config")
-    add_flags(parser, TrainOptions)
-    arguments = ["--recipe", str(path), *flags]
-    values = vars(parser.instantiate(parser.parse_args(arguments)))
-    values.pop("recipe")
-    return TrainOptions(**values), arguments
+
+    name: str
+    function: Callable[[Any], Any]
+    options: Any
+    inputs: Any
+    output: Path
 
 
-def model_of(recipe: Path, flags: list[str]) -> tuple[str, int | None]:
-    """The model that a recipe trains, or if it is still to be expanded the LLM, and the rows that expanding adds.
-
-    Args:
-        recipe: Its file, or the name of a shipped one.
-        flags: As on the command line.
-    """
-    path = find_recipe(recipe)
-    if not is_run(path):
-        return str(training_of(recipe, flags)[0].model), None
-    options = recipe_parser().instantiate(recipe_parser().parse_args(["--recipe", str(path), *flags]))
-    if (options.train.model / "config.json").is_file():
-        return str(options.train.model), None
-    if options.train_quantizer:
-        codebook = options.quantizer_training.codebook_size
-    elif options.quantizer.partition("@")[0] == CHAMELEON:
-        codebook = 8192
-    else:
-        from being_vl.quantize.base import load_quantizer
-
-        codebook = load_quantizer(options.quantizer).codebook_size
-    return options.llm, 2 + codebook + options.vocab.num_merges
-
-
-def is_run(recipe: Path) -> bool:
-    """Whether a recipe's file is one of `being-vl run`.
-
-    Raises:
-        ConfigError: if it is no YAML of options.
-    """
-    return "llm" in read_recipe(recipe)
-
-
-def run(config: Namespace) -> Path:
+def run(options: RunOptions) -> Path:
     """Quantize, learn the vocabulary, expand and train, up to `until`; steps that are finished are skipped.
 
     Args:
-        config: What `recipe_parser()` parsed.
+        options: Of the run and its steps.
 
     Returns:
         The folder of the trained model, or what the last step made.
 
     Raises:
-        ConfigError: if a finished step in `out` was made with other options or inputs.
-        ImageError, RecordError, ModelError, QuantizerError: if the inputs are missing or do not fit together;
-            before the first step.
+        FingerprintError: if a step in `out` was made with other options or inputs, unless `overwrite` is set.
+        ConfigError, ImageError, RecordError, ModelError, QuantizerError: if the inputs are missing or do not fit
+            together; before the first step.
     """
-    from being_vl.launch.local import train_on_ranks
-    from being_vl.model.expand import expand
-    from being_vl.quantize.job import quantize
-    from being_vl.quantize.training.trainer import train_quantizer
-
-    options = recipe_parser().instantiate(config)
-    _check(options)
-    records = {str(path): sha256(Path(path)) for path in options.records}
-    images = _listing(Path(options.images))
-    steps = Steps(Path(options.out))
-    if options.train_quantizer:
-        steps.do("quantizer", train_quantizer, options.quantizer_training, images)
-    train: TrainOptions = options.train
-    to_do: dict[str, tuple[Callable[[Any], Any], Any, Any, Path]] = {
-        "quantize": (quantize, options.quantize, images, options.quantize.out),
-        "vocab": (_train_vocabulary, options.vocab, None, options.vocab.out),
-        "expand": (expand, options.expand, None, options.expand.out),
-        "train": (
-            lambda o: train_on_ranks(o, options.ranks),
-            train,
-            records,
-            train.out / train.stages[-1].name,
-        ),
-    }
-    for name, (function, of_step, inputs, made) in to_do.items():  # noqa: B007
-        steps.do(name, function, of_step, inputs)
-        if name == options.until:
-            break
-    if name == "train":
-        log.info("trained model: %s", made)
-        log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", made)
+    check_inputs(options)
+    steps = Steps(options.out, options.overwrite)
+    for step in list_steps(options):
+        steps.do(step.name, step.function, step.options, step.inputs)
+    if step.name == "train":
+        log.info("trained model: %s", step.output)
+        log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", step.output)
     else:
-        log.info("%s is as far as asked for: %s", name, made)
-    return made
+        log.info("%s is as far as asked for: %s", step.name, step.output)
+    return step.output
 
 
-def _train_vocabulary(options: VocabOptions) -> None:
+def dry_run(options: RunOptions) -> Iterator[str]:
+    """Check everything as `run` does, and say what it would do; nothing is written.
+
+    Args:
+        options: Of the run and its steps.
+
+    Returns:
+        A line for each step, and the schedule of the training if the steps before it are finished.
+
+    Raises:
+        As `run` does before its first step.
+    """
+    check_inputs(options)
+    steps = Steps(options.out, options.overwrite)
+    finished = True
+    for step in list_steps(options):
+        if step.name == "train" and finished:
+            from being_vl.train.engine import plan_training
+
+            yield plan_training(step.options, options.ranks or 1)
+        finished = steps.is_finished(step.name, step.options, step.inputs)
+        yield f"{step.name + ':':<12}{'finished' if finished else 'to do':<10}{step.output}"
+
+
+def list_steps(options: RunOptions) -> Iterator[Step]:
+    """The steps of a run in their order, up to `until`."""
+    from being_vl.launch.local import quantize_on_ranks, train_on_ranks
+    from being_vl.model.expand import expand
+    from being_vl.quantize.training.trainer import train_quantizer
     from being_vl.tokenizer.train import train_vocabulary
 
-    train_vocabulary(dataclasses.replace(options, resume=True))
+    def quantize(step: QuantizeOptions) -> None:
+        quantize_on_ranks(step, options.ranks)
+
+    def train(step: Any) -> None:
+        train_on_ranks(step, options.ranks, options.device)
+
+    images = _listing(options.images)
+    if options.train_quantizer:
+        quantizer = options.quantizer_training
+        yield Step("quantizer", train_quantizer, quantizer, images, quantizer.out)
+    model = options.train.out / options.train.stages[-1].name
+    records = {str(path): sha256(path) for path in options.records}
+    for step in (
+        Step("quantize", quantize, options.quantize, images, options.quantize.out),
+        Step("vocab", train_vocabulary, options.vocab, None, options.vocab.out),
+        Step("expand", expand, options.expand, None, options.expand.out),
+        Step("train", train, options.train, records, model),
+    ):
+        yield step
+        if step.name == options.until:
+            return
 
 
-def _check(options: Namespace) -> None:
-    """Find what would stop a later step, before the first one starts."""
-    from being_vl.data.records import Records
-    from being_vl.images.sources import find_sources
+def check_inputs(options: RunOptions) -> None:
+    """Find what would stop a later step, before the first one starts.
+
+    Raises:
+        ConfigError, ImageError, RecordError, ModelError, QuantizerError: if the inputs are missing or do not fit
+            together.
+    """
     from being_vl.model.expand import check_llm
     from being_vl.quantize.base import load_quantizer
 
-    folder, train = Path(options.images), options.train
-    if not folder.is_dir():
-        raise ConfigError(f"images: there is no folder {folder}")
-    known = {source.key for source in find_sources(folder)}
-    reading = train.sequences
-    records = Records(options.records, reading.default_category, reading.categories, reading.images_in_front)
-    bad = 0
-    first: list[str] = []
-    for record in () if train.lenient else records.checked():
-        if isinstance(record, RecordError):
-            fault = str(record)
-        elif lost := [image for image in record.images if image not in known]:
-            fault = f"{record.where}: names the image {lost[0]!r}, which is not in {folder}"
-        else:
-            continue
-        bad += 1
-        first += [fault][: 3 - len(first)]
-    if bad:
-        raise RecordError(
-            f"{bad} of {len(records)} records are bad, the first: {'; '.join(first)}; mend them, or set train.lenient"
-        )
+    if not options.images.is_dir():
+        raise ConfigError(f"images: there is no folder {options.images}")
+    _check_records(options)
     check_llm(options.llm)
     if not options.train_quantizer:
         load_quantizer(options.quantizer)
 
 
+def _check_records(options: RunOptions) -> None:
+    """Raise a RecordError with the number of faults and the first of them, unless faults are tolerated."""
+    from being_vl.data.records import Records
+    from being_vl.images.sources import find_images
+
+    keys = {source.key for source in find_images(options.images)}
+    sequences = options.train.sequences
+    records = Records(
+        options.records, sequences.default_category, sequences.categories, sequences.images_in_front
+    )
+    if options.train.lenient:
+        return
+    faults = []
+    for record in records.read():
+        if isinstance(record, RecordError):
+            faults.append(str(record))
+        elif lost := [image for image in record.images if image not in keys]:
+            faults.append(f"{record.where}: names the image {lost[0]!r}, which is not in {options.images}")
+    if faults:
+        raise RecordError(
+            f"{len(faults)} of {len(records)} records have faults, the first: {'; '.join(faults[:SHOWN_FAULTS])}; "
+            "mend them, or set train.lenient"
+        )
+
+
 class Steps:
     """Does each step of a run once.
 
-    A finished step leaves `steps/<name>.json` in the run's folder: its options, a digest of them, of its inputs and of
-    the step before, and the seconds it took.
+    A finished step leaves `steps/<name>.json` in the run's folder: its options, its inputs, the fingerprint of the step
+    before, and the seconds it took.
+
+    Args:
+        out: The run's folder.
+        overwrite: Do a step again that was finished with other options or inputs.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.folder = out / "steps"
-        self._before = ""
+    def __init__(self, out: StrPath, overwrite: bool = False) -> None:
+        self.folder = Path(out) / "steps"
+        self.overwrite = overwrite
+        self._previous = ""
 
     def do(self, name: str, function: Callable[[Any], Any], options: Any, inputs: Any = None) -> None:
         """Call `function(options)`, unless the step is finished.
 
         Raises:
-            ConfigError: if it is finished, but with other options or inputs.
+            FingerprintError: if it is finished, but with other options or inputs, and not to be overwritten.
         """
-        path = self.folder / f"{name}.json"
-        entry = {"options": to_jsonable(options)}
-        entry["digest"] = compute_fingerprint([entry["options"], inputs, self._before])
-        self._before = entry["digest"]
-        if path.is_file():
-            done = json.loads(path.read_text(encoding="utf-8"))
-            if done["digest"] != entry["digest"]:
-                changed = [k for k, v in entry["options"].items() if done["options"].get(k) != v]
-                what = f"other options ({', '.join(changed)})" if changed else "other inputs"
-                raise ConfigError(
-                    f"step {name!r} in {self.folder.parent} was finished with {what}; "
-                    f"choose another out folder, or delete {path} and what the step made to do it again"
-                )
+        previous = self._previous
+        if self.is_finished(name, options, inputs):
             log.info("%s: finished before, skipped", name)
             return
+        path = self.folder / f"{name}.json"
+        path.unlink(missing_ok=True)
         log.info("%s: starting", name)
-        started = time.perf_counter()
+        start = time.perf_counter()
         function(options)
-        entry["seconds"] = round(time.perf_counter() - started, 1)
-        write_json(path, entry)
-        log.info("%s: finished in %.1f s", name, entry["seconds"])
+        seconds = round(time.perf_counter() - start, 1)
+        write_json(path, _step_fields(options, inputs, previous) | {"seconds": seconds})
+        log.info("%s: finished in %.1f s", name, seconds)
+
+    def is_finished(self, name: str, options: Any, inputs: Any = None) -> bool:
+        """Whether the step after the last one that was asked about is finished with these options and inputs.
+
+        Raises:
+            FingerprintError: if it is finished, but with others, and not to be overwritten.
+        """
+        fields = _step_fields(options, inputs, self._previous)
+        self._previous = compute_fingerprint(fields)
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            return False
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier.pop("seconds")
+        changes = list(differences(earlier, fields))
+        if changes and not self.overwrite:
+            raise FingerprintError(
+                f"step {name!r} in {self.folder.parent} was finished with other options or inputs "
+                f"({'; '.join(changes)}); give the earlier ones, --overwrite to do it again, or another out folder"
+            )
+        return not changes
+
+
+def _step_fields(options: Any, inputs: Any, previous: str) -> dict[str, Any]:
+    """What a step's output follows from."""
+    return {"options": fixed_options(options), "inputs": inputs, "previous": previous}
 
 
 def _listing(folder: Path) -> str:
-    """Digest of the names and sizes of the files in a folder."""
+    """Fingerprint of the names and sizes of the files in a folder."""
     return compute_fingerprint(
         sorted((str(f.relative_to(folder)), f.stat().st_size) for f in folder.rglob("*") if f.is_file())
     )

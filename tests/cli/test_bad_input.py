@@ -11,20 +11,10 @@ from PIL import Image
 from being_vl import VisualBPE
 from being_vl.cli import main
 from being_vl.files import read_manifest
-from being_vl.shards.grids import GridRow, GridStore, shard_path, write_shard
+from being_vl.shards.arrow import shard_path, write_table
+from being_vl.shards.grids import GridRow, GridStore, grid_columns
 from helpers import tiny
-
-
-def line_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that must fail, and return its message without what was logged before it."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    said = capsys.readouterr().err
-    lines = [line for line in said.splitlines() if line.startswith("being-vl: error: ")]
-    assert len(lines) == 1, said
-    assert said.rstrip().endswith(lines[0])
-    assert "Traceback" not in said
-    return lines[0]
+from helpers.commands import being_vl, refused
 
 
 def picture(path: Path) -> Path:
@@ -58,7 +48,7 @@ def change_record(chain: Path, path: Path, number: int, **fields: Any) -> Path:
 def test_empty_and_missing_folder(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "missing"):
-        line = line_of(capsys, *quantize(chain, tmp_path / name, tmp_path / "grids"))
+        line = refused(capsys, being_vl(*quantize(chain, tmp_path / name, tmp_path / "grids")))
         assert str(tmp_path / name) in line
     assert not (tmp_path / "grids" / "manifest.json").exists()
 
@@ -72,12 +62,12 @@ def test_unreadable_images_are_listed_or_stop_the_job(
     (tmp_path / "images" / "sub").mkdir()
     (tmp_path / "images" / "sub" / "cut.png").write_bytes(whole[: len(whole) // 2])
     command = quantize(chain, tmp_path / "images", tmp_path / "grids")
-    line = line_of(capsys, *command)
+    line = refused(capsys, being_vl(*command))
     assert "sub/cut.png" in line
     assert main([str(word) for word in (*command, "--max_failed", "0.1")]) == 0
     manifest = read_manifest(tmp_path / "grids", "grids")
-    assert list(manifest["failed"]) == ["sub/cut.png"]
-    assert manifest["failed"]["sub/cut.png"]
+    assert list(manifest["failures"]) == ["sub/cut.png"]
+    assert manifest["failures"]["sub/cut.png"]
     assert len(GridStore.open(tmp_path / "grids")) == 9
 
 
@@ -85,7 +75,7 @@ def test_image_of_a_record_is_missing(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = change_record(chain, tmp_path / "r.json", 7, image="lost.png", id="seven")
-    line = line_of(capsys, *train(chain, tmp_path / "out", records=records))
+    line = refused(capsys, being_vl(*train(chain, tmp_path / "out", records=records)))
     assert all(word in line for word in ("r.json", "lost.png", "record 7", "seven"))
 
 
@@ -94,25 +84,25 @@ def test_records_that_are_no_records(
     text: str, chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "r.json").write_text(text)
-    assert "r.json" in line_of(capsys, *train(chain, tmp_path / "out", records=tmp_path / "r.json"))
+    assert "r.json" in refused(capsys, being_vl(*train(chain, tmp_path / "out", records=tmp_path / "r.json")))
 
 
 def test_record_lacks_a_field(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = change_record(chain, tmp_path / "r.json", 3, conversations=None, id="three")
-    line = line_of(capsys, *train(chain, tmp_path / "out", records=records))
+    line = refused(capsys, being_vl(*train(chain, tmp_path / "out", records=records)))
     assert all(word in line for word in ("r.json", "record 3", "three", "conversations"))
 
 
 def test_record_without_labels(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     question_only = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": " "}]
     records = change_record(chain, tmp_path / "r.json", 4, conversations=question_only)
-    line = line_of(capsys, *train(chain, tmp_path / "out", records=records))
+    line = refused(capsys, being_vl(*train(chain, tmp_path / "out", records=records)))
     assert "r.json" in line
     assert "record 4" in line
 
 
 def test_record_too_long(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = line_of(capsys, *train(chain, tmp_path / "out", **{"sequences.max_length": 24}))
+    line = refused(capsys, being_vl(*train(chain, tmp_path / "out", **{"sequences.max_length": 24})))
     assert "train.json" in line
     assert "24" in line
 
@@ -123,8 +113,8 @@ def test_ids_outside_the_codebook(chain: Path, tmp_path: Path, capsys: pytest.Ca
     shutil.copytree(chain / "grids", grids)
     rows = [GridRow(key, store[key], (64, 64), "0" * 64) for key in store]
     rows[2].grid[1, 3] = store.codebook_size + 100
-    write_shard(shard_path(grids, 0), rows, 1 << 16, {})
-    line = line_of(capsys, *train(chain, tmp_path / "out", grids=grids))
+    write_table(shard_path(grids, "grids", 0), grid_columns(rows, 1 << 16), {})
+    line = refused(capsys, being_vl(*train(chain, tmp_path / "out", grids=grids)))
     assert rows[2].key in line
     assert str(store.codebook_size + 100) in line
 
@@ -133,10 +123,12 @@ def test_vocabulary_of_another_codebook(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny.quantizer(tmp_path / "other", codebook_size=64, name="other", seed=5)
-    line = line_of(
+    line = refused(
         capsys,
-        *("expand", "--llm", chain / "llm", "--vocabulary", chain / "vocabulary.json"),
-        *("--out", tmp_path / "model", "--quantizer", tmp_path / "other"),
+        being_vl(
+            *("expand", "--llm", chain / "llm", "--vocabulary", chain / "vocabulary.json"),
+            *("--out", tmp_path / "model", "--quantizer", tmp_path / "other"),
+        ),
     )
     assert "'other'" in line
     assert "'tiny'" in line
@@ -146,10 +138,12 @@ def test_vocabulary_of_another_codebook(
 def test_llm_that_is_expanded_already(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = line_of(
+    line = refused(
         capsys,
-        *("expand", "--llm", chain / "tied", "--vocabulary", chain / "vocabulary.json"),
-        *("--out", tmp_path / "model", "--quantizer", chain / "quantizer"),
+        being_vl(
+            *("expand", "--llm", chain / "tied", "--vocabulary", chain / "vocabulary.json"),
+            *("--out", tmp_path / "model", "--quantizer", chain / "quantizer"),
+        ),
     )
     assert str(chain / "tied") in line
     assert "already expanded" in line
@@ -158,10 +152,12 @@ def test_llm_that_is_expanded_already(
 def test_damaged_vocabulary(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (chain / "vocabulary.json").read_text()
     (tmp_path / "cut.json").write_text(text[: len(text) // 2])
-    line = line_of(
+    line = refused(
         capsys,
-        *("expand", "--llm", chain / "llm", "--vocabulary", tmp_path / "cut.json"),
-        *("--out", tmp_path / "model", "--quantizer", chain / "quantizer"),
+        being_vl(
+            *("expand", "--llm", chain / "llm", "--vocabulary", tmp_path / "cut.json"),
+            *("--out", tmp_path / "model", "--quantizer", chain / "quantizer"),
+        ),
     )
     assert "cut.json" in line
 
@@ -170,68 +166,14 @@ def test_generate_without_picture_or_model(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask = ("--prompt", "what is it?")
-    line = line_of(capsys, "generate", "--model", chain / "tied", "--image", tmp_path / "no.png", *ask)
+    line = refused(
+        capsys, being_vl("generate", "--model", chain / "tied", "--image", tmp_path / "no.png", *ask)
+    )
     assert "no.png" in line
     image = picture(tmp_path / "red.png")
-    assert "llm" in line_of(capsys, "generate", "--model", chain / "llm", "--image", image, *ask)
+    assert "llm" in refused(capsys, being_vl("generate", "--model", chain / "llm", "--image", image, *ask))
 
 
 def test_vocabulary_is_what_it_was(chain: Path) -> None:
     """Guards the fixtures above: without the damage the file loads."""
     assert VisualBPE.load(chain / "vocabulary.json").num_merges == 40
-
-
-STAGES = "stages: [{name: a, max_steps: 2}, {name: b, steps: 3}]"
-
-
-@pytest.mark.parametrize(
-    ("command", "recipe", "said"),
-    [
-        (["train"], "zero: two", "zero: expected int, found two"),
-        (["train"], "learning: 1", "Option 'learning' is not accepted"),
-        (["train"], "stages: 3", "stages: expected list, found 3"),
-        (["train"], "stages: [{name: a, epochs: [1]}]", "stages[0]: epochs: expected float, found [1]"),
-        (["train"], STAGES, "stages[1]: Option 'steps' is not accepted"),
-        (["run"], f"train: {{{STAGES}}}", "train.stages[1]: Option 'steps' is not accepted"),
-        (["prepare"], "records: a.json", "records: expected list, found a.json"),
-        (["vocab", "train", "grids"], "num_merges: [1, 2]", "num_merges: expected int, found [1, 2]"),
-        (["vocab", "train", "grids"], "merges: 3", "Option 'merges' is not accepted"),
-        (["run"], "images: [a, b]\nllm: c", "images: expected a path, found list"),
-        (["run"], "llm: c", "images: is required"),
-        (["vocab", "train", "grids"], "num_threads: many", "num_threads: expected int, found many"),
-        (["run"], "train: {zero: 7}", "train.zero: expected one of 0, 1, 2, 3, found 7"),
-        (["launch"], "zero: [2]", "zero: expected one of 0, 1, 2, 3, found [2]"),
-        (["plan"], "seed: {a: 1}", "seed: expected int, found {'a': 1}"),
-        (["encode", "grids"], "a: [", "no YAML (while parsing"),
-    ],
-)
-def test_wrong_types_in_a_recipe(
-    command: list[str], recipe: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(recipe)
-    place = [] if command[0] in ("run", "launch", "plan") else ["--recipe"]
-    assert line_of(capsys, *command, *place, path).startswith(f"being-vl: error: {path}: {said}")
-
-
-def test_wrong_flag_beside_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text("seed: 1")
-    for flags, said in [
-        (["--zero", "two"], "zero: expected int, found two"),
-        (["--zeros", "2"], "unrecognized arguments: --zeros 2"),
-    ]:
-        assert line_of(capsys, "train", "--recipe", path, *flags) == f"being-vl: error: {said}"
-    path.write_text("zero: two")
-    assert (
-        line_of(capsys, "train", f"--recipe={path}")
-        == f"being-vl: error: {path}: zero: expected int, found two"
-    )
-
-
-@pytest.mark.parametrize("words", [[], ["vocab"]])
-def test_without_a_command_help_is_shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    assert stopped.value.code == 0
-    assert "{" in capsys.readouterr().out

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from being_vl.data.curriculum import Curriculum, Entry, members
-from being_vl.data.sequences import Group
+from being_vl.data.curriculum import Curriculum, Entry, assign_groups
+from being_vl.data.sequences import RecordGroup
 from being_vl.errors import ConfigError
 
 NAMES = ("foundation", "perception", "reasoning", "instruction", "extra")
@@ -19,11 +19,11 @@ seeds = st.integers(0, 2**63)
 LONGEST = 2000
 
 
-def records(counts: Mapping[str, int], seed: int = 0) -> dict[Group, np.ndarray]:
+def records(counts: Mapping[str, int], seed: int = 0) -> dict[RecordGroup, np.ndarray]:
     """Lengths of that many records of each category."""
     generator = np.random.default_rng(seed)
     return {
-        Group(name, "file", False): generator.integers(20, LONGEST + 1, count).astype(np.int32)
+        RecordGroup(name, "file", False): generator.integers(20, LONGEST + 1, count).astype(np.int32)
         for name, count in counts.items()
     }
 
@@ -122,12 +122,15 @@ def test_the_order_stays_the_same_in_later_releases(scale: float) -> None:
 
 
 def test_a_key_is_a_category_a_source_or_text_only() -> None:
-    a, b = Group("foundation", "llava", False), Group("foundation", "coco", False)
-    text, other = Group("foundation", "llava", True), Group("reasoning", "coco", True)
+    a, b = RecordGroup("foundation", "llava", False), RecordGroup("foundation", "coco", False)
+    text, other = RecordGroup("foundation", "llava", True), RecordGroup("reasoning", "coco", True)
     groups = [a, b, text, other]
-    assert members(["foundation"], groups) == {"foundation": [b, a, text]}
-    assert members(["foundation", "text_only"], groups) == {"foundation": [b, a], "text_only": [text, other]}
-    assert members(["foundation", "foundation/llava"], groups) == {
+    assert assign_groups(["foundation"], groups) == {"foundation": [b, a, text]}
+    assert assign_groups(["foundation", "text_only"], groups) == {
+        "foundation": [b, a],
+        "text_only": [text, other],
+    }
+    assert assign_groups(["foundation", "foundation/llava"], groups) == {
         "foundation": [b],
         "foundation/llava": [a, text],
     }

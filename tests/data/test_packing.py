@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BloomConfig, modeling_flash_attention_utils
 
-from being_vl.data.batches import collate, load
+from being_vl.data.batches import collate, load_batches
 from being_vl.data.curriculum import Curriculum, Entry
 from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.packing import pack
-from being_vl.data.prepare import load_builder, prepare
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.prepare import prepare
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.kernels import attention_kernel
@@ -31,7 +31,7 @@ from being_vl.train.schedule import StageProgress, StageSchedule, check_packing,
 from helpers import tiny
 
 PAD = 999
-GROUP = Group("foundation", "file", True)
+GROUP = RecordGroup("foundation", "file", True)
 
 
 def options(**changes: Any) -> TrainOptions:
@@ -86,7 +86,7 @@ def test_rows_keep_the_mixture_whatever_fits_best(row: int, by: Any) -> None:
     }
     mixture = {"foundation": 30, "perception": 10, "reasoning": 10, "instruction": 50}
     lengths = {
-        Group(key, "file", False): generator.integers(*span, 5000).astype(np.int32)
+        RecordGroup(key, "file", False): generator.integers(*span, 5000).astype(np.int32)
         for key, span in spans.items()
     }
     read: Counter[str] = Counter()
@@ -278,7 +278,7 @@ def read_steps(stage: StageSchedule, ranks: int, workers: int, start: int) -> li
     sequences = tiny.Listed(make_sequences(), PAD)
     parts = -(-stage.batch_size // (3 * ranks))
     loaders = [
-        load(StageProgress(stage).rows_after(start), sequences, parts, rank, ranks, workers)
+        load_batches(StageProgress(stage).rows_after(start), sequences, parts, rank, ranks, workers)
         for rank in range(ranks)
     ]
     steps = []
@@ -320,7 +320,7 @@ def prepared(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareOp
 def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     prepared: PrepareOptions, dropout: float, seed: int, margin: int, ranks: int, start: int
 ) -> None:
-    builder = load_builder(prepared)
+    builder = tiny.builder(prepared)
     plain = PreparedSequences(prepared.out, builder)
     packing = max(int(lengths.max()) for lengths in plain.lengths.values()) + margin
     sequences = PreparedSequences(prepared.out, builder, dropout, seed, packing)
@@ -336,7 +336,9 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     def read(ranks: int, start: int) -> list[list[list[int]]]:
         parts = 6 // ranks
         loaders = [
-            load(StageProgress(stage).rows_after(start), sequences, parts, rank, ranks, packing=packing)
+            load_batches(
+                StageProgress(stage).rows_after(start), sequences, parts, rank, ranks, packing=packing
+            )
             for rank in range(ranks)
         ]
         micro = [
@@ -361,13 +363,13 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
 
 def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) -> None:
     """And nearly all that dropout adds is there."""
-    builder = load_builder(prepared)
+    builder = tiny.builder(prepared)
     sequences = PreparedSequences(prepared.out, builder, 0.3, 0, 2000)
     (stage, _) = make_schedules(
         replace(options(max_steps=20, batch_size=6), batches=BatchOptions(packing=2000)), sequences.lengths, 1
     )
     tokens, entries = 0, []
-    for rows, batches in load(iter(stage), sequences, 6, packing=2000):
+    for rows, batches in load_batches(iter(stage), sequences, 6, packing=2000):
         tokens += sum(int(batch["tokens"]) for batch in batches)
         entries += [entry for row in rows for entry in row]
     assert tokens == pytest.approx(sum(entry.length for entry in entries), rel=0.01)

@@ -18,9 +18,9 @@ import pytest
 
 from being_vl.cli import main
 from being_vl.data.options import CATEGORIES, PrepareOptions, SequenceOptions
-from being_vl.data.prepare import FAULTS, load_builder, prepare
+from being_vl.data.prepare import FAULTS, prepare
 from being_vl.data.records import Record, Records
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, FingerprintError, ManifestError, QuantizerError, RecordError
 from being_vl.files import read_manifest
@@ -93,14 +93,14 @@ def prepared(chain: Path, records: list[Path], tmp_path_factory: pytest.TempPath
 
 
 def test_sequences_are_those_that_the_builder_makes(chain: Path, records: list[Path], prepared: Path) -> None:
-    builder = load_builder(options(chain, records, prepared))
-    expected: dict[Group, list[TokenSequence]] = {}
+    builder = tiny.builder(options(chain, records, prepared))
+    expected: dict[RecordGroup, list[TokenSequence]] = {}
     for example in builder.build(read(records)):
         expected.setdefault(example.group, []).append(example)
     found = PreparedSequences(prepared, builder)
     assert found.lengths.keys() == expected.keys()
-    assert Group("chat", "words", True) in expected
-    assert Group("perception", "train", False) in expected
+    assert RecordGroup("chat", "words", True) in expected
+    assert RecordGroup("perception", "train", False) in expected
     for group, examples in expected.items():
         assert found.lengths[group].dtype == np.int32
         assert found.lengths[group].tolist() == [len(example.ids) for example in examples]
@@ -108,9 +108,9 @@ def test_sequences_are_those_that_the_builder_makes(chain: Path, records: list[P
             equal(found.get(group, index, 0), example)
     manifest = read_manifest(prepared, "sequences")
     every = [example for examples in expected.values() for example in examples]
-    assert manifest["records"] == manifest["examples"] == len(every)
+    assert manifest["records"] == manifest["sequences"] == len(every)
     assert manifest["tokens"] == sum(len(example.ids) for example in every)
-    assert manifest["trained_tokens"] == sum(np.count_nonzero(example.weights) for example in every)
+    assert manifest["label_tokens"] == sum(np.count_nonzero(example.weights) for example in every)
     assert manifest["faults"] == {}
 
 
@@ -211,8 +211,8 @@ def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
     prepare(other)
     longer = read_manifest(other.out, "sequences")["tokens"]
     assert longer > read_manifest(prepared, "sequences")["tokens"]
-    with pytest.raises(ManifestError, match="made for another model"):
-        PreparedSequences(prepared, load_builder(other))
+    with pytest.raises(FingerprintError, match="made for another model"):
+        PreparedSequences(prepared, tiny.builder(other))
 
 
 def hostile(chain: Path, folder: Path) -> tuple[Path, dict[str, int]]:
@@ -248,7 +248,7 @@ def test_bad_records_are_named_and_reported_by_kind(
     path, places = hostile(chain, tmp_path)
     out = tmp_path / "out"
     line = refused(capsys, being_vl("prepare", *flags(chain, [path], out)))
-    assert line.startswith("being-vl: error: 10 of 32 records are bad (2 wrong encoding, ")
+    assert line.startswith("being-vl: error: 10 of 32 records have faults (2 wrong encoding, ")
     assert f"see {out / FAULTS}" in line
     assert line.endswith("mend them, or set lenient")
     faults = [json.loads(line) for line in (out / FAULTS).read_text().splitlines()]
@@ -258,15 +258,15 @@ def test_bad_records_are_named_and_reported_by_kind(
         if fault["kind"] != "wrong encoding":
             assert fault["fault"].startswith(f"{path}: record {places[fault['kind']]}")
     assert "too long: 1 of 32 records" in caplog.text
-    with pytest.raises(RecordError, match="10 of 32 records are bad"):
+    with pytest.raises(RecordError, match="10 of 32 records have faults"):
         prepare(options(chain, [path], out))
     before = files(out)
     prepare(options(chain, [path], out, lenient=True))
     assert files(out) == before
     manifest = read_manifest(out, "sequences")
-    assert (manifest["records"], manifest["examples"]) == (32, 22)
+    assert (manifest["records"], manifest["sequences"]) == (32, 22)
     assert sum(manifest["faults"].values()) == 10
-    builder = load_builder(options(chain, [path], out))
+    builder = tiny.builder(options(chain, [path], out))
     assert sum(map(len, PreparedSequences(out, builder).lengths.values())) == 22
 
 
@@ -336,7 +336,7 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
 
     out = tmp_path / "out"
     line = refused(capsys, being_vl("prepare", *flags(chain, [path], out)))
-    assert "5 of 8 records are bad (5 image markers;" in line
+    assert "5 of 8 records have faults (5 image markers;" in line
     assert f"first: {path}: record 1 (id '{first['id']}'): 0 <image> in '" in line
     assert being_vl("prepare", *flags(chain, [path], out), "--lenient", "true") == 0
     assert faults(out) == ["1", "2", "3", "4", "6"]
@@ -346,13 +346,13 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     assert "5 records with faults, 62.50% of all, are more than the tolerance" in line
     assert faults(tmp_path / "run" / "prepared") == ["1", "2", "3", "4", "6"]
     line = refused(capsys, being_vl("train", *model[:4], *model[6:], "--out", tmp_path / "run"))
-    assert "5 of 8 records are bad (5 image markers;" in line
+    assert "5 of 8 records have faults (5 image markers;" in line
     capsys.readouterr()
     in_front = ["--sequences.images_in_front", "true", "--out", tmp_path / "front", "--tolerance", 0.5]
     assert being_vl(*checked[:-2], *in_front) == 0
     assert "image markers: 3 of 8 records" in capsys.readouterr().out
     assert faults(tmp_path / "front" / "prepared") == ["2", "3", "4"]
-    sequences = PreparedSequences(tmp_path / "front" / "prepared", load_builder(options(chain, [path], out)))
+    sequences = PreparedSequences(tmp_path / "front" / "prepared", tiny.builder(options(chain, [path], out)))
     marked, bare, _, both, marked_both = map(sequences.read, range(5))
     assert bare.ids.tolist() == marked.ids.tolist()
     assert [image.key for image in both.images] == [image.key for image in marked_both.images] == [one, two]
@@ -361,7 +361,7 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
 def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
     chain: Path, records: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    builder = load_builder(options(chain, records, tmp_path))
+    builder = tiny.builder(options(chain, records, tmp_path))
     lengths = sorted(len(example.ids) for example in builder.build(read(records)))
     limit = lengths[len(lengths) // 2]
     counts = {}
@@ -370,8 +370,8 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
         prepare(options(chain, records, out, max_length=limit, too_long=too_long))
         manifest = read_manifest(out, "sequences")
         counts[too_long] = manifest["faults"]
-        assert manifest["examples"] == manifest["records"] - manifest["faults"]["dropped as too long"]
-        shorter = load_builder(options(chain, records, out, max_length=limit, too_long=too_long))
+        assert manifest["sequences"] == manifest["records"] - manifest["faults"]["dropped as too long"]
+        shorter = tiny.builder(options(chain, records, out, max_length=limit, too_long=too_long))
         assert max(map(max, PreparedSequences(out, shorter).lengths.values())) <= limit
         listed = [json.loads(line)["kind"] for line in (out / FAULTS).read_text().splitlines()]
         assert Counter(listed) == manifest["faults"]
@@ -385,9 +385,9 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
 
 
 def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[Path], prepared: Path) -> None:
-    builder = load_builder(options(chain, records, prepared))
+    builder = tiny.builder(options(chain, records, prepared))
     plain = PreparedSequences(prepared, builder)
-    group = Group("perception", "train", False)
+    group = RecordGroup("perception", "train", False)
     longer = 0
     readings: dict[tuple[int, int], list[list[int]]] = {}
     for seed in (0, 1):
@@ -405,7 +405,7 @@ def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[P
                 longer += len(example.ids) > len(equal_text.ids)
     assert longer > 0
     assert len({json.dumps(reading) for reading in readings.values()}) == len(readings)
-    words = Group("chat", "words", True)
+    words = RecordGroup("chat", "words", True)
     sequences = PreparedSequences(prepared, builder, dropout=0.5)
     equal(sequences.get(words, 3, 7), plain.get(words, 3, 7))
     builder.grids = None
@@ -427,7 +427,7 @@ def test_a_damaged_or_unfinished_folder_is_named(
 ) -> None:
     import shutil
 
-    builder = load_builder(options(chain, records, prepared))
+    builder = tiny.builder(options(chain, records, prepared))
     folder = tmp_path / "copy"
     shutil.copytree(prepared, folder)
     shard = folder / "sequences-00002.arrow"

@@ -17,7 +17,7 @@ from being_vl.data import readers
 from being_vl.data.readers import open_records
 from being_vl.data.records import Record, Records
 from being_vl.errors import RecordError
-from being_vl.images.sources import find_sources
+from being_vl.images.sources import find_images
 
 
 def item(number: int) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def test_a_json_list_that_is_not_closed_is_not_read_as_one_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "WINDOW", 100)
-    monkeypatch.setattr(readers, "LARGEST", 1000)
+    monkeypatch.setattr(readers, "MAX_ELEMENT", 1000)
     path = tmp_path / "list.json"
     path.write_text('[{"id": "' + "x" * 100_000, encoding="utf-8")
     with pytest.raises(RecordError, match=r"line 1, column 9: not JSON \(Unterminated string"):
@@ -203,7 +203,7 @@ def test_a_row_that_is_not_utf8_is_a_fault_of_its_own(tmp_path: Path, name: str)
         with pa.ipc.new_stream(tmp_path / name, table.schema) as writer:
             writer.write_table(table)
     records = Records(tmp_path / name)
-    found = list(records.checked())
+    found = list(records.read())
     assert [record.index for record in found if isinstance(record, Record)] == [0, 1, 2, 3, 4, 6, 7, 8]
     wrong = found[5]
     assert isinstance(wrong, RecordError)
@@ -267,7 +267,7 @@ def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
 def test_images_of_a_tar_have_the_keys_that_quantize_gives_them(tmp_path: Path, format: int) -> None:
     path = tmp_path / "web.tar"
     write_tar(path, image=True, format=format)
-    keys = [source.key for source in find_sources(path)]
+    keys = [source.key for source in find_images(path)]
     assert [record.images for record in list(Records(path))] == [(key,) for key in keys]
     assert Records(path)[31].images == (keys[31],)
 
@@ -287,9 +287,9 @@ def test_images_of_a_table_have_the_keys_that_quantize_gives_them(
     else:
         with pa.ipc.new_stream(path, table.schema) as writer:
             writer.write_table(table, max_chunksize=7)
-    keys = [source.key for source in find_sources(path)]
+    keys = [source.key for source in find_images(path)]
     assert Records(path)[31].images == (keys[31],)
-    without, *others = sorted(Records(path).checked(), key=lambda record: isinstance(record, Record))
+    without, *others = sorted(Records(path).read(), key=lambda record: isinstance(record, Record))
     assert [record.images for record in others if isinstance(record, Record)] == [
         (key,) for key in keys if key != keys[3]
     ]
@@ -319,7 +319,7 @@ def test_a_member_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "web.tar"
     with tarfile.open(path, "w") as tar:
         tar.addfile(tarfile.TarInfo("gr\udcf6n.json"))
-    (wrong,) = Records(path).checked()
+    (wrong,) = Records(path).read()
     assert isinstance(wrong, RecordError)
     assert str(wrong).encode().startswith(f"{path}: record 0 (gr\\udcf6n.json): ".encode())
 
@@ -336,7 +336,7 @@ def test_a_text_beside_an_image_of_a_tar_is_its_caption(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    caption, wrong = Records(path).checked()
+    caption, wrong = Records(path).read()
     assert not isinstance(caption, RecordError)
     assert caption.images == ("web.tar/0.png",)
     assert [(turn.role, turn.text) for turn in caption.turns] == [("assistant", "Ein Kätzchen.")]

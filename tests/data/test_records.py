@@ -192,7 +192,7 @@ def test_a_wrong_default_category_is_refused(tmp_path: Path) -> None:
 
 def test_bad_records_come_as_errors_in_their_places(tmp_path: Path) -> None:
     path = write(tmp_path, [good(), good(category="x"), good(), good(image=...), good(conversations=[])])
-    found = list(Records(path).checked())
+    found = list(Records(path).read())
     assert [record.index for record in found if isinstance(record, Record)] == [0, 2]
     assert [isinstance(record, RecordError) for record in found] == [False, True, False, True, True]
     for number in (1, 3, 4):
@@ -237,7 +237,7 @@ def test_part_of_the_records_of_several_files(tmp_path: Path) -> None:
     every = [record.id for record in records if not isinstance(record, RecordError)]
     for start in range(9):
         for stop in range(start, 9):
-            part = records.checked(start, stop)
+            part = records.read(start, stop)
             assert [r.id for r in part if not isinstance(r, RecordError)] == every[start:stop]
             places = [(records.paths[f], i) for f, a, b in records.parts(start, stop) for i in range(a, b)]
             assert places == [(r.source, r.index) for r in (records[n] for n in range(start, stop))]

@@ -33,7 +33,9 @@ TEMPLATES = {
 def store(tmp_path_factory: pytest.TempPathFactory) -> GridStore:
     folder = tmp_path_factory.mktemp("data")
     made_by = tiny.quantizer(folder / "quantizer")
-    return tiny.grids(folder / "grids", KEYS, made_by, failed={"broken.png": "broken.png: cannot be decoded"})
+    return tiny.grids(
+        folder / "grids", KEYS, made_by, failures={"broken.png": "broken.png: cannot be decoded"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -500,5 +502,5 @@ def test_dropout_encodes_the_images_of_an_example_anew(
     np.testing.assert_array_equal(other.ids[text], example.ids[example.ids < layout.first_visual])
     np.testing.assert_array_equal(other.weights[text], example.weights[example.ids < layout.first_visual])
     assert (other.weights[~text] == 0.5).all()
-    too_long = build.reencode(example, 0.5, seed=3, longest=len(other.ids) - 1)
+    too_long = build.reencode(example, 0.5, seed=3, max_length=len(other.ids) - 1)
     np.testing.assert_array_equal(too_long.ids, example.ids)

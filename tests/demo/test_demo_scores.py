@@ -2,7 +2,7 @@
 
 import pytest
 
-from being_vl.demo.exam import Answered, score, table
+from being_vl.demo.exam import ExamAnswer, score, table
 from being_vl.demo.scoring import exact_match, majority_share, set_f1
 from being_vl.demo.shapesworld import Scene, Thing
 
@@ -27,21 +27,21 @@ def test_majority() -> None:
     assert majority_share(["Red", "red.", "blue"]) == pytest.approx(2 / 3)
 
 
-def answered(category: str, kind: str, image: str, reference: str, right: str, swapped: str) -> Answered:
-    return Answered(category, kind, image, "?", reference, right, swapped)
+def exam_answer(category: str, kind: str, image: str, reference: str, right: str, swapped: str) -> ExamAnswer:
+    return ExamAnswer(category, kind, image, "?", reference, right, swapped)
 
 
 def test_rows_stand_beside_their_controls() -> None:
     rows = score(
         [
-            answered(
+            exam_answer(
                 "foundation", "caption", "two.png", "a red circle, a blue square.", "a red circle.", "a cat."
             ),
-            answered("perception", "colour", "one.png", "red", "red", "blue"),
-            answered("perception", "colour", "two.png", "red", "blue", "red"),
-            answered("perception", "colour", "two.png", "blue", "blue", "red"),
-            answered("perception", "background", "two.png", "light", "light", "dark"),
-            answered("perception", "texture", "two.png", "plain", "plain", "plain"),
+            exam_answer("perception", "colour", "one.png", "red", "red", "blue"),
+            exam_answer("perception", "colour", "two.png", "red", "blue", "red"),
+            exam_answer("perception", "colour", "two.png", "blue", "blue", "red"),
+            exam_answer("perception", "background", "two.png", "light", "light", "dark"),
+            exam_answer("perception", "texture", "two.png", "plain", "plain", "plain"),
         ],
         SCENES,
     )

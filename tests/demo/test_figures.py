@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from being_vl.demo.figures import (
-    Asked,
+    FigureQuestion,
     draw_answers,
     draw_losses,
     draw_reconstructions,
@@ -52,7 +52,10 @@ def test_losses_of_each_stage(tmp_path: Path) -> None:
 
 
 def test_answers_are_green_or_red(tmp_path: Path) -> None:
-    right, wrong = Asked("what?", "a red circle", "a red circle"), Asked("how many?", "two", "three")
+    right, wrong = (
+        FigureQuestion("what?", "a red circle", "a red circle"),
+        FigureQuestion("how many?", "two", "three"),
+    )
     for name, asked in (("right", right), ("wrong", wrong)):
         draw_answers(tmp_path / f"{name}.png", [BLUE] * 5, [[asked]] * 5)
     green, red = (26, 127, 55), (180, 35, 24)

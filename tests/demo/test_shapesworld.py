@@ -145,8 +145,8 @@ def test_pictures_show_their_scenes(world: Path) -> None:
         ]
 
 
-def test_named_objects_reads_captions() -> None:
+def test_find_objects_reads_captions() -> None:
     caption = "A red circle, a blue square , on a dark background."
-    assert shapesworld.named_objects(caption) == {"red circle", "blue square"}
-    assert shapesworld.named_objects("red, circle") == {"red circle"}
-    assert shapesworld.named_objects("circle red") == set()
+    assert shapesworld.find_objects(caption) == {"red circle", "blue square"}
+    assert shapesworld.find_objects("red, circle") == {"red circle"}
+    assert shapesworld.find_objects("circle red") == set()

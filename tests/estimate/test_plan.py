@@ -12,21 +12,14 @@ import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from being_vl.estimate.estimate import (
-    States,
-    build,
-    find_shape,
-    measure_activations,
-    memory,
-    saved_bytes,
-    without_memory,
-)
+from being_vl.estimate.memory import States, estimate_memory, measure_activations, saved_bytes
+from being_vl.estimate.shapes import build_model, find_shape, without_memory
 from being_vl.files import to_jsonable
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
-from being_vl.recipes import FOLDER, find_recipe
-from being_vl.run import model_of, training_of
+from being_vl.recipes.recipe import FOLDER, Recipe
 from being_vl.train.kernels import compute_dtype, set_activation_checkpointing
 from being_vl.train.log import read_log
 from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
@@ -130,9 +123,9 @@ def test_weights_gradients_and_optimizer_are_those_of_the_engine(model: Path, ra
         training = options(model, batches=BatchOptions(1), **changes)
         dtype = torch.float32 if training.precision.dtype == "fp32" else torch.bfloat16
         with without_memory():
-            trained = build(shape, training, dtype)
+            trained = build_model(shape, training, dtype)
             freeze(trained, next(stage for stage in STAGES if stage.name == name))
-            planned, _ = memory(
+            planned, _ = estimate_memory(
                 States.of(trained), measure_activations(trained, 8, 7), training, ranks, dtype
             )
         states = planned.weights + planned.gradients + planned.optimizer
@@ -148,12 +141,12 @@ def test_activations_are_those_of_a_real_forward_pass(
     llm = tiny.llm(tmp_path / "llm", family, hidden=64, layers=6)
     training = options(llm, batches=BatchOptions(3), loss_chunk=16, gradient_checkpointing=checkpointing)
     shape = find_shape(llm, 40)
-    rows, length, labelled = 3, 96, 40
+    rows, length, label_tokens = 3, 96, 40
     for stage in STAGES[1:]:
         with without_memory():
-            fake = build(shape, training, torch.float32)
+            fake = build_model(shape, training, torch.float32)
             freeze(fake, stage)
-            planned = measure_activations(fake, length, labelled)
+            planned = measure_activations(fake, length, label_tokens)
         real = TwoPartLM(AutoModelForCausalLM.from_config(shape.config), shape.text_size, 16).train()
         freeze(real, stage)
         assert States.of(fake) == States.of(real)
@@ -161,16 +154,16 @@ def test_activations_are_those_of_a_real_forward_pass(
             set_activation_checkpointing(real.lm, True)
         ids = torch.randint(shape.config.vocab_size, (rows, length))
         labels = ids.clone()
-        labels[:, : length - labelled] = -100
+        labels[:, : length - label_tokens] = -100
         measured, _ = saved_bytes(
             real,
             lambda: real(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids)),  # noqa: B023
         )
         if checkpointing:
-            layer = (planned.kept - planned.between) // planned.layers
-            assert planned.of(rows, True) - rows * layer == pytest.approx(measured, rel=0.1)
+            layer = (planned.row - planned.row_outside_layers) // planned.layers
+            assert planned.of_rows(rows, True) - rows * layer == pytest.approx(measured, rel=0.1)
         else:
-            assert planned.of(rows, False) == pytest.approx(measured, rel=0.1)
+            assert planned.of_rows(rows, False) == pytest.approx(measured, rel=0.1)
 
 
 def table(text: str, name: str) -> list[float]:
@@ -210,7 +203,7 @@ def test_plan_of_a_training_counts_the_tokens_of_its_records(
 
 def test_plan_names_what_makes_a_stage_fit(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["qwen3-1.7b", "--records", '{"foundation": 1000, "instruction": 1000}']
-    overrides = ["--", "--train.gradient-checkpointing", "false"]
+    overrides = ["--", "--gradient-checkpointing", "false"]
     text = planned(capsys, *small, "--gpus", "8x24GB", *overrides)
     assert "stage3: " in text
     assert "Any of these makes it fit: gradient_checkpointing: true" in text
@@ -220,20 +213,43 @@ def test_plan_names_what_makes_a_stage_fit(capsys: pytest.CaptureFixture[str]) -
     assert re.search(r"It takes \d+ GPUs, with .*zero: 3", text)
 
 
+def test_flags_of_the_training_override_recipes_of_both_kinds(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = planned(capsys, "qwen3-1.7b", "--", "--zero", 3, "--batches.micro-batch-size", 1)
+    assert "ZeRO-3, bf16, 1 rows" in run
+    assert run == planned(capsys, "qwen3-1.7b", "--", "--train.zero=3", "--train.batches.micro_batch_size", 1)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**tiny.training_inputs(chain), "out": str(tmp_path / "out")}))
+    assert "ZeRO-3, bf16, 1 rows" in planned(
+        capsys, recipe, "--gpus", "2x1GB", "--", "--zero", 3, "--batches.micro-batch-size", 1
+    )
+    message = refused(capsys, being_vl("plan", "qwen3-1.7b", "--", "--zeroo", 3))
+    assert "--zeroo: there is no such option" in message
+
+
+def test_demo_is_planned_before_it_has_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert planned(capsys, "demo").startswith("demo, ")
+    assert "unmasked" not in ALL_ATTENTION_FUNCTIONS
+
+
 def test_bad_plans_are_refused(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def said(*words: object) -> str:
         return refused(capsys, being_vl("plan", *words))
 
     assert "expected such as 8x80GB" in said("qwen3-1.7b", "--gpus", "8")
-    assert "mfu is 2.0" in said("qwen3-1.7b", "--mfu", 2)
+    assert "mfu: expected a share above 0, at most 1, found 2.0" in said("qwen3-1.7b", "--mfu", 2)
     assert "one of " in said("nothing")
     assert "or one of Llama-3.1-8B" in said("demo", "--", "--llm", "./nowhere")
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipe_is_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    training, _ = training_of(find_recipe(name), [])
-    text = planned(capsys, name, "--gpus", "8x80GB", *(["--shape", "demo"] if name == "demo" else []))
+    training = Recipe.find(name).training()
+    text = planned(capsys, name, "--gpus", "8x80GB")
     assert len(table(text, "together")) == len(training.stages)
     assert "do not fit" not in text
 
@@ -242,8 +258,8 @@ def test_shipped_recipe_is_planned(name: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("name", sorted({*RECIPES} - {"demo"}))
 def test_shipped_recipe_trains_a_model_of_its_kind(name: str, chain: Path, tmp_path: Path) -> None:
     """The recipe itself, but for its files, the number of steps, and a model scaled down; test_demo runs the demo's."""
-    training, _ = training_of(find_recipe(name), [])
-    config = find_shape(*model_of(find_recipe(name), [])).config
+    training = Recipe.find(name).training()
+    config = find_shape(*Recipe.find(name).model()).config
     if config.model_type == "llama":
         model = chain / ("tied" if config.tie_word_embeddings else "untied")
     else:

@@ -14,12 +14,13 @@ def being_vl(*words: object) -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str], status: int) -> str:
-    """The one line that a command said before it failed."""
-    said = capsys.readouterr().err.splitlines()
-    assert status == 2, said
-    lines = [line for line in said if line.startswith("being-vl: error: ")]
-    assert lines == said[-1:]
-    return lines[0]
+    """The one line that a command ended with when it failed; what it logged before does not count."""
+    lines = capsys.readouterr().err.splitlines()
+    assert status == 2, lines
+    errors = [line for line in lines if line.startswith("being-vl: error: ")]
+    assert errors == lines[-1:]
+    assert not any("Traceback" in line for line in lines)
+    return errors[0]
 
 
 class Hostile:

@@ -25,14 +25,15 @@ from transformers import (
 )
 
 from being_vl import VisualBPE
-from being_vl.data.options import CATEGORIES
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.options import CATEGORIES, PrepareOptions
+from being_vl.data.sequences import RecordGroup, SequenceBuilder, TokenSequence
 from being_vl.files import write_manifest
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
 from being_vl.quantize.base import Quantizer
 from being_vl.quantize.models.tiled import VQGAN, cut_tiles, new_model
-from being_vl.shards.grids import GridRow, GridStore, shard_path, write_shard
+from being_vl.shards.arrow import shard_path, write_table
+from being_vl.shards.grids import GridRow, GridStore, grid_columns
 
 torch.set_num_threads(1)  # at these sizes more threads only wait for each other
 
@@ -170,32 +171,32 @@ def write_grids(
     folder: Path,
     content: dict[str, NDArray[np.int64]],
     made_by: Quantizer,
-    failed: dict[str, str] | None = None,
+    failures: dict[str, str] | None = None,
 ) -> GridStore:
     """Write grids as `being-vl quantize` would."""
     rows = [GridRow(key, grid, (32, 32), "0" * 64) for key, grid in content.items()]
     folder.mkdir(parents=True, exist_ok=True)
-    write_shard(shard_path(folder, 0), rows, made_by.codebook_size, {})
+    write_table(shard_path(folder, "grids", 0), grid_columns(rows, made_by.codebook_size), {})
     of = {
         "name": made_by.name,
         "fingerprint": made_by.fingerprint,
         "codebook_size": made_by.codebook_size,
         "downsample": made_by.downsample,
     }
-    shards = [{"file": shard_path(folder, 0).name, "grids": len(rows)}]
-    write_manifest(folder, "grids", {"quantizer": of, "failed": failed or {}, "shards": shards})
+    shards = [{"file": shard_path(folder, "grids", 0).name, "grids": len(rows)}]
+    write_manifest(folder, "grids", {"quantizer": of, "failures": failures or {}, "shards": shards})
     return GridStore.open(folder)
 
 
 def grids(
-    folder: Path, keys: list[str], made_by: Quantizer, seed: int = 0, failed: dict[str, str] | None = None
+    folder: Path, keys: list[str], made_by: Quantizer, seed: int = 0, failures: dict[str, str] | None = None
 ) -> GridStore:
     """Write random 4×4 grids of equal pairs of ids, so that there is something to merge."""
     generator = np.random.default_rng(seed)
     content = {
         key: np.repeat(generator.integers(made_by.codebook_size, size=(2, 4)), 2, axis=0) for key in keys
     }
-    return write_grids(folder, content, made_by, failed)
+    return write_grids(folder, content, made_by, failures)
 
 
 def expanded(
@@ -222,6 +223,14 @@ def training_inputs(chain: Path) -> dict[str, Any]:
     return {"model": str(chain / "tied"), "grids": str(chain / "grids"), "records": records}
 
 
+def builder(options: PrepareOptions) -> SequenceBuilder:
+    """What `prepare` with these options builds sequences by."""
+    sequences = options.sequences
+    return SequenceBuilder.from_model(
+        options.model, options.grids, sequences.max_length, sequences.too_long, sequences.loss
+    )
+
+
 class Listed:
     """`Sequences` in memory."""
 
@@ -230,12 +239,12 @@ class Listed:
 
     def __init__(self, examples: list[TokenSequence], pad_id: int = 0) -> None:
         self.pad_id = pad_id
-        self.examples: dict[Group, list[TokenSequence]] = {}
+        self.examples: dict[RecordGroup, list[TokenSequence]] = {}
         for example in examples:
             self.examples.setdefault(example.group, []).append(example)
         self.lengths = {
             group: np.array([len(e.ids) for e in found], np.int32) for group, found in self.examples.items()
         }
 
-    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> TokenSequence:
+    def get(self, group: RecordGroup, index: int, position: int, share: float = 1.0) -> TokenSequence:
         return self.examples[group][index]

@@ -23,7 +23,7 @@ from PIL import Image
 from being_vl.cli import main
 from being_vl.errors import ImageError
 from being_vl.files import read_manifest, sha256
-from being_vl.images.sources import find_sources
+from being_vl.images.sources import find_images
 from being_vl.quantize.job import quantize
 from being_vl.quantize.options import QuantizeOptions
 from being_vl.shards.grids import GridStore
@@ -138,34 +138,34 @@ def test_other_libraries_read_the_shards_and_the_manifest_has_their_checksums(
 def test_damaged_inputs_are_named(files: dict[str, bytes], tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "a.tar", files).read_bytes()
     (tmp_path / "a.tar").write_bytes(b"not a tar" * 200)
-    with pytest.raises(ImageError, match=r"a\.tar: not a whole uncompressed tar file"):
-        find_sources(tmp_path / "a.tar")
+    with pytest.raises(ImageError, match=r"a\.tar: not a complete uncompressed tar file"):
+        find_images(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes(whole[:700])
-    with pytest.raises(ImageError, match=r"a\.tar: not a whole uncompressed tar file"):
-        find_sources(tmp_path / "a.tar")
+    with pytest.raises(ImageError, match=r"a\.tar: not a complete uncompressed tar file"):
+        find_images(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes(whole)
-    (source, *_) = find_sources(tmp_path / "a.tar")
+    (source, *_) = find_images(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes(whole[:600])
     with pytest.raises(ImageError, match=r"a\.tar/a/000\.png: the tar file ends within it"):
         source.read()
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ImageError, match=r"b\.parquet: not a whole table"):
-        find_sources(tmp_path / "b.parquet")
+    with pytest.raises(ImageError, match=r"b\.parquet: not a complete table"):
+        find_images(tmp_path / "b.parquet")
     pq.write_table(pa.table({"text": ["a"], "id": [1]}), tmp_path / "b.parquet")
     with pytest.raises(ImageError, match=r"b\.parquet: expected one column of images.*none in text, id"):
-        find_sources(tmp_path / "b.parquet")
+        find_images(tmp_path / "b.parquet")
     for name, content in (("c.json", "[1]"), ("c.json", "{"), ("c.json", '[{"image": null}]')):
         (tmp_path / name).write_text(content)
         with pytest.raises(ImageError, match=r"c\.json: names of images cannot be read"):
-            find_sources(tmp_path / name)
+            find_images(tmp_path / name)
     (tmp_path / "d.txt").write_text("\n")
     with pytest.raises(ImageError, match=r"d\.txt: names no image"):
-        find_sources(tmp_path / "d.txt")
+        find_images(tmp_path / "d.txt")
     (tmp_path / "e.png").write_bytes(files["a/000.png"])
     with pytest.raises(
         ImageError, match=r"e\.png: expected a folder or a file that ends in \.txt, \.json, \.tar"
     ):
-        find_sources(tmp_path / "e.png")
+        find_images(tmp_path / "e.png")
 
 
 def bomb(side: int) -> bytes:
@@ -216,10 +216,10 @@ def test_bad_images_are_converted_rightly_or_set_aside_with_a_reason(
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         store = quantize(QuantizeOptions(folder, tmp_path / "grids", quantizer, max_failed=0.5))
     assert set(store) == set(good)
-    assert set(store.failed) == {*reasons, "gone.png"}
+    assert set(store.failures) == {*reasons, "gone.png"}
     for name, (_, reason) in reasons.items():
-        assert re.search(f"^{name}: .*{reason}", store.failed[name])
-    assert "No such file" in store.failed["gone.png"]
+        assert re.search(f"^{name}: .*{reason}", store.failures[name])
+    assert "No such file" in store.failures["gone.png"]
     for same in ("wrong-extension.jpg", "rotated.png", "transparent.png"):
         np.testing.assert_array_equal(store[same], store["rgb.png"])
     for near in ("animated.gif", "palette.png"):
@@ -313,7 +313,7 @@ def test_ray_gives_the_same_files(files: dict[str, bytes], quantizer: str, tmp_p
     quantize(QuantizeOptions(folder, tmp_path / "local", quantizer, **options))
     store = quantize(QuantizeOptions(folder, tmp_path / "ray", quantizer, engine="ray", **options))
     assert store is not None
-    assert set(store.failed) == {"z.png"}
+    assert set(store.failures) == {"z.png"}
     assert shards(tmp_path / "ray") == shards(tmp_path / "local")
 
 
@@ -326,7 +326,7 @@ def test_a_bad_image_in_the_last_shard_does_not_stop_a_job_that_goes_on(
     (tmp_path / "grids" / "grids-00007.arrow").unlink()
     store = quantize(job)
     assert store is not None
-    assert set(store.failed) == {"z.png"}
+    assert set(store.failures) == {"z.png"}
 
 
 def test_a_full_disk_stops_it_cleanly_and_finished_files_are_kept(
@@ -335,6 +335,6 @@ def test_a_full_disk_stops_it_cleanly_and_finished_files_are_kept(
     folder = write_folder(tmp_path / "images", files)
     assert finish(start(folder, tmp_path / "grids", quantizer, largest_file=1000)) == 2
     assert re.search(r"^being-vl: error: .*File too large$", capfd.readouterr().err, re.MULTILINE)
-    assert list((tmp_path / "grids").iterdir()) == []
+    assert [path.name for path in (tmp_path / "grids").iterdir()] == ["fingerprint.json"]
     assert finish(start(folder, tmp_path / "grids", quantizer)) == 0
     assert len(GridStore.open(tmp_path / "grids")) == 7

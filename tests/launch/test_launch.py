@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from being_vl.recipes.recipe import Recipe
 from helpers import tiny
 from helpers.commands import being_vl, refused
 from helpers.ranks import ENVIRONMENT, train_in_forks
@@ -130,10 +132,46 @@ def test_what_is_missing_is_said_before_a_machine_is_asked_for(
     assert "env names NEVER_SET" in said(good, "--env", "NEVER_SET", "--dry-run")
     assert "deepspeed needs a hostfile" in said(good, "--with", "deepspeed")
     assert "give gpus_per_node" in said(good, "--with", "slurm")
-    assert "nodes is 0" in said(good, "--nodes", 0)
+    assert "nodes: expected at least 1, found 0" in said(good, "--nodes", 0)
     slurm = ["--with", "slurm", "--gpus-per-node", 1, "--time"]
     assert "expected [DAYS-]HOURS:MINUTES:SECONDS" in said(good, *slurm, "2h")
     assert "they would not get to training" in said(good, *slurm, "0:06:00")
+
+
+def test_print_takes_host_names_that_are_not_known_here(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "hostfile"
+    file.write_text("node-0.invalid slots=8\nnode-1.invalid slots=8\n")
+    path = recipe(chain, tmp_path / "out")
+    lines = printed(capsys, path, "--with", "print", "--hostfile", file)
+    assert [line for line in lines if line.startswith("#")] == [
+        "# on node-0.invalid, the master",
+        "# on node-1.invalid",
+    ]
+    assert all("--rdzv-endpoint=node-0.invalid:29500" in line for line in lines[1::2])
+    lines = printed(capsys, path, "--with", "print", "--nodes", 2, "--master", "node-0.invalid", "--port", 7)
+    assert all("--rdzv-endpoint=node-0.invalid:7" in line for line in lines[1::2])
+    message = refused(capsys, being_vl("launch", path, "--hostfile", file, "--dry-run"))
+    assert "the host 'node-0.invalid' is not known here" in message
+
+
+def test_recipe_of_a_run_is_launched_by_a_recipe_of_its_training(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(chain / "grids", out / "grids")
+    shutil.copytree(chain / "tied", out / "expanded")
+    path = tmp_path / "mine.yaml"
+    run = {"images": str(chain / "data" / "images"), "llm": str(chain / "llm"), "out": str(out)}
+    path.write_text(yaml.safe_dump(run | {"records": [str(chain / "data" / "train.json")]}))
+    options = out / "training" / "options.json"
+    line = printed(capsys, path, "--dry-run", "--", "--zero", 3)[0]
+    assert line.endswith(f"-m being_vl train --recipe {options}")
+    assert not options.exists()
+    printed(capsys, path, "--with", "print", "--", "--zero", 3, "--train.checkpoint.every", 7)
+    training = Recipe.find(options).training()
+    assert (training.zero, training.checkpoint.every, training.grids) == (3, 7, out / "grids")
 
 
 def test_wrong_key_of_a_recipe_fails_at_once(
@@ -141,7 +179,7 @@ def test_wrong_key_of_a_recipe_fails_at_once(
 ) -> None:
     path = recipe(chain, tmp_path / "out", zeroo=3)
     assert being_vl("launch", path, "--dry-run") == 2
-    assert f"{path}: Option 'zeroo' is not accepted" in capsys.readouterr().err
+    assert f"{path}: zeroo: there is no such option; did you mean zero?" in capsys.readouterr().err
 
 
 def test_slurm_script(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

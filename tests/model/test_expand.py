@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 from being_vl import VisualBPE
 from being_vl.data.chat import DEFAULT_TEMPLATE
 from being_vl.data.records import Turn
-from being_vl.errors import ConfigError, ModelError, QuantizerError, VocabularyError
+from being_vl.errors import ConfigError, FingerprintError, ModelError, QuantizerError, VocabularyError
 from being_vl.layout import VocabularyLayout
 from being_vl.model import weights
 from being_vl.model.assistant import Assistant
@@ -60,7 +60,7 @@ def test_the_expanded_model_loads_strictly_and_treats_text_as_before(
     """Untied ones in bfloat16, and from several files to several files."""
     dtype, shard_size = (torch.float32, "5GB") if tied else (torch.bfloat16, "20KB")
     monkeypatch.setattr(weights, "SHARD_SIZE", shard_size)
-    monkeypatch.setattr(weights, "_loaded", None)  # all are read tensor by tensor
+    monkeypatch.setattr(weights, "_load_tensors", None)  # all are read tensor by tensor
     llm = tiny.llm(tmp_path / "llm", family, tied, dtype=dtype, shard_size=shard_size)
     layout = expand(options(parts, llm, tmp_path / "out"))
     for folder in (llm, tmp_path / "out"):
@@ -222,13 +222,8 @@ def test_rows_of_zeros_fill_up_to_a_multiple(parts: Path, tmp_path: Path) -> Non
             assert not end.weight[1413:].any()
             assert end.weight[:1413].any(dim=1).all()
         assert Assistant.load(out, "cpu").answer(["Hello."], [[]], max_new_tokens=4)
-    with pytest.raises(ConfigError, match="pad_to is 0; expected a positive number"):
+    with pytest.raises(ConfigError, match="pad_to: expected at least 1, found 0"):
         expand(options(parts, llm, tmp_path / "out", pad_to=0))
-    # A model of before there was padding.
-    stored = json.loads((out / "being_vl.json").read_text())
-    del stored["padding"]
-    (out / "being_vl.json").write_text(json.dumps(stored))
-    assert VocabularyLayout.load(out).rows == 1413
 
 
 def test_visual_tokens_are_entries_of_the_tokenizer(parts: Path, tmp_path: Path) -> None:
@@ -285,7 +280,7 @@ def test_the_folder_holds_all_that_belongs_to_the_model(parts: Path, tmp_path: P
     copy.mkdir()
     copy_companions(out, copy)
     missing = {path.name for path in out.iterdir()} - {path.name for path in copy.iterdir()}
-    assert missing == {"config.json", "model.safetensors", "manifest.json"}
+    assert missing == {"config.json", "model.safetensors", "manifest.json", "fingerprint.json"}
     assert AutoTokenizer.from_pretrained(copy)(text).input_ids == before(text).input_ids
     assert load_quantizer(copy / "quantizer").fingerprint == layout.quantizer_fingerprint
 
@@ -304,13 +299,46 @@ def test_the_generation_config_is_kept(parts: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == stored
 
 
-def test_expanding_again_replaces_its_own_folder_and_no_other(parts: Path, tmp_path: Path) -> None:
-    llm = tiny.llm(tmp_path / "llm")
-    expand(options(parts, llm, tmp_path / "out"))
-    expand(options(parts, llm, tmp_path / "out", seed=1))
-    with pytest.raises(ConfigError, match="exists and is not an expanded model"):
-        expand(options(parts, llm, llm))
+def test_expanding_again_keeps_a_finished_model(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, out = tiny.llm(tmp_path / "llm"), tmp_path / "out"
+    layout = expand(options(parts, llm, out))
+    monkeypatch.setattr("being_vl.model.expand.open_llm", None)
+    assert expand(options(parts, llm, out, overwrite=True)) == layout
+
+
+def test_expanding_with_other_options_or_inputs_is_refused(parts: Path, tmp_path: Path) -> None:
+    llm, out = tiny.llm(tmp_path / "llm"), tmp_path / "out"
+    expand(options(parts, llm, out))
+    weights_before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(FingerprintError, match=r"out: was made with other .*seed was 0, is 1.*--overwrite"):
+        expand(options(parts, llm, out, seed=1))
+    shutil.copytree(parts, tmp_path / "parts")
+    bpe = VisualBPE.load(parts / "vocabulary.json").truncate(MERGES - 1)
+    bpe.save(tmp_path / "parts" / "vocabulary.json")
+    with pytest.raises(FingerprintError, match="vocabulary_sha256 was"):
+        expand(options(tmp_path / "parts", llm, out))
+    tiny.llm(llm, seed=1)
+    with pytest.raises(FingerprintError, match="llm_files was"):
+        expand(options(parts, llm, out))
+    assert (out / "model.safetensors").read_bytes() == weights_before
+    expand(options(parts, llm, out, overwrite=True))
+    assert (out / "model.safetensors").read_bytes() != weights_before
+
+
+def test_expanding_overwrites_nothing_but_its_own_files(parts: Path, tmp_path: Path) -> None:
+    llm, out = tiny.llm(tmp_path / "llm"), tmp_path / "out"
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="exists and is not an expanded model"):
+            expand(options(parts, llm, llm, overwrite=overwrite))
     assert AutoModelForCausalLM.from_pretrained(llm).config.vocab_size < 1000
+    expand(options(parts, llm, out))
+    (out / "notes.txt").write_text("by hand")
+    with pytest.raises(ConfigError, match=r"out: holds notes.txt besides the expanded model"):
+        expand(options(parts, llm, out, seed=1, overwrite=True))
+    (out / "notes.txt").unlink()
+    expand(options(parts, llm, out, seed=1, overwrite=True))
 
 
 def test_a_model_that_is_expanded_already_is_refused(parts: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from being_vl.quantize.models.network import NetworkQuantizer
 from being_vl.quantize.options import QuantizeOptions
 from being_vl.quantize.preprocessing import Area, Crop, Pad, Preprocessing
 from being_vl.shards.grids import GridStore
-from being_vl.tokenizer.options import VocabOptions
+from being_vl.tokenizer.options import VocabularyOptions
 from being_vl.tokenizer.train import train_vocabulary
 from helpers import tiny
 
@@ -195,7 +195,7 @@ def test_chameleon_gives_the_ids_of_transformers_class_and_processor(
         np.testing.assert_array_equal(grid.ravel(), expected)
         assert (grid.shape, grid.dtype) == ((8, 8), np.int64)
     assert len(np.unique(grids)) > 20
-    with pytest.raises(QuantizerError, match=r"'being-vq-8k': its checkpoint holds no decoder.*vqgan\.ckpt"):
+    with pytest.raises(QuantizerError, match=r"'being-vq-8k': its weights hold no decoder.*vqgan\.ckpt"):
         quantizer.decode(grids)
 
 
@@ -629,7 +629,10 @@ def test_what_is_no_vq_model_is_refused_with_what_it_is(taming: JanusVQVAE, tmp_
         {"quantize.embedding.weight": torch.zeros(2, 2), "encoder.weird.weight": torch.zeros(1)}
     )
     save_file(codebook, tmp_path / "model.safetensors")
-    with pytest.raises(QuantizerError, match=r"none of the formats chameleon, emu3.*encoder\.weird\.weight"):
+    with pytest.raises(
+        QuantizerError,
+        match=r"none of the formats being_vl, chameleon, diffusers, emu3.*encoder\.weird\.weight",
+    ):
         load_quantizer(tmp_path)
     state = taming.state_dict()
     state.pop("decoder.conv_in.weight")
@@ -638,7 +641,7 @@ def test_what_is_no_vq_model_is_refused_with_what_it_is(taming: JanusVQVAE, tmp_
     whole = (tmp_path / "cut" / "vqgan.ckpt").read_bytes()
     for damaged in (whole[:1000], b"a text"):
         (tmp_path / "cut" / "vqgan.ckpt").write_bytes(damaged)
-        with pytest.raises(QuantizerError, match=r"vqgan\.ckpt: damaged, or no checkpoint"):
+        with pytest.raises(QuantizerError, match=r"vqgan\.ckpt: damaged, or no weights"):
             load_quantizer(tmp_path / "cut")
 
 
@@ -652,7 +655,7 @@ def test_fingerprints_travel_and_two_quantizers_are_never_mixed(
     for name, quantizer in (("one", one), ("other", other)):
         quantize(QuantizeOptions(tmp_path / "images", tmp_path / name / "grids", quantizer))
         train_vocabulary(
-            VocabOptions([tmp_path / name / "grids"], tmp_path / name / "bpe.json", num_merges=4)
+            VocabularyOptions([tmp_path / name / "grids"], tmp_path / name / "bpe.json", num_merges=4)
         )
     llm = str(tiny.llm(tmp_path / "llm"))
     expand(ExpandOptions(llm, tmp_path / "other" / "bpe.json", tmp_path / "other" / "model", other))
@@ -670,7 +673,7 @@ def test_fingerprints_travel_and_two_quantizers_are_never_mixed(
     names = rf"'chameleon' \(({'|'.join(both)})\).*'chameleon' \(({'|'.join(both)})\)"
     grids = [tmp_path / name / "grids" for name in ("one", "other")]
     with pytest.raises(ConfigError, match=names):
-        train_vocabulary(VocabOptions(grids, tmp_path / "bpe.json", num_merges=4))
+        train_vocabulary(VocabularyOptions(grids, tmp_path / "bpe.json", num_merges=4))
     with pytest.raises(QuantizerError, match=names):
         expand(ExpandOptions(llm, tmp_path / "one" / "bpe.json", tmp_path / "model", other))
     builder = assistant.builder

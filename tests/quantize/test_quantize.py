@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from being_vl.errors import ConfigError, ImageError, ManifestError
+from being_vl.errors import ConfigError, FingerprintError, ImageError, ManifestError
 from being_vl.files import read_manifest
-from being_vl.images.decode import decode_image, find_images, fit_square, read_image
-from being_vl.images.sources import find_sources
+from being_vl.images.decode import decode_image, fit_square, read_image
+from being_vl.images.files import list_image_files
+from being_vl.images.sources import find_images
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.job import encode_batches, quantize
-from being_vl.quantize.loading import Loaded, load_images
+from being_vl.quantize.loading import LoadedImage, load_images
 from being_vl.quantize.options import QuantizeOptions
 from being_vl.shards.grids import GridStore
 from helpers import tiny
@@ -77,6 +78,7 @@ def test_grids_are_those_of_the_quantizer_under_the_images_relative_paths(
     assert store.codebook_size == 64
     assert "a/missing.png" not in store
     assert sorted(p.name for p in (tmp_path / "grids").iterdir()) == [
+        "fingerprint.json",
         "grids-00000.arrow",
         "grids-00001.arrow",
         "manifest.json",
@@ -100,7 +102,7 @@ def test_the_next_batch_is_fetched_while_the_network_encodes_one(quantizer: Path
     loaded, asked = load_quantizer(quantizer), threading.Event()
     images = folder_of(tmp_path / "images", 6)
     (images / "bad.png").write_bytes(b"")
-    sources = find_sources(images)
+    sources = find_images(images)
     fetched = list(load_images(sources, loaded.preprocessing, 2, 0))
 
     class Waiting:
@@ -108,7 +110,7 @@ def test_the_next_batch_is_fetched_while_the_network_encodes_one(quantizer: Path
             assert asked.wait(60)
             return loaded.encode_prepared(pictures)
 
-    def batches() -> Iterator[list[Loaded]]:
+    def batches() -> Iterator[list[LoadedImage]]:
         yield fetched[0]
         asked.set()
         yield from fetched[1:]
@@ -142,10 +144,10 @@ def test_unreadable_images_are_listed_with_the_reason(quantizer: Path, tmp_path:
     (images / "empty.gif").touch()
     store = quantize(options(images, tmp_path / "grids", quantizer, max_failed=0.5))
     assert len(store) == 3
-    assert set(store.failed) == {"cut.png", "text.jpg", "empty.gif"}
-    assert all(key in reason for key, reason in store.failed.items())
-    assert "cannot identify" in store.failed["text.jpg"]
-    assert read_manifest(tmp_path / "grids", "grids")["failed"] == store.failed
+    assert set(store.failures) == {"cut.png", "text.jpg", "empty.gif"}
+    assert all(key in reason for key, reason in store.failures.items())
+    assert "cannot identify" in store.failures["text.jpg"]
+    assert read_manifest(tmp_path / "grids", "grids")["failures"] == store.failures
 
 
 def test_too_many_unreadable_images_stop_the_job(quantizer: Path, tmp_path: Path) -> None:
@@ -202,10 +204,14 @@ def test_a_second_run_takes_over_whole_shards_of_unchanged_images(quantizer: Pat
     assert kept.stat().st_ino != inode
 
 
-def test_another_quantizer_takes_nothing_over(quantizer: Path, tmp_path: Path) -> None:
+def test_another_quantizer_is_refused_and_overwriting_takes_nothing_over(
+    quantizer: Path, tmp_path: Path
+) -> None:
     images, out = folder_of(tmp_path / "images", 4), tmp_path / "grids"
     small = quantize(options(images, out, quantizer))
-    large = quantize(options(images, out, Path(f"{quantizer}@64")))
+    with pytest.raises(FingerprintError, match=r"quantizer\.fingerprint was '[0-9a-f]{12}', is"):
+        quantize(options(images, out, Path(f"{quantizer}@64")))
+    large = quantize(options(images, out, Path(f"{quantizer}@64"), overwrite=True))
     assert {grid.shape for grid in small.values()} == {(4, 4)}
     assert {grid.shape for grid in large.values()} == {(8, 8)}
     assert small.quantizer_fingerprint != large.quantizer_fingerprint
@@ -299,11 +305,11 @@ def test_read_image_names_the_file(tmp_path: Path) -> None:
         read_image(tmp_path / "gone.png")
 
 
-def test_find_images_knows_suffixes_of_any_case_and_skips_hidden_files(tmp_path: Path) -> None:
+def test_list_image_files_knows_suffixes_of_any_case_and_skips_hidden_files(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "x/y/z.WebP", "notes.txt", ".hidden.png", ".git/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert find_images(tmp_path) == ["a.png", "b.JPG", "x/y/z.WebP"]
+    assert list_image_files(tmp_path) == ["a.png", "b.JPG", "x/y/z.WebP"]
 
 
 def test_fit_square_keeps_the_whole_image_and_its_proportions() -> None:

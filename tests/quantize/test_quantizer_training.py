@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +22,26 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 from being_vl.demo import shapesworld
-from being_vl.errors import CheckpointError, ConfigError, ImageError
+from being_vl.errors import CheckpointError, ConfigError, FingerprintError, ImageError
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.models.tiled import VQGAN, cut_tiles, decode_codes, encode_tiles, new_model, to_tensor
-from being_vl.quantize.options import QuantizerTrainOptions
 from being_vl.quantize.training.codebook import Codebook
 from being_vl.quantize.training.crops import Crops
-from being_vl.quantize.training.losses import VGG16, Perceptual, edge_loss, psnr, ssim
-from being_vl.quantize.training.trainer import Trainer, start_linear, train_quantizer
+from being_vl.quantize.training.losses import VGG16_WIDTHS, Perceptual, edge_loss, psnr, ssim
+from being_vl.quantize.training.measure import measure
+from being_vl.quantize.training.options import (
+    AdversarialOptions,
+    CheckpointOptions,
+    CodebookOptions,
+    LoggingOptions,
+    NetworkOptions,
+    PerceptualOptions,
+    QuantizerTrainOptions,
+)
+from being_vl.quantize.training.start import start_linear
+from being_vl.quantize.training.trainer import Trainer, train_quantizer
+
+NO_DISCRIMINATOR = AdversarialOptions(weight=0.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,9 +54,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A folder of small pictures and one of larger ones of various sizes."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A folder of small images and one of larger ones of various sizes."""
+    folder = tmp_path_factory.mktemp("images")
     shapesworld.generate(folder / "shapes", 30, seed=3)
     (folder / "large").mkdir()
     for n in range(4):
@@ -53,19 +67,36 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def options(pictures: list[Path], tmp_path: Path) -> QuantizerTrainOptions:
+def options(images: list[Path], tmp_path: Path) -> QuantizerTrainOptions:
     return QuantizerTrainOptions(
-        images=pictures,
+        images=images,
         out=tmp_path / "quantizer",
-        codebook_size=64,
-        code_dim=8,
-        width=32,
+        network=NetworkOptions(width=32),
+        codebook=CodebookOptions(size=64, dim=8),
+        adversarial=AdversarialOptions(start=0.5),
         steps=24,
         batch_size=4,
-        adversarial_start=0.5,
-        log_every=1,
-        checkpoint_every=6,
+        logging=LoggingOptions(every=1),
+        checkpoint=CheckpointOptions(every=6),
+        device="cpu",
     )
+
+
+def flags(options: QuantizerTrainOptions, out: Path) -> list[str]:
+    """The command's flags for the options of these tests."""
+    names = (
+        "network.width",
+        "codebook.size",
+        "codebook.dim",
+        "adversarial.start",
+        "steps",
+        "batch_size",
+        "logging.every",
+        "checkpoint.every",
+        "device",
+    )
+    values = [[f"--{name}", str(attrgetter(name)(options))] for name in names]
+    return ["--images", *map(str, options.images), "--out", str(out), *chain.from_iterable(values)]
 
 
 def log_of(out: Path) -> list[dict[str, float]]:
@@ -98,39 +129,42 @@ def test_training_makes_a_quantizer_and_a_log(options: QuantizerTrainOptions) ->
 
 
 def test_training_makes_reconstructions_better(options: QuantizerTrainOptions) -> None:
-    options = replace(options, steps=80, adversarial=0.0)
+    options = replace(options, steps=80, adversarial=NO_DISCRIMINATOR)
     trainer = Trainer(options)
     psnr = []
-    while trainer.done < 40:
-        trainer.step()
-        if trainer.done in (1, 40):
-            psnr.append(np.mean(list(trainer.measure()[0]["psnr"].values())))
+    while trainer.step < 40:
+        trainer.train_step()
+        if trainer.step in (1, 40):
+            psnr.append(np.mean(list(measure(trainer.autoencoder, trainer.crops).psnr.values())))
     assert psnr[1] > psnr[0] + 0.5 > 15
 
 
 def test_a_codebook_that_learns_by_gradients(options: QuantizerTrainOptions) -> None:
-    trainer = Trainer(replace(options, codebook="gradient", steps=80, settle=0.5, adversarial=0.0))
-    trainer.step()
+    codebook = replace(options.codebook, update="gradient")
+    trainer = Trainer(replace(options, codebook=codebook, steps=80, adversarial=NO_DISCRIMINATOR))
+    trainer.train_step()
     start = trainer.codebook.weight.clone()
-    before = np.mean(list(trainer.measure()[0]["psnr"].values()))
-    while trainer.done < 40:
-        trainer.step()
+    before = np.mean(list(measure(trainer.autoencoder, trainer.crops).psnr.values()))
+    while trainer.step < 40:
+        trainer.train_step()
     moved = (trainer.codebook.weight - start).abs().amax(1)
     assert (moved > 0).all()
-    assert np.mean(list(trainer.measure()[0]["psnr"].values())) > before + 0.5
+    assert np.mean(list(measure(trainer.autoencoder, trainer.crops).psnr.values())) > before + 0.5
     settled = trainer.codebook.weight.clone()
-    trainer.step()
+    trainer.train_step()
     assert torch.equal(trainer.codebook.weight, settled)
 
 
 def test_unused_codes_are_placed_anew(options: QuantizerTrainOptions) -> None:
     """Nothing is near to half of the codes, until they are put where the tiles are."""
-    trainer = Trainer(replace(options, steps=200, settle=1.0, adversarial=0.0, dead=0.2, decay=0.8))
-    trainer.step()
+    codebook = replace(options.codebook, ema_decay=0.8, dead_threshold=0.2)
+    options = replace(options, codebook=codebook, encoder_share=1.0, adversarial=NO_DISCRIMINATOR)
+    trainer = Trainer(replace(options, steps=200))
+    trainer.train_step()
     trainer.codebook.weight[::2] += 100
     trainer.codebook.sums.copy_(trainer.codebook.weight * trainer.codebook.counts[:, None])
-    while trainer.done < 40:
-        trainer.step()
+    while trainer.step < 40:
+        trainer.train_step()
     assert trainer.codebook.weight.abs().max() < 50
 
 
@@ -139,7 +173,7 @@ def test_reserved_codes_are_the_first_folders() -> None:
     rng = torch.Generator().manual_seed(0)
     first = torch.randn(400, 3, generator=rng)
     others = torch.randn(2000, 3, generator=rng) * 2 + torch.tensor([1.0, 0, 0])
-    codebook = Codebook(torch.zeros(64, 3), decay=0.99, dead=0.03)
+    codebook = Codebook(torch.zeros(64, 3), ema_decay=0.99, dead_threshold=0.03)
     codebook.place([first, others], 16, rng)
     assert codebook.nearest(first).max() < 16
     counts = torch.bincount(codebook.nearest(others), minlength=64)
@@ -154,8 +188,8 @@ def test_reserved_codes_are_the_first_folders() -> None:
 def test_bfloat16_loses_about_the_same(options: QuantizerTrainOptions) -> None:
     losses = []
     for precision in ("float32", "bfloat16"):
-        trainer = Trainer(replace(options, adversarial_start=0.0, precision=precision))
-        losses.append([trainer.step()["loss"] for _ in range(3)])
+        trainer = Trainer(replace(options, adversarial=AdversarialOptions(start=0.0), precision=precision))
+        losses.append([trainer.train_step()["loss"] for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert losses[0] != losses[1]
 
@@ -167,21 +201,19 @@ def test_compiled_networks_lose_the_same(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     losses = []
     for compiled in (False, True):
-        trainer = Trainer(replace(options, adversarial_start=0.0, compile=compiled))
-        losses.append([trainer.step()["loss"] for _ in range(3)])
+        trainer = Trainer(replace(options, adversarial=AdversarialOptions(start=0.0), compile=compiled))
+        losses.append([trainer.train_step()["loss"] for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.slow
 def test_two_processes_lose_as_one(options: QuantizerTrainOptions) -> None:
     """Both halves of the training: moving and settled, with the discriminator, and codes that are placed anew."""
-    alone = replace(options, dead=0.5, decay=0.9)
+    alone = replace(options, codebook=replace(options.codebook, ema_decay=0.9, dead_threshold=0.5))
     train_quantizer(alone)
     out = options.out.with_name("shared")
-    arguments = ["--images", *map(str, options.images), "--out", str(out), "--dead", "0.5", "--decay", "0.9"]
-    for name in ("codebook_size", "code_dim", "width", "steps", "batch_size", "adversarial_start"):
-        arguments += [f"--{name}", str(getattr(options, name))]
-    arguments += ["--log_every", "1", "--checkpoint_every", "6", "--workers", "1"]
+    arguments = [*flags(options, out), "--codebook.ema_decay", "0.9", "--codebook.dead_threshold", "0.5"]
+    arguments += ["--workers", "1"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run(
         [*torchrun, "-m", "being_vl", "quantizer", "train", *arguments],
@@ -201,16 +233,16 @@ def test_a_batch_that_processes_cannot_share_evenly(options: QuantizerTrainOptio
         Trainer(options, rank=0, ranks=3)
 
 
-def test_crops_do_not_depend_on_who_makes_them(pictures: list[Path]) -> None:
-    crops = Crops(pictures, [], 64, 8, seed=5)
-    (whole,) = crops.step((1, 7), range(4), 4)
-    parts = [group for half in (range(2), range(2, 4)) for group in crops.step((1, 7), half, 4)]
+def test_crops_do_not_depend_on_who_makes_them(images: list[Path]) -> None:
+    crops = Crops(images, [], 64, 8, seed=5)
+    (whole,) = crops.draw_step((1, 7), range(4), 4)
+    parts = [group for half in (range(2), range(2, 4)) for group in crops.draw_step((1, 7), half, 4)]
     assert torch.equal(torch.cat([part.pixels for part in parts]), whole.pixels)
     assert torch.equal(torch.cat([part.chances for part in parts]), whole.chances)
 
 
 def test_crops_are_flipped_every_other_time_and_not_enlarged(tmp_path: Path) -> None:
-    """Of pictures that grow lighter to the right, in the size that they have."""
+    """Of images that grow lighter to the right, in the size that they have."""
     ramp = np.tile(np.linspace(0, 255, 40).astype(np.uint8)[None, :, None], (40, 1, 3))
     for n in range(2):
         Image.fromarray(ramp).save(tmp_path / f"{n}.png")
@@ -222,24 +254,20 @@ def test_crops_are_flipped_every_other_time_and_not_enlarged(tmp_path: Path) -> 
 
 
 def test_held_out_folders_are_measured_and_all_others_trained_on(
-    options: QuantizerTrainOptions, pictures: list[Path]
+    options: QuantizerTrainOptions, images: list[Path]
 ) -> None:
-    trainer = Trainer(replace(options, images=pictures[:1], held_out=pictures[1:]))
-    assert len(trainer.crops.train[0]) == 30
-    trainer.step()
-    assert set(trainer.measure()[0]["psnr"]) == {str(pictures[1])}
+    trainer = Trainer(replace(options, images=images[:1], held_out_images=images[1:]))
+    assert len(trainer.crops.training_paths[0]) == 30
+    trainer.train_step()
+    assert set(measure(trainer.autoencoder, trainer.crops).psnr) == {str(images[1])}
 
 
 def test_kill_9_and_the_same_command_give_the_same_losses(options: QuantizerTrainOptions) -> None:
     whole = replace(options, out=options.out.with_name("whole"))
     train_quantizer(whole)
-    arguments = ["--images", *map(str, options.images), "--out", str(options.out)]
-    for name in ("codebook_size", "code_dim", "width", "steps", "batch_size", "adversarial_start"):
-        arguments += [f"--{name}", str(getattr(options, name))]
-    arguments += ["--log_every", "1", "--checkpoint_every", "6"]
     command = [sys.executable, "-c", "import sys; from being_vl.cli import main; sys.exit(main())"]
     process = subprocess.Popen(
-        [*command, "quantizer", "train", *arguments],
+        [*command, "quantizer", "train", *flags(options, options.out)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
     )
@@ -258,14 +286,56 @@ def test_kill_9_and_the_same_command_give_the_same_losses(options: QuantizerTrai
     assert load_quantizer(options.out).fingerprint == load_quantizer(whole.out).fingerprint
 
 
-def test_a_checkpoint_of_other_options_is_refused(options: QuantizerTrainOptions) -> None:
-    train_quantizer(replace(options, steps=2, checkpoint_every=1))
+def test_an_output_of_other_options_is_refused_and_replaced_on_demand(options: QuantizerTrainOptions) -> None:
+    """Finished or not; what does not decide the weights may change, and foreign files stay."""
+    short = replace(options, steps=2, checkpoint=CheckpointOptions(every=1))
+    other = replace(short, seed=1)
+    train_quantizer(short)
+    (options.out / "notes.txt").write_text("mine")
+    with pytest.raises(FingerprintError, match=r"quantizer: was made with other options.*seed was 0, is 1"):
+        train_quantizer(other)
     (options.out / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: is of a training with other options"):
-        train_quantizer(replace(options, steps=2, checkpoint_every=1, seed=1))
+    with pytest.raises(FingerprintError, match="seed was 0, is 1"):
+        train_quantizer(other)
+    train_quantizer(replace(short, logging=LoggingOptions(every=2), checkpoint=CheckpointOptions(every=2)))
+    first = load_quantizer(options.out).fingerprint
+    train_quantizer(replace(other, overwrite=True))
+    assert load_quantizer(options.out).fingerprint != first
+    assert [entry["step"] for entry in log_of(options.out)] == [1, 2]
+    assert (options.out / "notes.txt").read_text() == "mine"
+
+
+def test_what_another_job_made_is_never_replaced(options: QuantizerTrainOptions) -> None:
+    """Neither a quantizer from elsewhere nor the output of another kind of job."""
+    options.out.mkdir()
+    (options.out / "manifest.json").write_text("{}")
+    with pytest.raises(FingerprintError, match=r"quantizer: was not made by `being-vl quantizer train`"):
+        train_quantizer(replace(options, overwrite=True))
+    (options.out / "fingerprint.json").write_text('{"job": "quantize"}')
+    with pytest.raises(FingerprintError, match="job was 'quantize'"):
+        train_quantizer(replace(options, overwrite=True))
+    assert (options.out / "manifest.json").read_text() == "{}"
+
+
+def test_a_damaged_checkpoint_is_refused(options: QuantizerTrainOptions) -> None:
+    train_quantizer(replace(options, steps=2))
+    (options.out / "manifest.json").unlink()
     (options.out / "checkpoint.pt").write_bytes(b"junk")
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: cannot be read"):
-        train_quantizer(replace(options, steps=2, checkpoint_every=1))
+        train_quantizer(replace(options, steps=2))
+
+
+def test_paths_are_strings_or_path_likes(options: QuantizerTrainOptions, tmp_path: Path) -> None:
+    class PathLike:
+        def __fspath__(self) -> str:
+            return str(tmp_path / "q")
+
+    strings = replace(options, images=list(map(str, options.images)), out=str(options.out))
+    assert (strings.images, strings.out) == (options.images, options.out)
+    train_quantizer(replace(strings, out=PathLike(), steps=1))
+    quantizer = load_quantizer(PathLike())
+    quantizer.save_pretrained(str(tmp_path / "again"))
+    assert load_quantizer(str(tmp_path / "again")).fingerprint == quantizer.fingerprint
 
 
 def test_folders_are_checked(options: QuantizerTrainOptions, tmp_path: Path) -> None:
@@ -285,21 +355,37 @@ def test_folders_are_checked(options: QuantizerTrainOptions, tmp_path: Path) -> 
     [
         {"images": []},
         {"size": 60},
-        {"width": 48},
-        {"code_dim": 11},
-        {"codebook_size": 0},
-        {"codebook_size": 2**20 + 1},
         {"batch_size": 0},
         {"batch_size": 3},
         {"crop": 60},
-        {"layers": -1},
-        {"reserved": 1.0},
-        {"lpips": Path("heads.pth")},
+        {"encoder_share": 1.5},
     ],
 )
 def test_options_are_checked(options: QuantizerTrainOptions, change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(change))}: expected"):
         replace(options, **change)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("network", "width", 48),
+        ("network", "layers", -1),
+        ("codebook", "dim", 11),
+        ("codebook", "size", 0),
+        ("codebook", "size", 2**20 + 1),
+        ("codebook", "reserved_share", 1.0),
+        ("adversarial", "start", -0.1),
+        ("perceptual", "lpips", Path("heads.pth")),
+        ("checkpoint", "every", 0),
+        ("logging", "every", 0),
+    ],
+)
+def test_nested_options_are_checked(
+    options: QuantizerTrainOptions, name: str, field: str, value: object
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}\.{field}: expected"):
+        replace(options, **{name: replace(getattr(options, name), **{field: value})})
 
 
 def test_the_start_is_the_principal_components() -> None:
@@ -368,7 +454,7 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("vgg")
     torch.manual_seed(0)
     weights, number, before = {"classifier.0.weight": torch.zeros(1)}, 0, 3
-    for widths in VGG16:
+    for widths in VGG16_WIDTHS:
         for width in widths:
             weights[f"features.{number}.weight"] = (
                 torch.randn(width, before, 3, 3) * (2 / (9 * before)) ** 0.5
@@ -378,7 +464,7 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         number += 1
     torch.save(weights, folder / "vgg16.pth")
     torch.save(
-        {f"lin{n}.model.1.weight": torch.rand(1, widths[-1], 1, 1) for n, widths in enumerate(VGG16)},
+        {f"lin{n}.model.1.weight": torch.rand(1, widths[-1], 1, 1) for n, widths in enumerate(VGG16_WIDTHS)},
         folder / "heads.pth",
     )
     return folder / "vgg16.pth", folder / "heads.pth"
@@ -419,5 +505,7 @@ def test_the_perceptual_loss_is_lpips(vgg: tuple[Path, Path]) -> None:
 
 
 def test_training_with_the_perceptual_loss(options: QuantizerTrainOptions, vgg: tuple[Path, Path]) -> None:
-    trainer = Trainer(replace(options, vgg=vgg[0], lpips=vgg[1], batch_size=2, adversarial=0.0))
-    assert trainer.step()["perceptual"] > 0
+    perceptual = PerceptualOptions(vgg=vgg[0], lpips=vgg[1])
+    options = replace(options, perceptual=perceptual, adversarial=NO_DISCRIMINATOR)
+    trainer = Trainer(replace(options, batch_size=2))
+    assert trainer.train_step()["perceptual"] > 0

@@ -43,7 +43,7 @@ def test_info_counts_as_a_slow_loop_does(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tiny.write_grids(tmp_path, content, quantizer[1], failed={"bad.png": "bad.png: gone"})
+    tiny.write_grids(tmp_path, content, quantizer[1], failures={"bad.png": "bad.png: gone"})
     assert being_vl("grids", "info", tmp_path, "--format", "json") == 0
     facts = json.loads(capsys.readouterr().out)
     grids = [grid.tolist() for grid in content.values()]
@@ -51,7 +51,7 @@ def test_info_counts_as_a_slow_loop_does(
     right = Counter(pair for grid in grids for row in grid for pair in pairwise(row))
     columns = [list(zip(*grid, strict=True)) for grid in grids]
     down = Counter(pair for grid in columns for row in grid for pair in pairwise(row))
-    assert (facts["grids"], facts["failed"], facts["cells"]) == (8, 1, 5 * 16 + 14 + 1 + 15)
+    assert (facts["grids"], facts["failures"], facts["cells"]) == (8, 1, 5 * 16 + 14 + 1 + 15)
     assert facts["sizes"][0] == [4, 4, 5]
     assert facts["counts"] == [ids[i] for i in range(CODES)]
     assert facts["ids_used"] == len(ids)
@@ -90,7 +90,7 @@ def test_verify_finds_what_is_missing_changed_or_too_much(
     out = tmp_path / "grids"
     quantize(QuantizeOptions(chain / "data" / "images", out, str(chain / "quantizer"), shard_size=5))
     assert being_vl("grids", "verify", out) == 0
-    assert "5 files, 24 grids" in capsys.readouterr().out
+    assert "5 shards, 24 grids" in capsys.readouterr().out
     files = [out / f"grids-{n:05d}.arrow" for n in range(5)]
     files[0].unlink()
     changed = bytearray(files[1].read_bytes())

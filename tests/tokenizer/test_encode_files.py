@@ -38,7 +38,7 @@ def read(folder: Path) -> dict[str, list[int]]:
 
 
 def test_tokens_are_those_of_the_vocabulary_and_a_second_run_keeps_whole_files(
-    grids: Path, chain: Path, tmp_path: Path
+    grids: Path, chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bpe, store = VisualBPE.load(chain / "vocabulary.json"), GridStore.open(grids)
     command = ("encode", grids, "--vocabulary", chain / "vocabulary.json", "--out", tmp_path / "tokens")
@@ -59,9 +59,10 @@ def test_tokens_are_those_of_the_vocabulary_and_a_second_run_keeps_whole_files(
     assert kept.stat().st_ino == inode
 
     bpe.truncate(5).save(tmp_path / "fewer.json")
-    assert (
-        being_vl("encode", grids, "--vocabulary", tmp_path / "fewer.json", "--out", tmp_path / "tokens") == 0
-    )
+    command = ("encode", grids, "--vocabulary", tmp_path / "fewer.json", "--out", tmp_path / "tokens")
+    assert "vocabulary.vocab_size was" in refused(capsys, being_vl(*command))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()} == before
+    assert being_vl(*command, "--overwrite") == 0
     fewer = VisualBPE.load(tmp_path / "fewer.json")
     assert read(tmp_path / "tokens") == {key: fewer.encode(grid).tolist() for key, grid in store.items()}
 

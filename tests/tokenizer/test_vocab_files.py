@@ -112,7 +112,12 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[st
     assert being_vl("vocab", "show", files["pair"], "--format", "json", "--merges", 2) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["num_merges"], shown["quantizer_name"], shown["grid_sizes"]) == (300, "vq", [[32, 32, 48]])
-    assert [row["token"] for row in shown["first"] + shown["last"]] == [K, K + 1, K + 298, K + 299]
+    assert [row["token"] for row in shown["first_merges"] + shown["last_merges"]] == [
+        K,
+        K + 1,
+        K + 298,
+        K + 299,
+    ]
     assert shown["token"]["cells"] is None
     ids, regions = VisualBPE.load(files["pair"]).encode(PHOTOS[0], return_regions=True)
     place = int(np.argmax(ids >= K))
@@ -195,14 +200,31 @@ def test_import(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest
     merges = [((int(a), int(b)), 8192 + i) for i, (a, b) in enumerate([(5, 7), (8192, 7), (8192, 8193)])]
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "vocab.pkl").write_bytes(pickle.dumps(merges, protocol))
+        out = tmp_path / f"v{protocol}.json"
         with caplog.at_level("INFO", logger="being_vl"):
-            assert being_vl("vocab", "import", tmp_path / "vocab.pkl", "--out", tmp_path / "v.json") == 0
-        assert VisualBPE.load(tmp_path / "v.json").merges == [pair for pair, _ in merges]
+            assert being_vl("vocab", "import", tmp_path / "vocab.pkl", "--out", out) == 0
+        assert VisualBPE.load(out).merges == [pair for pair, _ in merges]
     assert "3 merges" in caplog.text
     command = ["vocab", "import", tmp_path / "vocab.pkl", "--out", tmp_path / "no.json"]
-    line = refused(capsys, being_vl(*command, "--base_vocab_size", 1024))
+    line = refused(capsys, being_vl(*command, "--codebook_size", 1024))
     assert "merge 0 makes token 8192, expected 1024" in line
     assert not (tmp_path / "no.json").exists()
+
+
+def test_another_vocabulary_is_not_replaced(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "vocab.pkl").write_bytes(pickle.dumps([((5, 7), 8192)]))
+    jobs = (["import", tmp_path / "vocab.pkl"], ["truncate", files["pair"], "--merges", 7])
+    for first_job, second_job in (jobs, jobs[::-1]):
+        out = tmp_path / f"{first_job[0]}.json"
+        assert being_vl("vocab", *first_job, "--out", out) == 0
+        assert being_vl("vocab", *first_job, "--out", out) == 0
+        content = out.read_bytes()
+        assert "--overwrite" in refused(capsys, being_vl("vocab", *second_job, "--out", out))
+        assert out.read_bytes() == content
+        assert being_vl("vocab", *second_job, "--out", out, "--overwrite") == 0
+        assert VisualBPE.load(out).num_merges == {"import": 1, "truncate": 7}[second_job[0]]
 
 
 HOSTILE = {

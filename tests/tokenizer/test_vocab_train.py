@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from being_vl import VisualBPE
 from being_vl.files import write_manifest
-from being_vl.shards.grids import GridRow, GridStore, read_shard, shard_path, write_shard
+from being_vl.shards.arrow import shard_path, write_table
+from being_vl.shards.grids import GridRow, GridStore, grid_columns, read_grids
 from being_vl.tokenizer import corpus
-from being_vl.tokenizer.report import stops_paying
+from being_vl.tokenizer.report import last_worthwhile_merge_count
 from helpers.commands import Hostile, being_vl, refused
 
 PHOTOS = np.load(Path(__file__).parents[1] / "helpers" / "photo_grids.npz")["grids"]
@@ -31,7 +32,7 @@ def train(
     grids: Path | Sequence[Path], out: Path, *words: object, size: int | None = K, merges: int = 200
 ) -> int:
     paths = [grids] if isinstance(grids, Path) else grids
-    known = () if size is None else ("--base_vocab_size", size)
+    known = () if size is None else ("--codebook_size", size)
     return being_vl("vocab", "train", *paths, "--out", out, "--num_merges", merges, *known, *words)
 
 
@@ -46,15 +47,15 @@ def folder_of_grids(
             GridRow(f"{start + i:03}.png", grid, (9, 9), "0" * 64)
             for i, grid in enumerate(grids[start : start + shard_size])
         ]
-        write_shard(shard_path(folder, n), rows, codebook, {})
-        shards.append({"file": shard_path(folder, n).name, "grids": len(rows)})
+        write_table(shard_path(folder, "grids", n), grid_columns(rows, codebook), {})
+        shards.append({"file": shard_path(folder, "grids", n).name, "grids": len(rows)})
     quantizer = {
         "name": name,
         "fingerprint": f"{name}-fingerprint",
         "codebook_size": codebook,
         "downsample": 8,
     }
-    write_manifest(folder, "grids", {"quantizer": quantizer, "failed": {}, "shards": shards})
+    write_manifest(folder, "grids", {"quantizer": quantizer, "failures": {}, "shards": shards})
     return folder
 
 
@@ -86,7 +87,9 @@ def test_folders_with_grids_of_many_sizes(tmp_path: Path) -> None:
     assert train(one, tmp_path / "1.json", size=None) == 0
     assert train(parts, tmp_path / "2.json", size=None) == 0
     expected = VisualBPE.train(grids, K, 200, quantizer_name="vq", quantizer_fingerprint="vq-fingerprint")
-    write_shard(shard_path(one, 1), [], K, {})  # as if none of its images had been readable
+    write_table(
+        shard_path(one, "grids", 1), grid_columns([], K), {}
+    )  # as if none of its images had been readable
     manifest = json.loads((one / "manifest.json").read_text())
     manifest["shards"][1]["grids"] = 0
     (one / "manifest.json").write_text(json.dumps(manifest))
@@ -135,9 +138,9 @@ def test_held_out_report(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert part["tokens_per_grid"] == tokens / len(grids)
     uses = np.bincount(bpe.encode_batch(PHOTOS[held_out]).values, minlength=bpe.vocab_size)
     unused = found["held_out"]["unused"]
-    assert unused["base"] == (uses[:K] == 0).sum()
-    assert unused["merged"] == (uses[K:] == 0).sum()
-    assert unused["merges never done"] <= unused["merged"]
+    assert unused["codebook_ids"] == (uses[:K] == 0).sum()
+    assert unused["merged_tokens"] == (uses[K:] == 0).sum()
+    assert unused["merges"] <= unused["merged_tokens"]
 
     curve = found["held_out"]["curve"]
     assert [curve[0]["merges"], curve[-1]["merges"]] == [0, 200]
@@ -162,13 +165,13 @@ def test_report_on_the_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert train(tmp_path / "grids.npy", tmp_path / "v.json", "--held_out", 0.25) == 0
     held_out = report(tmp_path / "v.json")["held_out"]
     assert f"held out: 12 grids, {held_out['tokens_per_grid']:.1f} tokens per grid" in caplog.text
-    assert f"{held_out['unused']['merged']} of 200 merged tokens" in caplog.text
+    assert f"{held_out['unused']['merged_tokens']} of 200 merged tokens" in caplog.text
     assert "instead of" in caplog.text
 
     caplog.clear()
     with caplog.at_level("INFO", logger="being_vl"):
-        assert train(tmp_path / "grids.npy", tmp_path / "v.json", "--min_frequency", 900) == 0
-    learned = VisualBPE.load(tmp_path / "v.json").num_merges
+        assert train(tmp_path / "grids.npy", tmp_path / "few.json", "--min_frequency", 900) == 0
+    learned = VisualBPE.load(tmp_path / "few.json").num_merges
     assert 0 < learned < 200
     assert f"no pair is left that occurs 900 times: {learned} merges instead of 200" in caplog.text
     assert "no grids held out" in caplog.text
@@ -198,16 +201,16 @@ def test_a_vocabulary_without_merges(tmp_path: Path) -> None:
     assert being_vl("vocab", "merge-stats", tmp_path / "v.json") == 0
 
 
-def test_where_more_merges_stop_paying() -> None:
+def test_up_to_which_number_merges_are_worthwhile() -> None:
     """The last number of merges at which a tenth more of them saved 1 %."""
     lengths = np.concatenate([1000 * 0.999 ** np.arange(151), np.full(300, 1000 * 0.999**150)])
     # From 164 to 149.09 merges there is less than one merge that saves, from 165 to 150 none.
     saved = {m: 1 - lengths[m] / lengths[m * 10 // 11] for m in range(1, 451)}
-    assert stops_paying(lengths) == max(m for m, share in saved.items() if share >= 0.01)
-    assert 140 < stops_paying(lengths) < 165
-    assert stops_paying(np.full(100, 1000)) == 0
-    assert stops_paying(np.array([1000])) == 0
-    assert stops_paying(1000 - np.arange(501)) == 500
+    assert last_worthwhile_merge_count(lengths) == max(m for m, share in saved.items() if share >= 0.01)
+    assert 140 < last_worthwhile_merge_count(lengths) < 165
+    assert last_worthwhile_merge_count(np.full(100, 1000)) == 0
+    assert last_worthwhile_merge_count(np.array([1000])) == 0
+    assert last_worthwhile_merge_count(1000 - np.arange(501)) == 500
 
 
 # Stopping and going on
@@ -227,7 +230,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def stopped(grids: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
     """Start a training, send a signal after the first checkpoint, and return the status and what was said."""
-    words = ["vocab", "train", grids, "--out", out, "--base_vocab_size", NOISE["size"]]
+    words = ["vocab", "train", grids, "--out", out, "--codebook_size", NOISE["size"]]
     words += ["--num_merges", NOISE["merges"], "--checkpoint_every", 200]
     for _ in range(10):
         process = subprocess.Popen(
@@ -262,54 +265,105 @@ def test_a_stopped_training_goes_on(
     if number == signal.SIGINT:
         assert status == 130, said
         assert f"{partial}: the {bpe.num_merges} merges learned so far" in said
-        assert "--resume" in said
+        assert "the same command goes on from there" in said
         assert "Traceback" not in said
 
-    assert "--resume" in refused(capsys, train(grids, out, **NOISE))
-    for change, named in (
-        (("--alpha", 0.5), "alpha = 0.3, now 0.5"),
-        (("--merge_mode", "oriented"), "merge_mode = pair, now oriented"),
-        (("--held_out", 0.1), "held_out = 0.0, now 0.1"),
-        (("--base_vocab_size", 300), "base_vocab_size = 256, now 300"),
-        (("--num_merges", 100), "has"),
-    ):
-        assert named in refused(capsys, train(grids, out, "--resume", *change, **NOISE))
-    other = np.load(grids)
-    other[17, 3, 4] ^= 1
-    np.save(tmp_path / "other.npy", other)
-    assert "sha256" in refused(capsys, train(tmp_path / "other.npy", out, "--resume", **NOISE))
-    np.save(tmp_path / "fewer.npy", other[1:])
-    assert "grids = 500, now 499" in refused(capsys, train(tmp_path / "fewer.npy", out, "--resume", **NOISE))
+    for change, difference in CHANGES:
+        assert difference in refused(capsys, train(grids, out, *change, **NOISE))
+    for name, difference in write_other_grids(grids, tmp_path).items():
+        assert difference in refused(capsys, train(tmp_path / name, out, **NOISE))
 
     monkeypatch.setattr("being_vl.tokenizer.train.LOG_SECONDS", 0)
     with caplog.at_level("INFO", logger="being_vl"):
-        assert train(grids, out, "--resume", **NOISE) == 0
+        assert train(grids, out, **NOISE) == 0
     assert f"going on after {bpe.num_merges} merges" in caplog.text
     told = [int(line.split()[1]) for line in caplog.messages if line.startswith("merge ")]
     assert min(told) > bpe.num_merges
     assert out.read_bytes() == whole.read_bytes()
-    assert sorted(path.name for path in tmp_path.glob("v.*")) == ["v.json", "v.report.json"]
+    names = ["v.fingerprint.json", "v.json", "v.report.json"]
+    assert sorted(path.name for path in tmp_path.glob("v.*")) == names
     assert report(out)["training"] == report(whole)["training"]
 
 
-def test_resume_without_a_checkpoint_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+CHANGES = [
+    (("--alpha", 0.5), "alpha was 0.3, is 0.5"),
+    (("--merge_mode", "oriented"), "merge_mode was 'pair', is 'oriented'"),
+    (("--held_out", 0.1), "held_out was 0.0, is 0.1"),
+    (("--codebook_size", 300), "codebook_size was 256, is 300"),
+    (("--num_merges", 100), "num_merges was 16000, is 100"),
+]
+
+
+def write_other_grids(grids: Path, folder: Path) -> dict[str, str]:
+    """Files of grids with a changed id and with a grid less, and by what they are known to differ."""
+    other = np.load(grids)
+    other[17, 3, 4] ^= 1
+    np.save(folder / "other.npy", other)
+    np.save(folder / "fewer.npy", other[1:])
+    return {"other.npy": "ids_sha256", "fewer.npy": "grids was 500, is 499"}
+
+
+def test_a_finished_vocabulary_is_kept_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(tmp_path / "grids.npy", PHOTOS)
+    out = tmp_path / "v.json"
+    assert train(tmp_path / "grids.npy", out) == 0
+    content, modified = out.read_bytes(), out.stat().st_mtime_ns
+
+    # The same options keep it, with as many threads and from wherever the grids lie.
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "grids.npy").rename(tmp_path / "elsewhere" / "grids.npy")
+    grids = tmp_path / "elsewhere" / "grids.npy"
     with caplog.at_level("INFO", logger="being_vl"):
-        assert train(tmp_path / "grids.npy", tmp_path / "v.json", "--resume") == 0
-    assert "to go on from" in caplog.text
-    assert VisualBPE.load(tmp_path / "v.json") == VisualBPE.train(PHOTOS, K, 200)
+        assert train(grids, out, "--num_threads", 1, "--overwrite") == 0
+    assert "v.json: finished before, kept" in caplog.text
+    assert out.stat().st_mtime_ns == modified
+
+    # Other options are refused and change nothing, unless they are to overwrite.
+    assert "num_merges was 200, is 100" in refused(capsys, train(grids, out, merges=100))
+    assert out.read_bytes() == content
+    assert train(grids, out, "--overwrite", merges=100) == 0
+    assert VisualBPE.load(out) == VisualBPE.train(PHOTOS, K, 100)
+    assert train(grids, out, merges=100) == 0
 
 
-def test_checkpoints_that_are_damaged(
+def test_a_partial_vocabulary_is_overwritten(noise: tuple[Path, Path], tmp_path: Path) -> None:
+    grids, _ = noise
+    out = tmp_path / "v.json"
+    stopped(grids, out, signal.SIGKILL)
+    assert train(grids, out, "--overwrite", size=256, merges=100) == 0
+    assert VisualBPE.load(out).num_merges == 100
+    assert not (tmp_path / "v.partial.json").exists()
+
+
+def test_a_file_of_unknown_origin_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "grids.npy", PHOTOS)
+    out = tmp_path / "v.json"
+    VisualBPE.train(PHOTOS, K, 200).save(out)
+    assert "no v.fingerprint.json" in refused(capsys, train(tmp_path / "grids.npy", out))
+    assert train(tmp_path / "grids.npy", out, "--overwrite") == 0
+
+    records = tmp_path / "records.json"
+    records.write_text("[]")
+    assert "--overwrite" in refused(capsys, train(tmp_path / "grids.npy", records))
+    line = refused(capsys, train(tmp_path / "grids.npy", records, "--overwrite"))
+    assert "no vocabulary is not overwritten" in line
+    assert records.read_text() == "[]"
+
+
+def test_partial_vocabularies_whose_fingerprint_is_damaged(
     noise: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grids, whole = noise
-    out, partial, job = (tmp_path / name for name in ("v.json", "v.partial.json", "v.job.json"))
+    out, partial, fingerprint = (
+        tmp_path / name for name in ("v.json", "v.partial.json", "v.fingerprint.json")
+    )
     VisualBPE.load(whole).truncate(600).save(partial)
     for content in (None, "{", "[]"):
         if content:
-            job.write_text(content)
-        assert "v.job.json" in refused(capsys, train(grids, out, "--resume", **NOISE))
+            fingerprint.write_text(content)
+        assert "v.fingerprint.json" in refused(capsys, train(grids, out, **NOISE))
 
 
 # Bad input
@@ -427,8 +481,8 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     grids[13][4, 5] = 4000
     line = refused(capsys, train([good, folder_of_grids(tmp_path / "bad", grids)], out, size=None))
     assert all(word in line for word in ("bad: grid 13, row 4, column 5", "id 4000"))
-    shard = shard_path(good, 1)
-    batch, _ = read_shard(shard)
+    shard = shard_path(good, "grids", 1)
+    batch = read_grids(shard)
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     columns["height"] = pa.array([9] * len(batch), pa.int32())
     with pa.ipc.new_file(str(tmp_path / "wrong.arrow"), batch.schema) as writer:
@@ -461,7 +515,7 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--alpha=-1"], "alpha"),
         (["--sigma", "0"], "sigma"),
         (["--min_frequency", "0"], "min_frequency"),
-        (["--base_vocab_size", "0"], "base_vocab_size"),
+        (["--codebook_size", "0"], "codebook_size"),
     ],
 )
 def test_bad_options(

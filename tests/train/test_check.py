@@ -9,7 +9,7 @@ import yaml
 
 from being_vl.cli import main
 from being_vl.data.options import SequenceOptions
-from being_vl.errors import ManifestError
+from being_vl.errors import FingerprintError
 from being_vl.train.engine import load_sequences
 from being_vl.train.options import TrainOptions
 from helpers import tiny
@@ -129,5 +129,5 @@ def test_training_reads_a_prepared_folder_with_dropout_without_being_told_the_gr
     manifest = json.loads((tmp_path / "grids" / "manifest.json").read_text())
     (tmp_path / "grids" / "manifest.json").write_text(json.dumps(manifest | {"images": "others"}))
     options.grids = tmp_path / "grids"
-    with pytest.raises(ManifestError, match="was made from other grids"):
+    with pytest.raises(FingerprintError, match="was made from other grids"):
         load_sequences(options)

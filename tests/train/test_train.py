@@ -27,7 +27,7 @@ from being_vl.data.sequences import SequenceBuilder
 from being_vl.errors import FingerprintError
 from being_vl.launch.local import train_on_ranks
 from being_vl.layout import VocabularyLayout
-from being_vl.run import training_of
+from being_vl.recipes.recipe import Recipe
 from being_vl.shards.grids import GridStore
 from being_vl.train.engine import plan_training
 from being_vl.train.log import read_log
@@ -300,7 +300,7 @@ def test_second_run_does_nothing(
     assert main(["train", "--recipe", str(path)]) == 0
     assert losses(out) == losses(reference)
     shutil.rmtree(out / "stage3")
-    options, _ = training_of(recipe(chain, out, zero=3, ranks=2, batches={"micro_batch_size": 4}), [])
+    options = Recipe.find(recipe(chain, out, zero=3, ranks=2, batches={"micro_batch_size": 4})).training()
     train_on_ranks(options, 2)
     assert capfd.readouterr().err.count("finished before") == 2
     assert losses(out) == pytest.approx(losses(reference), rel=2e-5)
@@ -373,7 +373,7 @@ def test_a_plan_is_what_the_training_says_and_writes_nothing(
     chain: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    options, _ = training_of(recipe(chain, out), [])
+    options = Recipe.find(recipe(chain, out)).training()
     plan = plan_training(options)
     output = reference.with_name("output").read_text()
     assert all(line in output for line in plan.splitlines())

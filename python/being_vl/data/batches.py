@@ -20,14 +20,14 @@ def collate(
     """Rows of whole records, one after the other, padded on the right.
 
     Positions restart with each record, which is how transformers knows that a record must not see those before it.
-    Pads go on behind a row's last record, where a causal model never sees them; so there is no attention mask. The
-    first token of a record has no loss: what stands before it does not foretell it.
+    Padding stands behind a row's last record, where a causal model never sees it; so there is no attention mask. The
+    first token of a record has no loss: what stands before it does not predict it.
 
     Args:
         rows: The records of each row.
-        pad_id: Fills up the rows.
-        names: Of the categories.
-        flat: All rows as one without padding, which FlashAttention reads by the positions alone.
+        pad_id: Id that fills up the rows.
+        names: Names of the categories.
+        flat: Join all rows to one without padding, which FlashAttention reads by the positions alone.
 
     Returns:
         `input_ids`, `position_ids`, `labels` (-100 where there is no loss) and `categories` (each token's place in
@@ -35,8 +35,8 @@ def collate(
         row).
     """
     if flat:
-        rows = [[example for row in rows for example in row]]
-    shape = len(rows), max(sum(len(example.ids) for example in row) for row in rows)
+        rows = [[sequence for row in rows for sequence in row]]
+    shape = len(rows), max(sum(len(sequence.ids) for sequence in row) for row in rows)
     ids = np.full(shape, pad_id, np.int64)
     positions = np.zeros(shape, np.int64)
     labels = np.full(shape, NO_LOSS, np.int64)
@@ -44,41 +44,45 @@ def collate(
     categories = np.zeros(shape, np.int64)
     for number, row in enumerate(rows):
         start = 0
-        for example in row:
-            stop = start + len(example.ids)
-            ids[number, start:stop] = example.ids
-            labels[number, start + 1 : stop] = example.labels[1:]
-            weights[number, start + 1 : stop] = example.weights[1:]
+        for sequence in row:
+            stop = start + len(sequence.ids)
+            ids[number, start:stop] = sequence.ids
+            labels[number, start + 1 : stop] = sequence.labels[1:]
+            weights[number, start + 1 : stop] = sequence.weights[1:]
+            # What follows the last record of a row counts on, up to its end.
             positions[number, start:] = np.arange(shape[1] - start)
-            categories[number, start:] = names.index(example.category)
+            categories[number, start:] = names.index(sequence.category)
             start = stop
     batch = {"input_ids": ids, "position_ids": positions, "labels": labels, "weights": weights}
     batch["categories"] = categories
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-class _Batches(Dataset[dict[str, torch.Tensor]]):
+class _BatchDataset(Dataset[dict[str, torch.Tensor]]):
     """Reads the records of rows; in a process of its own, if the loader has workers."""
 
     def __init__(self, sequences: Sequences, flat: bool, packing: int | None) -> None:
         self.sequences, self.flat, self.packing = sequences, flat, packing
 
     def __getitem__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        examples = [self._read(row) for row in rows]
-        batch = collate(examples, self.sequences.pad_id, self.sequences.categories, self.flat)
-        return batch | {"tokens": torch.tensor(sum(len(example.ids) for row in examples for example in row))}
+        row_sequences = [self._read(row) for row in rows]
+        batch = collate(row_sequences, self.sequences.pad_id, self.sequences.categories, self.flat)
+        tokens = sum(len(sequence.ids) for row in row_sequences for sequence in row)
+        return batch | {"tokens": torch.tensor(tokens)}
 
     def _read(self, row: Row) -> list[TokenSequence]:
-        """A row's records; if BPE-dropout makes them too many tokens, by as much less of it as is needed."""
+        """A row's records; if BPE-dropout makes them too many tokens, with as much less dropout as is needed."""
         for sixteenths in range(16, -1, -1):
             share = sixteenths / 16
-            found = [self.sequences.get(entry.group, entry.number, entry.position, share) for entry in row]
-            if not self.packing or sum(len(example.ids) for example in found) <= self.packing:
+            sequences = [
+                self.sequences.get(entry.group, entry.number, entry.position, share) for entry in row
+            ]
+            if not self.packing or sum(len(sequence.ids) for sequence in sequences) <= self.packing:
                 break
-        return found
+        return sequences
 
 
-def load(
+def load_batches(
     steps: Iterator[list[Row]],
     sequences: Sequences,
     micro_batches: int,
@@ -88,7 +92,7 @@ def load(
     flat: bool = False,
     packing: int | None = None,
 ) -> Iterator[tuple[list[Row], list[dict[str, torch.Tensor]]]]:
-    """Each step's rows, all of them, and this rank's own as micro-batches.
+    """The rows of each step, those of all ranks, and the micro-batches of this rank.
 
     A step's rows are sorted by length, so that those of a micro-batch have little padding, and cut into parts of equal
     size, the first for the first micro-batch of rank 0, the second for that of rank 1, and so on.
@@ -96,37 +100,36 @@ def load(
     Args:
         steps: The rows of each step, at least `micro_batches` × `ranks`.
         sequences: The records.
-        micro_batches: Of each rank and step.
+        micro_batches: Micro-batches of each rank and step.
         rank: This rank's number.
-        ranks: How many there are.
+        ranks: Number of ranks.
         workers: Processes that read ahead; 0 reads in this one, when asked for.
         flat: As for `collate`.
         packing: Tokens that a row has at most, whatever BPE-dropout makes of its records.
 
     Yields:
-        The step's rows, and batches as `collate` makes them, with the number of their tokens, pads left out, as
+        The step's rows, and batches as `collate` makes them, with the number of their tokens, without padding, as
         `tokens`.
     """
-    ahead: deque[list[Row]] = deque()
+    queue: deque[list[Row]] = deque()
 
-    def own() -> Iterator[list[Row]]:
+    def rows_of_this_rank() -> Iterator[list[Row]]:
         for rows in steps:
-            ahead.append(rows)
+            queue.append(rows)
             rows = sorted(rows, key=lambda row: sum(entry.length for entry in row))
             parts = micro_batches * ranks
             for part in range(rank, parts, ranks):
                 yield rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 
     loader = DataLoader(
-        _Batches(sequences, flat, packing),
+        _BatchDataset(sequences, flat, packing),
         batch_size=None,
-        sampler=own(),
+        sampler=rows_of_this_rank(),
         num_workers=workers,
         # Forked, workers share the sequences; they touch no GPU.
         multiprocessing_context="fork" if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
     batches = iter(loader)
-    for first in batches:
-        step = [first, *(next(batches) for _ in range(micro_batches - 1))]
-        yield ahead.popleft(), step
+    for batch in batches:
+        yield queue.popleft(), [batch, *(next(batches) for _ in range(micro_batches - 1))]

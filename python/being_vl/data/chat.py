@@ -18,11 +18,11 @@ DEFAULT_TEMPLATE = (
 """For tokenizers that have no chat template."""
 
 
-class Piece(NamedTuple):
-    """A piece of a written conversation, and whether the model writes it."""
+class ChatPiece(NamedTuple):
+    """A piece of a written conversation, and whether it is an answer, which the model learns to write."""
 
     text: str
-    learned: bool
+    is_answer: bool
 
 
 class _Exchange(NamedTuple):
@@ -40,13 +40,13 @@ class ChatFormat:
 
     The template is rendered with a mark in place of each turn's text, once per number of turns; the text around the
     marks is fixed. So the text up to an answer is the same whether the answer is there (training) or still to come
-    (asking), also where a template treats the last answer in a way of its own (Qwen3).
+    (asking), even where a template treats the last answer differently (Qwen3).
 
     Args:
         tokenizer: A Hugging Face tokenizer; `DEFAULT_TEMPLATE` serves where it has no chat template.
 
     Attributes:
-        bos: Ids that open every sequence: `[bos_token_id]` if the template or the tokenizer puts it, else `[]`.
+        bos: Ids that open every sequence: `[bos_token_id]` if the template or the tokenizer writes it, else `[]`.
         end_of_turn: Id of the token that closes an answer.
         closing: That token and what the template puts between it and the answer, as text.
         takes_system: Whether the template writes a system turn.
@@ -78,7 +78,7 @@ class ChatFormat:
         except ModelError:
             self.takes_system = False
 
-    def write(self, texts: Sequence[str], system: str | None = None) -> list[Piece]:
+    def write(self, texts: Sequence[str], system: str | None = None) -> list[ChatPiece]:
         """The conversation as pieces of text.
 
         Args:
@@ -98,11 +98,14 @@ class ChatFormat:
             question, *answer = texts[2 * index : 2 * index + 2]
             if index == 0 and system is not None:
                 question = system + exchange.after_system + question
-            pieces.append(Piece(exchange.before_question + question + exchange.after_question, False))
-            pieces += [Piece(exchange.before_answer + text + exchange.after_answer, True) for text in answer]
+            pieces.append(ChatPiece(exchange.before_question + question + exchange.after_question, False))
+            pieces += [
+                ChatPiece(exchange.before_answer + text + exchange.after_answer, True) for text in answer
+            ]
         return pieces
 
     def _take_apart(self, count: int, system: bool = False) -> list[_Exchange]:
+        """The fixed text around each of `count` questions and answers."""
         before, *around = self._render(count, system)
         before = before.removeprefix(self._bos_text)
         after_system = around.pop(0) if system else ""
@@ -131,8 +134,8 @@ class ChatFormat:
             raise ModelError(f"{self._name}: its chat template fails on plain turns: {error}") from error
         around = []
         for mark in marks:
-            before, found, text = text.partition(mark)
-            if not found or mark in text:
+            before, separator, text = text.partition(mark)
+            if not separator or mark in text:
                 raise ModelError(
                     f"{self._name}: its chat template does not write each turn's text once, in order"
                 )
@@ -141,13 +144,14 @@ class ChatFormat:
 
     def _end_of_turn(self, text: str) -> int:
         """Where in the text behind an answer its end-of-turn token ends."""
-        found = [(text.index(token), -len(token)) for token in self.specials if token in text]
-        if not found:
+        # The first special token; of several that begin there, the longest.
+        candidates = [(text.index(token), -len(token)) for token in self.specials if token in text]
+        if not candidates:
             raise ModelError(
                 f"{self._name}: its chat template puts no special token behind an answer, so the model could not learn "
                 "where to stop; set an eos_token and a chat template that writes it"
             )
-        start, negative_length = min(found)
+        start, negative_length = min(candidates)
         return start - negative_length
 
 

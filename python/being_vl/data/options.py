@@ -88,13 +88,13 @@ class PrepareOptions(Options):
         overwrite: Replace the sequences that other options made in `out`.
     """
 
-    model: Path = field(metadata=MAY_CHANGE)
-    records: list[Path] = field(metadata=MAY_CHANGE)
+    model: Path = field(metadata=MAY_CHANGE)  # its tokenizer and vocabulary count, not its name
+    records: list[Path]
     out: Path = field(metadata=MAY_CHANGE)
-    grids: Path | None = field(default=None, metadata=MAY_CHANGE)
+    grids: Path | None = None
     sequences: SequenceOptions = field(default_factory=SequenceOptions)
     lenient: bool = field(default=False, metadata=MAY_CHANGE)
-    shard_size: int = field(default=10_000, metadata=MAY_CHANGE)
+    shard_size: int = 10_000
     workers: int = field(default=0, metadata=MAY_CHANGE)
     overwrite: bool = field(default=False, metadata=MAY_CHANGE)
 

@@ -7,65 +7,98 @@ from collections.abc import Callable, Iterator
 from being_vl.data.curriculum import Entry
 
 WINDOW = 256
-"""Records looked ahead. On mixed lengths more of them hardly fill rows better (`python -m benchmarks.packing`)."""
-AHEAD = 16
-"""Records by which keys of the mixture may be read before their turn for the sake of fuller rows; all keys together."""
+"""Records looked ahead. On mixed lengths a larger window hardly fills rows better (`python -m benchmarks.packing`)."""
+MAX_LEAD = 16
+"""Records by which keys of the mixture may be read before their turn, so that rows are fuller; all keys together."""
 
 
 def pack(draw: Callable[[int], Entry], capacity: int, window: int = WINDOW) -> Iterator[list[Entry]]:
     """Rows without end, each of at most `capacity` tokens.
 
-    A row takes the record that has waited longest, and then, as long as one fits, the longest that fits into what is
-    left, out of the `window` records that wait. A key of which more has been read than the stream would have brought in
-    its own order is passed over, lest the rows' mixture be another than the stream's. So each record is in one row,
-    none waits for more than twice `window` rows, and the rows depend on nothing but the stream.
+    A row takes the record that has waited longest. Then it takes the longest record that fits into the rest of the row,
+    out of the `window` records that wait, as long as one fits. A key that is too many records ahead of the stream's own
+    order is passed over, so that the rows have the stream's mixture. So each record is in one row, none waits for more
+    than twice `window` rows, and the rows depend on nothing but the stream.
 
     Args:
-        draw: Gives the next record when that many rows are complete.
+        draw: Gives the next record; its argument is the number of complete rows.
         capacity: Tokens of a row; no record is longer.
         window: Records that wait at any time.
     """
-    # Of each key those that wait, sorted by length; the last of equal ones is the oldest.
-    waiting: dict[str, list[tuple[int, int]]] = {}
-    arrived: dict[str, deque[Entry]] = {}
-    entries: dict[int, Entry] = {}
-    # Keys of the records from the one on that would be read next in the stream's order.
-    stream: deque[str] = deque()
-    # Records of each key read, less those that would have been in the stream's order.
-    ahead: Counter[str] = Counter()
-    rows = 0
-
-    def take(key: str, place: int) -> Entry:
-        ahead[key] += 1
-        ahead[stream.popleft()] -= 1
-        return entries.pop(-waiting[key].pop(place)[1])
-
+    pool = _Pool()
+    num_rows = 0
     while True:
-        while len(entries) < window:
-            entry = draw(rows)
-            insort(waiting.setdefault(entry.key, []), (entry.length, -entry.position))
-            arrived.setdefault(entry.key, deque()).append(entry)
-            entries[entry.position] = entry
-            stream.append(entry.key)
-        most = max(2, AHEAD // max(1, len(waiting) - 1))
-        first = None
-        for key, found in arrived.items():
-            while found and found[0].position not in entries:
-                found.popleft()
-            if found and ahead[key] <= most // 2 and (first is None or found[0].position < first.position):
-                first = found[0]
-        assert first is not None  # what is ahead adds up to 0
-        row = [take(first.key, bisect_right(waiting[first.key], (first.length, -first.position)) - 1)]
-        left = capacity - first.length
-        while True:
-            places = {
-                key: bisect_right(found, (left, 1)) - 1 for key, found in waiting.items() if ahead[key] < most
-            }
-            fitting = [(waiting[key][place], key, place) for key, place in places.items() if place >= 0]
-            if not fitting:
-                break
-            _, key, place = max(fitting)
-            row.append(take(key, place))
-            left -= row[-1].length
+        # Fill the window.
+        while len(pool) < window:
+            pool.add(draw(num_rows))
+
+        # Begin with the record that has waited longest.
+        row = [pool.take_oldest()]
+        space = capacity - row[0].length
+
+        # Add the longest that fits, until none does.
+        while (entry := pool.take_longest(space)) is not None:
+            row.append(entry)
+            space -= entry.length
         yield sorted(row, key=lambda entry: entry.position)
-        rows += 1
+        num_rows += 1
+
+
+class _Pool:
+    """The records that wait for a row, and how far each key of the mixture is ahead of the stream's order."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry] = {}
+        # Of each key (length, -position) of its records, sorted; the last of equal lengths is the oldest.
+        self._by_length: dict[str, list[tuple[int, int]]] = {}
+        # Of each key its records in the order of the stream, also those that were taken, up to the oldest that waits.
+        self._by_age: dict[str, deque[Entry]] = {}
+        # Keys in the stream's order, from the record on that it would read next.
+        self._stream: deque[str] = deque()
+        # Of each key the records taken, less those that the stream's order would have read.
+        self._lead: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, entry: Entry) -> None:
+        """The next record of the stream."""
+        insort(self._by_length.setdefault(entry.key, []), (entry.length, -entry.position))
+        self._by_age.setdefault(entry.key, deque()).append(entry)
+        self._entries[entry.position] = entry
+        self._stream.append(entry.key)
+
+    def take_oldest(self) -> Entry:
+        """The record that has waited longest, of the keys that are not far ahead."""
+        oldest = None
+        for key, queue in self._by_age.items():
+            while queue and queue[0].position not in self._entries:
+                queue.popleft()
+            is_candidate = queue and self._lead[key] <= self._max_lead // 2
+            if is_candidate and (oldest is None or queue[0].position < oldest.position):
+                oldest = queue[0]
+        assert oldest is not None  # the leads add up to 0
+        order = self._by_length[oldest.key]
+        return self._take(oldest.key, bisect_right(order, (oldest.length, -oldest.position)) - 1)
+
+    def take_longest(self, space: int) -> Entry | None:
+        """The longest record of at most `space` tokens; None if there is none."""
+        indices = {
+            key: bisect_right(order, (space, 1)) - 1
+            for key, order in self._by_length.items()
+            if self._lead[key] < self._max_lead
+        }
+        fitting = [(self._by_length[key][index], key, index) for key, index in indices.items() if index >= 0]
+        if not fitting:
+            return None
+        _, key, index = max(fitting)
+        return self._take(key, index)
+
+    @property
+    def _max_lead(self) -> int:
+        return max(2, MAX_LEAD // max(1, len(self._by_length) - 1))
+
+    def _take(self, key: str, index: int) -> Entry:
+        self._lead[key] += 1
+        self._lead[self._stream.popleft()] -= 1
+        return self._entries.pop(-self._by_length[key].pop(index)[1])

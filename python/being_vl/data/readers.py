@@ -9,7 +9,6 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -18,17 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from being_vl.errors import RecordError
-from being_vl.images.decode import SUFFIXES
+from being_vl.images.tables import open_table
+from being_vl.images.tars import member_key, read_members
+from being_vl.options import StrPath
 
 WINDOW = 1 << 20
 """Bytes of a JSON list that are read at a time."""
-LARGEST = 1 << 26
+MAX_ELEMENT = 1 << 26
 """Bytes in which an element of a JSON list must end."""
 
 _FIELDS = ("id", "category", "image", "images", "conversations", "messages", "caption")
-_PLACE = np.dtype((np.int64, 2))
+_SPAN = np.dtype((np.int64, 2))
 _SPACE = re.compile(r"[ \t\r\n]*")
-# Where a value ends; int() refuses more than 4300 digits.
+# Finds where a value ends; int() would refuse more than 4300 digits.
 _decode = json.JSONDecoder(parse_int=float).raw_decode
 
 
@@ -49,12 +50,13 @@ class Reader(Protocol):
         """Records `start` to `stop` in turn; one that cannot be decoded comes as the `RecordError` that says so."""
 
 
-def open_records(path: Path) -> Reader:
+def open_records(path: StrPath) -> Reader:
     """A reader of `path`, by its suffix: `.jsonl`, `.tar`, `.parquet`, `.arrow`; any other is a JSON list.
 
     Raises:
         RecordError: if there is no such file, it is no file of its kind, or it holds no record.
     """
+    path = Path(path)
     try:
         reader = _READERS.get(path.suffix, JsonReader)(path)
     except FileNotFoundError:
@@ -73,11 +75,11 @@ class JsonReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        find = _lines if path.suffix == ".jsonl" else _elements
-        self._places: NDArray[np.int64] = np.fromiter(find(path), _PLACE)
+        find_spans = _find_lines if path.suffix == ".jsonl" else _find_elements
+        self._spans: NDArray[np.int64] = np.fromiter(find_spans(path), _SPAN)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._spans)
 
     def __getitem__(self, index: int) -> Any:
         with self.path.open("rb") as file:
@@ -93,7 +95,7 @@ class JsonReader:
                     yield error
 
     def _read(self, file: BinaryIO, index: int) -> Any:
-        start, end = self._places[index].tolist()
+        start, end = self._spans[index].tolist()
         file.seek(start)
         try:
             return json.loads(file.read(end - start).decode("utf-8"))
@@ -117,7 +119,7 @@ class JsonReader:
             ) from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int]]:
+def _find_lines(path: Path) -> Iterator[tuple[int, int]]:
     """Where each line that is not blank begins and ends, in bytes."""
     with path.open("rb") as file:
         start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
@@ -128,78 +130,84 @@ def _lines(path: Path) -> Iterator[tuple[int, int]]:
             start += len(line)
 
 
-def _elements(path: Path) -> Iterator[tuple[int, int]]:
+def _find_elements(path: Path) -> Iterator[tuple[int, int]]:
     """Where each element of a JSON list begins and ends, in bytes; one window of the file is in memory at a time."""
-    # As Latin-1 each byte is a character, so places in the text are places in the file, and JSON's own signs are ASCII.
+    # As Latin-1 each byte is a character, so positions in the text are positions in the file, and JSON's own signs are
+    # ASCII. `window` is the part of the file from byte `base` on, `position` a place in it.
     with path.open(encoding="latin-1", newline="") as file:
+        # Find the opening bracket, behind UTF-8's byte order mark if there is one.
         head = file.read(3)
-        window, base = ("", 3) if head == "ï»¿" else (head, 0)  # UTF-8's BOM
-        while window.strip() in ("", "[") and (more := file.read(WINDOW)):
-            window += more
-        at = _skip(window, 0)
-        if window[at : at + 1] != "[":
-            raise _no_list(path, window + file.read(LARGEST), base)
-        at = _skip(window, at + 1)
-        if window[at : at + 1] == "]":
+        window, base = ("", 3) if head == "ï»¿" else (head, 0)
+        while window.strip() in ("", "[") and (chunk := file.read(WINDOW)):
+            window += chunk
+        position = _skip_space(window, 0)
+        if window[position : position + 1] != "[":
+            raise _no_list_error(path, window + file.read(MAX_ELEMENT), base)
+        position = _skip_space(window, position + 1)
+        if window[position : position + 1] == "]":
             return
         while True:
+            # Find the end of the next element and the sign behind it.
             try:
-                start = _skip(window, at)
+                start = _skip_space(window, position)
                 _, end = _decode(window, start)
-                behind = _skip(window, end)
-                separator = window[behind]
-                if separator not in ",]":  # also where the window ends within a number
-                    raise json.JSONDecodeError("Expecting ',' delimiter", window, behind)
+                sign_position = _skip_space(window, end)
+                sign = window[sign_position]
+                if sign not in ",]":  # also where the window ends within a number
+                    raise json.JSONDecodeError("Expecting ',' delimiter", window, sign_position)
             except (json.JSONDecodeError, IndexError) as error:
-                more = file.read(max(WINDOW, len(window))) if len(window) - at < LARGEST else ""
-                if not more:
-                    raise _not_json(path, window, base, error) from None
-                window, base, at = window[at:] + more, base + at, 0
+                # The window may end within the element: try again with a longer one.
+                chunk = file.read(max(WINDOW, len(window))) if len(window) - position < MAX_ELEMENT else ""
+                if not chunk:
+                    raise _json_error(path, window, base, error) from None
+                window, base, position = window[position:] + chunk, base + position, 0
                 continue
             yield base + start, base + end
-            at = behind + 1
-            if separator == "]":
+            position = sign_position + 1
+            if sign == "]":
                 break
-        rest = window[at:] + file.read(LARGEST)
-        if rest.strip():
-            extra = json.JSONDecodeError("Extra data", rest, _skip(rest, 0))
-            raise _not_json(path, rest, base + at, extra)
+        # Behind the closing bracket there is nothing but white space.
+        tail = window[position:] + file.read(MAX_ELEMENT)
+        if tail.strip():
+            fault = json.JSONDecodeError("Extra data", tail, _skip_space(tail, 0))
+            raise _json_error(path, tail, base + position, fault)
 
 
-def _skip(text: str, at: int) -> int:
-    """Where in `text`, from `at` on, white space ends."""
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+def _skip_space(text: str, position: int) -> int:
+    """Where in `text`, from `position` on, white space ends."""
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
 
 
-def _no_list(path: Path, text: str, base: int) -> RecordError:
-    """What a file that does not begin with `[` holds; `text` begins at its byte `base`."""
+def _no_list_error(path: Path, text: str, base: int) -> RecordError:
+    """What a file holds that does not begin with `[`; `text` begins at its byte `base`."""
     try:
-        value, end = _decode(text, _skip(text, 0))
+        value, end = _decode(text, _skip_space(text, 0))
         if text[end:].strip():
-            lines = "; JSON lines go by the suffix .jsonl" if isinstance(value, dict) else ""
-            raise json.JSONDecodeError("Extra data" + lines, text, _skip(text, end))
+            hint = "; JSON lines go by the suffix .jsonl" if isinstance(value, dict) else ""
+            raise json.JSONDecodeError("Extra data" + hint, text, _skip_space(text, end))
     except json.JSONDecodeError as error:
-        return _not_json(path, text, base, error)
+        return _json_error(path, text, base, error)
     return RecordError(f"{path}: a JSON {kind_of(value)}; expected a JSON list of records")
 
 
-def _not_json(path: Path, text: str, base: int, error: Exception) -> RecordError:
+def _json_error(path: Path, text: str, base: int, error: Exception) -> RecordError:
     """Say where a file is not JSON, or not UTF-8; `text` begins at its byte `base`."""
     try:
         codecs.utf_8_decode(text.encode("latin-1"), "strict", False)
-    except UnicodeDecodeError as wrong:
-        return RecordError(f"{path}: byte {base + wrong.start}: not UTF-8; expected a JSON list of records")
-    place, reason = base + len(text), "Expecting ',' delimiter"
+    except UnicodeDecodeError as fault:
+        return RecordError(f"{path}: byte {base + fault.start}: not UTF-8; expected a JSON list of records")
+    position, reason = base + len(text), "Expecting ',' delimiter"
     if isinstance(error, json.JSONDecodeError):
-        place, reason = base + error.pos, error.msg
+        position, reason = base + error.pos, error.msg
+    # Count lines, and characters of the last one, up to there.
     line, column = 1, 1
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     with path.open("rb") as file:
-        while chunk := file.read(min(WINDOW, place - file.tell())):
-            *before, last = decoder.decode(chunk).split("\n")
-            line += len(before)
-            column = len(last) + (1 if before else column)
+        while chunk := file.read(min(WINDOW, position - file.tell())):
+            *lines, last_line = decoder.decode(chunk).split("\n")
+            line += len(lines)
+            column = len(last_line) + (1 if lines else column)
     return RecordError(
         f"{path}: line {line}, column {column}: not JSON ({reason}); expected a list of records"
     )
@@ -220,7 +228,7 @@ class TarReader:
             with path.open("rb") as file:
                 self._starts = np.fromiter((sample[0].offset for sample in _samples(file)), np.int64)
         except tarfile.TarError as error:
-            raise RecordError(f"{path}: not a whole uncompressed tar file ({error})") from None
+            raise RecordError(f"{path}: not a complete uncompressed tar file ({error})") from None
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -263,28 +271,21 @@ class TarReader:
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{where}: its .json is not JSON ({error})", "not JSON") from None
         if isinstance(item, dict) and not (item.get("image") or item.get("images")):
-            images = (m.name.removeprefix("./") for m in sample if Path(m.name).suffix.lower() in SUFFIXES)
-            item["image"] = [f"{self.path.name}/{name}" for name in images]
+            keys = (member_key(self.path.name, member) for member in sample)
+            item["image"] = [key for key in keys if key is not None]
         return item
 
 
 def _samples(file: BinaryIO) -> Iterator[list[tarfile.TarInfo]]:
     """The samples of a tar file from the member on at which it stands."""
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for _, members in groupby(_files(tar), lambda member: _stem(member.name)):
-            yield list(members)
-
-
-def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # else it keeps every member that it has seen
-        if member.isfile():
-            yield member
+    for _, members in groupby(read_members(file), lambda member: _stem(member.name)):
+        yield list(members)
 
 
 def _stem(name: str) -> str:
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + last.partition(".")[0]
+    """A member's name up to its first dot, with its folder."""
+    folder, slash, file_name = name.rpartition("/")
+    return folder + slash + file_name.partition(".")[0]
 
 
 class TableReader:
@@ -299,22 +300,24 @@ class TableReader:
 
         self.path = path
         try:
-            schema, sizes = _layout(path)
+            self._table = open_table(path)
         except pa.ArrowException as error:
-            raise RecordError(f"{path}: not a whole table ({error})") from None
-        self._ends = np.cumsum(sizes, dtype=np.int64)
-        self._columns = tuple(name for name in schema.names if name in _FIELDS)
-        self._embedded = "image" in schema.names and not _holds_names(schema.field("image").type)
-        self._digits = len(str(len(self)))
+            raise RecordError(f"{path}: not a complete table ({error})") from None
+        schema = self._table.schema
+        self._ends = np.cumsum(self._table.group_sizes, dtype=np.int64)
+        columns = [name for name in schema.names if name in _FIELDS]
+        self._has_image_bytes = "image" in columns and not _holds_names(schema.field("image").type)
+        if self._has_image_bytes and path.suffix == ".parquet":
+            kind = schema.field("image").type
+            if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+                columns[columns.index("image")] = "image.path"  # enough to see whether there is an image
+        self._columns = tuple(columns)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._table.num_rows
 
     def __getitem__(self, index: int) -> Any:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        table = _group(self.path, self._columns, self._embedded, group)
-        first = int(self._ends[group]) - table.num_rows
-        (item,) = self._items(table.slice(index - first, 1), index)
+        (item,) = self._items(self._rows(index, index + 1), index)
         if isinstance(item, RecordError):
             raise item
         return item
@@ -322,15 +325,22 @@ class TableReader:
     def read(self, start: int, stop: int) -> Iterator[Any]:
         """See `Reader`."""
         while start < stop:
-            group = int(np.searchsorted(self._ends, start, side="right"))
-            table = _group(self.path, self._columns, self._embedded, group)
-            first, end = int(self._ends[group]) - table.num_rows, min(stop, int(self._ends[group]))
-            for batch in table.slice(start - first, end - start).to_batches(1024):
+            for batch in self._rows(start, stop).to_batches(1024):
                 yield from self._items(batch, start)
                 start += batch.num_rows
 
+    def _rows(self, start: int, stop: int) -> Any:
+        """Rows `start` to `stop`, or to the end of their part of the file; for embedded images whether there is one."""
+        group = int(np.searchsorted(self._ends, start, side="right"))
+        rows = self._table.read_group(group, self._columns)
+        first = int(self._ends[group]) - rows.num_rows
+        rows = rows.slice(start - first, stop - start)
+        if self._has_image_bytes:
+            rows = rows.set_column(rows.schema.get_field_index("image"), "image", rows["image"].is_valid())
+        return rows
+
     def _items(self, rows: Any, start: int) -> Iterator[Any]:
-        """Rows of a table or batch, the first of them record `start`."""
+        """Rows of a table or batch as records, the first of them record `start`."""
         try:
             items = rows.to_pylist()
         except UnicodeDecodeError as error:
@@ -341,8 +351,8 @@ class TableReader:
             reason = f"a text that is not UTF-8 ({error}); expected a record"
             items = [RecordError(f"{self.path}: record {start}: {reason}", "wrong encoding")]
         for index, item in enumerate(items, start):
-            if self._embedded and isinstance(item, dict):
-                item["image"] = f"{self.path.name}/{index:0{self._digits}d}" if item["image"] else None
+            if self._has_image_bytes and isinstance(item, dict):
+                item["image"] = self._table.row_key(self.path.name, index) if item["image"] else None
             yield item
 
 
@@ -350,48 +360,6 @@ def _holds_names(kind: Any) -> bool:
     import pyarrow as pa
 
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_list))
-
-
-def _layout(path: Path) -> tuple[Any, list[int]]:
-    """Schema, and the rows of each part of the table."""
-    if path.suffix == ".parquet":
-        file = _parquet(path)
-        metadata = file.metadata
-        return file.schema_arrow, [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
-    schema, batches = _batches(path)
-    return schema, [batch.num_rows for batch in batches]
-
-
-@lru_cache(4)
-def _parquet(path: Path) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(path)
-
-
-@lru_cache(4)
-def _batches(path: Path) -> tuple[Any, list[Any]]:
-    from being_vl.images.sources import arrow_batches
-
-    return arrow_batches(path)
-
-
-@lru_cache(4)
-def _group(path: Path, columns: tuple[str, ...], embedded: bool, group: int) -> Any:
-    """Columns of one part of a table; of embedded images, whether there is one."""
-    import pyarrow as pa
-
-    if path.suffix == ".parquet":
-        file, names = _parquet(path), list(columns)
-        kind = file.schema_arrow.field("image").type if embedded else None
-        if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
-            names[names.index("image")] = "image.path"  # enough to see whether there is an image
-        table = file.read_row_group(group, columns=names)
-    else:
-        table = pa.table(_batches(path)[1][group].select(list(columns)))
-    if embedded:
-        table = table.set_column(table.schema.names.index("image"), "image", table["image"].is_valid())
-    return table
 
 
 def kind_of(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from being_vl.data.options import CATEGORIES
 from being_vl.data.readers import kind_of, open_records
 from being_vl.errors import RecordError
+from being_vl.options import StrPath
 
 PLACEHOLDER = "<image>"
 """Where in a question an image stands."""
@@ -25,7 +27,7 @@ _DIALECTS: dict[str, tuple[str, str, dict[str, Role]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says; a user's text may hold `<image>` placeholders."""
+    """A turn of a conversation; a user's text may hold `<image>` placeholders."""
 
     role: Role
     text: str
@@ -40,7 +42,7 @@ class Record:
         images: Keys of the images in the grid store, in the order of their placeholders.
         turns: User and assistant alternate, user first, assistant last; a system turn may stand before them. A caption
             is a single turn of the assistant.
-        category: What mixtures ask for.
+        category: The kind of data, by which mixtures are made.
         source: File that the record comes from.
         index: Position in that file, counted from 0.
     """
@@ -59,22 +61,22 @@ class Record:
 
 
 class Records:
-    """The records of files, read and checked when they are asked for; in memory is only where each of them is.
+    """The records of files, read and checked when they are asked for; memory holds only the place of each.
 
     Args:
         paths: One file or several, as `being_vl.data.readers.open_records` takes them. Records are numbered through
             all of them.
         default_category: Category of the records that name none.
-        categories: The categories that there are.
+        categories: The categories that records may have.
         images_in_front: Whether a record with images may have no placeholder at all; they come in front of its text.
 
     Raises:
-        RecordError: naming file, record (counted from 0 in its file) and field, for what is wrong.
+        RecordError: if a file or record has a fault, naming file, record (counted from 0 in its file) and field.
     """
 
     def __init__(
         self,
-        paths: Path | str | Iterable[Path | str],
+        paths: StrPath | Iterable[StrPath],
         default_category: str = "foundation",
         categories: Sequence[str] = CATEGORIES,
         images_in_front: bool = False,
@@ -84,7 +86,7 @@ class Records:
                 f"default category is {default_category!r}; expected one of {', '.join(categories)}"
             )
         self.categories = categories
-        self.paths = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
+        self.paths = [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
         self._default_category = default_category
         self._images_in_front = images_in_front
         self._readers = [open_records(path) for path in self.paths]
@@ -101,13 +103,13 @@ class Records:
         return self._read(self._readers[file][index], file, index)
 
     def __iter__(self) -> Iterator[Record]:
-        for record in self.checked():
+        for record in self.read():
             if isinstance(record, RecordError):
                 raise record
             yield record
 
-    def checked(self, start: int = 0, stop: int | None = None) -> Iterator[Record | RecordError]:
-        """Records `start` to `stop` in turn; in place of a bad one, the error that says what is wrong with it."""
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Record | RecordError]:
+        """Records `start` to `stop` - 1 in order; in place of one with a fault, the error that names the fault."""
         for file, begin, end in self.parts(start, len(self) if stop is None else stop):
             for index, item in enumerate(self._readers[file].read(begin, end), begin):
                 try:
@@ -116,7 +118,7 @@ class Records:
                     yield error
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Where records `start` to `stop` are: numbers of files in `paths`, and of records in them, from and to."""
+        """Where records `start` to `stop` - 1 are: (index in `paths`, start in that file, stop in that file)."""
         first = 0
         for file, end in enumerate(self._ends.tolist()):
             if max(start, first) < min(stop, end):
@@ -126,8 +128,8 @@ class Records:
     def by_category(self) -> dict[str, NDArray[np.int64]]:
         """The numbers of the records of each category, ascending; reads and checks all records, one at a time."""
         names = list(self.categories)
-        found = np.fromiter((names.index(record.category) for record in self), np.uint16, len(self))
-        return {names[n]: np.flatnonzero(found == n) for n in np.unique(found)}
+        indices = np.fromiter((names.index(record.category) for record in self), np.uint16, len(self))
+        return {names[n]: np.flatnonzero(indices == n) for n in np.unique(indices)}
 
     def _read(self, item: Any, file: int, index: int) -> Record:
         path, allowed = self.paths[file], self._images_in_front
@@ -142,91 +144,88 @@ def _read_record(
     categories: Sequence[str],
     images_in_front: bool,
 ) -> Record:
+    """Check what a file holds as a record.
+
+    Raises:
+        RecordError: naming file, record and field.
+    """
     if isinstance(item, RecordError):
         raise item
     if not isinstance(item, dict):
         raise RecordError(
             f"{path}: record {index}: a JSON {kind_of(item)}; expected an object with 'conversations' or 'messages'"
         )
-    item = {
-        name: value for name, value in item.items() if value is not None
-    }  # a table's rows have every field
+    # A table's rows have every field, null where a record has none.
+    item = {name: value for name, value in item.items() if value is not None}
     name = item.get("id")
-    identity = str(index) if name is None else str(name)
-    where = f"{path}: record {index} (id {identity!r})"
+    record_id = str(index) if name is None else str(name)
+    where = f"{path}: record {index} (id {record_id!r})"
 
     category = item.get("category", default_category)
     if category not in categories:
         expected = f"expected one of {', '.join(categories)}"
         raise RecordError(f"{where}: 'category' is {category!r}; {expected}", "unknown category")
+    images = _read_images(item, where)
+    field = next((field for field in (*_DIALECTS, "caption") if field in item), None)
+    if field is None:
+        raise RecordError(f"{where}: no field 'conversations' or 'messages'; expected a list of turns")
+    is_caption = field == "caption"
+    turns = (
+        _read_caption(item[field], images, where) if is_caption else _read_turns(item[field], field, where)
+    )
 
-    named = "image" if "image" in item else "images"
-    images = item.get(named, [])
+    count = sum(turn.text.count(PLACEHOLDER) for turn in turns)
+    if count != len(images) and (count or not (is_caption or images_in_front)):
+        raise RecordError(
+            f"{where}: {count} {PLACEHOLDER} in {field!r} for {len(images)} image{'s' * (len(images) != 1)}; "
+            "expected as many" + ("" if count else ", unless images_in_front is set"),
+            "image markers",
+        )
+    return Record(record_id, images, turns, category, path, index)
+
+
+def _read_images(item: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The keys of a record's images, from the field `image` or `images`."""
+    field = "image" if "image" in item else "images"
+    images = item.get(field, [])
     images = images if isinstance(images, list) else [images]
     for image in images:
         if not isinstance(image, str) or not image:
             raise RecordError(
-                f"{where}: {named!r} holds {image!r:.80}; expected a file name or a list of file names"
+                f"{where}: {field!r} holds {image!r:.80}; expected a file name or a list of file names"
             )
+    return tuple(images)
 
-    field = next((field for field in (*_DIALECTS, "caption") if field in item), None)
-    if field is None:
-        raise RecordError(f"{where}: no field 'conversations' or 'messages'; expected a list of turns")
-    if field == "caption":
-        turns: tuple[Turn, ...] = (Turn("assistant", _checked_text(item[field], "'caption'", where)),)
-        if not images:
-            raise RecordError(f"{where}: its 'caption' has no image; expected a text about images")
-        if not turns[0].text:
-            raise RecordError(f"{where}: its 'caption' is empty; expected a text", "empty answer")
-        if PLACEHOLDER in turns[0].text:
-            raise RecordError(f"{where}: {PLACEHOLDER} in its 'caption'; expected text", "image markers")
-    else:
-        turns = _read_turns(item[field], field, where)
-    found = sum(turn.text.count(PLACEHOLDER) for turn in turns)
-    if found != len(images) and (found or (field != "caption" and not images_in_front)):
-        raise RecordError(
-            f"{where}: {found} {PLACEHOLDER} in {field!r} for {len(images)} image{'s' * (len(images) != 1)}; "
-            "expected as many" + ("" if found else ", unless images_in_front is set"),
-            "image markers",
-        )
-    return Record(identity, tuple(images), turns, category, path, index)
+
+def _read_caption(caption: Any, images: tuple[str, ...], where: str) -> tuple[Turn, ...]:
+    """A caption of images, as a turn of the assistant."""
+    turn = Turn("assistant", _check_text(caption, "'caption'", where))
+    if not images:
+        raise RecordError(f"{where}: its 'caption' has no image; expected a text about images")
+    if not turn.text:
+        raise RecordError(f"{where}: its 'caption' is empty; expected a text", "empty answer")
+    if PLACEHOLDER in turn.text:
+        raise RecordError(f"{where}: {PLACEHOLDER} in its 'caption'; expected text", "image markers")
+    return (turn,)
 
 
 def _read_turns(items: Any, field: str, where: str) -> tuple[Turn, ...]:
+    """The turns of a conversation: user and assistant alternate, behind a system turn if there is one."""
     if not isinstance(items, list) or not items:
-        found = "empty" if items == [] else f"a JSON {kind_of(items)}"
-        raise RecordError(f"{where}: {field!r} is {found}; expected a list of turns")
-    role_key, text_key, roles = _DIALECTS[field]
+        content = "empty" if items == [] else f"a JSON {kind_of(items)}"
+        raise RecordError(f"{where}: {field!r} is {content}; expected a list of turns")
+    _, _, roles = _DIALECTS[field]
     system, user, assistant = roles
     turns: list[Turn] = []
-    begins = 0
+    num_system = 0
     for number, item in enumerate(items):
         place = f"'{field}[{number}]'"
-        if not isinstance(item, dict):
-            raise RecordError(
-                f"{where}: {place} is a JSON {kind_of(item)}; expected an object with {role_key!r} and {text_key!r}"
-            )
-        turn = {role_key: item.get(role_key), text_key: _joined(item.get(text_key))}
-        for key, value in turn.items():
-            if not isinstance(value, str):
-                found = f"has a {key!r} that is a JSON {kind_of(value)}" if key in item else f"has no {key!r}"
-                raise RecordError(f"{where}: {place} {found}; expected a string")
-        name, text = turn[role_key], _checked_text(turn[text_key], place, where)
-        if name not in roles:
-            raise RecordError(
-                f"{where}: {place} is from {name!r}; expected {user!r} or {assistant!r}", "odd turns"
-            )
-        if PLACEHOLDER in text and name != user:
-            what = "an answer" if name == assistant else "a system turn"
-            raise RecordError(
-                f"{where}: {place} has {PLACEHOLDER} in {what}; expected it in questions only",
-                "image markers",
-            )
+        name, text = _read_turn(item, field, place, where)
         if name == system and number == 0:
-            begins = 1
+            num_system = 1
             turns += [Turn("system", text)] if text else []
             continue
-        if roles[name] != ("assistant" if (number - begins) % 2 else "user"):
+        if roles[name] != ("assistant" if (number - num_system) % 2 else "user"):
             raise RecordError(
                 f"{where}: {place} is from {name!r}; expected {user!r} first, then {assistant!r} and {user!r} in turn",
                 "odd turns",
@@ -243,7 +242,34 @@ def _read_turns(items: Any, field: str, where: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _checked_text(text: Any, place: str, where: str) -> str:
+def _read_turn(item: Any, field: str, place: str, where: str) -> tuple[str, str]:
+    """The name of a turn's role in its dialect, and its text."""
+    role_key, text_key, roles = _DIALECTS[field]
+    _, user, assistant = roles
+    if not isinstance(item, dict):
+        raise RecordError(
+            f"{where}: {place} is a JSON {kind_of(item)}; expected an object with {role_key!r} and {text_key!r}"
+        )
+    turn = {role_key: item.get(role_key), text_key: _join_parts(item.get(text_key))}
+    for key, value in turn.items():
+        if not isinstance(value, str):
+            fault = f"has a {key!r} that is a JSON {kind_of(value)}" if key in item else f"has no {key!r}"
+            raise RecordError(f"{where}: {place} {fault}; expected a string")
+    name, text = turn[role_key], _check_text(turn[text_key], place, where)
+    if name not in roles:
+        raise RecordError(
+            f"{where}: {place} is from {name!r}; expected {user!r} or {assistant!r}", "odd turns"
+        )
+    if PLACEHOLDER in text and name != user:
+        turn_kind = "an answer" if name == assistant else "a system turn"
+        raise RecordError(
+            f"{where}: {place} has {PLACEHOLDER} in {turn_kind}; expected it in questions only",
+            "image markers",
+        )
+    return name, text
+
+
+def _check_text(text: Any, place: str, where: str) -> str:
     """A text without white space around it."""
     if not isinstance(text, str):
         raise RecordError(f"{where}: {place} is a JSON {kind_of(text)}; expected a string")
@@ -258,8 +284,8 @@ def _checked_text(text: Any, place: str, where: str) -> str:
     return text.strip()
 
 
-def _joined(content: Any) -> Any:
-    """The text of a message whose content is a list of parts, `text` and `image`; other contents as they are."""
+def _join_parts(content: Any) -> Any:
+    """The text of a message whose content is a list of parts, `text` and `image`; other contents unchanged."""
     if not isinstance(content, list):
         return content
     parts = [part if isinstance(part, dict) else {} for part in content]

@@ -1,49 +1,46 @@
 """Records as sequences of ids with labels: `[BOS][BOI] visual tokens [EOI] text ...`."""
 
 import dataclasses
-import json
+import logging
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tokenizers import Tokenizer
 
 from being_vl.data.chat import ChatFormat
 from being_vl.data.options import LossOptions, TooLong
+from being_vl.data.pieces import ImageSlot, Piece, write_pieces
 from being_vl.data.records import PLACEHOLDER, Record, Turn
+from being_vl.data.text import TextEncoder
 from being_vl.errors import ModelError, QuantizerError, RecordError
 from being_vl.files import to_jsonable
 from being_vl.fingerprints import compute_fingerprint
-from being_vl.layout import TOKEN_PREFIX, VocabularyLayout, num_text_tokens
-from being_vl.tokenizer import VisualBPE
+from being_vl.layout import LAYOUT_FILE, VOCABULARY_FILE, VocabularyLayout, num_text_tokens
+from being_vl.options import StrPath
+from being_vl.tokenizer.visual_bpe import VisualBPE
 
 if TYPE_CHECKING:
     from being_vl.shards.grids import GridStore
 
+log = logging.getLogger(__name__)
+
 NO_LOSS = -100
 """Label of a position that carries no loss, as in PyTorch's cross entropy."""
-
-_CUT = "\udc00"
-"""Where a text is cut before it is tokenised; half of a character, so no text holds it."""
-
-_IN_FRONT = re.compile(rf"\s*({PLACEHOLDER}\s*)+")
-_BEHIND = re.compile(rf"(\s*\n\s*{PLACEHOLDER})+\s*\Z")
-
 
 TRUNCATED = "truncated"
 DROPPED = "dropped as too long"
 
 
 class Fault(NamedTuple):
-    """Why a record is left out, or in kinds `TRUNCATED` and `DROPPED` what was done to it as asked.
+    """Why a record is left out; or, of kind `TRUNCATED` or `DROPPED`, what was done to it as the options ask.
 
     Args:
-        kind: What reports count it as.
-        text: File, record, and what is wrong.
+        kind: The kind of fault, as reports count it.
+        text: File, record, and what the fault is.
     """
 
     kind: str
@@ -55,9 +52,9 @@ class ImageSpan(NamedTuple):
 
     Args:
         key: The image's key in the grid store.
-        start: Its first token.
-        stop: Behind its last.
-        cells: Ids of its grid.
+        start: Position of its first token.
+        stop: Position behind its last token.
+        cells: Number of cells of its grid.
     """
 
     key: str
@@ -66,8 +63,8 @@ class ImageSpan(NamedTuple):
     cells: int
 
 
-class Group(NamedTuple):
-    """Records that no mixture tells apart: of one category, out of files of one name, all with images or all without.
+class RecordGroup(NamedTuple):
+    """Records that no mixture tells apart: of one category, from files of one name, all with images or all without.
 
     Args:
         category: Their category.
@@ -82,7 +79,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenSequence:
-    """A record, ready for the model.
+    """A record as token ids with labels.
 
     Args:
         ids: int32, shape (length,).
@@ -91,7 +88,7 @@ class TokenSequence:
         category: The record's category.
         source: Name of its file, without folder and suffix.
         where: The record's place, for messages.
-        images: Where its images are in `ids`.
+        images: The places of its images in `ids`.
     """
 
     ids: NDArray[np.int32]
@@ -102,9 +99,9 @@ class TokenSequence:
     images: tuple[ImageSpan, ...] = ()
 
     @property
-    def group(self) -> Group:
+    def group(self) -> RecordGroup:
         """The group that it belongs to."""
-        return Group(self.category, self.source, not self.images)
+        return RecordGroup(self.category, self.source, not self.images)
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -112,25 +109,15 @@ class TokenSequence:
         return np.where(self.weights > 0, self.ids, np.int32(NO_LOSS))
 
 
-class _Image(NamedTuple):
-    """Stands for an image of a conversation, by its number there, among pieces of text."""
-
-    number: int
-
-
-class _Encoded(NamedTuple):
-    """An image as tokens, framed by BOI and EOI, and the number of its ids."""
+class _ImageTokens(NamedTuple):
+    """The tokens of an image between BOI and EOI, and the number of cells of its grid."""
 
     tokens: NDArray[np.int32]
     cells: int
 
 
-_Piece = tuple[str | _Image, float]
-"""A piece of a sequence, and the weight of the loss on it."""
-
-
 class SequenceBuilder:
-    """Turns records into examples, and questions into prompts, the same way to the id.
+    """Turns records into sequences, and questions into prompts, with the same ids for the same text.
 
     Images of a text without any placeholder, and those whose placeholders open the first question or close it on lines
     of their own, come directly behind BOS. Any other placeholder stays where it is. Text is written by the tokenizer's
@@ -143,9 +130,9 @@ class SequenceBuilder:
         layout: The shared vocabulary; None for a model that is not expanded, and text alone.
         bpe: The visual BPE that the model was expanded by; None as `layout`.
         grids: The images' grids; None where there are none to build from.
-        max_length: Longest example in tokens.
-        too_long: What becomes of longer records. Truncated they lose their last questions and answers, as whole turns
-            with the images in them, as many as need be; dropped are those of which not one would be left.
+        max_length: Longest sequence in tokens.
+        too_long: What becomes of longer records. `truncate` cuts as many of their last questions and answers as need
+            be, as whole turns with the images in them, and drops a record of which no answer would be left.
         loss: What carries loss.
 
     Attributes:
@@ -153,8 +140,8 @@ class SequenceBuilder:
         pad_id: An id to fill up batches with.
 
     Raises:
-        QuantizerError: if layout, visual BPE and grids come of different quantizers.
-        ModelError: if the tokenizer has ids beyond the layout's text, or its chat template is of no use.
+        QuantizerError: if layout, visual BPE and grids are of different quantizers.
+        ModelError: if the tokenizer has ids beyond the layout's text, or its chat template cannot be used.
     """
 
     def __init__(
@@ -189,15 +176,60 @@ class SequenceBuilder:
         self.too_long = too_long
         self.loss = loss or LossOptions()
         self.chat = ChatFormat(tokenizer)
-        self._text = _without_visual_tokens(tokenizer)
-        names = [name for name in self.chat.specials - {PLACEHOLDER} if not name.startswith(TOKEN_PREFIX)]
-        self._specials = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+        self._text = TextEncoder(tokenizer, self.chat)
         self.num_threads: int | None = None
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id: int = next(pad for pad in pads if pad is not None)
 
+    @classmethod
+    def from_model(
+        cls,
+        folder: StrPath,
+        grids: "GridStore | StrPath | None" = None,
+        max_length: int = 2048,
+        too_long: TooLong = "error",
+        loss: LossOptions | None = None,
+    ) -> Self:
+        """What turns records into sequences for a model on disk, all checked to belong together.
+
+        Args:
+            folder: Folder of a model that `being-vl expand` or `being-vl train` made, or of any causal LM for text
+                alone. Its weights are not read.
+            grids: The images' grids, or the folder that `being-vl quantize` wrote.
+            max_length: Longest sequence in tokens; at most the model's context.
+            too_long: What becomes of longer records.
+            loss: What carries loss.
+
+        Raises:
+            ModelError: if the folder is no model's, or its tokenizer cannot be used.
+            ManifestError: if the folder of grids is missing, unfinished or damaged.
+            QuantizerError: if the grids are of another quantizer than the model.
+        """
+        from transformers import AutoConfig, AutoTokenizer
+
+        from being_vl.shards.grids import GridStore
+        from being_vl.shards.ranks import rank_and_world_size
+
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder}: no config.json; expected the folder of a causal LM")
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+        context = getattr(config, "max_position_embeddings", max_length)
+        if max_length > context and rank_and_world_size()[0] == 0:
+            log.info("max_length %d is beyond the model's context, so it is %d", max_length, context)
+        is_expanded = (folder / LAYOUT_FILE).is_file()
+        return cls(
+            AutoTokenizer.from_pretrained(folder),
+            layout=VocabularyLayout.load(folder) if is_expanded else None,
+            bpe=VisualBPE.load(folder / VOCABULARY_FILE) if is_expanded else None,
+            grids=grids if grids is None or isinstance(grids, GridStore) else GridStore.open(Path(grids)),
+            max_length=min(max_length, context),
+            too_long=too_long,
+            loss=loss,
+        )
+
     def build(self, records: Sequence[Record], faults: list[Fault] | None = None) -> list[TokenSequence]:
-        """Build the examples of all records, in their order.
+        """Build the sequences of all records, in their order.
 
         Each image is encoded once and each distinct text tokenised once, however many records share it.
 
@@ -209,38 +241,40 @@ class SequenceBuilder:
             RecordError: naming the first records that have images without grids, ids outside the codebook, no label,
                 more tokens than `max_length`, or a system turn where the template has none.
         """
-        found: list[Fault] = []
-        images = self._encode_images(records, found)
+        record_faults: list[Fault] = []
+
+        # Encode all images, and go on with the records that have all of theirs.
+        images = self._encode_images(records, record_faults)
         records = [record for record in records if images.keys() >= set(record.images)]
         if not self.chat.takes_system:
-            refused = [record for record in records if record.turns[0].role == "system"]
-            reason = "has a system turn, which the model's chat template does not write"
-            found += [Fault("system turn", f"{record.where}: {reason}") for record in refused]
-            records = [record for record in records if record.turns[0].role != "system"]
-        written = [self._write(record.turns, len(record.images)) for record in records]
-        tokens = self._tokenise(
-            {piece for pieces in written for piece, _ in pieces if isinstance(piece, str)}
-        )
-        examples = []
-        for record, pieces in zip(records, written, strict=True):
-            example = self._join(record, pieces, images, tokens)
-            if not example.weights.any():
-                found.append(Fault("no label", f"{record.where}: no answer to learn from"))
-            elif fitted := self._fit(record, example, images, tokens, found):
-                examples.append(fitted)
-        if faults is not None:
-            faults += found
-        elif left_out := [fault.text for fault in found if fault.kind not in (TRUNCATED, DROPPED)]:
-            raise RecordError(
-                f"{len(left_out)} faults in records: {'; '.join(left_out[:3])}{_more(left_out)}"
-            )
-        return examples
+            records = _without_system_turns(records, record_faults)
 
-    def recipe(self) -> dict[str, Any]:
-        """What ids and weights follow from, besides records and grids; as JSON has it."""
-        words = [self._text.to_str(), self.tokenizer.chat_template, self.chat.bos, self.pad_id]
+        # Write each conversation as pieces of text and images, and tokenise all distinct texts together.
+        pieces_of_records = [self._write(record.turns, len(record.images)) for record in records]
+        texts = {piece for pieces in pieces_of_records for piece, _ in pieces if isinstance(piece, str)}
+        tokens = self._text.encode(texts)
+
+        # Join the pieces; leave out what has no label or is too long.
+        sequences = []
+        for record, pieces in zip(records, pieces_of_records, strict=True):
+            sequence = self._join(record, pieces, images, tokens)
+            if not sequence.weights.any():
+                record_faults.append(Fault("no label", f"{record.where}: no answer to learn from"))
+            elif fitting := self._fit(record, sequence, images, tokens, record_faults):
+                sequences.append(fitting)
+
+        if faults is not None:
+            faults += record_faults
+        elif errors := [fault.text for fault in record_faults if fault.kind not in (TRUNCATED, DROPPED)]:
+            rest = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+            raise RecordError(f"{len(errors)} faults in records: {'; '.join(errors[:3])}{rest}")
+        return sequences
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """What ids and weights follow from, besides records and grids; in plain JSON types."""
+        texts = [self._text.to_str(), self.tokenizer.chat_template, self.chat.bos, self.pad_id]
         return {
-            "tokenizer": compute_fingerprint(words)[:16],
+            "tokenizer": compute_fingerprint(texts)[:16],
             "text_size": self.layout.text_size if self.layout else None,
             "vocabulary": compute_fingerprint(self.bpe.to_json())[:16] if self.bpe else None,
             "max_length": self.max_length,
@@ -249,38 +283,38 @@ class SequenceBuilder:
         }
 
     def reencode(
-        self, example: TokenSequence, dropout: float, seed: int, longest: float = math.inf
+        self, sequence: TokenSequence, dropout: float, seed: int, max_length: float = math.inf
     ) -> TokenSequence:
-        """The example with its images encoded by BPE-dropout; unchanged if that makes it longer than `longest`.
+        """The sequence with its images encoded by BPE-dropout; unchanged if it became longer than `max_length`.
 
         Args:
-            example: One that `build` made of the same grids.
+            sequence: One that `build` made of the same grids.
             dropout: Probability with which each merge is skipped.
             seed: Below 2**63; same seed, same ids.
-            longest: Tokens.
+            max_length: Most tokens of the result.
         """
-        if not example.images:
-            return example
+        if not sequence.images:
+            return sequence
         assert self.bpe is not None and self.grids is not None  # noqa: PT018
-        grids = [self.grids[image.key] for image in example.images]
-        encoded = self.bpe.encode_batch(grids, 1, dropout=dropout, seed=seed)
-        ids, weights, spans, grown, behind = [], [], [], 0, 0
-        for image, tokens in zip(example.images, encoded, strict=True):
-            ids += [example.ids[behind : image.start], self._framed(tokens)[1:-1]]
-            weights += [
-                example.weights[behind : image.start],
-                np.repeat(example.weights[image.start], len(tokens)),
-            ]
-            start = image.start + grown
+        grids = [self.grids[image.key] for image in sequence.images]
+        batch = self.bpe.encode_batch(grids, 1, dropout=dropout, seed=seed)
+
+        # Copy what stands between the images, and put the new tokens of each image in its place.
+        ids, weights, spans, growth, end = [], [], [], 0, 0
+        for image, tokens in zip(sequence.images, batch, strict=True):
+            ids += [sequence.ids[end : image.start], self._frame(tokens)[1:-1]]
+            image_weights = np.repeat(sequence.weights[image.start], len(tokens))
+            weights += [sequence.weights[end : image.start], image_weights]
+            start = image.start + growth
             spans.append(image._replace(start=start, stop=start + len(tokens)))
-            grown += len(tokens) - (image.stop - image.start)
-            behind = image.stop
-        if len(example.ids) + grown > longest:
-            return example
+            growth += len(tokens) - (image.stop - image.start)
+            end = image.stop
+        if len(sequence.ids) + growth > max_length:
+            return sequence
         return dataclasses.replace(
-            example,
-            ids=np.concatenate([*ids, example.ids[behind:]]),
-            weights=np.concatenate([*weights, example.weights[behind:]]),
+            sequence,
+            ids=np.concatenate([*ids, sequence.ids[end:]]),
+            weights=np.concatenate([*weights, sequence.weights[end:]]),
             images=tuple(spans),
         )
 
@@ -299,8 +333,8 @@ class SequenceBuilder:
             ModelError: if there is an image but no layout, an id outside the visual vocabulary, or a system turn that
                 the chat template does not write.
         """
-        asked = [turn.role for turn in turns if turn.role != "system" or turn is not turns[0]]
-        if asked != ["assistant" if i % 2 else "user" for i in range(len(asked) // 2 * 2 + 1)]:
+        roles = [turn.role for turn in turns if turn.role != "system" or turn is not turns[0]]
+        if roles != ["assistant" if i % 2 else "user" for i in range(len(roles) // 2 * 2 + 1)]:
             raise RecordError(
                 "a prompt's turns must alternate between user and assistant, user first and last, behind a system turn "
                 "if there is one"
@@ -309,47 +343,28 @@ class SequenceBuilder:
         if placeholders not in (0, len(images)):
             raise RecordError(f"the prompt has {placeholders} {PLACEHOLDER} for {len(images)} images")
         pieces = self._write(turns, len(images))
-        tokens = self._tokenise({text for text, _ in pieces if isinstance(text, str)})
-        encoded = [self._framed(np.asarray(image)) for image in images]
-        parts = [encoded[piece.number] if isinstance(piece, _Image) else tokens[piece] for piece, _ in pieces]
+        tokens = self._text.encode({text for text, _ in pieces if isinstance(text, str)})
+        frames = [self._frame(np.asarray(image)) for image in images]
+        parts = [
+            frames[piece.number] if isinstance(piece, ImageSlot) else tokens[piece] for piece, _ in pieces
+        ]
         return np.concatenate([self.chat.bos, *parts]).astype(np.int64)
 
-    def _write(self, turns: Sequence[Turn], num_images: int) -> list[_Piece]:
-        """The conversation as pieces of text and images, each with the weight of its loss."""
-        loss = self.loss
-        texts = [self._specials.sub(_cut, turn.text.strip()) for turn in turns]
-        if len(turns) == 1 and turns[0].role == "assistant":
-            images: list[_Piece] = [(_Image(number), loss.images) for number in range(num_images)]
-            return [*images, (texts[0] + self.chat.closing, loss.captions)]
-        system = texts.pop(0) if turns[0].role == "system" else None
-        in_front, texts[0] = _take_leading(texts[0], num_images)
-        if not in_front and not any(PLACEHOLDER in text for text in texts):
-            in_front = num_images
-        pieces: list[_Piece] = [(_Image(number), loss.images) for number in range(in_front)]
-        number = in_front
-        for text, learned in self.chat.write(texts, system):
-            if learned or not num_images:
-                pieces.append((text, loss.answers if learned else loss.questions))
-                continue
-            head, *rest = text.split(PLACEHOLDER)
-            pieces.append((head, loss.questions))
-            for text_behind in rest:
-                pieces += [(_Image(number), loss.images), (text_behind, loss.questions)]
-                number += 1
-        return [piece for piece in pieces if piece[0] != ""]
+    def _write(self, turns: Sequence[Turn], num_images: int) -> list[Piece]:
+        return write_pieces(turns, num_images, self.chat, self._text, self.loss)
 
     def _join(
         self,
         record: Record,
-        pieces: Sequence[_Piece],
-        images: Mapping[str, _Encoded],
+        pieces: Sequence[Piece],
+        images: Mapping[str, _ImageTokens],
         tokens: Mapping[str, NDArray[np.int32]],
     ) -> TokenSequence:
         """The pieces as one sequence."""
         parts, weights, spans = [np.array(self.chat.bos, np.int32)], [0.0], []
         start = len(self.chat.bos)
         for piece, weight in pieces:
-            if isinstance(piece, _Image):
+            if isinstance(piece, ImageSlot):
                 key = record.images[piece.number]
                 part, cells = images[key]
                 spans.append(ImageSpan(key, start + 1, start + len(part) - 1, cells))
@@ -358,94 +373,91 @@ class SequenceBuilder:
             parts.append(part)
             weights.append(weight)
             start += len(part)
-        every = np.repeat(np.array(weights, np.float32), [len(part) for part in parts])
-        every[0] = 0  # nothing stands before it that could predict it
+        token_weights = np.repeat(np.array(weights, np.float32), [len(part) for part in parts])
+        token_weights[0] = 0  # nothing stands before it that could predict it
         ids = np.concatenate(parts)
-        return TokenSequence(ids, every, record.category, record.source.stem, record.where, tuple(spans))
+        return TokenSequence(
+            ids, token_weights, record.category, record.source.stem, record.where, tuple(spans)
+        )
 
     def _fit(
         self,
         record: Record,
-        example: TokenSequence,
-        images: Mapping[str, _Encoded],
+        sequence: TokenSequence,
+        images: Mapping[str, _ImageTokens],
         tokens: dict[str, NDArray[np.int32]],
-        found: list[Fault],
+        faults: list[Fault],
     ) -> TokenSequence | None:
-        """The example if it is short enough, or what `too_long` makes of it; why, into `found`."""
-        length = len(example.ids)
+        """The sequence if it is short enough, or what `too_long` makes of it; the reason goes into `faults`."""
+        length, limit = len(sequence.ids), f"max_length is {self.max_length}"
         if length <= self.max_length:
-            return example
-        where, limit = record.where, f"max_length is {self.max_length}"
+            return sequence
         shorter = record
         while self.too_long == "truncate" and sum(turn.role == "user" for turn in shorter.turns) > 1:
+            # Cut a question and its answer, and build the sequence anew.
             shorter = _without_last_exchange(shorter)
             pieces = self._write(shorter.turns, len(shorter.images))
-            tokens |= self._tokenise({p for p, _ in pieces if isinstance(p, str)} - tokens.keys())
-            example = self._join(shorter, pieces, images, tokens)
-            if len(example.ids) <= self.max_length and example.weights.any():
-                cut = len(record.turns) - len(shorter.turns)
-                found.append(
-                    Fault(
-                        TRUNCATED,
-                        f"{where}: {length} tokens, {limit}: cut its last {cut} turns, {len(example.ids)} tokens left",
-                    )
-                )
-                return example
+            texts = {piece for piece, _ in pieces if isinstance(piece, str)}
+            tokens |= self._text.encode(texts - tokens.keys())
+            sequence = self._join(shorter, pieces, images, tokens)
+            if len(sequence.ids) <= self.max_length and sequence.weights.any():
+                cut = f"cut its last {len(record.turns) - len(shorter.turns)} turns"
+                text = f"{record.where}: {length} tokens, {limit}: {cut}, {len(sequence.ids)} tokens left"
+                faults.append(Fault(TRUNCATED, text))
+                return sequence
         kind = "too long" if self.too_long == "error" else DROPPED
-        found.append(Fault(kind, f"{where}: {length} tokens, {limit}"))
+        faults.append(Fault(kind, f"{record.where}: {length} tokens, {limit}"))
         return None
 
-    def _tokenise(self, texts: Iterable[str]) -> dict[str, NDArray[np.int32]]:
-        parts = {text: text.split(_CUT) for text in texts}
-        if not parts:
-            return {}
-        ordered = list({part for cut in parts.values() for part in cut})
-        encoded = self._text.encode_batch(ordered, add_special_tokens=False)
-        rows = {part: np.asarray(row.ids, np.int32) for part, row in zip(ordered, encoded, strict=True)}
-        return {text: np.concatenate([rows[part] for part in cut]) for text, cut in parts.items()}
-
-    def _encode_images(self, records: Sequence[Record], found: list[Fault]) -> dict[str, _Encoded]:
-        """Each image of the records that can be encoded; why a record has others, into `found`."""
+    def _encode_images(self, records: Sequence[Record], faults: list[Fault]) -> dict[str, _ImageTokens]:
+        """Each image of the records that can be encoded; of a record with others a fault goes into `faults`."""
+        # Read the grid of each image once.
         grids: dict[str, NDArray[np.int64]] = {}
-        wrong: dict[str, Fault] = {}
+        image_faults: dict[str, Fault] = {}
         for key in dict.fromkeys(key for record in records for key in record.images):
-            if self.bpe is None:
-                reason = "but the model is not expanded by visual tokens (being-vl expand)"
-                wrong[key] = Fault("missing image", f"has the image {key!r}, {reason}")
-            elif self.grids is None:
-                reason = "but no grids were given (--grids)"
-                wrong[key] = Fault("missing image", f"has the image {key!r}, {reason}")
-            elif key not in self.grids:
-                why = self.grids.failed.get(key, "not among the quantized images")
-                wrong[key] = Fault("missing image", f"the image {key!r} has no grid ({why})")
+            grid = self._read_grid(key)
+            if isinstance(grid, Fault):
+                image_faults[key] = grid
             else:
-                grids[key] = grid = self.grids[key]
-                outside = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]
-                if outside.size:
-                    reason = f"outside the codebook of {self.bpe.base_vocab_size}"
-                    wrong[key] = Fault("bad grid", f"the grid of {key!r} holds the id {outside[0]}, {reason}")
-                    del grids[key]
+                grids[key] = grid
+
+        # Of each record the first image that cannot be used is named.
         for record in records:
-            if fault := next((wrong[key] for key in record.images if key in wrong), None):
-                found.append(fault._replace(text=f"{record.where}: {fault.text}"))
+            if fault := next((image_faults[key] for key in record.images if key in image_faults), None):
+                faults.append(fault._replace(text=f"{record.where}: {fault.text}"))
+
+        # Encode all grids together.
         if self.bpe is None or not grids:
             return {}
         batch = self.bpe.encode_batch(list(grids.values()), self.num_threads)
         return {
-            key: _Encoded(self._framed(tokens), grid.size)
+            key: _ImageTokens(self._frame(tokens), grid.size)
             for (key, grid), tokens in zip(grids.items(), batch, strict=True)
         }
 
-    def _framed(self, tokens: NDArray[Any]) -> NDArray[np.int32]:
+    def _read_grid(self, key: str) -> NDArray[np.int64] | Fault:
+        """The grid of an image, or why it cannot be used."""
+        if self.bpe is None:
+            reason = "but the model is not expanded by visual tokens (being-vl expand)"
+            return Fault("missing image", f"has the image {key!r}, {reason}")
+        if self.grids is None:
+            return Fault("missing image", f"has the image {key!r}, but no grids were given (--grids)")
+        if key not in self.grids:
+            reason = self.grids.failures.get(key, "not among the quantized images")
+            return Fault("missing image", f"the image {key!r} has no grid ({reason})")
+        grid = self.grids[key]
+        outside = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]
+        if outside.size:
+            reason = f"outside the codebook of {self.bpe.base_vocab_size}"
+            return Fault("bad grid", f"the grid of {key!r} holds the id {outside[0]}, {reason}")
+        return grid
+
+    def _frame(self, tokens: NDArray[Any]) -> NDArray[np.int32]:
+        """Tokens of the visual BPE as ids of the model, between BOI and EOI."""
         if self.layout is None:
             raise ModelError("the model is not expanded, so it cannot read images")
-        framed = np.concatenate([[self.layout.boi], self.layout.to_model(tokens), [self.layout.eoi]])
-        return framed.astype(np.int32)
-
-
-def _cut(special: re.Match[str]) -> str:
-    """A special token's string, cut behind its first character, so that it is not found as one."""
-    return special[0][0] + _CUT + special[0][1:]
+        frame = np.concatenate([[self.layout.boi], self.layout.to_model(tokens), [self.layout.eoi]])
+        return frame.astype(np.int32)
 
 
 def check_vocabulary(layout: VocabularyLayout, bpe: VisualBPE) -> None:
@@ -474,23 +486,10 @@ def _without_last_exchange(record: Record) -> Record:
     return dataclasses.replace(record, turns=turns, images=images)
 
 
-def _without_visual_tokens(tokenizer: Any) -> Tokenizer:
-    """What turns text into ids: the strings of visual tokens are text like any other in it, and no image."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["added_tokens"] = [t for t in state["added_tokens"] if not t["content"].startswith(TOKEN_PREFIX)]
-    return Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
-
-
-def _take_leading(text: str, num_images: int) -> tuple[int, str]:
-    """How many placeholders of the first question stand for images in front of the text, and the text without them."""
-    for pattern in (_IN_FRONT, _BEHIND):
-        found = pattern.match(text) if pattern is _IN_FRONT else pattern.search(text)
-        if num_images and found:
-            count = found[0].count(PLACEHOLDER)
-            if pattern is _IN_FRONT or count == text.count(PLACEHOLDER):
-                return count, (text[: found.start()] + text[found.end() :]).strip()
-    return 0, text
-
-
-def _more(items: Sequence[object]) -> str:
-    return f"; and {len(items) - 3} more" if len(items) > 3 else ""
+def _without_system_turns(records: Sequence[Record], faults: list[Fault]) -> list[Record]:
+    """The records that begin with no system turn; the others become faults."""
+    for record in records:
+        if record.turns[0].role == "system":
+            reason = "has a system turn, which the model's chat template does not write"
+            faults.append(Fault("system turn", f"{record.where}: {reason}"))
+    return [record for record in records if record.turns[0].role != "system"]

@@ -1,6 +1,5 @@
-"""Tokenised records on disk, grouped as mixtures name them. Reading needs numpy and pyarrow alone."""
+"""Sequences on disk, grouped as mixtures name them. Reading them needs numpy and pyarrow alone."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +9,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from being_vl.data.sequences import Group, ImageSpan, SequenceBuilder, TokenSequence
-from being_vl.errors import ConfigError, ManifestError
+from being_vl.data.sequences import ImageSpan, RecordGroup, SequenceBuilder, TokenSequence
+from being_vl.errors import ConfigError, FingerprintError, ManifestError
 from being_vl.files import read_manifest
-from being_vl.shards.grids import METADATA, write_table
+from being_vl.options import StrPath
+from being_vl.shards.arrow import open_table
 
-_SAMPLE = 256
-"""Records with images, evenly spread, of which is measured how much longer BPE-dropout makes them."""
+KIND = "sequences"
+"""Kind of the manifest of a folder of sequences."""
+
+_SAMPLE_SIZE = 256
+"""Records with images, evenly spread, by which is measured how much longer BPE-dropout makes them."""
 
 
 class Sequences(Protocol):
@@ -33,10 +36,10 @@ class Sequences(Protocol):
     categories: Sequence[str]
 
     @property
-    def lengths(self) -> Mapping[Group, NDArray[np.int32]]:
-        """Of each group the tokens of each of its records, with BPE-dropout as expected. Rows are planned by these."""
+    def lengths(self) -> Mapping[RecordGroup, NDArray[np.int32]]:
+        """Tokens of each record, per group; with BPE-dropout the number to expect. Rows are planned with these."""
 
-    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> TokenSequence:
+    def get(self, group: RecordGroup, index: int, position: int, share: float = 1.0) -> TokenSequence:
         """One record; also called in the processes of a data loader.
 
         Args:
@@ -47,37 +50,35 @@ class Sequences(Protocol):
         """
 
 
-def shard_path(folder: Path, n: int) -> Path:
-    """Path of the n-th Arrow file."""
-    return folder / f"sequences-{n:05d}.arrow"
+def sequence_columns(sequences: Sequence[TokenSequence]) -> tuple[dict[str, pa.Array], dict[str, int]]:
+    """The columns of a shard of sequences, and its numbers of sequences, tokens and label tokens.
 
+    Weights are kept as runs of equal ones: where each run ends, and the weight in it.
 
-def write_shard(path: Path, examples: Sequence[TokenSequence], metadata: dict[str, Any]) -> None:
-    """Write examples as one Arrow IPC file; it appears only when complete.
-
-    Weights are kept as runs: where each ends, and the weight in it. Counts are added to `metadata`, kept in the schema.
+    Raises:
+        ConfigError: if the sequences are too many for one Arrow file.
     """
-    ends = [np.append(np.flatnonzero(np.diff(e.weights)) + 1, len(e.weights)) for e in examples]
-    trained = [np.count_nonzero(example.weights) for example in examples]
-    images = [example.images for example in examples]
+    ends = [np.append(np.flatnonzero(np.diff(s.weights)) + 1, len(s.weights)) for s in sequences]
+    label_tokens = [np.count_nonzero(sequence.weights) for sequence in sequences]
+    images = [sequence.images for sequence in sequences]
     columns = {
-        "ids": _lists([example.ids for example in examples], np.int32),
+        "ids": _lists([sequence.ids for sequence in sequences], np.int32),
         "weight_ends": _lists(ends, np.int32),
-        "weights": _lists([e.weights[end - 1] for e, end in zip(examples, ends, strict=True)], np.float32),
-        "trained": pa.array(trained, pa.int32()),
-        "category": pa.array([example.category for example in examples], pa.string()).dictionary_encode(),
-        "source": pa.array([example.source for example in examples], pa.string()).dictionary_encode(),
-        "where": pa.array([example.where for example in examples], pa.string()),
-        "image_keys": pa.array([[image.key for image in found] for found in images], pa.list_(pa.string())),
+        "weights": _lists([s.weights[end - 1] for s, end in zip(sequences, ends, strict=True)], np.float32),
+        "label_tokens": pa.array(label_tokens, pa.int32()),
+        "category": pa.array([s.category for s in sequences], pa.string()).dictionary_encode(),
+        "source": pa.array([s.source for s in sequences], pa.string()).dictionary_encode(),
+        "where": pa.array([s.where for s in sequences], pa.string()),
+        "image_keys": pa.array([[image.key for image in spans] for spans in images], pa.list_(pa.string())),
     }
     for name in ("start", "stop", "cells"):
-        columns[f"image_{name}"] = _lists([[getattr(i, name) for i in found] for found in images], np.int32)
+        columns[f"image_{name}"] = _lists([[getattr(i, name) for i in spans] for spans in images], np.int32)
     counts = {
-        "examples": len(examples),
-        "tokens": sum(len(example.ids) for example in examples),
-        "trained_tokens": int(sum(trained)),
+        "sequences": len(sequences),
+        "tokens": sum(len(sequence.ids) for sequence in sequences),
+        "label_tokens": int(sum(label_tokens)),
     }
-    write_table(path, columns, metadata | counts)
+    return columns, counts
 
 
 def _lists(rows: Sequence[Any], dtype: Any) -> pa.ListArray:
@@ -88,7 +89,7 @@ def _lists(rows: Sequence[Any], dtype: Any) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
 
 
-class _Lists(NamedTuple):
+class _ListColumn(NamedTuple):
     """A column of lists, without a copy."""
 
     values: NDArray[Any]
@@ -98,56 +99,63 @@ class _Lists(NamedTuple):
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
 
-class _Shard:
-    """One Arrow file, mapped into memory."""
+class SequenceShard:
+    """One Arrow file of sequences, mapped into memory.
+
+    Args:
+        path: The file.
+        num_rows: How many sequences the manifest says it has.
+
+    Raises:
+        ManifestError: if it is missing, damaged, or has another number of them.
+    """
 
     def __init__(self, path: Path, num_rows: int) -> None:
-        try:
-            self.batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-            self.metadata = json.loads(self.batch.schema.metadata[METADATA])
-            self.ids, self.weight_ends, self.weights, self.starts, self.stops, self.cells = (
-                _Lists(column.values.to_numpy(), column.offsets.to_numpy())
-                for column in map(
-                    self.batch.column,
-                    ("ids", "weight_ends", "weights", "image_start", "image_stop", "image_cells"),
-                )
-            )
-        except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ManifestError(
-                f"{path}: not an Arrow file of sequences ({error}); delete it and prepare again"
-            ) from None
+        list_columns = ("ids", "weight_ends", "weights", "image_start", "image_stop", "image_cells")
+        other_columns = ("label_tokens", "category", "source", "where", "image_keys")
+        self.batch, _ = open_table(path, KIND, [*list_columns, *other_columns])
         if self.batch.num_rows != num_rows:
             raise ManifestError(
                 f"{path}: holds {self.batch.num_rows} sequences, the manifest says {num_rows}; prepare again"
             )
+        self.ids, self.weight_ends, self.weights, self.starts, self.stops, self.cells = (
+            _ListColumn(column.values.to_numpy(), column.offsets.to_numpy())
+            for column in map(self.batch.column, list_columns)
+        )
 
     def lengths(self) -> NDArray[np.int32]:
         """Tokens of each row."""
         return np.diff(self.ids.offsets)
 
-    def saved(self) -> NDArray[np.int64]:
-        """Ids of each row's grids that merges have saved as tokens."""
+    def label_tokens(self) -> NDArray[np.int32]:
+        """Label tokens of each row."""
+        counts: NDArray[np.int32] = self.batch.column("label_tokens").to_numpy()
+        return counts
+
+    def savings(self) -> NDArray[np.int64]:
+        """How many tokens fewer than cells the images of each row have, thanks to merges."""
         sums = np.cumsum(self.cells.values - (self.stops.values - self.starts.values), dtype=np.int64)
         return np.diff(np.append(0, sums)[self.cells.offsets])
 
-    def groups(self, known: dict[Group, int]) -> NDArray[np.uint16]:
-        """The number in `known` of each row's group; `known` takes those that are new."""
+    def groups(self, numbers: dict[RecordGroup, int]) -> NDArray[np.uint16]:
+        """The number of each row's group; `numbers` has those of groups so far, and takes new ones."""
+        # A row's group as one number: its category, its source, and whether it is text alone.
         category, source = self.batch.column("category"), self.batch.column("source")
         text_only = np.diff(self.starts.offsets) == 0
         shape = len(category.dictionary), len(source.dictionary), 2
-        rows = np.ravel_multi_index(
+        codes = np.ravel_multi_index(
             (category.indices.to_numpy(), source.indices.to_numpy(), text_only.astype(np.intp)), shape
         )
-        found, numbers = np.unique(rows, return_inverse=True)
-        places = zip(*np.unravel_index(found, shape), strict=True)
+        # Each distinct code becomes a group, and that its number.
+        distinct_codes, code_of_row = np.unique(codes, return_inverse=True)
         groups = (
-            Group(category.dictionary[int(c)].as_py(), source.dictionary[int(s)].as_py(), bool(t))
-            for c, s, t in places
+            RecordGroup(category.dictionary[int(c)].as_py(), source.dictionary[int(s)].as_py(), bool(t))
+            for c, s, t in zip(*np.unravel_index(distinct_codes, shape), strict=True)
         )
-        of_found = np.array([known.setdefault(group, len(known)) for group in groups], np.uint16)
-        return of_found[numbers]
+        number_of_code = np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.uint16)
+        return number_of_code[code_of_row]
 
-    def example(self, row: int) -> TokenSequence:
+    def sequence(self, row: int) -> TokenSequence:
         """One row."""
         keys = self.batch.column("image_keys")[row].as_py()
         spans = zip(
@@ -171,82 +179,100 @@ class PreparedSequences:
         builder: What BPE-dropout encodes images with.
         dropout: Probability with which it skips a merge. Where a sequence would become too long by it, there is none.
         seed: Its seed.
-        longest: Tokens beyond which a sequence is too long, if less than those that it was prepared for.
+        max_length: Tokens beyond which a sequence is too long, if less than those that it was prepared for.
 
     Attributes:
-        manifest: The folder's manifest.
+        folder: The folder.
+        manifest: Its manifest.
         shards: Its files.
         pad_id, categories: See `Sequences`.
 
     Raises:
-        ManifestError: if the folder is missing, unfinished or damaged, or of another model.
+        ManifestError: if the folder is missing, unfinished or damaged.
+        FingerprintError: if it was made for another model.
         ConfigError: if there is to be dropout, but no grids.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: StrPath,
         builder: SequenceBuilder,
         dropout: float = 0.0,
         seed: int = 0,
-        longest: int | None = None,
+        max_length: int | None = None,
     ) -> None:
-        self.folder = folder
-        self.manifest = read_manifest(folder, "sequences")
-        made, now = self.manifest["recipe"], builder.recipe()
-        differing = [key for key in ("tokenizer", "text_size", "vocabulary") if made[key] != now[key]]
-        if differing:
-            raise ManifestError(
-                f"{folder}: made for another model ({', '.join(differing)} differ); prepare the records for this one"
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder, KIND)
+        fingerprint, model = self.manifest["fingerprint"], builder.fingerprint_fields()
+        differences = [
+            name for name in ("tokenizer", "text_size", "vocabulary") if fingerprint[name] != model[name]
+        ]
+        if differences:
+            raise FingerprintError(
+                f"{folder}: made for another model ({', '.join(differences)} differ); prepare the records for this one"
             )
         self.pad_id = builder.pad_id
-        self.categories: Sequence[str] = self.manifest["recipe"]["categories"]
+        self.categories: Sequence[str] = fingerprint["categories"]
         self.dropout = dropout
         self.builder = builder
-        self._longest = min(self.manifest["recipe"]["max_length"], longest or math.inf)
+        self._max_length = min(fingerprint["max_length"], max_length or math.inf)
         self._seed = seed
         if dropout and (builder.grids is None or builder.bpe is None):
             raise ConfigError(
                 "dropout needs an expanded model, and the grids that the sequences were made from"
             )
-        self.shards = [_Shard(folder / s["file"], s["examples"]) for s in self.manifest["shards"]]
+        self.shards = [
+            SequenceShard(self.folder / entry["file"], entry["sequences"])
+            for entry in self.manifest["shards"]
+        ]
         self._ends = np.cumsum([shard.batch.num_rows for shard in self.shards])
-        known: dict[Group, int] = {}
-        numbers = np.concatenate([shard.groups(known) for shard in self.shards])
-        names = sorted(known)
-        order = np.array([names.index(name) for name in known], np.uint16)[numbers]
+        self._rows, self.lengths = self._sort_into_groups()
+
+    def _sort_into_groups(
+        self,
+    ) -> tuple[dict[RecordGroup, NDArray[np.int32]], dict[RecordGroup, NDArray[np.int32]]]:
+        """The rows of each group, numbered through all shards, and their lengths; groups are sorted by name."""
+        # Number the groups in the order of their names.
+        numbers: dict[RecordGroup, int] = {}
+        group_of_row = np.concatenate([shard.groups(numbers) for shard in self.shards])
+        names = sorted(numbers)
+        order = np.array([names.index(name) for name in numbers], np.uint16)[group_of_row]
+        # Sort the rows by group, and cut them where one ends.
         rows = np.argsort(order, kind="stable").astype(np.int32)
         lengths = np.concatenate([shard.lengths() for shard in self.shards])
-        if dropout:
-            lengths = self._expected(lengths)
-        lengths = lengths[rows]
+        if self.dropout:
+            lengths = self._expected_lengths(lengths)
         ends = np.cumsum(np.bincount(order, minlength=len(names))).tolist()
         slices = dict(zip(names, map(slice, [0, *ends], ends), strict=False))
-        self.lengths = {group: lengths[part] for group, part in slices.items()}
-        self._rows = {group: rows[part] for group, part in slices.items()}
+        return (
+            {group: rows[part] for group, part in slices.items()},
+            {group: lengths[rows[part]] for group, part in slices.items()},
+        )
 
-    def _expected(self, lengths: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The lengths with BPE-dropout: of what merges have saved in a record's images, it gives back a share."""
-        saved = np.concatenate([shard.saved() for shard in self.shards])
-        sample = np.flatnonzero(saved)
-        sample = sample[:: max(1, len(sample) // _SAMPLE)].tolist()
-        grown = 0
+    def _expected_lengths(self, lengths: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The lengths with BPE-dropout: of what merges have saved in a row's images, it gives back a share."""
+        # Measure that share on some rows.
+        savings = np.concatenate([shard.savings() for shard in self.shards])
+        sample = np.flatnonzero(savings)
+        sample = sample[:: max(1, len(sample) // _SAMPLE_SIZE)].tolist()
+        growth = 0
         for row in sample:
-            example = self.read(row)
-            grown += len(self.builder.reencode(example, self.dropout, row).ids) - len(example.ids)
-        share = max(0.0, grown / max(1, saved[sample].sum()))
-        expected = lengths + np.round(saved * share).astype(np.int32)
-        return np.where(expected > self._longest, lengths, expected)
+            sequence = self.read(row)
+            growth += len(self.builder.reencode(sequence, self.dropout, row).ids) - len(sequence.ids)
+        share = max(0.0, growth / max(1, savings[sample].sum()))
+        # Where a sequence would become too long, there is no dropout.
+        lengths_with_dropout = lengths + np.round(savings * share).astype(np.int32)
+        return np.where(lengths_with_dropout > self._max_length, lengths, lengths_with_dropout)
 
-    def get(self, group: Group, index: int, position: int, share: float = 1.0) -> TokenSequence:
+    def get(self, group: RecordGroup, index: int, position: int, share: float = 1.0) -> TokenSequence:
         """See `Sequences`."""
-        example = self.read(int(self._rows[group][index]))
+        sequence = self.read(int(self._rows[group][index]))
         if not self.dropout * share:
-            return example
+            return sequence
         seed = int(np.random.PCG64([self._seed, position]).random_raw()) >> 1
-        return self.builder.reencode(example, self.dropout * share, seed, self._longest)
+        return self.builder.reencode(sequence, self.dropout * share, seed, self._max_length)
 
     def read(self, row: int) -> TokenSequence:
-        """A record by its place among all that were prepared."""
+        """A sequence by its place among all that were prepared."""
         shard = int(np.searchsorted(self._ends, row, side="right"))
-        return self.shards[shard].example(row - int(self._ends[shard]) + self.shards[shard].batch.num_rows)
+        return self.shards[shard].sequence(row - int(self._ends[shard]) + self.shards[shard].batch.num_rows)

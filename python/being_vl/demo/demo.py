@@ -1,23 +1,24 @@
 """`being-vl demo`: the whole chain on built-in data, on a CPU."""
 
 import json
-from dataclasses import dataclass
-from importlib.resources import as_file, files
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import Namespace
 
 from being_vl.data.options import SequenceOptions
 from being_vl.demo import shapesworld
 from being_vl.demo.drawings import DrawingsOptions, draw_all
-from being_vl.demo.exam import ExamOptions, Row, table, take_exam
+from being_vl.demo.exam import ExamOptions, KindScores, table, take_exam
 from being_vl.demo.llm import TinyLlamaOptions, make_llama
 from being_vl.demo.options import DemoOptions
-from being_vl.demo.photos import PhotosOptions, photographs
-from being_vl.run import Steps, recipe_parser, run
+from being_vl.demo.photos import PhotosOptions, draw_photographs
+from being_vl.options import Options
+from being_vl.recipes.options import RunOptions
+from being_vl.recipes.recipe import FOLDER, Recipe
+from being_vl.run import Steps, run
 from being_vl.shards.grids import GridStore
 from being_vl.tokenizer import VisualBPE
 from being_vl.train.options import (
@@ -46,38 +47,40 @@ class Size:
 
     pictures: int
     text_scenes: int
-    held_out: int
+    held_out_pictures: int
     text_steps: int
     stage_steps: tuple[int, int, int] | None
 
 
-FULL = Size(pictures=6000, text_scenes=4000, held_out=400, text_steps=1000, stage_steps=None)
-QUICK = Size(pictures=200, text_scenes=200, held_out=24, text_steps=20, stage_steps=(10, 10, 20))
+FULL_SIZE = Size(pictures=6000, text_scenes=4000, held_out_pictures=400, text_steps=1000, stage_steps=None)
+QUICK_SIZE = Size(
+    pictures=200, text_scenes=200, held_out_pictures=24, text_steps=20, stage_steps=(10, 10, 20)
+)
 
 
 @dataclass
-class DataOptions:
+class DataOptions(Options):
     """Options of making the demo's data.
 
     Args:
         out: Folder in which `train/`, `held-out/` and `text/` are made.
         pictures: Training pictures.
         text_scenes: Scenes described in words.
-        held_out: Held-out pictures.
+        held_out_pictures: Held-out pictures.
         seed: Seed of all of them.
     """
 
     out: Path
     pictures: int
     text_scenes: int
-    held_out: int
+    held_out_pictures: int
     seed: int
 
 
 def make_data(options: DataOptions) -> None:
     """Draw the pictures and write the records."""
     shapesworld.generate(options.out / "train", options.pictures, options.seed)
-    shapesworld.generate(options.out / "held-out", options.held_out, options.seed, "held-out")
+    shapesworld.generate(options.out / "held-out", options.held_out_pictures, options.seed, "held-out")
     shapesworld.generate_text(options.out / "text", options.text_scenes, options.seed)
 
 
@@ -95,18 +98,20 @@ def demo(options: DemoOptions) -> Path:
     from being_vl.train.engine import train  # takes seconds to import
 
     torch.set_num_threads(min(MOST_THREADS, torch.get_num_threads()))
-    out, size, seed = options.out, QUICK if options.quick else FULL, options.seed
+    out, size, seed = options.out, QUICK_SIZE if options.quick else FULL_SIZE, options.seed
     steps = Steps(out)
-    steps.do("data", make_data, DataOptions(out, size.pictures, size.text_scenes, size.held_out, seed))
+    steps.do(
+        "data", make_data, DataOptions(out, size.pictures, size.text_scenes, size.held_out_pictures, seed)
+    )
     llama = TinyLlamaOptions(out / "text" / "text.json", out / "text" / "untrained", seed=seed)
     steps.do("llm", make_llama, llama)
     text = TrainOptions(
         llama.out, [llama.records], out / "text", stages=[text_stage(size)], seed=seed, **SHORT
     )
     steps.do("text", train, text)
-    model = run(recipe(out, size, seed))
-    steps.do("exam", take_exam, ExamOptions(model, out / "held-out", out / "exam", size.held_out))
-    steps.do("photographs", photographs, PhotosOptions(out / "vocabulary.json", out / "photographs"))
+    model = run(run_options(out, size, seed))
+    steps.do("exam", take_exam, ExamOptions(model, out / "held-out", out / "exam", size.held_out_pictures))
+    steps.do("photographs", draw_photographs, PhotosOptions(out / "vocabulary.json", out / "photographs"))
     steps.do("drawings", draw_all, DrawingsOptions(out, out / "drawings"))
     print(summary(out, model))
     return model
@@ -120,50 +125,40 @@ def text_stage(size: Size) -> StageOptions:
     )
 
 
-def recipe(out: Path, size: Size, seed: int) -> Namespace:
-    """The packaged recipe, its paths in `out`, for `being_vl.run.run`."""
-    flags = {
-        "images": out / "train" / "images",
-        "llm": out / "text" / "pretrained",
-        "out": out,
-        "train.seed": seed,
-        "expand.seed": seed,
-    }
-    arguments = [f"--{name}={value}" for name, value in flags.items()]
-    arguments += ["--records", str(out / "train" / "train.json")]
-    with as_file(files("being_vl.recipes") / "demo.yaml") as path:
-        config: Namespace = recipe_parser().parse_args(["--recipe", str(path), *arguments])
+def run_options(out: Path, size: Size, seed: int) -> RunOptions:
+    """The packaged recipe with its paths in `out`."""
+    flags = ["--images", out / "train" / "images", "--records", out / "train" / "train.json"]
+    flags += ["--llm", out / "text" / "pretrained", "--out", out, "--train.seed", seed, "--expand.seed", seed]
+    options = Recipe.find(FOLDER / "demo.yaml").run([str(word) for word in flags])
     if size.stage_steps:
-        for stage, number in zip(config.train.stages, size.stage_steps, strict=True):
-            stage.max_steps = number
-    return config
+        stages = zip(options.train.stages, size.stage_steps, strict=True)
+        options.train.stages = [replace(stage, max_steps=steps) for stage, steps in stages]
+    return options
 
 
 def summary(out: Path, model: Path) -> str:
-    """What came of a finished demo, to be printed."""
-    results = [Row(**row) for row in json.loads((out / "exam" / "results.json").read_text(encoding="utf-8"))]
-    store = GridStore.open(out / "grids")
-    bpe = VisualBPE.load(out / "vocabulary.json")
-    grids = list(store.values())[:1000]
+    """The results of a finished demo, to be printed."""
+    scores = [KindScores(**fields) for fields in _read_json(out / "exam" / "results.json")]
+    # Cells and tokens per picture, and of the photographs.
+    grids = list(GridStore.open(out / "grids").values())[:1000]
     cells = np.mean([grid.size for grid in grids])
-    tokens = len(bpe.encode_batch(grids).values) / len(grids)
-    photos = json.loads((out / "photographs" / "photographs.json").read_text(encoding="utf-8"))
-    done = sorted((out / "steps").glob("*.json"), key=lambda file: file.stat().st_mtime)
-    seconds = {file.stem: json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in done}
+    tokens = len(VisualBPE.load(out / "vocabulary.json").encode_batch(grids).values) / len(grids)
+    photos = _read_json(out / "photographs" / "photographs.json").values()
+    photo_ratio = sum(photo["tokens"] for photo in photos) / sum(photo["cells"] for photo in photos)
+    # Steps in the order in which they were finished.
+    step_files = sorted((out / "steps").glob("*.json"), key=lambda file: file.stat().st_mtime)
+    seconds = {file.stem: _read_json(file)["seconds"] for file in step_files}
     times = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
-    kept = sum(photo["tokens"] for photo in photos.values()) / sum(
-        photo["cells"] for photo in photos.values()
-    )
     return f"""
 Held-out pictures, per cent right
-{table(results)}
+{table(scores)}
 
 swapped        the same model with the tokens of another picture
 majority       always the most frequent answer to that kind of question
 random object  the asked attribute of a random object of the right picture, or one of the two in the question
 
 Tokens per picture: {cells:.0f} before visual BPE, {tokens:.1f} after; the shipped photographs keep
-{kept:.0%} of theirs with a vocabulary of their own.
+{photo_ratio:.0%} of theirs with a vocabulary of their own.
 
 Seconds per step: {times}; in all {sum(seconds.values()):.0f}
 
@@ -179,5 +174,9 @@ Seconds per step: {times}; in all {sum(seconds.values()):.0f}
 To try next:
   being-vl generate --model {model} --image {out}/held-out/images/held-out-00000.png --prompt "describe the picture."
   tensorboard --logdir {out}/training
-  being-vl run RECIPE      the same chain on images and records of your own: docs/run.md
+  being-vl run RECIPE      the same chain on images and records of your own: docs/guide/run.md
 """
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

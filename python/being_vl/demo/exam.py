@@ -1,23 +1,24 @@
 """The demo's exam: a trained model is asked about held-out pictures, beside three controls."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from being_vl.data.records import PLACEHOLDER, Turn
 from being_vl.demo.scoring import exact_match, majority_share, set_f1
-from being_vl.demo.shapesworld import Scene, named_objects, read_scenes
+from being_vl.demo.shapesworld import Scene, find_objects, read_scenes
 from being_vl.files import write_aside, write_json
+from being_vl.images.decode import read_image
 from being_vl.model.assistant import Assistant
+from being_vl.options import Options
 
-LONGEST_ANSWER = 32
-BATCH = 128
+MAX_ANSWER_TOKENS = 32
+BATCH_SIZE = 128
 ATTRIBUTES = {
     "colour": "colour",
     "shape": "shape",
@@ -32,7 +33,7 @@ ONE_OF_TWO = ("larger", "higher", "further left")
 
 
 @dataclass
-class ExamOptions:
+class ExamOptions(Options):
     """Options of the exam.
 
     Args:
@@ -49,7 +50,7 @@ class ExamOptions:
 
 
 @dataclass(frozen=True)
-class Row:
+class KindScores:
     """Scores of one kind of question, as shares from 0 to 1: accuracy, or for captions the F1 of objects.
 
     Args:
@@ -73,8 +74,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Talk:
-    """Questions that are asked one after the other, about one picture."""
+class _Conversation:
+    """Questions about one picture that are asked one after the other."""
 
     category: str
     image: str
@@ -84,8 +85,8 @@ class _Talk:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One question with the answers to it, given the right and another picture."""
+class ExamAnswer:
+    """One question with the model's answers: `right` with the right picture, `swapped` with another one."""
 
     category: str
     kind: str
@@ -100,146 +101,157 @@ def take_exam(options: ExamOptions) -> None:
     """Ask the model, score its answers, and write results and answers."""
     scenes = read_scenes(options.pictures / "held-out-scenes.json")
     names = list(scenes)[: options.count]
-    talks = list(_talks(options.pictures / "held-out.json", set(names)))
+    conversations = list(_read_conversations(options.pictures / "held-out.json", set(names)))
+    # The pictures' grids; the control has those of pictures half the list away.
     assistant = Assistant.load(options.model, device="cpu")
-    grids = dict(
-        zip(
-            names,
-            assistant.quantizer.encode([_picture(options.pictures, name) for name in names]),
-            strict=True,
-        )
+    pictures = [read_image(options.pictures / "images" / name) for name in names]
+    grids = dict(zip(names, assistant.quantizer.encode(pictures), strict=True))
+    half = len(names) // 2
+    swapped_grids = dict(zip(names, [grids[name] for name in names[half:] + names[:half]], strict=True))
+    # All questions, with the right and with the other grid.
+    right_texts, swapped_texts = (
+        _ask(assistant, conversations, [grids_of[conversation.image] for conversation in conversations])
+        for grids_of in (grids, swapped_grids)
     )
-    others = dict(zip(names, names[len(names) // 2 :] + names[: len(names) // 2], strict=True))
-    right = _ask(assistant, talks, [grids[talk.image] for talk in talks])
-    swapped = _ask(assistant, talks, [grids[others[talk.image]] for talk in talks])
-    answered = [
-        Answered(talk.category, kind, talk.image, question, reference, r, s)
-        for talk, rights, swaps in zip(talks, right, swapped, strict=True)
-        for kind, question, reference, r, s in zip(
-            talk.kinds, talk.questions, talk.references, rights, swaps, strict=True
+    answers = [
+        ExamAnswer(conversation.category, kind, conversation.image, question, reference, right, swapped)
+        for conversation, *texts in zip(conversations, right_texts, swapped_texts, strict=True)
+        for kind, question, reference, right, swapped in zip(
+            conversation.kinds, conversation.questions, conversation.references, *texts, strict=True
         )
     ]
-    rows = score(answered, scenes)
+    scores = score(answers, scenes)
     options.out.mkdir(parents=True, exist_ok=True)
     with write_aside(options.out / "answers.jsonl") as path:
-        path.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answered), encoding="utf-8")
+        path.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answers), encoding="utf-8")
     with write_aside(options.out / "results.md") as path:
-        path.write_text(table(rows) + "\n", encoding="utf-8")
-    write_json(options.out / "results.json", [asdict(row) for row in rows])
+        path.write_text(table(scores) + "\n", encoding="utf-8")
+    write_json(options.out / "results.json", [asdict(kind_scores) for kind_scores in scores])
 
 
-def score(answered: Sequence[Answered], scenes: dict[str, Scene]) -> list[Row]:
+def score(answers: Sequence[ExamAnswer], scenes: dict[str, Scene]) -> list[KindScores]:
     """Per category, and per kind of question in it: scores of the right picture and of the controls."""
-    groups: dict[tuple[str, str], list[Answered]] = {}
-    for answer in answered:
+    # Colours and shapes of a lone object need no binding, and so are a kind of their own.
+    answers_of_kind: dict[tuple[str, str], list[ExamAnswer]] = {}
+    for answer in answers:
         kind = answer.kind
         if kind in ("colour", "shape"):
             kind += ", one object" if len(scenes[answer.image].things) == 1 else ", several objects"
-        groups.setdefault((answer.category, kind), []).append(answer)
-    rows = [_row(category, kind, found, scenes) for (category, kind), found in groups.items()]
+        answers_of_kind.setdefault((answer.category, kind), []).append(answer)
+    scores = [_score_kind(*key, of_kind, scenes) for key, of_kind in answers_of_kind.items()]
+    # Each category's average before its kinds.
     results = []
-    for category in dict.fromkeys(row.category for row in rows):
-        parts = sorted((row for row in rows if row.category == category), key=lambda row: row.kind)
+    for category in dict.fromkeys(kind_scores.category for kind_scores in scores):
+        parts = [kind_scores for kind_scores in scores if kind_scores.category == category]
+        parts.sort(key=lambda part: part.kind)
         if len(parts) > 1:
-            results.append(_whole(category, parts))
+            results.append(_average(category, parts))
         results += parts
     return results
 
 
-def _row(category: str, kind: str, found: list[Answered], scenes: dict[str, Scene]) -> Row:
-    if kind == "caption":
-        scores = [
-            [set_f1(named_objects(text), named_objects(a.reference)) for a, text in pairs]
-            for pairs in ([(a, a.right) for a in found], [(a, a.swapped) for a in found])
-        ]
-        return Row(category, kind, len(found), float(np.mean(scores[0])), float(np.mean(scores[1])))
-    attribute = ATTRIBUTES.get(found[0].kind)
-    chance = 0.5 if found[0].kind in ONE_OF_TWO else None
-    if attribute:
-        values = [[getattr(thing, attribute) for thing in scenes[a.image].things] for a in found]
-        chance = float(np.mean([v.count(a.reference) / len(v) for v, a in zip(values, found, strict=True)]))
-    return Row(
-        category,
-        kind,
-        len(found),
-        float(np.mean([exact_match(a.right, a.reference) for a in found])),
-        float(np.mean([exact_match(a.swapped, a.reference) for a in found])),
-        majority_share([a.reference for a in found]),
-        chance,
+def _score_kind(category: str, kind: str, answers: list[ExamAnswer], scenes: dict[str, Scene]) -> KindScores:
+    """The scores of one kind of question."""
+
+    def mean(compare: Callable[[str, str], float], texts: Iterable[str]) -> float:
+        pairs = zip(texts, answers, strict=True)
+        return float(np.mean([compare(text, answer.reference) for text, answer in pairs]))
+
+    compare = _compare_captions if kind == "caption" else exact_match
+    right, swapped = (
+        mean(compare, (answer.right for answer in answers)),
+        mean(compare, (answer.swapped for answer in answers)),
     )
+    if kind == "caption":
+        return KindScores(category, kind, len(answers), right, swapped)
+    # Chance for one who sees the picture's objects, but not which of them is meant.
+    attribute = ATTRIBUTES.get(answers[0].kind)
+    chance = 0.5 if answers[0].kind in ONE_OF_TWO else None
+    if attribute:
+        values = [[getattr(thing, attribute) for thing in scenes[a.image].things] for a in answers]
+        shares = [v.count(a.reference) / len(v) for v, a in zip(values, answers, strict=True)]
+        chance = float(np.mean(shares))
+    majority = majority_share([answer.reference for answer in answers])
+    return KindScores(category, kind, len(answers), right, swapped, majority, chance)
 
 
-def _whole(category: str, parts: list[Row]) -> Row:
+def _compare_captions(answer: str, reference: str) -> float:
+    return set_f1(find_objects(answer), find_objects(reference))
+
+
+def _average(category: str, parts: list[KindScores]) -> KindScores:
     """The category as a whole; its majority answers each kind of question with that kind's majority."""
-    questions = [row.questions for row in parts]
+    questions = [part.questions for part in parts]
 
     def mean(name: str) -> float:
-        return float(np.average([getattr(row, name) for row in parts], weights=questions))
+        return float(np.average([getattr(part, name) for part in parts], weights=questions))
 
-    return Row(category, "all", sum(questions), mean("right"), mean("swapped"), mean("majority"))
+    return KindScores(category, "all", sum(questions), mean("right"), mean("swapped"), mean("majority"))
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(scores: Sequence[KindScores]) -> str:
     """The results as a Markdown table, in per cent."""
 
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.0f}"
 
-    cells = [["category", "question", "number", "right picture", "swapped", "majority", "random object"]]
-    for row in rows:
-        kind = "caption: F1 of objects" if row.kind == "caption" else row.kind
-        scores = [percent(s) for s in (row.right, row.swapped, row.majority, row.random_object)]
-        cells.append([row.category, kind, str(row.questions), *scores])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    left = 2  # columns of text; the others are numbers
+    # Texts of all cells.
+    rows = [["category", "question", "number", "right picture", "swapped", "majority", "random object"]]
+    for part in scores:
+        kind = "caption: F1 of objects" if part.kind == "caption" else part.kind
+        shares = (part.right, part.swapped, part.majority, part.random_object)
+        rows.append([part.category, kind, str(part.questions), *map(percent, shares)])
+    # The first two columns hold words, and stand left; the others numbers.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         " | ".join(
-            cell.ljust(w) if n < left else cell.rjust(w)
-            for n, (cell, w) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if n < 2 else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        for line in cells
+        for row in rows
     ]
-    rule = " | ".join("-" * w if n < left else "-" * (w - 1) + ":" for n, w in enumerate(widths))
+    rule = " | ".join("-" * width if n < 2 else "-" * (width - 1) + ":" for n, width in enumerate(widths))
     return "\n".join(f"| {line} |" for line in (lines[0], rule, *lines[1:]))
 
 
-def _picture(folder: Path, name: str) -> Image.Image:
-    with Image.open(folder / "images" / name) as image:
-        return image.convert("RGB")
+def _read_conversations(path: Path, images: set[str]) -> Iterator[_Conversation]:
+    """The records about some images: instructions as they are, other questions one at a time.
 
-
-def _talks(path: Path, names: set[str]) -> Iterator[_Talk]:
-    """The records as talks: instructions as they are, other questions one at a time, so that none helps another."""
+    So no other question can help to answer one.
+    """
     for record in json.loads(path.read_text(encoding="utf-8")):
-        if record["image"] not in names:
+        category, image = record["category"], record["image"]
+        if image not in images:
             continue
         texts = [turn["value"].replace(PLACEHOLDER, "").strip() for turn in record["conversations"]]
         questions, references, kinds = tuple(texts[::2]), tuple(texts[1::2]), tuple(record["kinds"])
-        if record["category"] == "instruction":
-            yield _Talk(record["category"], record["image"], questions, kinds, references)
+        if category == "instruction":
+            yield _Conversation(category, image, questions, kinds, references)
         else:
             for question, kind, reference in zip(questions, kinds, references, strict=True):
-                yield _Talk(record["category"], record["image"], (question,), (kind,), (reference,))
+                yield _Conversation(category, image, (question,), (kind,), (reference,))
 
 
 def _ask(
-    assistant: Assistant, talks: Sequence[_Talk], grids: Sequence[NDArray[np.integer[Any]]]
+    assistant: Assistant, conversations: Sequence[_Conversation], grids: Sequence[NDArray[np.integer[Any]]]
 ) -> list[list[str]]:
-    """Answers to all questions of all talks; a later question comes after the model's own earlier answers."""
-    answers: list[list[str]] = [[] for _ in talks]
-    for turn in range(max(len(talk.questions) for talk in talks)):
-        asked = [n for n, talk in enumerate(talks) if len(talk.questions) > turn]
+    """Answers to all questions; a later question comes after the model's own earlier answers."""
+    answers: list[list[str]] = [[] for _ in conversations]
+    for turn in range(max(len(conversation.questions) for conversation in conversations)):
+        # The conversations that have a question left, with what was asked and answered before.
+        numbers = [n for n, talk in enumerate(conversations) if len(talk.questions) > turn]
         prompts = []
-        for n in asked:
-            said = [
+        for n in numbers:
+            questions = conversations[n].questions
+            history = [
                 side
-                for question, answer in zip(talks[n].questions, answers[n], strict=False)
+                for question, answer in zip(questions, answers[n], strict=False)
                 for side in (Turn("user", question), Turn("assistant", answer))
             ]
-            prompts.append([*said, Turn("user", talks[n].questions[turn])])
-        given = assistant.answer(
-            prompts, [[grids[n]] for n in asked], max_new_tokens=LONGEST_ANSWER, batch_size=BATCH
+            prompts.append([*history, Turn("user", questions[turn])])
+        texts = assistant.answer(
+            prompts, [[grids[n]] for n in numbers], max_new_tokens=MAX_ANSWER_TOKENS, batch_size=BATCH_SIZE
         )
-        for n, text in zip(asked, given, strict=True):
+        for n, text in zip(numbers, texts, strict=True):
             answers[n].append(text)
     return answers

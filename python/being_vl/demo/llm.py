@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from being_vl.files import write_aside
+from being_vl.options import Options, StrPath
 
 # No mark between question and answer: the answer follows the word that the question ends in, and so the first
 # attention layer can look that word up. With marks in between, this model's budget does not suffice to learn which
@@ -21,7 +22,7 @@ TEMPLATE = (
 
 
 @dataclass
-class TinyLlamaOptions:
+class TinyLlamaOptions(Options):
     """An untrained Llama whose words are those of some records.
 
     Args:
@@ -66,11 +67,11 @@ def make_llama(options: TinyLlamaOptions) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def word_tokenizer(records: Path) -> PreTrainedTokenizerFast:
+def word_tokenizer(records: StrPath) -> PreTrainedTokenizerFast:
     """A tokenizer of the words and punctuation marks of some records; it ignores case and question marks."""
     texts = [
         turn["value"]
-        for record in json.loads(records.read_text(encoding="utf-8"))
+        for record in json.loads(Path(records).read_text(encoding="utf-8"))
         for turn in record["conversations"]
     ]
     backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
@@ -78,8 +79,9 @@ def word_tokenizer(records: Path) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[.,;:!]"), "isolated")]
     )
-    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
-    backend.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
+    special_tokens = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    trainer = trainers.WordLevelTrainer(special_tokens=special_tokens, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",

@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from being_vl.options import Options
+
 
 @dataclass
-class DemoOptions:
+class DemoOptions(Options):
     """Options of `being-vl demo`.
 
     Args:
         out: Folder for everything that the demo makes; run again, finished steps are skipped.
         seed: Seed of pictures, questions and weights.
-        quick: A minute's run through every step, too short to learn much.
+        quick: Run through every step in a minute, too short to learn much.
     """
 
     out: Path = Path("runs/demo")

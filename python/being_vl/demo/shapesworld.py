@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from being_vl.files import write_aside, write_json
+from being_vl.options import StrPath
 
-CELL = 8
-CELLS = 8
-PIXELS = CELL * CELLS
+CELL_SIDE = 8
+"""In pixels."""
+GRID_SIDE = 8
+"""In cells."""
+PICTURE_SIDE = CELL_SIDE * GRID_SIDE
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -106,45 +109,55 @@ def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 def sample_scene(rng: np.random.Generator, split: Split, max_objects: int = MAX_OBJECTS) -> Scene:
     """Draw a scene of `split` with 1 to `max_objects` objects, each number equally likely."""
-    wanted = int(rng.integers(1, max_objects + 1))
+    num_objects = int(rng.integers(1, max_objects + 1))
+    # Scenes with too little room, and those of the other split, are drawn again.
     while True:
-        free = np.ones((CELLS, CELLS), dtype=bool)
-        things: list[Thing] = []
-        shapes, colours = rng.permutation(len(SHAPES)), rng.permutation(len(COLOURS))
-        for shape, colour in zip(shapes[:wanted], colours, strict=False):
-            size = _pick(rng, list(SIZES))
-            cells = SIZES[size]
-            for _ in range(20):
-                row, column = (int(v) for v in rng.integers(0, CELLS - cells + 1, size=2))
-                if free[row : row + cells, column : column + cells].all():
-                    free[max(row - 1, 0) : row + cells + 1, max(column - 1, 0) : column + cells + 1] = False
-                    looks = SHAPES[shape], list(COLOURS)[colour], size, _pick(rng, TEXTURES)
-                    things.append(Thing(*looks, row, column))
-                    break
-        things.sort(key=lambda thing: (thing.row, thing.column))
+        things = _place_things(rng, num_objects)
         scene = Scene(_pick(rng, list(BACKGROUNDS)), tuple(things))
-        if len(things) == wanted and scene.split == split:
+        if len(things) == num_objects and scene.split == split:
             return scene
 
 
-def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Draw `scene` as a 64×64 RGB picture; `rng` makes it a little lighter or darker."""
+def _place_things(rng: np.random.Generator, num_objects: int) -> list[Thing]:
+    """Objects in raster order that do not touch each other; one that finds no room in 20 attempts is left out."""
+    is_free = np.ones((GRID_SIDE, GRID_SIDE), dtype=bool)
+    things: list[Thing] = []
+    shapes, colours = rng.permutation(len(SHAPES)), rng.permutation(len(COLOURS))
+    for shape, colour in zip(shapes[:num_objects], colours, strict=False):
+        size = _pick(rng, list(SIZES))
+        cells = SIZES[size]
+        for _ in range(20):
+            row, column = (int(v) for v in rng.integers(0, GRID_SIDE - cells + 1, size=2))
+            if is_free[row : row + cells, column : column + cells].all():
+                # The cells around it stay free as well.
+                top, left = max(row - 1, 0), max(column - 1, 0)
+                is_free[top : row + cells + 1, left : column + cells + 1] = False
+                looks = SHAPES[shape], list(COLOURS)[colour], size, _pick(rng, TEXTURES)
+                things.append(Thing(*looks, row, column))
+                break
+    return sorted(things, key=lambda thing: (thing.row, thing.column))
 
-    def shifted(colour: tuple[int, int, int]) -> NDArray[np.float32]:
+
+def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
+    """Draw `scene` as an RGB picture of 64×64 pixels; `rng` makes it a little lighter or darker."""
+
+    def shift(colour: tuple[int, int, int]) -> NDArray[np.float32]:
         return np.asarray(colour, np.float32) + light
 
     light = np.float32(rng.integers(-8, 9))
-    first, second = (shifted(colour) for colour in BACKGROUNDS[scene.background])
-    rows, columns = np.indices((PIXELS, PIXELS)) // (CELL // 2)
-    pixels = np.where(((rows + columns) % 2 == 0)[..., None], first, second)
+    # The background, plain or checked.
+    colour_a, colour_b = (shift(colour) for colour in BACKGROUNDS[scene.background])
+    rows, columns = np.indices((PICTURE_SIDE, PICTURE_SIDE)) // (CELL_SIDE // 2)
+    pixels = np.where(((rows + columns) % 2 == 0)[..., None], colour_a, colour_b)
+    # The objects, with soft edges.
     for thing in scene.things:
-        side = thing.cells * CELL
-        top, left = thing.row * CELL, thing.column * CELL
+        side = thing.cells * CELL_SIDE
+        top, left = thing.row * CELL_SIDE, thing.column * CELL_SIDE
         window = pixels[top : top + side, left : left + side]
-        colour = np.broadcast_to(shifted(COLOURS[thing.colour]), window.shape)
+        colour = np.broadcast_to(shift(COLOURS[thing.colour]), window.shape)
         if thing.texture == "striped":
-            bright = (np.arange(side) % 4 >= 2)[:, None, None]
-            colour = np.where(bright, 0.35 * colour + 0.65 * 250, colour)
+            is_bright = (np.arange(side) % 4 >= 2)[:, None, None]
+            colour = np.where(is_bright, 0.35 * colour + 0.65 * 250, colour)
         mask = _mask(thing.shape, thing.cells)[:, :, None]
         window[:] = mask * colour + (1 - mask) * window
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
@@ -152,8 +165,8 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 @cache
 def _mask(shape: str, cells: int) -> NDArray[np.float32]:
-    """Coverage 0..1 of each pixel of the bounding square, by supersampling."""
-    side, scale = cells * CELL, 8
+    """Coverage, 0 to 1, of each pixel of the bounding square, by supersampling."""
+    side, scale = cells * CELL_SIDE, 8
     end = side * scale - 1
     image = Image.new("L", (side * scale, side * scale))
     pen = ImageDraw.Draw(image)
@@ -168,8 +181,8 @@ def _mask(shape: str, cells: int) -> NDArray[np.float32]:
         third = end * 0.31
         pen.rectangle((third, 0, end - third, end), fill=255)
         pen.rectangle((0, third, end, end - third), fill=255)
-    covered = image.resize((side, side), Image.Resampling.BOX)
-    return np.asarray(covered, np.float32) / np.float32(255)
+    coverage = image.resize((side, side), Image.Resampling.BOX)
+    return np.asarray(coverage, np.float32) / np.float32(255)
 
 
 def caption(scene: Scene) -> str:
@@ -177,32 +190,32 @@ def caption(scene: Scene) -> str:
     return ", ".join(f"a {thing.name}" for thing in scene.things) + f", on a {scene.background} background."
 
 
-def named_objects(text: str) -> set[str]:
-    """The objects (`red circle`) that a caption names; what `caption` is scored by."""
+def find_objects(text: str) -> set[str]:
+    """The objects that a caption names, such as `red circle`."""
     words = text.lower().replace(",", " ").replace(".", " ").split()
     return {f"{a} {b}" for a, b in pairwise(words) if a in COLOURS and b in SHAPES}
 
 
-def _attribute(attribute: str, thing: Thing) -> Question:
-    by, text = {
+def _ask_attribute(attribute: str, thing: Thing) -> Question:
+    key, text = {
         "colour": ("shape", "what is the colour of the {}?"),
         "shape": ("colour", "which shape is {}?"),
         "size": ("shape", "what is the size of the {}?"),
         "texture": ("shape", "what is the texture of the {}?"),
     }[attribute]
-    return Question(attribute, text.format(getattr(thing, by)), getattr(thing, attribute))
+    return Question(attribute, text.format(getattr(thing, key)), getattr(thing, attribute))
 
 
-def _which(
+def _ask_comparison(
     rng: np.random.Generator, scene: Scene, kind: str, rank: Callable[[Thing], float]
 ) -> list[Question]:
     """Ask which of two objects comes first in `rank`; nothing where no two objects differ by 1 or more."""
     pairs = [(a, b) for a in scene.things for b in scene.things if rank(b) - rank(a) >= 1]
     if not pairs:
         return []
-    first, second = _pick(rng, pairs)
-    one, other = (first, second) if rng.integers(2) else (second, first)
-    return [Question(kind, f"which is {kind}, the {one.shape} or the {other.shape}?", first.shape)]
+    answer, foil = _pick(rng, pairs)
+    a, b = (answer, foil) if rng.integers(2) else (foil, answer)
+    return [Question(kind, f"which is {kind}, the {a.shape} or the {b.shape}?", answer.shape)]
 
 
 def perception(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -212,27 +225,27 @@ def perception(scene: Scene, rng: np.random.Generator) -> list[Question]:
     answer.
     """
     attribute = _pick(rng, ("colour", "shape"))
-    questions = [_attribute(attribute, thing) for thing in scene.things]
-    questions += [_attribute(_pick(rng, ("size", "texture")), thing) for thing in scene.things]
+    questions = [_ask_attribute(attribute, thing) for thing in scene.things]
+    questions += [_ask_attribute(_pick(rng, ("size", "texture")), thing) for thing in scene.things]
     questions.append(Question("background", "what is the background?", scene.background))
-    return _shuffled(rng, questions)
+    return _shuffle(rng, questions)
 
 
 def reasoning(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Counting, comparison and spatial relations, in random order."""
-    return _shuffled(
+    return _shuffle(
         rng,
         [
             Question("count", "how many objects are there?", str(len(scene.things))),
-            *_which(rng, scene, "larger", lambda thing: -thing.cells),
-            *_which(rng, scene, "higher", lambda thing: thing.middle[0]),
-            *_which(rng, scene, "further left", lambda thing: thing.middle[1]),
+            *_ask_comparison(rng, scene, "larger", lambda thing: -thing.cells),
+            *_ask_comparison(rng, scene, "higher", lambda thing: thing.middle[0]),
+            *_ask_comparison(rng, scene, "further left", lambda thing: thing.middle[1]),
         ],
     )
 
 
 def instruction(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """A conversation in which later questions refer to what was said before."""
+    """A conversation in which later questions refer to earlier ones."""
     colours = Question("list colours", "list the colours.", ", ".join(thing.colour for thing in scene.things))
     shapes = Question("list shapes", "list the shapes.", ", ".join(thing.shape for thing in scene.things))
     thing = _pick(rng, scene.things)
@@ -240,10 +253,10 @@ def instruction(scene: Scene, rng: np.random.Generator) -> list[Question]:
         Question("its size", "what is its size?", thing.size),
         Question("its texture", "what is its texture?", thing.texture),
     ]
-    return [_pick(rng, (colours, shapes)), _attribute("colour", thing), _pick(rng, follow_ups)]
+    return [_pick(rng, (colours, shapes)), _ask_attribute("colour", thing), _pick(rng, follow_ups)]
 
 
-def _shuffled(rng: np.random.Generator, questions: list[Question]) -> list[Question]:
+def _shuffle(rng: np.random.Generator, questions: list[Question]) -> list[Question]:
     return [questions[i] for i in rng.permutation(len(questions))]
 
 
@@ -275,7 +288,7 @@ def _record(
 
 
 def generate(
-    out: Path, count: int, seed: int = 0, split: Split = "train", max_objects: int = MAX_OBJECTS
+    out: StrPath, count: int, seed: int = 0, split: Split = "train", max_objects: int = MAX_OBJECTS
 ) -> None:
     """Write `count` pictures and four records of each, one per category.
 
@@ -283,6 +296,7 @@ def generate(
     each record has `kinds`, the kind of each of its questions) and `out/<split>-scenes.json` (image name →
     scene). The same arguments give the same bytes, and picture n does not depend on `count`.
     """
+    out = Path(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     records, scenes = [], {}
     for n in range(count):
@@ -297,7 +311,7 @@ def generate(
     write_json(out / f"{split}-scenes.json", scenes)
 
 
-def generate_text(out: Path, count: int, seed: int = 0, max_objects: int = MAX_OBJECTS) -> None:
+def generate_text(out: StrPath, count: int, seed: int = 0, max_objects: int = MAX_OBJECTS) -> None:
     """Write `out/text.json`: records of `count` training scenes described in words instead of drawn.
 
     The words say nothing about left and right, so that is not asked.
@@ -307,16 +321,16 @@ def generate_text(out: Path, count: int, seed: int = 0, max_objects: int = MAX_O
         rng = np.random.default_rng([seed, 2, n])
         scene = sample_scene(rng, "train", max_objects)
         for category, questions in conversations(scene, rng):
-            asked = [question for question in questions if question.kind != "further left"]
-            records.append(_record(f"text-{n:05d}", category, asked, None, describe(scene)))
-    _write_lines(out / "text.json", records)
+            questions = [question for question in questions if question.kind != "further left"]
+            records.append(_record(f"text-{n:05d}", category, questions, None, describe(scene)))
+    _write_lines(Path(out) / "text.json", records)
 
 
-def read_scenes(path: Path) -> dict[str, Scene]:
+def read_scenes(path: StrPath) -> dict[str, Scene]:
     """Read the scenes that `generate` wrote: image name → scene."""
     return {
         name: Scene(scene["background"], tuple(Thing(**thing) for thing in scene["things"]))
-        for name, scene in json.loads(path.read_text(encoding="utf-8")).items()
+        for name, scene in json.loads(Path(path).read_text(encoding="utf-8")).items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Finding images in a folder and decoding them, whatever their format, to plain RGB."""
+"""Decoding images, whatever their format, to plain RGB."""
 
 import io
 from pathlib import Path
@@ -7,36 +7,18 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from being_vl.errors import ImageError
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
-
-def find_images(folder: Path) -> list[str]:
-    """Paths of all images in `folder` and its subfolders, relative to it, in posix form, sorted.
-
-    Raises:
-        ImageError: if the folder is missing or holds no image.
-    """
-    if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder; expected a folder of images")
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    keys = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
-    if not keys:
-        raise ImageError(
-            f"{folder}: no image found; expected files that end in {', '.join(sorted(SUFFIXES))}"
-        )
-    return keys
+from being_vl.options import StrPath
 
 
-def decode_image(data: bytes, where: str) -> Image.Image:
-    """Decode a whole image file to upright RGB.
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Decode the bytes of an image file to upright RGB.
 
     The EXIF orientation is applied, transparency is composited on white, palettes and grey levels become RGB,
     16-bit grey levels are scaled to 8 bits. Of an animation the first frame is taken.
 
     Args:
         data: The file's bytes.
-        where: What to call the file in an error.
+        name: What to call the file in an error.
 
     Raises:
         ImageError: if the bytes are no image, are cut off, or the image is too large to be decoded safely.
@@ -46,19 +28,19 @@ def decode_image(data: bytes, where: str) -> Image.Image:
             file.load()
             return to_rgb(ImageOps.exif_transpose(file))
     except UnidentifiedImageError as error:  # Pillow names the buffer, not the file
-        raise ImageError(f"{where}: cannot be decoded (cannot identify the kind of image)") from error
+        raise ImageError(f"{name}: cannot be decoded (cannot identify the kind of image)") from error
     except Exception as error:  # decoders raise all kinds on damaged files
-        raise ImageError(f"{where}: cannot be decoded ({str(error) or type(error).__name__})") from error
+        raise ImageError(f"{name}: cannot be decoded ({str(error) or type(error).__name__})") from error
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: StrPath) -> Image.Image:
     """Read one image file; see `decode_image`.
 
     Raises:
         ImageError: if the file is missing or cannot be decoded.
     """
     try:
-        data = path.read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     return decode_image(data, str(path))
@@ -81,24 +63,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        background = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(background, image).convert("RGB")
     return image.convert("RGB")
 
 
 def fit_square(
-    image: Image.Image, size: int, background: tuple[int, int, int] = (255, 255, 255), least: int = 1
+    image: Image.Image, size: int, background: tuple[int, int, int] = (255, 255, 255), min_side: int = 1
 ) -> Image.Image:
     """The whole image, scaled (bicubic) so that its longer side is `size`, in the middle of a plain square.
 
-    Nothing is cropped and the proportions stay, but for a shorter side of less than `least`; an image of `size` by
+    Nothing is cropped and the proportions stay, but for a shorter side of less than `min_side`; an image of `size` by
     `size` pixels is returned as it is. The square is white unless `background`, RGB of 0 to 255, says otherwise.
     """
     image = to_rgb(image)
     if image.size == (size, size):
         return image
     scale = size / max(image.size)
-    width, height = (max(least, round(side * scale)) for side in image.size)
+    width, height = (max(min_side, round(side * scale)) for side in image.size)
     square = Image.new("RGB", (size, size), background)
     square.paste(
         image.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2)

@@ -4,20 +4,21 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Protocol
 
 from being_vl.errors import ImageError
-from being_vl.images.decode import SUFFIXES, find_images
+from being_vl.files import file_version
+from being_vl.images.files import list_image_files
+from being_vl.images.tables import Table, open_table
+from being_vl.images.tars import member_key, read_members
+from being_vl.options import StrPath
 
-ROW_GROUPS_IN_MEMORY = 2
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """One image file, wherever its bytes are; picklable."""
 
     @property
@@ -25,15 +26,15 @@ class Source(Protocol):
         """The image's name, unique in a job."""
 
     def read(self) -> bytes:
-        """The whole file.
+        """All bytes of the image file.
 
         Raises:
             OSError, ImageError: if it cannot be read.
         """
 
     @property
-    def stamp(self) -> tuple[Any, ...]:
-        """What changes when the image does, without reading it."""
+    def fingerprint(self) -> tuple[Any, ...]:
+        """JSON-able values that are others when the image is, known without reading it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,26 @@ class ImageFile:
         return self.path.read_bytes()
 
     @property
-    def stamp(self) -> tuple[Any, ...]:
-        """Name, size and time of change; no size if it is missing."""
-        return self.key, *_stat(self.path)
+    def fingerprint(self) -> tuple[Any, ...]:
+        """Key, size and time of change; the key alone if the file is missing."""
+        return self.key, *file_version(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A part of an uncompressed tar file, read in place."""
+    """A part of an uncompressed tar file, read in place.
+
+    Args:
+        key: The image's name.
+        path: The tar file.
+        version: The tar file's size and time of change.
+        offset: Where the member's bytes begin in it.
+        size: How many they are.
+    """
 
     key: str
     path: Path
+    version: tuple[int, ...]
     offset: int
     size: int
 
@@ -72,40 +82,48 @@ class TarMember:
         return data
 
     @property
-    def stamp(self) -> tuple[Any, ...]:
-        """Name and place, and the tar file's size and time of change."""
-        return self.key, self.offset, self.size, *_stat(self.path)
+    def fingerprint(self) -> tuple[Any, ...]:
+        """Key and place, and the tar file's size and time of change."""
+        return self.key, self.offset, self.size, *self.version
 
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row of a Parquet file, or of an Arrow file as `datasets` writes it."""
+    """A row of a Parquet or Arrow file.
+
+    Args:
+        key: The image's name.
+        table: The file.
+        column: Name of the column with the images.
+        group: Number of the row group or record batch.
+        row: The row's number in it.
+    """
 
     key: str
-    path: Path
+    table: Table
     column: str
     group: int
     row: int
 
     def read(self) -> bytes:
         """The image's bytes, or those of the file that the row names."""
-        value = _row_group(self.path, self.column, self.group)[self.row].as_py()
+        value = self.table.read_group(self.group, (self.column,))[self.column][self.row].as_py()
         if isinstance(value, dict):  # datasets' Image: bytes, or a path where they were not embedded
             path = value.get("path")
             value = value.get("bytes")
             if value is None and path:
-                return Path(self.path.parent, path).read_bytes()
+                return Path(self.table.path.parent, path).read_bytes()
         if value is None:
             raise ImageError(f"{self.key}: holds no image")
         return bytes(value)
 
     @property
-    def stamp(self) -> tuple[Any, ...]:
-        """Name and column, and the table's size and time of change."""
-        return self.key, self.column, *_stat(self.path)
+    def fingerprint(self) -> tuple[Any, ...]:
+        """Key and column, and the table's size and time of change."""
+        return self.key, self.column, *self.table.version
 
 
-def find_sources(path: Path, root: Path | None = None) -> list[Source]:
+def find_images(path: StrPath, root: StrPath | None = None) -> list[ImageSource]:
     """All images that `path` names, in the order of their keys.
 
     Args:
@@ -124,14 +142,15 @@ def find_sources(path: Path, root: Path | None = None) -> list[Source]:
     Raises:
         ImageError: if there is no image, or a file is damaged as a whole.
     """
-    sources: list[Source] = []
+    path = Path(path)
+    sources: list[ImageSource] = []
     if path.is_file():
-        sources += _of_file(path, path.parent if root is None else root)
+        sources += _find_in_file(path, path.parent if root is None else Path(root))
         if not sources:
             raise ImageError(f"{path}: names no image")
     else:
         try:
-            sources += (ImageFile(key, path / key) for key in find_images(path))
+            sources += (ImageFile(key, path / key) for key in list_image_files(path))
         except ImageError:
             for container in (p for p in path.rglob("*") if p.suffix in CONTAINERS):
                 sources += CONTAINERS[container.suffix](container, container.relative_to(path).as_posix())
@@ -140,7 +159,8 @@ def find_sources(path: Path, root: Path | None = None) -> list[Source]:
     return sorted(sources, key=lambda source: source.key)
 
 
-def _of_file(path: Path, root: Path) -> Iterator[Source]:
+def _find_in_file(path: Path, root: Path) -> Iterator[ImageSource]:
+    """The images that a file holds or names."""
     if path.suffix in CONTAINERS:
         return CONTAINERS[path.suffix](path, path.name)
     if path.suffix not in LISTS:
@@ -164,53 +184,43 @@ def _names_in_records(text: str) -> list[str]:
     return [name for image in images for name in ([image] if isinstance(image, str) else image)]
 
 
-def _tar_members(path: Path, name: str) -> Iterator[Source]:
+def _tar_members(path: Path, tar_name: str) -> Iterator[ImageSource]:
+    version = file_version(path)
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
-                    key = f"{name}/{member.name.removeprefix('./')}"
-                    yield TarMember(key, path, member.offset_data, member.size)
+        with path.open("rb") as file:
+            for member in read_members(file):
+                if key := member_key(tar_name, member):
+                    yield TarMember(key, path, version, member.offset_data, member.size)
     except tarfile.TarError as error:
-        raise ImageError(f"{path}: not a whole uncompressed tar file ({error})") from None
+        raise ImageError(f"{path}: not a complete uncompressed tar file ({error})") from None
 
 
-def _table_rows(path: Path, name: str) -> Iterator[Source]:
+def _table_rows(path: Path, table_name: str) -> Iterator[ImageSource]:
+    import pyarrow as pa
+
     try:
-        column, sizes = _layout(path)
+        table = open_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise ImageError(f"{path}: not a whole table ({error})") from None
-    digits = len(str(sum(sizes)))
-    first = 0
-    for group, rows in enumerate(sizes):
-        for row in range(rows):
-            yield TableRow(f"{name}/{first + row:0{digits}d}", path, column, group, row)
-        first += rows
+        raise ImageError(f"{path}: not a complete table ({error})") from None
+    column = _image_column(path, table.schema)
+    number = 0
+    for group, size in enumerate(table.group_sizes):
+        for row in range(size):
+            yield TableRow(table.row_key(table_name, number), table, column, group, row)
+            number += 1
 
 
-LISTS: dict[str, Callable[[str], list[str]]] = {".txt": _names_in_list, ".json": _names_in_records}
-CONTAINERS: dict[str, Callable[[Path, str], Iterator[Source]]] = {
-    ".tar": _tar_members,
-    ".parquet": _table_rows,
-    ".arrow": _table_rows,
-}
-
-
-def _layout(path: Path) -> tuple[str, list[int]]:
-    """The column of images, and the rows of each part of the table."""
-    if path.suffix == ".parquet":
-        file = pq.ParquetFile(path)
-        sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
-        return _image_column(path, file.schema_arrow), sizes
-    schema, batches = arrow_batches(path)
-    return _image_column(path, schema), [batch.num_rows for batch in batches]
-
-
-def _image_column(path: Path, schema: pa.Schema) -> str:
+def _image_column(path: Path, schema: "pa.Schema") -> str:
     """The column of `datasets`' images (structs with `bytes`), or else that of binary values."""
-    structs = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
-    binary = [f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)]
-    columns = structs or binary
+    import pyarrow as pa
+
+    struct_columns = [
+        f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0
+    ]
+    binary_columns = [
+        f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)
+    ]
+    columns = struct_columns or binary_columns
     if len(columns) != 1:
         raise ImageError(
             f"{path}: expected one column of images, that is of binary values or of structs with a field bytes; found "
@@ -219,32 +229,9 @@ def _image_column(path: Path, schema: pa.Schema) -> str:
     return str(columns[0])
 
 
-def arrow_batches(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
-    """Schema and record batches of an Arrow file, in place: of `datasets` streaming format or of the other one.
-
-    Raises:
-        OSError, pyarrow.ArrowException: if it cannot be read, or is not whole.
-    """
-    mapped = pa.memory_map(str(path))
-    if mapped.read(6) == b"ARROW1":
-        file = pa.ipc.open_file(mapped)
-        return file.schema, [file.get_batch(n) for n in range(file.num_record_batches)]
-    mapped.seek(0)
-    stream = pa.ipc.open_stream(mapped)
-    return stream.schema, list(stream)
-
-
-@lru_cache(ROW_GROUPS_IN_MEMORY)
-def _row_group(path: Path, column: str, group: int) -> Any:
-    """One column of one part of a table."""
-    if path.suffix == ".parquet":
-        return pq.ParquetFile(path).read_row_group(group, columns=[column])[column]
-    return arrow_batches(path)[1][group][column]
-
-
-def _stat(path: Path) -> tuple[int, ...]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return ()
-    return stat.st_size, stat.st_mtime_ns
+LISTS: dict[str, Callable[[str], list[str]]] = {".txt": _names_in_list, ".json": _names_in_records}
+CONTAINERS: dict[str, Callable[[Path, str], Iterator[ImageSource]]] = {
+    ".tar": _tar_members,
+    ".parquet": _table_rows,
+    ".arrow": _table_rows,
+}

@@ -1,48 +1,93 @@
-"""Starting the ranks of a training on this machine."""
+"""Starting the ranks of a job on this machine."""
 
+import logging
+import os
 import subprocess
-import sys
-from pathlib import Path
-
-import torch
+from collections.abc import Mapping
 
 from being_vl.errors import BeingVLError
 from being_vl.files import MANIFEST, to_jsonable, write_json
+from being_vl.launch.torchrun import local_command
+from being_vl.quantize.options import QuantizeOptions
 from being_vl.train.options import TrainOptions
 from being_vl.train.signals import forward_signals
 
 
-def train_on_ranks(options: TrainOptions, ranks: int | None = None) -> None:
-    """Train in this process if one rank is asked for, else in `ranks` processes started by torchrun.
+def train_on_ranks(options: TrainOptions, ranks: int | None = None, device: str = "auto") -> None:
+    """Train in this process if one rank is enough, else in several that torchrun starts.
 
     Args:
         options: The training.
-        ranks: Number of processes; by default one per GPU of this machine, or one on a CPU.
+        ranks: Number of processes; by default one per GPU, or one on a CPU.
+        device: `auto` is all GPUs where there are some; `cpu`, or `cuda:1` for one GPU alone.
 
     Raises:
         BeingVLError: if a rank fails; it has said why.
         SystemExit: with status 0, if a signal stopped the training before its end; it is saved.
     """
-    ranks = ranks or max(1, torch.cuda.device_count())
-    if ranks == 1:
+    ranks = ranks or _count_ranks(device)
+    visible = _visible_gpus(device)
+    if ranks == 1 and not visible:
         from being_vl.train.engine import train
 
         train(options)
         return
-    recipe = Path(options.out) / "options.json"
-    write_json(recipe, to_jsonable(options))
-    command = torchrun(ranks, recipe)
-    with forward_signals():
-        failed = subprocess.run(command, check=False).returncode
-    if failed:
-        raise BeingVLError(
-            f"training on {ranks} ranks failed; see the messages above. Command: {' '.join(command)}"
-        )
-    if not (Path(options.out) / options.stages[-1].name / MANIFEST).is_file():
+    path = options.out / "options.json"
+    write_json(path, to_jsonable(options))
+    _run_ranks(["train", "--recipe", str(path)], ranks, visible)
+    if not (options.out / options.stages[-1].name / MANIFEST).is_file():
         raise SystemExit(0)
 
 
-def torchrun(ranks: int, recipe: Path) -> list[str]:
-    """The command that trains a recipe on so many ranks of this machine."""
-    launcher = ["-m", "being_vl.launch.torchrun", "--standalone", "--nproc-per-node", str(ranks)]
-    return [sys.executable, *launcher, "-m", "being_vl", "train", "--recipe", str(recipe)]
+def quantize_on_ranks(options: QuantizeOptions, ranks: int | None = None) -> None:
+    """Quantize in this process if one rank is enough, else in several that torchrun starts; the grids are the same.
+
+    Args:
+        options: The job; its device `auto` is all GPUs where there are some.
+        ranks: Number of processes; by default one per GPU, or one on a CPU.
+
+    Raises:
+        BeingVLError: if a rank fails; it has said why.
+        ImageError, QuantizerError: as `quantize` does.
+    """
+    ranks = ranks or _count_ranks(options.device)
+    if ranks == 1 or options.engine != "local":
+        from being_vl.quantize.job import quantize
+
+        quantize(options)
+        return
+    path = options.out.with_name(f"{options.out.name}.options.json")
+    write_json(path, to_jsonable(options))
+    _run_ranks(["quantize", "--recipe", str(path)], ranks, {})
+
+
+def _count_ranks(device: str) -> int:
+    """One per GPU that `device` names."""
+    import torch
+
+    return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
+
+
+def _visible_gpus(device: str) -> dict[str, str]:
+    """The variable that leaves a training only the device that is asked for; none where that is all there is."""
+    import torch
+
+    if device in ("auto", "cuda") or not torch.cuda.is_available():
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": device.partition(":")[2]}
+
+
+def _run_ranks(words: list[str], ranks: int, environment: Mapping[str, str]) -> None:
+    """Run a command of ours on so many ranks, and wait for its end.
+
+    Raises:
+        BeingVLError: if a rank fails.
+    """
+    verbosity = {logging.DEBUG: ["-v"], logging.WARNING: ["-q"]}.get(logging.getLogger("being_vl").level, [])
+    command = local_command(ranks, [*words, *verbosity])
+    with forward_signals():
+        status = subprocess.run(command, env=os.environ | environment, check=False).returncode
+    if status:
+        raise BeingVLError(
+            f"being-vl {words[0]} on {ranks} ranks failed; see the messages above. Command: {' '.join(command)}"
+        )

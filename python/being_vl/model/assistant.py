@@ -13,12 +13,14 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
 from being_vl.data.records import PLACEHOLDER, Turn
+from being_vl.devices import find_device
 from being_vl.errors import ConfigError, ModelError
 from being_vl.images.decode import read_image
 from being_vl.layout import VocabularyLayout, num_text_tokens
 from being_vl.model.options import GenerateOptions
-from being_vl.model.processor import BeingVLProcessor, Picture
+from being_vl.model.processor import BeingVLProcessor, ImageInput
 from being_vl.model.weights import load_causal_lm
+from being_vl.options import StrPath
 from being_vl.quantize.base import Quantizer
 
 
@@ -31,29 +33,29 @@ class Assistant:
         folder: The model's folder, for messages.
     """
 
-    def __init__(self, model: Any, processor: BeingVLProcessor, folder: Path) -> None:
+    def __init__(self, model: Any, processor: BeingVLProcessor, folder: StrPath) -> None:
         self.model = model
         self.processor = processor
         self.builder = builder = processor.builder
-        self.folder = folder
+        self.folder = Path(folder)
         tokenizer = builder.tokenizer
         stored = model.generation_config.eos_token_id
         stops = {builder.chat.end_of_turn, tokenizer.eos_token_id}
         stops |= set(stored if isinstance(stored, list) else [stored])
         self._stops = sorted(stops - {None})
-        # What the folder says about sampling is for generate() as it comes; here the caller decides.
+        # The folder's own options of sampling are not used; here the caller decides.
         model.generation_config = GenerationConfig()
         # Ids from here on are images, or rows without a token.
         self._text_size = num_text_tokens(tokenizer)
 
     @classmethod
-    def load(cls, folder: Path | str, device: str | None = None) -> Self:
+    def load(cls, folder: StrPath, device: str = "auto") -> Self:
         """Load the folder of an expanded or trained model.
 
         Args:
             folder: What `being-vl expand` wrote, or a stage of `being-vl train`.
-            device: Such as `cpu` or `cuda`; a GPU if there is one by default. On a CPU the model computes in float32,
-                elsewhere in the dtype of the checkpoint.
+            device: `auto`, a GPU where there is one; or such as `cpu` or `cuda`. On a CPU the model computes in
+                float32, elsewhere in the dtype of its weights on disk.
 
         Raises:
             ModelError: if the folder is not one of an expanded model.
@@ -61,7 +63,7 @@ class Assistant:
         """
         folder = Path(folder)
         layout = VocabularyLayout.load(folder)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = find_device(device)
         model = load_causal_lm(folder, "float32" if device == "cpu" else "auto")
         rows = model.get_input_embeddings().weight.shape[0]
         if rows != layout.rows:
@@ -76,7 +78,7 @@ class Assistant:
     def answer(
         self,
         prompts: Sequence[str | Sequence[Turn]],
-        images: Sequence[Sequence[Picture]],
+        images: Sequence[Sequence[ImageInput]],
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -88,12 +90,12 @@ class Assistant:
         Args:
             prompts: Questions, or dialogues that end with one. Where a question holds no `<image>`, its images come
                 in front.
-            images: The images of each prompt, in order, as pictures or as grids of the model's quantizer.
+            images: The images of each prompt, in order, or their grids, made by the model's quantizer.
             max_new_tokens: Longest answer in tokens.
             temperature: 0 takes the likeliest token each time; above, tokens are drawn.
             top_p: Draw only from the likeliest tokens that together have this probability.
-            seed: Seed of drawing; prompt i draws the same whatever the batch size. None draws anew each time.
-            batch_size: Prompts that are answered at a time.
+            seed: Seed of drawing; prompt i draws the same whatever the batch size. None draws differently each time.
+            batch_size: Prompts that are answered together.
 
         Returns:
             One answer per prompt, stripped, without special tokens. Image ids are never generated.
@@ -112,6 +114,26 @@ class Assistant:
                 "expected at least 0, in (0, 1], at least 1, at least 1"
             )
         ids = self.processor.prompts(prompts, images)
+        self._check_length(ids, max_new_tokens)
+        if seed is None:
+            seed = secrets.randbits(64)
+        answers = [""] * len(ids)
+        # Prompts of similar length together need little padding.
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            seeds = (
+                [np.random.SeedSequence([seed, i]).generate_state(1)[0] for i in indices]
+                if temperature
+                else []
+            )
+            chooser = _TokenChooser(self._text_size, temperature, top_p, seeds, self.model.device)
+            texts = self._generate([ids[index] for index in indices], max_new_tokens, chooser)
+            for index, text in zip(indices, texts, strict=True):
+                answers[index] = text
+        return answers
+
+    def _check_length(self, ids: Sequence[NDArray[np.int64]], max_new_tokens: int) -> None:
         longest = max(map(len, ids), default=0) + max_new_tokens
         positions = getattr(self.model.config, "max_position_embeddings", longest)
         if longest > positions:
@@ -119,23 +141,6 @@ class Assistant:
                 f"{self.folder}: the longest prompt with max_new_tokens = {max_new_tokens} needs {longest} "
                 f"positions, the model has {positions}"
             )
-        if seed is None:
-            seed = secrets.randbits(64)
-        answers = [""] * len(ids)
-        # Prompts of like length together need little padding.
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            seeds = (
-                [np.random.SeedSequence([seed, i]).generate_state(1)[0] for i in chosen]
-                if temperature
-                else []
-            )
-            processor = _Choice(self._text_size, temperature, top_p, seeds, self.model.device)
-            texts = self._generate([ids[index] for index in chosen], max_new_tokens, processor)
-            for index, text in zip(chosen, texts, strict=True):
-                answers[index] = text
-        return answers
 
     @torch.inference_mode()
     def _generate(
@@ -158,7 +163,7 @@ class Assistant:
         return [text.strip() for text in texts]
 
 
-class _Choice(LogitsProcessor):  # type: ignore[misc]
+class _TokenChooser(LogitsProcessor):  # type: ignore[misc]
     """Leaves the likeliest or a drawn token as the greatest score, and never an image id.
 
     Drawing adds Gumbel noise, whose argmax is a draw from the softmax. Each row has a generator of its own, so that an
@@ -180,10 +185,10 @@ class _Choice(LogitsProcessor):  # type: ignore[misc]
             return scores
         scores = scores / self.temperature
         if self.top_p < 1:
-            ordered, places = scores.softmax(-1).sort(descending=True)
+            probabilities, tokens = scores.softmax(-1).sort(descending=True)
             # A token stays if the likelier ones together fall short of top_p; the likeliest always does.
-            cut = ordered.cumsum(-1) - ordered >= self.top_p
-            scores = scores.masked_fill(torch.zeros_like(cut).scatter(-1, places, cut), -torch.inf)
+            cut = probabilities.cumsum(-1) - probabilities >= self.top_p
+            scores = scores.masked_fill(torch.zeros_like(cut).scatter(-1, tokens, cut), -torch.inf)
         noise = torch.stack(
             [torch.rand(scores.shape[1], generator=g, device=scores.device) for g in self.generators]
         )
@@ -205,18 +210,23 @@ def generate(options: GenerateOptions) -> Iterator[str]:
     """
     if not options.prompt:
         raise ConfigError("no prompt; give at least one")
-    pictures = {path: read_image(path) for path in options.image}
+    images = {path: read_image(path) for path in options.image}
     questions = [
-        ([path], prompt) for path in options.image or [] for prompt in options.prompt if _asks_one(prompt)
+        ([path], prompt)
+        for path in options.image or []
+        for prompt in options.prompt
+        if _is_about_one_image(prompt)
     ]
     questions += [([], prompt) for prompt in options.prompt if not options.image]
     questions += [
-        (options.image, prompt) for prompt in options.prompt if options.image and not _asks_one(prompt)
+        (options.image, prompt)
+        for prompt in options.prompt
+        if options.image and not _is_about_one_image(prompt)
     ]
     assistant = Assistant.load(options.model, options.device)
     answers = assistant.answer(
         [prompt for _, prompt in questions],
-        [[pictures[path] for path in paths] for paths, _ in questions],
+        [[images[path] for path in paths] for paths, _ in questions],
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
@@ -227,9 +237,9 @@ def generate(options: GenerateOptions) -> Iterator[str]:
         yield answers[0]
         return
     for (paths, prompt), answer in zip(questions, answers, strict=True):
-        images = [str(path) for path in paths]
-        yield json.dumps({"images": images, "prompt": prompt, "answer": answer}, ensure_ascii=False)
+        names = [str(path) for path in paths]
+        yield json.dumps({"images": names, "prompt": prompt, "answer": answer}, ensure_ascii=False)
 
 
-def _asks_one(prompt: str) -> bool:
+def _is_about_one_image(prompt: str) -> bool:
     return prompt.count(PLACEHOLDER) < 2

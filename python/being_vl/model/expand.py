@@ -2,24 +2,28 @@
 
 import dataclasses
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AddedToken
 
 from being_vl.data.chat import DEFAULT_TEMPLATE, ChatFormat
-from being_vl.errors import ConfigError, ModelError, QuantizerError
+from being_vl.errors import ConfigError, FingerprintError, ModelError, QuantizerError
 from being_vl.files import MANIFEST, read_manifest, sha256, write_aside, write_manifest
-from being_vl.layout import LAYOUT_FILE, TOKEN_PREFIX, VocabularyLayout, num_text_tokens
+from being_vl.fingerprints import FINGERPRINT, check_fingerprint, compute_fingerprint, write_fingerprint
+from being_vl.layout import LAYOUT_FILE, TOKEN_PREFIX, VOCABULARY_FILE, VocabularyLayout, num_text_tokens
 from being_vl.model.options import ExpandOptions
-from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, VOCABULARY_FILE, BeingVLProcessor
-from being_vl.model.rows import codebook_of, describe, new_rows
-from being_vl.model.weights import GGUF, find_file, load_config, open_llm, save_weights
+from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, BeingVLProcessor
+from being_vl.model.rows import describe_rows, find_codebook, make_rows
+from being_vl.model.weights import GGUF, CausalLM, find_file, list_files, load_config, open_llm, save_weights
+from being_vl.options import StrPath, fixed_options
 from being_vl.quantize.base import Quantizer, load_quantizer
-from being_vl.tokenizer import VisualBPE
+from being_vl.tokenizer.visual_bpe import VisualBPE
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +39,19 @@ COMPANIONS = (
     ),
     *("*.model", GENERATION, LAYOUT_FILE, VOCABULARY_FILE, QUANTIZER_FOLDER, PROCESSOR_FILE),
 )
-"""What belongs to a model's folder beside config and weights, as patterns of names."""
+"""Patterns of the names of files that belong to a model's folder beside config and weights."""
 
 
 def expand(options: ExpandOptions) -> VocabularyLayout:
-    """Add rows for BOI, EOI, the codebook and the merges to a causal LM, and save it as a plain checkpoint.
+    """Add rows for BOI, EOI, the codebook and the merges to a causal LM (the paper's section 3.4).
 
-    The text rows, all other weights and the dtype stay bit-identical; the checkpoint loads strictly with
+    The text rows, all other weights and the dtype stay bit-identical; the result loads strictly with
     `AutoModelForCausalLM.from_pretrained`. The folder is complete: tokenizer (with a default chat template if it has
-    none), `being_vl.json` (layout), `visual_vocabulary.json`, `quantizer/`, and last `manifest.json`.
+    none), `being_vl.json` (layout), `visual_vocabulary.json`, `quantizer/`, and last `manifest.json`. Called again with
+    the same options and inputs, it keeps the folder.
 
     New rows are as `options.init` says (`being_vl.model.rows`). Where the embeddings are untied, the head's rows are
-    drawn on their own; where they are tied, one draw serves both. A bias of the head is 0. Log and manifest tell the
+    drawn separately; where they are tied, one draw serves both. A bias of the head is 0. Log and manifest tell the
     lengths and the spread of text rows and new rows.
 
     Weights are read tensor by tensor and written file by file, so that memory holds one file of the result, and not
@@ -61,19 +66,88 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     Raises:
         ModelError: if `llm` is missing, no complete causal LM with tokenizer, or already expanded.
         VocabularyError: if the vocabulary's file is damaged.
-        QuantizerError: if the vocabulary was made for another quantizer, naming both.
-            Or it does not show the vectors that init `codebook` needs.
-        ConfigError: if `out` holds something else than an expanded model, or `pad_to` is not positive.
+        QuantizerError: if the vocabulary was made for another quantizer, naming both; or the quantizer does not show
+            the vectors that init `codebook` needs.
+        FingerprintError: if `out` holds a model that was expanded with other options or inputs, unless `overwrite`.
+        ConfigError: if `out` holds anything else than an expanded model.
     """
-    if options.pad_to < 1:
-        raise ConfigError(f"pad_to is {options.pad_to}; expected a positive number of rows")
-    _check_out(options.out)
+    # Check that the parts belong together.
     check_llm(options.llm)
     bpe = VisualBPE.load(options.vocabulary)
     quantizer = load_quantizer(options.quantizer)
     _check_quantizer(bpe, quantizer, options)
-    codebook = codebook_of(quantizer) if options.init == "codebook" else None
+    codebook = find_codebook(quantizer) if options.init == "codebook" else None
+
+    # Keep what an earlier call has finished.
+    fields = _fingerprint_fields(options, quantizer)
+    if _is_finished(options.out, fields, options.overwrite):
+        log.info("%s: finished before, kept", options.out)
+        return VocabularyLayout.load(options.out)
+
+    # Lay out the shared vocabulary, and make its new rows.
     llm = open_llm(options.llm)
+    layout = _extend_tokenizer(llm, bpe, quantizer, options)
+    log.info(
+        "%s: %d text rows + %d visual rows + %d of padding = %d; init %s",
+        *(options.llm, layout.text_size, layout.num_new, layout.padding, layout.rows, options.init),
+    )
+    new_rows, statistics = _make_new_rows(llm, bpe, codebook, layout, options)
+
+    # Write the folder; it appears when it is complete.
+    with write_aside(options.out) as folder:
+        folder.mkdir()
+        _write_model(folder, llm, new_rows, layout.rows, options.llm)
+        BeingVLProcessor(llm.tokenizer, layout, bpe, quantizer).save_pretrained(folder)
+        write_fingerprint(folder / FINGERPRINT, fields)
+        manifest = {
+            "options": fixed_options(options) | {"quantizer": options.quantizer},
+            "vocabulary_sha256": sha256(options.vocabulary),
+            "layout": dataclasses.asdict(layout),
+            "rows": statistics,
+            "files": sorted([MANIFEST, *(path.name for path in folder.iterdir())]),
+        }
+        write_manifest(folder, "model", manifest)
+    return layout
+
+
+def _fingerprint_fields(options: ExpandOptions, quantizer: Quantizer) -> dict[str, Any]:
+    """What an expanded model follows from; of the LLM the names, sizes and times of change of its files."""
+    return fixed_options(options) | {
+        "llm_files": compute_fingerprint(list_files(options.llm))[:16],
+        "vocabulary_sha256": sha256(options.vocabulary),
+        "quantizer": quantizer.fingerprint,
+    }
+
+
+def _is_finished(out: Path, fields: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `out` holds this very model; else it is free, or may be overwritten.
+
+    Raises:
+        FingerprintError: if it holds a model that was expanded with other options or inputs, unless `overwrite`.
+        ConfigError: if it holds anything that `expand` did not write.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / FINGERPRINT).is_file() or not (out / LAYOUT_FILE).is_file():
+        raise ConfigError(f"{out}: exists and is not an expanded model; choose another folder for the output")
+    try:
+        return check_fingerprint(out / FINGERPRINT, fields)
+    except FingerprintError:
+        if not overwrite:
+            raise
+    foreign = {path.name for path in out.iterdir()} - set(read_manifest(out, "model")["files"])
+    if foreign:
+        raise ConfigError(
+            f"{out}: holds {', '.join(sorted(foreign))} besides the expanded model; move that away, or choose another "
+            "folder for the output"
+        )
+    return False
+
+
+def _extend_tokenizer(
+    llm: CausalLM, bpe: VisualBPE, quantizer: Quantizer, options: ExpandOptions
+) -> VocabularyLayout:
+    """Give the LLM's tokenizer the visual tokens, and a chat template if it has none; the layout that this makes."""
     text_size, text_tokens = len(llm.tensor(llm.embedding)), num_text_tokens(llm.tokenizer)
     if text_tokens > text_size:
         raise ModelError(
@@ -81,59 +155,53 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
         )
     if not llm.tokenizer.chat_template:
         llm.tokenizer.chat_template = DEFAULT_TEMPLATE
-    ChatFormat(llm.tokenizer)
+    ChatFormat(llm.tokenizer)  # raises if the template cannot be used
     layout = VocabularyLayout(
         text_size, bpe.base_vocab_size, bpe.num_merges, quantizer.name, quantizer.fingerprint
     )
     layout = dataclasses.replace(layout, padding=-layout.size % options.pad_to)
     _add_tokens(llm.tokenizer, layout, options.llm)
-    generator = torch.Generator().manual_seed(options.seed)
-    more, report = {}, {}
-    for name, kind in {llm.head: "head", llm.embedding: "embedding"}.items():  # one if they are tied
-        new = new_rows(options.init, llm.tensor(name)[:text_tokens], bpe, codebook, generator)
-        report[kind] = {"text": describe(llm.tensor(name)[:text_tokens]), "new": describe(new)}
-        more[name] = F.pad(new, (0, 0, 0, layout.padding))
-    if llm.bias:
-        more[llm.bias] = torch.zeros(layout.rows - text_size)
-    log.info(
-        "%s: %d text rows + %d visual rows + %d of padding = %d; init %s",
-        *(options.llm, text_size, layout.num_new, layout.padding, layout.rows, options.init),
-    )
-    for kind, rows in report.items():
-        log.info(
-            "%s: mean length of text rows %.4f, of new rows %.4f; spread %.4f and %.4f",
-            *(kind, *(rows[which][what] for what in ("norm", "spread") for which in ("text", "new"))),
-        )
-    llm.config.get_text_config().vocab_size = layout.rows
-    generation = find_file(options.llm, GENERATION)
-    with write_aside(options.out) as folder:
-        folder.mkdir()
-        save_weights(folder, llm, more)
-        llm.config.save_pretrained(folder)
-        BeingVLProcessor(llm.tokenizer, layout, bpe, quantizer).save_pretrained(folder)
-        if generation:
-            shutil.copyfile(generation, folder / GENERATION)
-        made_of = dataclasses.asdict(options) | {"out": None, "vocabulary": str(options.vocabulary)}
-        del made_of["out"]
-        write_manifest(
-            folder,
-            "model",
-            {
-                "options": made_of,
-                "vocabulary_sha256": sha256(options.vocabulary),
-                "layout": dataclasses.asdict(layout),
-                "rows": report,
-            },
-        )
     return layout
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy all that belongs to a model's folder beside config and weights.
+def _make_new_rows(
+    llm: CausalLM, bpe: VisualBPE, codebook: Tensor | None, layout: VocabularyLayout, options: ExpandOptions
+) -> tuple[dict[str, Tensor], dict[str, dict[str, dict[str, float]]]]:
+    """Rows to append, by the tensor's name; and length and spread of text rows and new rows of each matrix."""
+    text_tokens = num_text_tokens(llm.tokenizer)
+    generator = torch.Generator().manual_seed(options.seed)
+    new_rows, statistics = {}, {}
+    for name, kind in {llm.head: "head", llm.embedding: "embedding"}.items():  # one if they are tied
+        text_rows = llm.tensor(name)[:text_tokens]
+        rows = make_rows(options.init, text_rows, bpe, codebook, generator)
+        statistics[kind] = {"text": describe_rows(text_rows), "new": describe_rows(rows)}
+        new_rows[name] = F.pad(rows, (0, 0, 0, layout.padding))
+    if llm.bias:
+        new_rows[llm.bias] = torch.zeros(layout.rows - layout.text_size)
+    for kind, of in statistics.items():
+        log.info(
+            "%s: mean length of text rows %.4f, of new rows %.4f; spread %.4f and %.4f",
+            *(kind, of["text"]["norm"], of["new"]["norm"], of["text"]["spread"], of["new"]["spread"]),
+        )
+    return new_rows, statistics
+
+
+def _write_model(folder: Path, llm: CausalLM, new_rows: dict[str, Tensor], rows: int, source: str) -> None:
+    """Write weights, config, and the generation config that the LLM has, if any."""
+    save_weights(folder, llm, new_rows)
+    llm.config.get_text_config().vocab_size = rows
+    llm.config.save_pretrained(folder)
+    if generation := find_file(source, GENERATION):
+        shutil.copyfile(generation, folder / GENERATION)
+
+
+def copy_companions(source: StrPath, target: StrPath) -> None:
+    """Copy what belongs to a model's folder beside config and weights.
 
     That is the tokenizer's files, the generation config and, of an expanded model, layout, vocabulary and quantizer.
-    What `target` already has under the same names is replaced.
+    Files of the same names in `target` are replaced.
     """
+    source, target = Path(source), Path(target)
     for pattern in COMPANIONS:
         for path in source.glob(pattern):
             if path.is_dir():
@@ -143,13 +211,6 @@ def copy_companions(source: Path, target: Path) -> None:
                     raise OSError(error.args[0][0][2]) from error
             else:
                 shutil.copyfile(path, target / path.name)
-
-
-def _check_out(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
-        raise ConfigError(f"{out}: exists and is not an expanded model; choose another folder for the output")
-    if (out / MANIFEST).is_file():
-        read_manifest(out, "model")
 
 
 def _check_quantizer(bpe: VisualBPE, quantizer: Quantizer, options: ExpandOptions) -> None:
@@ -165,12 +226,13 @@ def _check_quantizer(bpe: VisualBPE, quantizer: Quantizer, options: ExpandOption
         )
 
 
-def check_llm(llm: str) -> None:
-    """Check that `expand` can begin with a folder or hub name, without loading weights.
+def check_llm(llm: StrPath) -> None:
+    """Check that `expand` can begin with a folder, hub name or GGUF file, without loading weights.
 
     Raises:
         ModelError: if it is missing, no causal LM, or already expanded.
     """
+    llm = os.fspath(llm)
     if (Path(llm) / LAYOUT_FILE).is_file():
         raise ModelError(f"{llm}: is already expanded (has {LAYOUT_FILE}); expected a plain causal LM")
     is_path = llm.endswith(GGUF) or llm.startswith((".", "/", "~")) or llm.count("/") > 1

@@ -1,15 +1,18 @@
 """Options of expanding and asking a model; importable without torch."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from being_vl.options import MAY_CHANGE, Options, check_minimum
 
 Initialisation = Literal["he", "text", "codebook"]
 """What new rows hold before training; see `being_vl.model.rows`."""
 
 
 @dataclass
-class ExpandOptions:
+class ExpandOptions(Options):
     """Options of `being-vl expand`.
 
     Args:
@@ -22,19 +25,27 @@ class ExpandOptions:
             their parts).
         pad_to: The number of rows becomes a multiple of this, with rows of 0 that no token has.
         seed: Seed of the new rows.
+        overwrite: Replace an expanded model that was made with other options or inputs.
     """
 
     llm: str
-    vocabulary: Path
-    out: Path
-    quantizer: str = "builtin"
+    vocabulary: Path = field(metadata=MAY_CHANGE)
+    out: Path = field(metadata=MAY_CHANGE)
+    quantizer: str = field(default="builtin", metadata=MAY_CHANGE)
     init: Initialisation = "he"
     pad_to: int = 1
     seed: int = 0
+    overwrite: bool = field(default=False, metadata=MAY_CHANGE)
+
+    def __post_init__(self) -> None:
+        """Check the values; `llm` and `quantizer` take any path, too."""
+        super().__post_init__()
+        self.llm, self.quantizer = os.fspath(self.llm), os.fspath(self.quantizer)
+        check_minimum("pad_to", self.pad_to, 1)
 
 
 @dataclass
-class GenerateOptions:
+class GenerateOptions(Options):
     """Options of `being-vl generate`.
 
     Args:
@@ -47,7 +58,7 @@ class GenerateOptions:
         top_p: Draw only from the likeliest tokens that together have this probability.
         seed: Seed of drawing.
         batch_size: Questions answered at a time.
-        device: Such as `cpu` or `cuda`; a GPU if there is one by default.
+        device: `auto`, a GPU where there is one; or such as `cpu`, `cuda`, `cuda:1`.
     """
 
     model: Path
@@ -58,4 +69,4 @@ class GenerateOptions:
     top_p: float = 1.0
     seed: int = 0
     batch_size: int = 16
-    device: str | None = None
+    device: str = "auto"

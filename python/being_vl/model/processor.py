@@ -1,6 +1,7 @@
 """Images and chat messages in, ids out: the model's processor, as transformers knows them."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,25 +13,26 @@ from transformers import AutoProcessor, AutoTokenizer, BatchEncoding
 
 from being_vl.data.records import PLACEHOLDER, Turn
 from being_vl.data.sequences import SequenceBuilder
+from being_vl.devices import find_device
 from being_vl.errors import ModelError, QuantizerError, RecordError
 from being_vl.files import write_json
 from being_vl.images.decode import read_image
-from being_vl.layout import VocabularyLayout
+from being_vl.layout import VOCABULARY_FILE, VocabularyLayout
+from being_vl.options import StrPath
 from being_vl.quantize.base import Quantizer, load_quantizer
-from being_vl.tokenizer import VisualBPE
+from being_vl.tokenizer.visual_bpe import VisualBPE
 
-VOCABULARY_FILE = "visual_vocabulary.json"
 QUANTIZER_FOLDER = "quantizer"
 PROCESSOR_FILE = "processor_config.json"
 
-Picture = Image.Image | NDArray[np.integer[Any]]
+ImageInput = Image.Image | NDArray[np.integer[Any]]
 """An image, or its grid of ids (height, width)."""
 Message = Mapping[str, Any]
 """`role`, and as `content` a text or parts: `{"type": "text", "text": …}`, `{"type": "image", "image": …}`."""
 
 
 class BeingVLProcessor:
-    """Writes chats with images as an expanded model reads them: with its own chat template, as its training data.
+    """Writes chats with images as an expanded model reads them: with its own chat template, like its training data.
 
     `AutoProcessor.from_pretrained` finds it once this module is imported.
 
@@ -41,7 +43,7 @@ class BeingVLProcessor:
         quantizer: The quantizer that they were made for.
 
     Raises:
-        QuantizerError, ModelError: if these do not belong together, as `SequenceBuilder` has it.
+        QuantizerError, ModelError: if these do not belong together; see `SequenceBuilder`.
     """
 
     def __init__(
@@ -72,17 +74,17 @@ class BeingVLProcessor:
         if not messages:
             raise RecordError("no messages; expected a chat or a list of chats")
         chats: Any = [messages] if isinstance(messages[0], Mapping) else messages
-        turns, pictures = zip(*map(_turns, chats), strict=True)
-        return self.pad(self.prompts(turns, pictures))
+        turns, images = zip(*map(_read_messages, chats), strict=True)
+        return self.pad(self.prompts(turns, images))
 
     def prompts(
-        self, chats: Sequence[str | Sequence[Turn]], images: Sequence[Sequence[Picture]]
+        self, chats: Sequence[str | Sequence[Turn]], images: Sequence[Sequence[ImageInput]]
     ) -> list[NDArray[np.int64]]:
         """Ids of questions, or of dialogues that end with one, up to where the answer begins.
 
         Args:
             chats: Where a question holds no `<image>`, its images come in front.
-            images: The images of each, in order, as pictures or as grids of the model's quantizer.
+            images: The images of each, in order, or their grids, made by the model's quantizer.
 
         Returns:
             int64, (length,) each.
@@ -91,18 +93,21 @@ class BeingVLProcessor:
             RecordError: if placeholders and images differ in number, or turns do not alternate.
             GridError: if a grid has ids outside the codebook.
         """
-        flat = [picture for several in images for picture in several]
-        pictures = [picture for picture in flat if not isinstance(picture, np.ndarray)]
-        grids_of_pictures = iter(self.quantizer.encode(pictures) if pictures else [])
-        grids = [picture if isinstance(picture, np.ndarray) else next(grids_of_pictures) for picture in flat]
+        # Quantize all images together; those that are grids already stay as they are.
+        inputs = [image for chat_images in images for image in chat_images]
+        pixel_images = [image for image in inputs if not isinstance(image, np.ndarray)]
+        encoded_grids = iter(self.quantizer.encode(pixel_images) if pixel_images else [])
+        grids = [image if isinstance(image, np.ndarray) else next(encoded_grids) for image in inputs]
+
+        # Encode all grids together, and give each chat the tokens of its images.
         bpe = self.builder.bpe
         assert bpe is not None
         tokens = iter(bpe.encode_batch(grids) if grids else ())
         return [
             self.builder.prompt(
-                (Turn("user", chat),) if isinstance(chat, str) else chat, [next(tokens) for _ in several]
+                (Turn("user", chat),) if isinstance(chat, str) else chat, [next(tokens) for _ in chat_images]
             )
-            for chat, several in zip(chats, images, strict=True)
+            for chat, chat_images in zip(chats, images, strict=True)
         ]
 
     def pad(self, ids: Sequence[NDArray[np.int64]]) -> BatchEncoding:
@@ -124,8 +129,8 @@ class BeingVLProcessor:
         texts: list[str] = self.tokenizer.batch_decode(ids, **options)
         return texts
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write tokenizer, layout, visual BPE and quantizer into a folder, which is made if need be."""
+    def save_pretrained(self, folder: StrPath) -> None:
+        """Write tokenizer, layout, visual BPE and quantizer into a folder, which is made if it is missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
@@ -137,13 +142,13 @@ class BeingVLProcessor:
         write_json(folder / PROCESSOR_FILE, {"processor_class": type(self).__name__})
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, device: str = "cpu", **_: Any) -> Self:
+    def from_pretrained(cls, folder: StrPath, device: str = "auto", **_: Any) -> Self:
         """Read what `save_pretrained`, `being-vl expand` or `being-vl train` wrote.
 
         Args:
             folder: The model's folder.
-            device: Where the quantizer runs.
-            _: What `AutoProcessor` hands on besides.
+            device: Where the quantizer runs; `auto` is a GPU where there is one.
+            _: Further arguments of `AutoProcessor`, not used.
 
         Raises:
             ModelError: if the folder is not one of an expanded model.
@@ -158,7 +163,7 @@ class BeingVLProcessor:
             raise ModelError(
                 f"{folder}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}"
             ) from error
-        quantizer = load_quantizer(folder / QUANTIZER_FOLDER, device)
+        quantizer = load_quantizer(folder / QUANTIZER_FOLDER, find_device(device))
         if quantizer.fingerprint != layout.quantizer_fingerprint:
             raise QuantizerError(
                 f"{folder / QUANTIZER_FOLDER}: is quantizer {quantizer.name!r} ({quantizer.fingerprint[:12]}), "
@@ -170,9 +175,9 @@ class BeingVLProcessor:
 AutoProcessor.register(BeingVLProcessor.__name__, BeingVLProcessor, exist_ok=True)
 
 
-def _turns(messages: Sequence[Message]) -> tuple[list[Turn], list[Picture]]:
+def _read_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[ImageInput]]:
     """Turns with placeholders, and the images that these stand for."""
-    turns, pictures = [], []
+    turns, images = [], []
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise RecordError(
@@ -184,8 +189,8 @@ def _turns(messages: Sequence[Message]) -> tuple[list[Turn], list[Picture]]:
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
             kind = part.get("type")
             if kind == "image" and role == "user" and "image" in part:
-                given = part["image"]
-                pictures.append(read_image(Path(given)) if isinstance(given, str | Path) else given)
+                image = part["image"]
+                images.append(read_image(Path(image)) if isinstance(image, str | PathLike) else image)
                 text += PLACEHOLDER
             elif kind == "text" and PLACEHOLDER not in part["text"]:
                 text += part["text"]
@@ -195,4 +200,4 @@ def _turns(messages: Sequence[Message]) -> tuple[list[Turn], list[Picture]]:
                     f"{PLACEHOLDER}, or in the user's message 'image' with an image"
                 )
         turns.append(Turn(role, text))
-    return turns, pictures
+    return turns, images

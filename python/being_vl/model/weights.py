@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from being_vl.errors import ModelError
 from being_vl.files import write_json
+from being_vl.options import StrPath
 
 GGUF = ".gguf"
 SHARD_SIZE = 2 * 10**9
@@ -48,15 +49,15 @@ def load_config(llm: str) -> Any:
     Raises:
         ModelError: if there is none, or it is of another kind of model, or of a quantized one.
     """
-    place, how = _place(llm)
+    location, arguments = _locate(llm)
     try:
-        config = AutoConfig.from_pretrained(place, **how)
+        config = AutoConfig.from_pretrained(location, **arguments)
     except (OSError, ValueError, KeyError) as error:
-        raise _no_llm(llm, error) from error
+        raise _loading_error(llm, error) from error
     kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if kind is None or kind.__name__ not in (config.architectures or [kind.__name__]):
-        found = ", ".join(config.architectures or [type(config).__name__])
-        raise ModelError(f"{llm}: is a {found}; expected a causal LM")
+        architectures = ", ".join(config.architectures or [type(config).__name__])
+        raise ModelError(f"{llm}: is a {architectures}; expected a causal LM")
     if getattr(config, "quantization_config", None):
         raise ModelError(
             f"{llm}: its weights are quantized; expected the model before it was quantized, or a GGUF file"
@@ -64,8 +65,8 @@ def load_config(llm: str) -> Any:
     return config
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype | str, attention: str | None = None) -> Any:
-    """A causal LM of a folder, whole, as transformers loads it.
+def load_causal_lm(folder: StrPath, dtype: torch.dtype | str, attention: str | None = None) -> Any:
+    """A causal LM of a folder, as transformers loads it.
 
     Args:
         folder: A folder of a causal LM.
@@ -75,6 +76,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype | str, attention: str | None
     Raises:
         ModelError: if it is no causal LM or is damaged.
     """
+    folder = Path(folder)
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -92,24 +94,28 @@ def open_llm(llm: str) -> CausalLM:
     Raises:
         ModelError: if it is missing, damaged, incomplete, or no causal LM with a tokenizer.
     """
+    # The model's class says what its tensors are called, and which of them are embedding and head.
     config = load_config(llm)
-    place, how = _place(llm)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError(f"{llm}: {type(model).__name__} has no output head that can be enlarged")
-    parameters = _distinct(model)
+    parameters = _distinct_tensors(model)
+
+    # Read tensor by tensor where the files allow it, else all at once.
     try:
-        tensor = _streamed(llm, model) or _loaded(llm, parameters.keys())
+        tensor = _stream_tensors(llm, model) or _load_tensors(llm, parameters.keys())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
-        raise _no_llm(llm, error) from error
+        raise _loading_error(llm, error) from error
+    location, arguments = _locate(llm)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **how)
+        tokenizer = AutoTokenizer.from_pretrained(location, **arguments)
     except Exception as error:  # tokenizers raise plain Exception on damaged files
         raise ModelError(f"{llm}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+
     name_of = {id(parameter): name for name, parameter in parameters.items()}
     config.architectures = [type(model).__name__]
     bias = getattr(head, "bias", None)
@@ -124,42 +130,56 @@ def open_llm(llm: str) -> CausalLM:
     )
 
 
+def list_files(llm: str) -> list[tuple[str, int, int]]:
+    """Name, size in bytes, and time of change in ns of each file that a causal LM is read from, without reading it."""
+    if llm.endswith(GGUF):
+        paths = [Path(llm)]
+    else:
+        folder = Path(find_file(llm, "config.json") or llm).parent
+        suffixes = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
+        paths = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
 def find_file(llm: str, name: str) -> str | None:
-    """Where a file of a folder or hub name lies on this disk; None if it has none."""
+    """The path on this disk of a file of a folder or hub name; None if it has none."""
     if llm.endswith(GGUF):
         return None
     path: str | None = cached_file(llm, name, _raise_exceptions_for_missing_entries=False)
     return path
 
 
-def save_weights(folder: Path, llm: CausalLM, more: dict[str, Tensor]) -> None:
+def save_weights(folder: Path, llm: CausalLM, new_rows: dict[str, Tensor]) -> None:
     """Write the weights as safetensors that the Auto classes load, holding one file's tensors at a time.
 
     Args:
         folder: Gets one file of at most `SHARD_SIZE` bytes, or several and their index.
-        llm: What is written, each tensor in its own dtype.
-        more: Rows to append, by the tensor's name.
+        llm: The model to write, each tensor in its own dtype.
+        new_rows: Rows to append, by the tensor's name.
     """
 
-    def tensor(name: str) -> Tensor:
-        old = llm.tensor(name)
-        return torch.cat([old, more[name].to(old.dtype)]) if name in more else old
+    def enlarge(name: str) -> Tensor:
+        tensor = llm.tensor(name)
+        return torch.cat([tensor, new_rows[name].to(tensor.dtype)]) if name in new_rows else tensor
 
-    planned = {}
+    # Share the tensors out over files by their sizes alone.
+    shapes = {}
     for name in llm.names:
-        old = llm.tensor(name)
-        rows = (len(old) + len(more[name]),) if name in more else old.shape[:1]
-        planned[name] = torch.empty((*rows, *old.shape[1:]), dtype=old.dtype, device="meta")
-    split = split_torch_state_dict_into_shards(planned, max_shard_size=SHARD_SIZE)
+        tensor = llm.tensor(name)
+        rows = (len(tensor) + len(new_rows[name]),) if name in new_rows else tensor.shape[:1]
+        shapes[name] = torch.empty((*rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD_SIZE)
+
+    # Write file by file.
     for file, names in split.filename_to_tensors.items():
-        save_file({name: tensor(name).contiguous() for name in names}, folder / file, {"format": "pt"})
+        save_file({name: enlarge(name).contiguous() for name in names}, folder / file, {"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / "model.safetensors.index.json", index)
 
 
-def _place(llm: str) -> tuple[str, dict[str, str]]:
-    """Folder or hub name, and what transformers is to be told besides."""
+def _locate(llm: str) -> tuple[str, dict[str, str]]:
+    """Folder or hub name, and the arguments that transformers needs besides."""
     if llm.endswith(GGUF):
         import accelerate  # noqa: F401  transformers needs both to read GGUF
         import gguf  # noqa: F401
@@ -168,15 +188,15 @@ def _place(llm: str) -> tuple[str, dict[str, str]]:
     return llm, {}
 
 
-def _distinct(model: Any) -> dict[str, Tensor]:
+def _distinct_tensors(model: Any) -> dict[str, Tensor]:
     """The state dict, with tied tensors under their first name alone."""
-    found: dict[int, tuple[str, Tensor]] = {}
+    tensors: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        found.setdefault(id(tensor), (name, tensor))
-    return dict(found.values())
+        tensors.setdefault(id(tensor), (name, tensor))
+    return dict(tensors.values())
 
 
-def _streamed(llm: str, model: Any) -> Callable[[str], Tensor] | None:
+def _stream_tensors(llm: str, model: Any) -> Callable[[str], Tensor] | None:
     """Reads tensors from safetensors; None if the files do not hold just what the model's state dict names."""
     index = find_file(llm, "model.safetensors.index.json")
     single = find_file(llm, "model.safetensors")
@@ -193,23 +213,24 @@ def _streamed(llm: str, model: Any) -> Callable[[str], Tensor] | None:
             value: Tensor = shard.get_tensor(name)  # maps the file; what is not looked at is not read
         return value
 
-    wanted = _distinct(model)
-    tied = model.state_dict().keys() - wanted.keys()
-    if tied & file_of.keys() or not wanted.keys() <= file_of.keys():
+    parameters = _distinct_tensors(model)
+    tied = model.state_dict().keys() - parameters.keys()
+    if tied & file_of.keys() or not parameters.keys() <= file_of.keys():
         return None
-    return tensor if all(tensor(name).shape == value.shape for name, value in wanted.items()) else None
+    same_shapes = all(tensor(name).shape == value.shape for name, value in parameters.items())
+    return tensor if same_shapes else None
 
 
-def _loaded(llm: str, names: KeysView[str]) -> Callable[[str], Tensor]:
+def _load_tensors(llm: str, names: KeysView[str]) -> Callable[[str], Tensor]:
     """Tensors of the model as transformers loads it."""
-    place, how = _place(llm)
+    location, arguments = _locate(llm)
     model, loading = AutoModelForCausalLM.from_pretrained(
-        place, dtype="auto", output_loading_info=True, **how
+        location, dtype="auto", output_loading_info=True, **arguments
     )
     if loading["missing_keys"]:
-        some = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise ModelError(f"{llm}: {len(loading['missing_keys'])} weights are missing: {some}")
-    tensors = {name: tensor.detach() for name, tensor in _distinct(model).items()}
+        names_of_some = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ModelError(f"{llm}: {len(loading['missing_keys'])} weights are missing: {names_of_some}")
+    tensors = {name: tensor.detach() for name, tensor in _distinct_tensors(model).items()}
     if tensors.keys() != names:
         raise ModelError(
             f"{llm}: tie_word_embeddings is {model.config.tie_word_embeddings} in its config.json, but embedding and "
@@ -218,7 +239,7 @@ def _loaded(llm: str, names: KeysView[str]) -> Callable[[str], Tensor]:
     return tensors.__getitem__
 
 
-def _no_llm(llm: str, error: Exception) -> ModelError:
+def _loading_error(llm: str, error: Exception) -> ModelError:
     return ModelError(f"{llm}: cannot be loaded as a causal LM of Hugging Face: {_first_line(error)}")
 
 

@@ -1,229 +1,227 @@
 """`being-vl quantize`: images → a folder of grids."""
 
+import dataclasses
 import logging
-import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from being_vl.devices import find_device
 from being_vl.errors import ImageError
-from being_vl.files import MANIFEST, sha256, write_manifest
-from being_vl.fingerprints import compute_fingerprint
-from being_vl.images.sources import Source, find_sources
+from being_vl.images.sources import ImageSource, find_images
+from being_vl.options import fixed_options
+from being_vl.progress import progress_bar
 from being_vl.quantize.base import Quantizer, load_quantizer
-from being_vl.quantize.loading import Loaded, load_images
+from being_vl.quantize.loading import LoadedImage, load_images
 from being_vl.quantize.options import QuantizeOptions
-from being_vl.shards.grids import (
-    GridRow,
-    GridStore,
-    finished_shard,
-    rank_and_count,
-    shard_path,
-    write_shard,
-)
+from being_vl.shards.grids import KIND, GridRow, GridStore, grid_columns
+from being_vl.shards.job import Shard, ShardedJob
 
 log = logging.getLogger(__name__)
+
+ImageShard = Shard[Sequence[ImageSource]]
 
 
 def quantize(options: QuantizeOptions) -> GridStore | None:
     """Encode all images that `options.images` names.
 
-    Each Arrow file appears when it is whole and the manifest last; the same job run again takes over the
-    files whose images have not changed. Under torchrun (RANK and WORLD_SIZE in the environment) each process makes
-    every n-th file, and the first one the manifest.
+    The same job run again goes on where it was, and makes those shards anew whose images have changed. Under torchrun
+    (RANK and WORLD_SIZE in the environment) the ranks share the shards.
 
     Returns:
-        The grids; None in the other processes of torchrun.
+        The grids; None on all ranks but the first.
 
     Raises:
-        ImageError: if there is no image, or more than `max_failed` of them can't be read.
-        QuantizerError: if the quantizer can't be loaded.
+        ImageError: if there is no image, or more than `max_failed` of them cannot be read.
+        QuantizerError: if the quantizer cannot be loaded.
+        FingerprintError: if `out` holds grids of another quantizer, other images or another `shard_size`, and
+            `overwrite` is not set.
     """
-    rank, ranks = rank_and_count()
-    sources = find_sources(options.images, options.root)
-    quantizer = load_quantizer(options.quantizer, _device(options.device))
-    options.out.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(sources), options.shard_size)
-    shards = [
-        Shard(shard_path(options.out, n), sources[start : start + options.shard_size], quantizer)
-        for n, start in enumerate(starts)
-    ]
-    if rank == 0:
-        (options.out / MANIFEST).unlink(missing_ok=True)
-    todo = [shard for shard in shards[rank::ranks] if shard.finished is None]
+    # Find the images; Ray's actors load the quantizer anew where they run, so here it need not be on a GPU.
+    sources = find_images(options.images, options.root)
+    device = "cpu" if options.engine == "ray" else find_device(options.device)
+    quantizer = load_quantizer(options.quantizer, device)
+    job = _plan_shards(options, sources, quantizer)
+    if job.is_finished():
+        if job.rank > 0:
+            return None
+        store = GridStore.open(options.out)
+        _check_failures(options, store.failures, len(sources))
+        log.info("%s: finished before, kept", options.out)
+        return store
+
+    # Make this rank's shards.
+    shards = job.claim()
     if options.engine == "ray":
-        failed = _encode_with_ray(options, todo, len(sources))
+        _encode_with_ray(options, shards, len(sources))
     else:
         if options.compile:
             quantizer.compile()
-        failed = encode_shards(options, todo, quantizer, len(sources))
-    if rank > 0:
+        encode_shards(options, shards, quantizer, device, len(sources))
+    if job.rank > 0:
         return None
-    for shard in shards:
-        while shard.finished is None:  # another process is at it; if it fails, torchrun ends this one
-            time.sleep(0.2)
-        failed |= shard.finished["failed"]
-    _check(options, failed, len(sources))
-    for stale in set(options.out.glob("grids-*.arrow")) - {shard.path for shard in shards}:
-        stale.unlink()
-    made_by = {
+
+    # Collect those of all ranks.
+    failures: dict[str, str] = {}
+    for metadata in job.wait():
+        failures |= metadata["failures"]
+    _check_failures(options, failures, len(sources))
+    quantizer_fields = {
         "name": quantizer.name,
         "fingerprint": quantizer.fingerprint,
         "codebook_size": quantizer.codebook_size,
         "downsample": quantizer.downsample,
     }
-    counts = {"images": str(options.images), "grids": len(sources) - len(failed)}
-    files = [shard.entry() for shard in shards]
-    write_manifest(options.out, "grids", counts | {"quantizer": made_by, "failed": failed, "shards": files})
+    job.publish(["grids"], {"quantizer": quantizer_fields, "failures": failures})
     return GridStore.open(options.out)
 
 
-class Shard:
-    """One Arrow file and the images in it.
-
-    Args:
-        path: The file.
-        sources: The images.
-        quantizer: What encodes them.
-    """
-
-    def __init__(self, path: Path, sources: Sequence[Source], quantizer: Quantizer) -> None:
-        self.path = path
-        self.sources = sources
-        # What its content follows from: the quantizer and the images' names, sizes and times of change.
-        self.job = compute_fingerprint(
-            [quantizer.name, quantizer.fingerprint, [source.stamp for source in sources]]
-        )
-        self._metadata: dict[str, Any] | None = None
-
-    @property
-    def finished(self) -> dict[str, Any] | None:
-        """Metadata of the file, if it is there and of this job."""
-        if self._metadata is None:
-            self._metadata = finished_shard(self.path, self.job)
-        return self._metadata
-
-    def entry(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        assert self.finished is not None
-        grids = len(self.sources) - len(self.finished["failed"])
-        return {"file": self.path.name, "grids": grids, "sha256": sha256(self.path)}
-
-
-def _encode_with_ray(options: QuantizeOptions, shards: list[Shard], total: int) -> dict[str, str]:
-    """Make files as `encode_shards` does, in actors of `workers` + 1 CPUs or of a GPU."""
-    from being_vl.shards.ray_engine import make_with_ray
-
-    made = make_with_ray(
-        _ShardMaker,
-        options,
-        shards,
-        total,
-        files=len(shards),
-        cpus=options.workers + 1,
-        on_gpu=options.device.startswith("cuda"),
+def _plan_shards(
+    options: QuantizeOptions, sources: Sequence[ImageSource], quantizer: Quantizer
+) -> ShardedJob[Sequence[ImageSource]]:
+    """The job with all of its shards; a shard follows from the quantizer and from its images as they are now."""
+    root = options.root and options.root.absolute()
+    fields = fixed_options(dataclasses.replace(options, images=options.images.absolute(), root=root))
+    names = {"name": quantizer.name, "fingerprint": quantizer.fingerprint}
+    job = ShardedJob[Sequence[ImageSource]](
+        options.out, KIND, fields | {"quantizer": names}, options.overwrite
     )
-    failed: dict[str, str] = {}
-    for n, bad in enumerate(made, 1):
-        failed |= bad
-        log.info("made %d of %d files, %d images failed", n, len(shards), len(failed))
-    return failed
+    for start in range(0, len(sources), options.shard_size):
+        part = sources[start : start + options.shard_size]
+        job.add_shard(part, [names, [source.fingerprint for source in part]])
+    return job
+
+
+def _encode_with_ray(options: QuantizeOptions, shards: list[ImageShard], num_images: int) -> None:
+    """Make shards as `encode_shards` does, in actors of `workers` + 1 CPUs or of a GPU."""
+    from being_vl.shards.ray_engine import make_shards_with_ray
+
+    arguments = options, shards, num_images
+    counts = make_shards_with_ray(
+        _ShardMaker, *arguments, shards=len(shards), cpus=options.workers + 1, device=options.device
+    )
+    num_failures = 0
+    for number, count in enumerate(counts, 1):
+        num_failures += count
+        log.info("quantized %d of %d shards, %d images failed", number, len(shards), num_failures)
 
 
 class _ShardMaker:
-    """Makes one file after the other with a quantizer that is loaded once."""
+    """Makes one shard after the other with a quantizer that is loaded once; returns how many images failed."""
 
-    def __init__(self, options: QuantizeOptions, shards: list[Shard], total: int) -> None:
-        self.options, self.shards, self.total = options, shards, total
-        self.quantizer = load_quantizer(options.quantizer, options.device)
+    def __init__(self, options: QuantizeOptions, shards: list[ImageShard], num_images: int) -> None:
+        self.options, self.shards, self.num_images = options, shards, num_images
+        self.device = find_device(options.device)
+        self.quantizer = load_quantizer(options.quantizer, self.device)
         if options.compile:
             self.quantizer.compile()
 
-    def __call__(self, number: int) -> dict[str, str]:
-        return encode_shards(self.options, [self.shards[number]], self.quantizer, self.total)
+    def __call__(self, number: int) -> int:
+        shards = [self.shards[number]]
+        return len(encode_shards(self.options, shards, self.quantizer, self.device, self.num_images))
 
 
 def encode_shards(
-    options: QuantizeOptions, shards: list[Shard], quantizer: Quantizer, total: int
+    options: QuantizeOptions, shards: list[ImageShard], quantizer: Quantizer, device: str, num_images: int
 ) -> dict[str, str]:
-    """Make files; returns key → reason of the images that can't be read. `total` is the number of the whole job."""
-    sources = [source for shard in shards for source in shard.sources]
+    """Make shards.
+
+    Args:
+        options: Of the job.
+        shards: Those to be made.
+        quantizer: What encodes the images.
+        device: Where it runs.
+        num_images: Images of the whole job, those of other shards too.
+
+    Returns:
+        Key → reason, of the images that cannot be read.
+
+    Raises:
+        ImageError: if these are more than `max_failed` of `num_images`.
+    """
+    sources = [source for shard in shards for source in shard.inputs]
     batches = load_images(sources, quantizer.preprocessing, options.batch_size, options.workers)
-    encoding: list[float] = []
-    rows = encode_batches(batches, quantizer, _device(options.device), encoding)
-    failed: dict[str, str] = {}
-    done, started = 0, time.perf_counter()
-    with tqdm(total=len(sources), unit="image", desc="quantize", disable=None) as bar:
+    encoding_times: list[float] = []
+    pairs = encode_batches(batches, quantizer, device, encoding_times)
+    failures: dict[str, str] = {}
+    count, start = 0, time.perf_counter()
+    with progress_bar(len(sources), "image", "quantize") as bar:
         for shard in shards:
-            good: list[GridRow] = []
-            bad: dict[str, str] = {}
-            for image, grid in islice(rows, len(shard.sources)):
+            rows: list[GridRow] = []
+            reasons: dict[str, str] = {}
+            for image, grid in islice(pairs, len(shard.inputs)):
                 if grid is None:
-                    bad[image.key] = image.reason
+                    reasons[image.key] = image.reason
                 else:
-                    good.append(GridRow(image.key, grid, image.source_size, image.sha256))
+                    rows.append(GridRow(image.key, grid, image.source_size, image.sha256))
                 bar.update()
-            write_shard(shard.path, good, quantizer.codebook_size, {"job": shard.job, "failed": bad})
-            failed |= bad
-            _check(options, failed, total)
-            done += len(shard.sources)
-            seconds = time.perf_counter() - started
+            columns = grid_columns(rows, quantizer.codebook_size)
+            shard.write(columns, {"grids": len(rows), "failures": reasons})
+            failures |= reasons
+            _check_failures(options, failures, num_images)
+            count += len(shard.inputs)
+            seconds = time.perf_counter() - start
             log.info(
                 "quantized %d of %d images, %d failed; %.1f images a second, encoding %.0f %% of the time",
-                *(done, len(sources), len(failed), done / seconds, 100 * sum(encoding) / seconds),
+                *(count, len(sources), len(failures), count / seconds, 100 * sum(encoding_times) / seconds),
             )
-    return failed
+    return failures
 
 
 def encode_batches(
-    batches: Iterable[list[Loaded]], quantizer: Quantizer, device: str, encoding: list[float]
-) -> Iterator[tuple[Loaded, NDArray[np.int64] | None]]:
-    """Images with their grids, None for those that can't be read; the seconds of encoding are added to `encoding`.
+    batches: Iterable[list[LoadedImage]], quantizer: Quantizer, device: str, encoding_times: list[float]
+) -> Iterator[tuple[LoadedImage, NDArray[np.int64] | None]]:
+    """Encode images batch by batch.
 
     While the network encodes one batch, in a thread of its own, the next one is fetched and moved to the device.
-    """
 
-    # On a stream of their own copies do not wait for the network.
+    Args:
+        batches: The images.
+        quantizer: What encodes them.
+        device: Where it runs.
+        encoding_times: Takes the seconds that each batch was encoded.
+
+    Yields:
+        Each image with its grid, None for one that cannot be read.
+    """
+    # On a stream of their own, copies do not wait for the network.
     stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
 
-    def move(batch: list[Loaded]) -> list[Tensor]:
+    def move(batch: list[LoadedImage]) -> list[Tensor]:
         with torch.cuda.stream(stream):
             return [torch.from_numpy(image.pixels).to(device) for image in batch if image.pixels is not None]
 
     def encode(pixels: list[Tensor]) -> Iterator[NDArray[np.int64]]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         grids = quantizer.encode_prepared(pixels)
-        encoding.append(time.perf_counter() - began)
+        encoding_times.append(time.perf_counter() - start)
         return iter(grids)
 
     with ThreadPoolExecutor(1) as network:
-        begun = ((batch, network.submit(encode, move(batch))) for batch in batches)
-        end: tuple[list[Loaded], Future[Iterator[NDArray[np.int64]]]] = [], Future()
-        for (batch, encoded), _ in pairwise(chain(begun, [end])):
-            grids = encoded.result()
+        # Each batch is submitted before the result of the one before it is waited for.
+        submissions = ((batch, network.submit(encode, move(batch))) for batch in batches)
+        end: tuple[list[LoadedImage], Future[Iterator[NDArray[np.int64]]]] = [], Future()
+        for (batch, future), _ in pairwise(chain(submissions, [end])):
+            grids = future.result()
             yield from ((image, None if image.pixels is None else next(grids)) for image in batch)
 
 
-def _device(device: str) -> str:
-    """Of this process: under torchrun each has a GPU of its own."""
-    local = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local}" if device == "cuda" and local else device
+def _check_failures(options: QuantizeOptions, failures: Mapping[str, Any], num_images: int) -> None:
+    """Stop once too many images cannot be read, or none can.
 
-
-def _check(options: QuantizeOptions, failed: dict[str, str], total: int) -> None:
-    """Stop once too many images have failed, or all of them."""
-    if len(failed) > options.max_failed * total or len(failed) == total:
-        first = "; ".join(list(failed.values())[:3])
+    Raises:
+        ImageError: with the reasons of the first ones.
+    """
+    if len(failures) > options.max_failed * num_images or len(failures) == num_images:
+        reasons = "; ".join(list(failures.values())[:3])
         raise ImageError(
-            f"{options.images}: at least {len(failed)} of {total} images cannot be read, more than "
-            f"max_failed = {options.max_failed:g} allows; first: {first}"
+            f"{options.images}: at least {len(failures)} of {num_images} images cannot be read, more than "
+            f"max_failed = {options.max_failed:g} allows; first: {reasons}"
         )

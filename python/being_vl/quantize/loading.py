@@ -1,9 +1,6 @@
 """Reading, decoding and fitting images in worker processes, ahead of the network."""
 
-import ctypes
 import hashlib
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,14 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from being_vl.errors import ImageError
 from being_vl.images.decode import decode_image
-from being_vl.images.sources import Source
+from being_vl.images.sources import ImageSource
 from being_vl.quantize.preprocessing import Preprocessing
-
-PR_SET_PDEATHSIG = 1
+from being_vl.shards.ranks import end_with_parent
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedImage:
     """An image as the network will see it, or why there is none.
 
     Args:
@@ -38,39 +34,39 @@ class Loaded:
     sha256: str = ""
 
 
-class _Images(Dataset[Loaded]):
-    def __init__(self, sources: Sequence[Source], preprocessing: Preprocessing) -> None:
+class _Images(Dataset[LoadedImage]):
+    def __init__(self, sources: Sequence[ImageSource], preprocessing: Preprocessing) -> None:
         self.sources = sources
         self.preprocessing = preprocessing
 
     def __len__(self) -> int:
         return len(self.sources)
 
-    def __getitem__(self, index: int) -> Loaded:
+    def __getitem__(self, index: int) -> LoadedImage:
         source = self.sources[index]
         try:
             data = source.read()
             image = decode_image(data, source.key)
         except OSError as error:
-            return Loaded(source.key, None, f"{source.key}: cannot be read ({error.strerror})")
+            return LoadedImage(source.key, None, f"{source.key}: cannot be read ({error.strerror})")
         except ImageError as error:
-            return Loaded(source.key, None, str(error))
+            return LoadedImage(source.key, None, str(error))
         pixels = np.array(self.preprocessing.prepare(image))
-        return Loaded(source.key, pixels, "", image.size, hashlib.sha256(data).hexdigest())
+        return LoadedImage(source.key, pixels, "", image.size, hashlib.sha256(data).hexdigest())
 
 
 def load_images(
-    sources: Sequence[Source], preprocessing: Preprocessing, batch_size: int, workers: int
-) -> Iterator[list[Loaded]]:
+    sources: Sequence[ImageSource], preprocessing: Preprocessing, batch_size: int, workers: int
+) -> Iterator[list[LoadedImage]]:
     """Batches of images in the order of `sources`.
 
-    `workers` processes work at it, each up to two batches ahead; with 0 of them it is done when a batch is asked for.
+    Args:
+        sources: Where the images are.
+        preprocessing: How they are brought to their size.
+        batch_size: Images in a batch.
+        workers: Processes that read, each up to two batches ahead; with 0 a batch is read when it is asked for.
     """
     images = _Images(sources, preprocessing)
-    init = end_with_parent if sys.platform == "linux" else None
-    yield from DataLoader(images, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=init)
-
-
-def end_with_parent(worker: int) -> None:
-    """Let Linux end this process when its parent is killed: torch's workers would wait forever for a reader."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    yield from DataLoader(
+        images, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=end_with_parent
+    )

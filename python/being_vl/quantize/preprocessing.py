@@ -11,7 +11,8 @@ from torch import Tensor
 from being_vl.images.decode import fit_square, to_rgb
 
 Resample = Literal["lanczos", "bicubic", "bilinear"]
-STRIP = 200  # beyond this ratio of the sides an image is made less elongated, lest it fill the memory
+MAX_ASPECT = 200
+"""Largest ratio of an image's sides; a more elongated one is cut or squeezed to it, so that it fits into memory."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,17 @@ class Crop:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """RGB of any size → `size` × `size`."""
-        image = _without_ends(image)
+        image = _cut_ends(image)
         while self.halve and min(image.size) >= 2 * self.size:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-        round_ = int if self.truncate else round
-        short = min(image.size)
-        width, height = (round_(self.size * side / short) for side in image.size)
+        to_integer = int if self.truncate else round
+        shorter_side = min(image.size)
+        width, height = (to_integer(self.size * side / shorter_side) for side in image.size)
         image = image.resize((width, height), Image.Resampling[self.resample.upper()])
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return image.crop((left, top, left + self.size, top + self.size))
 
-    def at(self, size: int) -> Self:
+    def with_size(self, size: int) -> Self:
         """The same for another size."""
         return replace(self, size=size)
 
@@ -65,14 +66,14 @@ class Pad:
         """RGB of any size → `size` × `size`."""
         return fit_square(image, self.size, self.background, self.least)
 
-    def at(self, size: int) -> Self:
+    def with_size(self, size: int) -> Self:
         """The same for another size."""
         return replace(self, size=size)
 
 
 @dataclass(frozen=True)
 class Area:
-    """Scale the whole image (bicubic) so that both sides are multiples of `factor`; its proportions stay, about.
+    """Scale the whole image (bicubic) so that both sides are multiples of `factor`; proportions stay nearly the same.
 
     This is what [Emu3](https://github.com/baaivision/Emu3) does, and how every quantizer gives grids that are not
     square. Images more elongated than 200:1 are made 200:1.
@@ -90,7 +91,8 @@ class Area:
     def __call__(self, image: Image.Image) -> Image.Image:
         """RGB of any size → (width, height) in multiples of `factor`."""
         width, height = image.size
-        width, height = min(width, STRIP * height), min(height, STRIP * width)
+        width, height = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
+        # The nearest multiples of `factor`; if their area is out of range, the next ones inside it.
         sides = [round(side / self.factor) * self.factor for side in (width, height)]
         if math.prod(sides) > self.max_pixels:
             scale = math.sqrt(width * height / self.max_pixels)
@@ -103,7 +105,7 @@ class Area:
             sides = [math.ceil(side * scale / self.factor) * self.factor for side in (width, height)]
         return image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
 
-    def at(self, size: int) -> Self:
+    def with_size(self, size: int) -> Self:
         """The same for an area of about `size`² pixels."""
         return replace(self, min_pixels=size**2, max_pixels=size**2)
 
@@ -114,17 +116,18 @@ class Area:
 
 
 KINDS: dict[str, type[Crop | Pad | Area]] = {"crop": Crop, "pad": Pad, "area": Area}
+"""Ways to fit an image to a size, by their names in manifests."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """An image processor whose every field decides ids; it is part of the fingerprint.
+    """An image processor: all of its fields decide ids and are part of the quantizer's fingerprint.
 
     Args:
         fit: How the image is brought to its size.
-        rescale_factor: What pixels of 0 to 255 are multiplied with.
-        image_mean: What is subtracted then, per channel (RGB).
-        image_std: What that is divided by, per channel.
+        rescale_factor: Factor of pixels of 0 to 255.
+        image_mean: Mean of each channel (RGB), subtracted from the rescaled pixels.
+        image_std: Deviation of each channel, by which the difference is divided.
     """
 
     fit: Crop | Pad | Area
@@ -133,34 +136,34 @@ class Preprocessing:
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """The part of an image of any mode that the network sees, at its size, as RGB."""
+        """An image of any mode as the network sees it: fitted to its size, RGB."""
         return self.fit(to_rgb(image))
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """What the network gets of a prepared image: uint8 (height, width, 3) → float32 (3, height, width)."""
+        """A prepared image as the network's input: uint8 (height, width, 3) → float32 (3, height, width)."""
         mean, std = (pixels.new_tensor(v, dtype=torch.float32) for v in (self.image_mean, self.image_std))
         # In this order, and in float64 first, as transformers does.
         return (((pixels.double() * self.rescale_factor).float() - mean) / std).permute(2, 0, 1).contiguous()
 
-    def resized(self, size: int | None, aspect: bool, factor: int) -> Self:
-        """For another size, or (`aspect`) for the same area in the image's own proportions."""
-        fit = self.fit if size is None else self.fit.at(size)
+    def with_size(self, size: int | None, aspect: bool, factor: int) -> Self:
+        """The same for another size or, with `aspect`, for an area of that size in the image's own proportions."""
+        fit = self.fit if size is None else self.fit.with_size(size)
         if aspect and not isinstance(fit, Area):
             fit = Area(factor, fit.size**2, fit.size**2)
         return replace(self, fit=fit)
 
     def suits(self, factor: int) -> bool:
-        """Whether the sides that come out are multiples of `factor`."""
+        """Whether the sides of prepared images are multiples of `factor`."""
         return self.fit.size > 0 and (isinstance(self.fit, Area) or self.fit.size % factor == 0)
 
     def to_json(self) -> dict[str, Any]:
-        """As what JSON holds."""
+        """All fields as a dictionary for JSON."""
         kind = next(kind for kind, cls in KINDS.items() if isinstance(self.fit, cls))
         return asdict(self) | {"fit": {"kind": kind} | asdict(self.fit)}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
-        """What `to_json` gave, after JSON."""
+        """Read what `to_json` wrote."""
         fit: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in fields["fit"].items()
         }
@@ -169,9 +172,14 @@ class Preprocessing:
             kind(**fit), fields["rescale_factor"], tuple(fields["image_mean"]), tuple(fields["image_std"])
         )
 
+    @classmethod
+    def from_manifest(cls, manifest: dict[str, Any], default: Self) -> Self:
+        """The preprocessing of a quantizer that `save_pretrained` wrote, `default` for what others published."""
+        return cls.from_json(manifest["preprocessing"]) if "preprocessing" in manifest else default
 
-def _without_ends(image: Image.Image) -> Image.Image:
-    """Only the middle of a strip, which is all that `Crop` leaves of it."""
-    width, height = min(image.width, STRIP * image.height), min(image.height, STRIP * image.width)
+
+def _cut_ends(image: Image.Image) -> Image.Image:
+    """The middle of a very elongated image, which is all that `Crop` leaves of it."""
+    width, height = min(image.width, MAX_ASPECT * image.height), min(image.height, MAX_ASPECT * image.width)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height)) if (width, height) != image.size else image

@@ -1,4 +1,4 @@
-"""`--engine ray`: a job's files made by Ray's actors, on as many machines as the cluster has."""
+"""`--engine ray`: a job's shards made by Ray's actors, on as many machines as the cluster has."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -9,47 +9,54 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
+Maker = Callable[[int], Any]
+"""Makes the shard of a number; returns a JSON value."""
+
 
 class _Actor:
-    """Gets ready once and makes files."""
+    """Loads what shards are made with once, and makes one after the other."""
 
-    def __init__(self, start: Callable[..., Callable[[int], Any]], arguments: tuple[Any, ...]) -> None:
-        self.make = start(*arguments)
+    def __init__(self, new_maker: Callable[..., Maker], arguments: tuple[Any, ...]) -> None:
+        self.maker = new_maker(*arguments)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {"made": np.array([json.dumps(self.make(int(n))) for n in batch["id"]])}
+        return {"result": np.array([json.dumps(self.maker(int(number))) for number in batch["id"]])}
 
 
-def make_with_ray(
-    start: Callable[..., Callable[[int], Any]], *arguments: Any, files: int, cpus: int, on_gpu: bool = False
+def make_shards_with_ray(
+    new_maker: Callable[..., Maker], *arguments: Any, shards: int, cpus: int, device: str = "cpu"
 ) -> Iterator[Any]:
-    """Make files 0 to `files` - 1, each by `start(*arguments)(number)` in an actor that calls `start` once.
+    """Make shards 0 to `shards` - 1, each in an actor that has called `new_maker(*arguments)` once.
 
     It uses the Ray that is running, or starts one on this machine. All machines must see the same folders.
 
     Args:
-        start: Returns what makes a file; Ray must be able to pickle it.
+        new_maker: Returns what makes a shard; Ray must be able to pickle it.
         arguments: For it.
-        files: How many.
-        cpus: What an actor takes on a CPU; there is one per so many CPUs.
-        on_gpu: There is one per GPU instead.
+        shards: How many there are to make.
+        cpus: CPUs of an actor that needs no GPU.
+        device: Where an actor computes, as in options: on `cuda` there is one actor per GPU of the cluster, on `auto`
+            too if it has GPUs; else one per `cpus` CPUs.
 
     Returns:
-        What was returned for each file, a JSON value, in the order in which they are made.
+        What was returned for each shard, in the order in which they are finished.
     """
-    if files == 0:
+    if shards == 0:
         return
     if not ray.is_initialized():
         ray.init()
+    # As many actors as the cluster has room for, but not more than there are shards.
     resources = ray.cluster_resources()
-    most = int(resources.get("GPU", 0)) if on_gpu else int(resources.get("CPU", 0)) // cpus
-    made = ray.data.range(files, override_num_blocks=files).map_batches(
+    gpus = int(resources.get("GPU", 0))
+    on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
+    capacity = gpus if on_gpu else int(resources.get("CPU", 0)) // cpus
+    results = ray.data.range(shards, override_num_blocks=shards).map_batches(
         _Actor,
-        fn_constructor_args=(start, arguments),
+        fn_constructor_args=(new_maker, arguments),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=max(1, min(files, most))),
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(shards, capacity))),
         num_cpus=0,  # or the actors would leave none to what feeds them
         num_gpus=1 if on_gpu else 0,
     )
-    for row in made.iter_rows():
-        yield json.loads(row["made"])
+    for row in results.iter_rows():
+        yield json.loads(row["result"])

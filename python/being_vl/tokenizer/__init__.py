@@ -1,4 +1,4 @@
-"""The visual BPE tokenizer; needs numpy alone."""
+"""The visual BPE tokenizer. `VisualBPE` needs numpy alone; learning from files and encoding folders needs pyarrow."""
 
 from being_vl.tokenizer.visual_bpe import EncodedBatch, MergeInfo, Regions, VisualBPE
 

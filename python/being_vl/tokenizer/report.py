@@ -7,76 +7,84 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from being_vl.files import to_jsonable
-from being_vl.tokenizer import VisualBPE
-from being_vl.tokenizer.corpus import Corpus, grids_of
-from being_vl.tokenizer.options import VocabOptions
+from being_vl.tokenizer.corpus import Corpus, split_block
+from being_vl.tokenizer.options import VocabularyOptions
+from being_vl.tokenizer.visual_bpe import VisualBPE
 
-WORTH = 0.01
-"""More merges stop paying where a tenth more of them shorten held-out sequences by less than this share."""
+MIN_GAIN = 0.01
+"""Merges are worthwhile as long as a tenth more of them shorten held-out sequences by at least this share."""
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
-MOST_CELLS = 2**63 - 1
+MAX_CELLS = 2**63 - 1
 
 
 @dataclass
-class Encoded:
-    """What became of some grids.
+class EncodingStats:
+    """Length of some grids before and after encoding.
 
     Args:
-        grids: How many there are.
-        cells: Ids before.
-        tokens: Tokens after.
-        uses: Per token of the vocabulary, how often it is among them; empty if unknown.
+        grids: Number of grids.
+        cells: Length before, in cells.
+        tokens: Length after, in tokens.
+        token_counts: (vocab_size,), how often each token of the vocabulary occurs; empty if unknown.
     """
 
     grids: int
     cells: int
     tokens: int
-    uses: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    token_counts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-def encoded(bpe: VisualBPE, corpus: Corpus, num_threads: int | None = None) -> Encoded:
+def measure_encoding(bpe: VisualBPE, corpus: Corpus, num_threads: int | None = None) -> EncodingStats:
     """Encode all grids, a block at a time, and count."""
     grids = cells = 0
-    uses = np.zeros(bpe.vocab_size, np.int64)
+    token_counts = np.zeros(bpe.vocab_size, np.int64)
     for ids, heights, widths in corpus:
-        batch = bpe.encode_batch(grids_of((ids, heights, widths)), num_threads)
-        uses += np.bincount(batch.values, minlength=bpe.vocab_size)
+        batch = bpe.encode_batch(split_block((ids, heights, widths)), num_threads)
+        token_counts += np.bincount(batch.values, minlength=bpe.vocab_size)
         grids += len(batch)
         cells += ids.size
-    return Encoded(grids, cells, int(uses.sum()), uses)
+    return EncodingStats(grids, cells, int(token_counts.sum()), token_counts)
 
 
-def merges_done(bpe: VisualBPE, uses: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each merge was done to arrive at tokens that are used so often.
+def merge_counts(bpe: VisualBPE, token_counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each merge was applied, given how often each token occurs in the result.
 
-    A token in the result, and each merged token it was made of, stands for one merge. Since the first m merges are a
-    vocabulary themselves, the sum of the first m counts is what that one saves.
+    A token in the result stands for one application of its merge, and so does each merged token that it consists of.
+    The first m merges are a vocabulary themselves, so the sum of the first m counts is what that one saves.
+
+    Args:
+        bpe: The vocabulary.
+        token_counts: (vocab_size,), occurrences of each token.
+
+    Returns:
+        (num_merges,).
     """
-    made = uses.tolist()
-    for i, (a, b, *_) in reversed(list(enumerate(bpe.merges, bpe.base_vocab_size))):
-        made[a] += made[i]
-        made[b] += made[i]
-    return np.array(made[bpe.base_vocab_size :], np.int64)
+    counts = token_counts.tolist()
+    # From the last merge to the first, so that a token's count is complete before its parts are counted.
+    for token, (a, b, *_) in reversed(list(enumerate(bpe.merges, bpe.base_vocab_size))):
+        counts[a] += counts[token]
+        counts[b] += counts[token]
+    return np.array(counts[bpe.base_vocab_size :], np.int64)
 
 
-def stops_paying(lengths: NDArray[np.int64]) -> int:
-    """The number of merges after which a tenth more of them never again saves the share `WORTH`.
+def last_worthwhile_merge_count(lengths: NDArray[np.int64]) -> int:
+    """The number of merges after which a tenth more of them never again saves the share `MIN_GAIN`.
 
     Args:
         lengths: Length in tokens after 0, 1, 2, … merges.
     """
     merges = np.arange(1, len(lengths))
-    saved = 1 - lengths[merges] / lengths[merges * 10 // 11]
-    paying = merges[saved >= WORTH]
-    return int(paying[-1]) if len(paying) else 0
+    gains = 1 - lengths[merges] / lengths[merges * 10 // 11]
+    worthwhile = merges[gains >= MIN_GAIN]
+    return int(worthwhile[-1]) if len(worthwhile) else 0
 
 
 def cells_per_token(bpe: VisualBPE) -> list[int]:
     """How many cells each merged token covers, at most 2**63 - 1."""
     sizes = [1] * bpe.base_vocab_size
     for a, b, *_ in bpe.merges:
-        sizes.append(min(sizes[a] + sizes[b], MOST_CELLS))
+        sizes.append(min(sizes[a] + sizes[b], MAX_CELLS))
     return sizes[bpe.base_vocab_size :]
 
 
@@ -101,53 +109,59 @@ def quantiles(values: ArrayLike) -> dict[str, Any]:
     array = np.asarray(values)
     if not array.size:
         return {}
-    found = np.quantile(array, list(QUANTILES.values()), method="inverted_cdf").tolist()
-    return dict(zip(QUANTILES, found, strict=True))
+    numbers = np.quantile(array, list(QUANTILES.values()), method="inverted_cdf").tolist()
+    return dict(zip(QUANTILES, numbers, strict=True))
 
 
-def report(
-    bpe: VisualBPE, options: VocabOptions, training: Encoded, held_out: Encoded | None, seconds: float
+def build_report(
+    bpe: VisualBPE,
+    options: VocabularyOptions,
+    training: EncodingStats,
+    held_out: EncodingStats | None,
+    seconds: float,
 ) -> dict[str, Any]:
-    """All there is to say on a vocabulary just learned, as JSON has it.
+    """The report on a vocabulary just learned, in plain JSON types.
 
     Args:
         bpe: The vocabulary.
-        options: How it was made.
-        training: What became of the grids it was learned from.
-        held_out: What became of the grids held out, with uses; None without any.
-        seconds: How long it took.
+        options: Of its training.
+        training: Lengths of the grids it was learned from.
+        held_out: Lengths and token counts of the grids held out; None without any.
+        seconds: Time that the training took.
     """
-    content = {
+    return {
         "vocabulary": options.out.name,
         "options": to_jsonable(options),
         "seconds": round(seconds, 2),
         "num_merges": bpe.num_merges,
-        "training": _lengths(training),
-        "held_out": None,
+        "training": _summarize(training),
+        "held_out": _summarize(held_out) | _report_on_held_out(bpe, held_out) if held_out else None,
         "statistics": merge_statistics(bpe),
     }
-    if held_out:
-        done = merges_done(bpe, held_out.uses)
-        lengths = held_out.cells - np.concatenate([[0], np.cumsum(done)])
-        points = np.unique(np.geomspace(1, max(1, bpe.num_merges), 16).astype(int))
-        points = points[points <= bpe.num_merges]
-        merged = held_out.uses[bpe.base_vocab_size :]
-        content["held_out"] = _lengths(held_out) | {
-            "unused": {
-                "base": int((held_out.uses[: bpe.base_vocab_size] == 0).sum()),
-                "merged": int((merged == 0).sum()),
-                "merges never done": int((done == 0).sum()),
-            },
-            "curve": [{"merges": m, "tokens": int(lengths[m])} for m in (0, *points.tolist())],
-            "stops_paying": stops_paying(lengths),
-        }
-    return content
 
 
-def text_of(content: dict[str, Any]) -> str:
+def _report_on_held_out(bpe: VisualBPE, held_out: EncodingStats) -> dict[str, Any]:
+    """What is unused, the length by number of merges, and how many merges are worthwhile."""
+    counts = merge_counts(bpe, held_out.token_counts)
+    lengths = held_out.cells - np.concatenate([[0], np.cumsum(counts)])
+    points = np.unique(np.geomspace(1, max(1, bpe.num_merges), 16).astype(int))
+    points = points[points <= bpe.num_merges]
+    codebook_counts, merged_counts = np.split(held_out.token_counts, [bpe.base_vocab_size])
+    return {
+        "unused": {
+            "codebook_ids": int((codebook_counts == 0).sum()),
+            "merged_tokens": int((merged_counts == 0).sum()),
+            "merges": int((counts == 0).sum()),
+        },
+        "curve": [{"merges": m, "tokens": int(lengths[m])} for m in (0, *points.tolist())],
+        "last_worthwhile_merge_count": last_worthwhile_merge_count(lengths),
+    }
+
+
+def format_report(content: dict[str, Any]) -> str:
     """A report to be read on a terminal."""
-    statistics, held_out, learned = content["statistics"], content["held_out"], content["num_merges"]
-    lines = [f"{content['vocabulary']}: {learned} merges in {content['seconds']:.1f} s"]
+    statistics, num_merges = content["statistics"], content["num_merges"]
+    lines = [f"{content['vocabulary']}: {num_merges} merges in {content['seconds']:.1f} s"]
     for name in ("training", "held_out"):
         if part := content[name]:
             lines.append(
@@ -155,37 +169,42 @@ def text_of(content: dict[str, Any]) -> str:
                 f"instead of {part['cells_per_grid']:.1f}: {part['ratio']:.1%} of the length"
             )
     lines.append("  " + ", ".join(f"{n} merges {kind}" for kind, n in statistics["merges"].items()))
-    if learned:
-        lines += [f"  {name}: {_quantiles(statistics[key])}" for key, name in NAMES.items()]
-    if held_out is None:
+    if num_merges:
+        lines += [f"  {name}: {_format_quantiles(statistics[key])}" for key, name in NAMES.items()]
+    if content["held_out"] is None:
         lines.append("  no grids held out (--held_out 0.05): no advice on the number of merges")
-    elif learned:
-        unused, stops = held_out["unused"], held_out["stops_paying"]
-        lengths = [f"{p['merges']}: {p['tokens'] / held_out['cells']:.1%}" for p in held_out["curve"][-8:]]
-        lines += [
-            f"  not in the held-out part: {unused['merged']} of {learned} merged tokens "
-            f"({unused['merges never done']} not even within a larger one), {unused['base']} ids of the codebook",
-            f"  held-out length by merges: {', '.join(lengths)}",
-            f"  the last tenth of the merges still shortened held-out sequences by {WORTH:.0%}: more may pay"
-            if stops == learned
-            else f"  from {stops} merges on, a tenth more shortens held-out sequences by less than {WORTH:.0%}",
-        ]
+    elif num_merges:
+        lines += _format_held_out(content["held_out"], num_merges)
     return "\n".join(lines)
+
+
+def _format_held_out(held_out: dict[str, Any], num_merges: int) -> list[str]:
+    """What is unused, the length by number of merges, and the advice that follows."""
+    unused, count = held_out["unused"], held_out["last_worthwhile_merge_count"]
+    lengths = [f"{p['merges']}: {p['tokens'] / held_out['cells']:.1%}" for p in held_out["curve"][-8:]]
+    return [
+        f"  not in the held-out part: {unused['merged_tokens']} of {num_merges} merged tokens "
+        f"({unused['merges']} not even within a larger one), {unused['codebook_ids']} ids of the codebook",
+        f"  held-out length by merges: {', '.join(lengths)}",
+        f"  the last tenth of the merges still shortened held-out sequences by {MIN_GAIN:.0%}: more may be worthwhile"
+        if count == num_merges
+        else f"  from {count} merges on, a tenth more shortens held-out sequences by less than {MIN_GAIN:.0%}",
+    ]
 
 
 NAMES = {"cells": "cells per merged token", "n": "N", "s": "S"}
 
 
-def _quantiles(values: dict[str, Any]) -> str:
+def _format_quantiles(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-def _lengths(part: Encoded) -> dict[str, Any]:
+def _summarize(stats: EncodingStats) -> dict[str, Any]:
     return {
-        "grids": part.grids,
-        "cells": part.cells,
-        "tokens": part.tokens,
-        "cells_per_grid": part.cells / part.grids,
-        "tokens_per_grid": part.tokens / part.grids,
-        "ratio": part.tokens / part.cells,
+        "grids": stats.grids,
+        "cells": stats.cells,
+        "tokens": stats.tokens,
+        "cells_per_grid": stats.cells / stats.grids,
+        "tokens_per_grid": stats.tokens / stats.grids,
+        "ratio": stats.tokens / stats.cells,
     }

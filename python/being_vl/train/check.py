@@ -48,7 +48,7 @@ def check(options: CheckOptions, write: Callable[[str], None]) -> None:
 def _check_share(sequences: PreparedSequences, tolerance: float) -> None:
     """Raise a `RecordError` if a larger share of the records has faults; records that were dropped have none."""
     manifest = sequences.manifest
-    count = manifest["records"] - manifest["examples"] - manifest["faults"].get(DROPPED, 0)
+    count = manifest["records"] - manifest["sequences"] - manifest["faults"].get(DROPPED, 0)
     share = count / manifest["records"]
     if share > tolerance:
         raise RecordError(
@@ -111,8 +111,7 @@ def _count_categories(sequences: PreparedSequences) -> dict[str, _CategoryCounts
     counts: dict[str, _CategoryCounts] = defaultdict(_CategoryCounts)
     for shard in sequences.shards:
         column = shard.batch.column("category")
-        lengths, savings = shard.lengths(), shard.saved()
-        label_tokens = shard.batch.column("trained").to_numpy()
+        lengths, label_tokens, savings = shard.lengths(), shard.label_tokens(), shard.savings()
         for number, category in enumerate(column.dictionary.to_pylist()):
             rows = column.indices.to_numpy() == number
             count = counts[category]

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import distributed as dist
 
 from being_vl.data.options import PrepareOptions
-from being_vl.data.prepare import check_faults, find_grids, load_builder, tokenise
+from being_vl.data.prepare import check_faults, find_grids, tokenise
+from being_vl.data.sequences import SequenceBuilder
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import FingerprintError
 from being_vl.files import MANIFEST, read_manifest
@@ -156,9 +157,12 @@ def load_sequences(options: TrainOptions, folder: StrPath | None = None) -> Prep
         overwrite=options.overwrite,
     )
     # Tokenise what is not tokenised yet; every rank makes some of the files.
-    builder = load_builder(preparation)
+    sequences = options.sequences
+    builder = SequenceBuilder.from_model(
+        options.model, preparation.grids, sequences.max_length, sequences.too_long, sequences.loss
+    )
     if not is_prepared:
-        tokenise(preparation, builder)
+        tokenise(preparation, builder, inputs_may_move=True)
         if dist.is_initialized():
             dist.barrier()
     check_faults(folder, options.lenient)

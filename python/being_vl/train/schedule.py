@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from being_vl.data.batches import Row, collate
 from being_vl.data.curriculum import TEXT_ONLY, Curriculum
 from being_vl.data.packing import WINDOW, pack
-from being_vl.data.sequences import Group, TokenSequence
+from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.options import StageOptions, TrainOptions
 
-Lengths = Mapping[Group, NDArray[np.int32]]
+Lengths = Mapping[RecordGroup, NDArray[np.int32]]
 """Of each group of records the tokens of each record."""
 
 _SAMPLE_ROWS = 2000

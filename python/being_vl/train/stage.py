@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from being_vl.data.batches import Row, load
+from being_vl.data.batches import Row, load_batches
 from being_vl.data.store import Sequences
 from being_vl.errors import ConfigError
 from being_vl.files import to_jsonable
@@ -157,7 +157,7 @@ class StageTrainer:
 
     def _load_batches(self) -> Iterator[tuple[list[Row], list[MicroBatch]]]:
         """The rows of each step that is left, and of these the micro-batches that this rank reads."""
-        return load(
+        return load_batches(
             self._progress.rows_after(self._resumed_step),
             self._sequences,
             self._accumulation,

@@ -3,19 +3,17 @@
 //! The path of a grid through the crate: [`Grid`] holds the ids, [`train`] learns a [`Vocabulary`] from many grids,
 //! an [`Encoder`] turns a grid into tokens with it, and [`Vocabulary::decode`] turns tokens back into ids.
 
-mod crew;
 mod decode;
 mod encode;
 mod error;
 mod grid;
 mod interrupt;
 mod memory;
-mod rules;
-mod sheet;
 mod statistics;
 mod threads;
 mod train;
 mod vocabulary;
+mod workers;
 
 pub use encode::{Dropout, EncodeOptions, EncodedBatch, Encoder, Encoding, Regions};
 pub use error::{Error, Result};

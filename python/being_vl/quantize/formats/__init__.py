@@ -3,6 +3,6 @@
 `load_quantizer` asks each module of this package in the order of their names, so a new family is one new file with two
 functions:
 
-- `recognizes(checkpoint: Checkpoint) -> bool`: whether this is its format, as told by names of tensors or the config.
-- `load(checkpoint: Checkpoint, device: str) -> Quantizer`: the quantizer at its own size.
+- `recognizes(files: WeightFiles) -> bool`: whether this is its format, as told by names of tensors or the config.
+- `load(files: WeightFiles, device: str) -> Quantizer`: the quantizer at its own size.
 """

@@ -1,16 +1,16 @@
 """What `being-vl quantizer train` writes, the built-in quantizer for one."""
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import Checkpoint
+from being_vl.quantize.weights import WeightFiles
 
 
-def recognizes(checkpoint: Checkpoint) -> bool:
+def recognizes(files: WeightFiles) -> bool:
     """Whether the manifest is one of our training."""
-    return "fit" in checkpoint.manifest
+    return "fit" in files.manifest
 
 
-def load(checkpoint: Checkpoint, device: str) -> Quantizer:
+def load(files: WeightFiles, device: str) -> Quantizer:
     """The quantizer at the size that it was trained at."""
     from being_vl.quantize.models.tiled import VQGAN
 
-    return VQGAN.load(checkpoint, device)
+    return VQGAN.load(files, device)

@@ -5,25 +5,25 @@ has converted them, or from Meta's `tokenizer/vqgan.ckpt` put beside them.
 """
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import Checkpoint
 from being_vl.quantize.preprocessing import Crop, Preprocessing
+from being_vl.quantize.weights import WeightFiles
 
 
-def recognizes(checkpoint: Checkpoint) -> bool:
+def recognizes(files: WeightFiles) -> bool:
     """Whether the config is transformers' of Chameleon or of its VQ-GAN."""
-    return checkpoint.model_type in ("chameleon", "chameleon_vqgan")
+    return files.model_type in ("chameleon", "chameleon_vqgan")
 
 
-def load(checkpoint: Checkpoint, device: str) -> Quantizer:
+def load(files: WeightFiles, device: str) -> Quantizer:
     """The VQ-GAN, with the preprocessing of `ChameleonImageProcessor`."""
-    from being_vl.quantize.models.vqmodel import from_taming, load_vqmodel
+    from being_vl.quantize.models.vqmodel import convert_taming, load_vqmodel
 
-    options = checkpoint.image_processor
+    options = files.image_processor
     size = options.get("crop_size", {"height": 512})["height"]
-    own = Preprocessing(
+    default = Preprocessing(
         Crop(size, truncate=True),
         rescale_factor=options.get("rescale_factor", 0.0078),
         image_mean=tuple(options.get("image_mean", (1.0, 1.0, 1.0))),
         image_std=tuple(options.get("image_std", (1.0, 1.0, 1.0))),
     )
-    return load_vqmodel(checkpoint, *from_taming(checkpoint.tensors), own, device)
+    return load_vqmodel(files, *convert_taming(files.tensors), default, device)

@@ -2,18 +2,18 @@
 families that become one here."""
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import Checkpoint
 from being_vl.quantize.preprocessing import Crop, Preprocessing
+from being_vl.quantize.weights import WeightFiles
 
 
-def recognizes(checkpoint: Checkpoint) -> bool:
-    """Whether the config is of a `VQModel` that is not one of our own training."""
-    return checkpoint.config.get("_class_name") == "VQModel" and "fit" not in checkpoint.manifest
+def recognizes(files: WeightFiles) -> bool:
+    """Whether the config is of a `VQModel` that is not of our own training."""
+    return files.config.get("_class_name") == "VQModel" and "fit" not in files.manifest
 
 
-def load(checkpoint: Checkpoint, device: str) -> Quantizer:
-    """The preprocessing is the saved one; for others' checkpoints taming's, at the config's `sample_size`."""
+def load(files: WeightFiles, device: str) -> Quantizer:
+    """The preprocessing is that of the manifest, or without one taming's, at the config's `sample_size`."""
     from being_vl.quantize.models.vqmodel import load_vqmodel
 
-    own = Preprocessing(Crop(checkpoint.config.get("sample_size", 256)))
-    return load_vqmodel(checkpoint, checkpoint.config, checkpoint.tensors, own, device)
+    default = Preprocessing(Crop(files.config.get("sample_size", 256)))
+    return load_vqmodel(files, files.config, files.tensors, default, device)

@@ -6,8 +6,8 @@ frames.
 from typing import Any
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import Checkpoint, renamed
 from being_vl.quantize.preprocessing import Area, Preprocessing
+from being_vl.quantize.weights import WeightFiles, rename_tensors
 
 TO_TRANSFORMERS = (
     (r"^encoder\.down\.", "encoder.down_block.down."),
@@ -26,44 +26,42 @@ CONFIG_NAMES = {
 }
 
 
-def recognizes(checkpoint: Checkpoint) -> bool:
+def recognizes(files: WeightFiles) -> bool:
     """Whether the config is transformers' of Emu3 or of its tokenizer, or the original one."""
-    return checkpoint.model_type in ("emu3", "emu3_vqgan", "Emu3VisionVQ")
+    return files.model_type in ("emu3", "emu3_vqgan", "Emu3VisionVQ")
 
 
-def load(checkpoint: Checkpoint, device: str) -> Quantizer:
+def load(files: WeightFiles, device: str) -> Quantizer:
     """The tokenizer at its own sizes: 512² to 1024² pixels, in the image's proportions."""
     from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
     from being_vl.quantize.models.emu3 import Emu3Quantizer
     from being_vl.quantize.models.network import load_tensors
 
-    fields = checkpoint.config.get("vq_config", checkpoint.config)
-    model = Emu3VQVAE(Emu3VQVAEConfig(**_config(fields)))
-    tensors = checkpoint.tensors
+    fields = files.config.get("vq_config", files.config)
+    model = Emu3VQVAE(Emu3VQVAEConfig(**_convert_config(fields)))
+    tensors = files.tensors
     if "encoder.down.0.block.0.conv1.weight" in tensors:
-        tensors = renamed(tensors, TO_TRANSFORMERS)
+        tensors = rename_tensors(tensors, TO_TRANSFORMERS)
     load_tensors(model, tensors)
-    saved = checkpoint.manifest.get("preprocessing")
-    own = Preprocessing.from_json(saved) if saved else _own(checkpoint, model.spatial_scale_factor)
-    return Emu3Quantizer(model, checkpoint.name, own, device)
+    default = _published_preprocessing(files, model.spatial_scale_factor)
+    return Emu3Quantizer(model, files.name, Preprocessing.from_manifest(files.manifest, default), device)
 
 
-def _config(fields: dict[str, Any]) -> dict[str, Any]:
+def _convert_config(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields that transformers' config has, from its own names or the original ones."""
     fields = {CONFIG_NAMES.get(name, name): value for name, value in fields.items()}
-    known = (
+    names = (
         "codebook_size embed_dim latent_channels double_latent in_channels out_channels temporal_downsample_factor "
         "base_channels channel_multiplier num_res_blocks attn_resolutions"
     )
-    config = {name: fields[name] for name in known.split() if name in fields}
-    return config | {
-        "hidden_size": config.get("base_channels", 256) * config.get("channel_multiplier", [4])[-1]
-    }
+    config = {name: fields[name] for name in names.split() if name in fields}
+    width = config.get("base_channels", 256) * config.get("channel_multiplier", [4])[-1]
+    return config | {"hidden_size": width}
 
 
-def _own(checkpoint: Checkpoint, factor: int) -> Preprocessing:
-    options = checkpoint.image_processor
+def _published_preprocessing(files: WeightFiles, factor: int) -> Preprocessing:
+    options = files.image_processor
     fit = Area(factor, options.get("min_pixels", 512**2), options.get("max_pixels", 1024**2))
     half = (0.5, 0.5, 0.5)
     return Preprocessing(

@@ -6,10 +6,10 @@ than the models were trained with; here the ids are the original ones, whichever
 """
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import CODEBOOK, Checkpoint, renamed
 from being_vl.quantize.preprocessing import Crop, Pad, Preprocessing
+from being_vl.quantize.weights import CODEBOOK, WeightFiles, rename_tensors
 
-LLAMAGEN = "encoder.conv_blocks.0.res.0.conv1.weight"
+LLAMAGEN_TENSOR = "encoder.conv_blocks.0.res.0.conv1.weight"
 TO_TAMING = (
     (r"^encoder\.conv_blocks\.(\d+)\.", r"encoder.down.\1."),
     (r"^decoder\.conv_blocks\.(\d+)\.", r"decoder.up.\1."),
@@ -20,28 +20,28 @@ TO_TAMING = (
 )
 
 
-def recognizes(checkpoint: Checkpoint) -> bool:
+def recognizes(files: WeightFiles) -> bool:
     """Whether the config is transformers' of Janus, or the encoder has LlamaGen's names."""
-    return checkpoint.model_type in ("janus", "janus_vqgan") or LLAMAGEN in checkpoint.tensors
+    return files.model_type in ("janus", "janus_vqgan") or LLAMAGEN_TENSOR in files.tensors
 
 
-def load(checkpoint: Checkpoint, device: str) -> Quantizer:
-    """The VQ model: Janus' own padding to 384 pixels where a config says so, LlamaGen's crop of 256 for its files."""
+def load(files: WeightFiles, device: str) -> Quantizer:
+    """The VQ model, with Janus' padding to 384 pixels where a config says so, else with LlamaGen's crop of 256."""
     from torch.nn.functional import normalize
 
-    from being_vl.quantize.models.vqmodel import from_taming, load_vqmodel
+    from being_vl.quantize.models.vqmodel import convert_taming, load_vqmodel
 
-    tensors = renamed(checkpoint.tensors, TO_TAMING)
+    tensors = rename_tensors(files.tensors, TO_TAMING)
     # For codes of length 1 the latents' length no longer matters to which is nearest.
     tensors[CODEBOOK] = normalize(tensors[CODEBOOK].float(), dim=-1)
-    is_janus = checkpoint.model_type or checkpoint.image_processor
-    own = _janus(checkpoint) if is_janus else Preprocessing(Crop(256, "bicubic", halve=True))
-    return load_vqmodel(checkpoint, *from_taming(tensors), own, device)
+    is_janus = files.model_type or files.image_processor
+    default = _janus_preprocessing(files) if is_janus else Preprocessing(Crop(256, "bicubic", halve=True))
+    return load_vqmodel(files, *convert_taming(tensors), default, device)
 
 
-def _janus(checkpoint: Checkpoint) -> Preprocessing:
-    """That of transformers' `JanusImageProcessor`; the same options are named otherwise in the original format."""
-    options = checkpoint.image_processor
+def _janus_preprocessing(files: WeightFiles) -> Preprocessing:
+    """As transformers' `JanusImageProcessor`, whose options have other names in the original format."""
+    options = files.image_processor
     mean = tuple(options.get("image_mean", (0.5, 0.5, 0.5)))
     background = options.get("background_color", [int(channel * 255) for channel in mean])
     size = options.get("image_size") or options.get("size", {"height": 384})["height"]

@@ -6,20 +6,20 @@ The preprocessing is that of their notebooks and of Meta's `image_tokenizer.py`:
 """
 
 from being_vl.quantize.base import Quantizer
-from being_vl.quantize.checkpoint import Checkpoint
 from being_vl.quantize.preprocessing import Crop, Preprocessing
+from being_vl.quantize.weights import WeightFiles
 
 SIZE = 256
 
 
-def recognizes(checkpoint: Checkpoint) -> bool:
+def recognizes(files: WeightFiles) -> bool:
     """Whether the encoder has taming's names and no family of transformers claims it."""
-    return "encoder.down.0.block.0.conv1.weight" in checkpoint.tensors and not checkpoint.model_type
+    return "encoder.down.0.block.0.conv1.weight" in files.tensors and not files.model_type
 
 
-def load(checkpoint: Checkpoint, device: str) -> Quantizer:
+def load(files: WeightFiles, device: str) -> Quantizer:
     """A `.ckpt` at the resolution of the YAML beside it, 256 if there is none."""
-    from being_vl.quantize.models.vqmodel import from_taming, load_vqmodel
+    from being_vl.quantize.models.vqmodel import convert_taming, load_vqmodel
 
-    own = Preprocessing(Crop(checkpoint.resolution or SIZE))
-    return load_vqmodel(checkpoint, *from_taming(checkpoint.tensors), own, device)
+    default = Preprocessing(Crop(files.resolution or SIZE))
+    return load_vqmodel(files, *convert_taming(files.tensors), default, device)

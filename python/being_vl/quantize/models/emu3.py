@@ -1,16 +1,14 @@
 """Emu3's tokenizer, as transformers' `Emu3VQVAE`."""
 
-from pathlib import Path
-
 from torch import Tensor
 from transformers import Emu3VQVAE
 
-from being_vl.quantize.models.network import NetworkQuantizer
+from being_vl.quantize.models.whole_image import WholeImageQuantizer
 from being_vl.quantize.preprocessing import Preprocessing
 
 
-class Emu3Quantizer(NetworkQuantizer):
-    """A `Quantizer` on transformers' `Emu3VQVAE`; see `NetworkQuantizer`."""
+class Emu3Quantizer(WholeImageQuantizer):
+    """A `Quantizer` on transformers' `Emu3VQVAE`; see `WholeImageQuantizer`."""
 
     model: Emu3VQVAE
 
@@ -18,12 +16,6 @@ class Emu3Quantizer(NetworkQuantizer):
         self, model: Emu3VQVAE, name: str, preprocessing: Preprocessing, device: str = "cpu"
     ) -> None:
         super().__init__(model, name, preprocessing, model.spatial_scale_factor, device)
-
-    @property
-    def codebook(self) -> Tensor:
-        """(codes, dimension)."""
-        codes: Tensor = self.model.quantize.embedding.weight
-        return codes
 
     def _latents(self, pixels: Tensor) -> Tensor:
         frames = self.model.config.temporal_downsample_factor
@@ -34,6 +26,3 @@ class Emu3Quantizer(NetworkQuantizer):
     def _pixels(self, ids: Tensor) -> Tensor:
         pixels: Tensor = self.model.decode(ids)
         return pixels
-
-    def _save_model(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)

@@ -5,16 +5,16 @@ and the architecture is read from the tensors' names and shapes.
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
 from diffusers import VQModel
 from torch import Tensor
 
 from being_vl.errors import QuantizerError
-from being_vl.quantize.checkpoint import CODEBOOK, Checkpoint, renamed
-from being_vl.quantize.models.network import NetworkQuantizer, load_tensors
+from being_vl.quantize.models.network import load_tensors
+from being_vl.quantize.models.whole_image import WholeImageQuantizer
 from being_vl.quantize.preprocessing import Preprocessing
+from being_vl.quantize.weights import CODEBOOK, WeightFiles, rename_tensors
 
 FROM_TAMING = (
     (r"\.(down|up)\.(\d+)\.block\.", r".\1_blocks.\2.resnets."),
@@ -31,19 +31,13 @@ FROM_TAMING = (
 )
 
 
-class VQModelQuantizer(NetworkQuantizer):
-    """A `Quantizer` on diffusers' `VQModel`; see `NetworkQuantizer`."""
+class VQModelQuantizer(WholeImageQuantizer):
+    """A `Quantizer` on diffusers' `VQModel`; see `WholeImageQuantizer`."""
 
     model: VQModel
 
     def __init__(self, model: VQModel, name: str, preprocessing: Preprocessing, device: str = "cpu") -> None:
         super().__init__(model, name, preprocessing, 2 ** (len(model.config.block_out_channels) - 1), device)
-
-    @property
-    def codebook(self) -> Tensor:
-        """(codes, dimension)."""
-        codes: Tensor = self.model.quantize.embedding.weight
-        return codes
 
     def _latents(self, pixels: Tensor) -> Tensor:
         latents: Tensor = self.model.quant_conv(self.model.encoder(pixels))[0]
@@ -52,39 +46,43 @@ class VQModelQuantizer(NetworkQuantizer):
     def _pixels(self, ids: Tensor) -> Tensor:
         if self.model.decoder is None:
             raise QuantizerError(
-                f"quantizer {self.name!r}: its checkpoint holds no decoder, as transformers' Chameleon; put the "
+                f"quantizer {self.name!r}: its weights hold no decoder, as transformers' Chameleon; put the "
                 "vqgan.ckpt of the original publication into its folder"
             )
         codes = self.model.quantize.embedding(ids).permute(0, 3, 1, 2)
-        conditioned = codes if self.model.config.norm_type == "spatial" else None
-        pixels: Tensor = self.model.decoder(self.model.post_quant_conv(codes), conditioned)
+        condition = codes if self.model.config.norm_type == "spatial" else None
+        pixels: Tensor = self.model.decoder(self.model.post_quant_conv(codes), condition)
         return pixels
-
-    def _save_model(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
 
 
 def load_vqmodel(
-    checkpoint: Checkpoint,
+    files: WeightFiles,
     config: dict[str, Any],
     tensors: dict[str, Tensor],
-    own: Preprocessing,
+    default: Preprocessing,
     device: str,
 ) -> VQModelQuantizer:
-    """A quantizer of diffusers' config and tensors; `own` unless it was saved with another preprocessing."""
+    """A quantizer of diffusers' config and tensors.
+
+    Args:
+        files: What the tensors were read from.
+        config: diffusers' configuration of a `VQModel`.
+        tensors: Its weights, under diffusers' names; those of the decoder may be absent.
+        default: The preprocessing, where the manifest does not say with which one it was saved.
+        device: Where it runs.
+    """
     model = VQModel.from_config(config)
     if not any(name.startswith("decoder.") for name in tensors):
         model.decoder = model.post_quant_conv = None
-        tensors = {
-            name: tensor for name, tensor in tensors.items() if not name.startswith("post_quant_conv.")
-        }
+        tensors = {name: t for name, t in tensors.items() if not name.startswith("post_quant_conv.")}
     load_tensors(model, tensors)
-    saved = checkpoint.manifest.get("preprocessing")
-    return VQModelQuantizer(model, checkpoint.name, Preprocessing.from_json(saved) if saved else own, device)
+    preprocessing = Preprocessing.from_manifest(files.manifest, default)
+    return VQModelQuantizer(model, files.name, preprocessing, device)
 
 
-def from_taming(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def convert_taming(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """diffusers' config and tensors of those under taming's names, or under transformers' for Chameleon and Janus."""
+    # The architecture, from names and shapes of tensors.
     levels = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.down."))
     blocks = {name.split(".")[4] for name in tensors if name.startswith("encoder.down.0.block.")}
     attention = [f"encoder.down.{level}.attn.0.q.weight" in tensors for level in range(levels)]
@@ -93,8 +91,10 @@ def from_taming(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, T
         "block_out_channels": [
             tensors[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)
         ],
-        "down_block_types": [f"{'Attn' * here}DownEncoderBlock2D" for here in attention],
-        "up_block_types": [f"{'Attn' * here}UpDecoderBlock2D" for here in reversed(attention)],
+        "down_block_types": [f"{'Attn' * has_attention}DownEncoderBlock2D" for has_attention in attention],
+        "up_block_types": [
+            f"{'Attn' * has_attention}UpDecoderBlock2D" for has_attention in reversed(attention)
+        ],
         "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in tensors,
         "layers_per_block": len(blocks),
         "latent_channels": tensors["encoder.conv_out.weight"].shape[0],
@@ -104,9 +104,9 @@ def from_taming(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, T
     # taming counts the decoder's levels from the pixels, Janus and LlamaGen, as diffusers, from the codes: the level at
     # the pixels is the one that enlarges nothing.
     if "decoder.up.0.upsample.conv.weight" not in tensors:
-        tensors = {_reversed_level(name, levels): tensor for name, tensor in tensors.items()}
-    return config, renamed(tensors, FROM_TAMING)
+        tensors = {_reverse_level(name, levels): tensor for name, tensor in tensors.items()}
+    return config, rename_tensors(tensors, FROM_TAMING)
 
 
-def _reversed_level(name: str, levels: int) -> str:
-    return re.sub(r"^decoder\.up\.(\d+)", lambda found: f"decoder.up.{levels - 1 - int(found[1])}", name)
+def _reverse_level(name: str, levels: int) -> str:
+    return re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.up.{levels - 1 - int(match[1])}", name)

@@ -1,4 +1,4 @@
-"""What a quantizer in training is judged by."""
+"""The losses and measures of a quantizer in training."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -9,12 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from being_vl.errors import ConfigError
+from being_vl.options import StrPath
 
-VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 class Discriminator(nn.Sequential):
-    """Says of each patch, about 22 pixels wide, whether it looks real: (n, 3, h, w) → (n, 1, h', w')."""
+    """A patch discriminator: a score for each patch of about 22 pixels, (n, 3, h, w) → (n, 1, h', w').
+
+    Scores of real images are to be above 1, those of reconstructions below -1.
+    """
 
     def __init__(self, width: int = 32) -> None:
         super().__init__(
@@ -44,61 +48,65 @@ class Perceptual(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, vgg: Path, heads: Path | None = None) -> None:
+    def __init__(self, vgg: StrPath, heads: StrPath | None = None) -> None:
         super().__init__()
+        # VGG16's convolutions, in blocks that end before each pooling, by their numbers in torchvision's `features`.
         self.blocks = nn.ModuleList()
-        numbered: dict[str, nn.Module] = {}
+        convolutions: dict[str, nn.Module] = {}
         width, number = 3, 0
-        for widths in VGG16:
+        for widths in VGG16_WIDTHS:
             block = nn.Sequential()
             if number:
                 block.append(nn.MaxPool2d(2))
                 number += 1
-            for before, after in pairwise((width, *widths)):
-                convolution = nn.Conv2d(before, after, 3, padding=1)
-                numbered[str(number)] = convolution
+            for channels_in, channels_out in pairwise((width, *widths)):
+                convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+                convolutions[str(number)] = convolution
                 block.extend([convolution, nn.ReLU()])
                 number += 2
             width = widths[-1]
             self.blocks.append(block)
-        _load(nn.ModuleDict(numbered), vgg, "features.", "torchvision's weights of VGG16")
+        _load_weights(nn.ModuleDict(convolutions), Path(vgg), "features.", "torchvision's weights of VGG16")
         self.heads = nn.ParameterDict(
-            {f"lin{n}/model/1/weight": torch.full((1, w[-1], 1, 1), 1 / w[-1]) for n, w in enumerate(VGG16)}
+            {
+                f"lin{n}/model/1/weight": torch.full((1, w[-1], 1, 1), 1 / w[-1])
+                for n, w in enumerate(VGG16_WIDTHS)
+            }
         )
         if heads is not None:
-            _load(self.heads, heads, "", "LPIPS's weights for VGG16")
+            _load_weights(self.heads, Path(heads), "", "LPIPS's weights for VGG16")
         # ImageNet's means and deviations, for pixels of -1 to 1.
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         self.requires_grad_(False)
 
-    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+    def forward(self, images: Tensor, references: Tensor) -> Tensor:
         """Distances (n,) of images (n, 3, h, w) of -1 to 1, at least 16 pixels on a side."""
-        a, b = ((x - self.shift) / self.scale for x in (images, others))
+        a, b = ((x - self.shift) / self.scale for x in (images, references))
         total = torch.zeros(len(images), device=images.device)
         for block, head in zip(self.blocks, self.heads.values(), strict=True):
             a, b = block(a), block(b)
-            difference = (_unit(a) - _unit(b)).square()
+            difference = (_normalize(a) - _normalize(b)).square()
             total = total + (difference * head).sum(1).mean((1, 2))
         return total
 
 
-def _unit(features: Tensor) -> Tensor:
-    """Features of each place, of length 1."""
+def _normalize(features: Tensor) -> Tensor:
+    """Features (n, channels, h, w), scaled to length 1 at each place."""
     features = features.float()
     return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
 
 
-def _load(module: nn.Module, path: Path, prefix: str, expected: str) -> None:
-    """Load what `module` has from a file that may hold more."""
+def _load_weights(module: nn.Module, path: Path, prefix: str, description: str) -> None:
+    """Load the weights of `module` from a file that may hold others, too; `description` names them in an error."""
     try:
         content = (
             load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         )
-        names = {name: prefix + name.replace("/", ".") for name in module.state_dict()}
-        module.load_state_dict({name: content[there] for name, there in names.items()})
+        keys = {name: prefix + name.replace("/", ".") for name in module.state_dict()}
+        module.load_state_dict({name: content[key] for name, key in keys.items()})
     except Exception as error:
-        raise ConfigError(f"{path}: expected {expected} ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"{path}: expected {description} ({type(error).__name__}: {error})") from error
 
 
 def edge_loss(error: Tensor) -> Tensor:
@@ -110,29 +118,29 @@ def edge_loss(error: Tensor) -> Tensor:
     return loss / 2
 
 
-def psnr(images: Tensor, others: Tensor) -> Tensor:
+def psnr(images: Tensor, references: Tensor) -> Tensor:
     """PSNR (n,) of images (n, 3, h, w) of -1 to 1, in dB."""
-    errors = ((images - others) / 2).square().mean((1, 2, 3))
+    errors = ((images - references) / 2).square().mean((1, 2, 3))
     return -10 * errors.clamp(min=1e-10).log10()
 
 
-def ssim(images: Tensor, others: Tensor) -> Tensor:
+def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Structural similarity (n,) of images (n, 3, h, w) of -1 to 1, at least 11 pixels on a side.
 
     As Wang et al. (2004) have it: a Gaussian window of 11×11 pixels with σ = 1.5, K = 0.01 and 0.03, without borders;
     of each colour, then the mean.
     """
     offsets = torch.arange(11, device=images.device, dtype=torch.float64) - 5
-    bell = (-offsets.square() / (2 * 1.5**2)).exp()
-    window = torch.outer(bell, bell) / bell.sum() ** 2
+    gauss = (-offsets.square() / (2 * 1.5**2)).exp()
+    window = torch.outer(gauss, gauss) / gauss.sum() ** 2
 
     def mean(values: Tensor) -> Tensor:
         return F.conv2d(values.flatten(0, 1)[:, None], window[None, None].to(values))
 
-    a, b = (images.double() + 1) / 2, (others.double() + 1) / 2
+    a, b = (images.double() + 1) / 2, (references.double() + 1) / 2
     mean_a, mean_b = mean(a), mean(b)
     variances = mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2
     covariance = mean(a * b) - mean_a * mean_b
-    alike = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
-    alike = alike / ((mean_a**2 + mean_b**2 + 0.01**2) * (variances + 0.03**2))
-    return alike.reshape(len(images), -1).mean(1).float()
+    similarity = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
+    similarity = similarity / ((mean_a**2 + mean_b**2 + 0.01**2) * (variances + 0.03**2))
+    return similarity.reshape(len(images), -1).mean(1).float()

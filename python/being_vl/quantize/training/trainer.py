@@ -3,46 +3,52 @@
 import json
 import logging
 import math
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from diffusers import VQModel
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from being_vl.errors import CheckpointError, ConfigError
-from being_vl.files import MANIFEST, write_aside
-from being_vl.fingerprints import compute_fingerprint
-from being_vl.quantize.models.tiled import (
-    VQGAN,
-    cut_tiles,
-    decode_codes,
-    encode_tiles,
-    new_model,
-    trained_parameters,
-)
-from being_vl.quantize.options import QuantizerTrainOptions
+from being_vl.errors import CheckpointError, ConfigError, FingerprintError
+from being_vl.files import MANIFEST, remove, write_aside
+from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
+from being_vl.options import fixed_options
+from being_vl.progress import progress_bar
+from being_vl.quantize.models.tiled import VQGAN, network_parameters, new_model
+from being_vl.quantize.training.autoencoder import Autoencoder, ForwardPass
 from being_vl.quantize.training.codebook import Codebook
-from being_vl.quantize.training.crops import Crops, Group, Steps
-from being_vl.quantize.training.distributed import average_gradients, averaged, processes, same_everywhere
-from being_vl.quantize.training.losses import Discriminator, Perceptual, edge_loss, psnr, ssim
+from being_vl.quantize.training.crops import CropBatch, CropDataset, Crops
+from being_vl.quantize.training.distributed import (
+    all_mean,
+    average_gradients,
+    broadcast_from_rank_0,
+    process_group,
+    wait_for_all_ranks,
+)
+from being_vl.quantize.training.log import TrainingLog
+from being_vl.quantize.training.losses import Discriminator, Perceptual, edge_loss
+from being_vl.quantize.training.measure import measure, stack_sheets
+from being_vl.quantize.training.options import QuantizerTrainOptions
+from being_vl.quantize.training.start import start
 
 log = logging.getLogger(__name__)
 
-START_TILES = 131072  # of the folder that is listed most often, at most
-START_TILES_PER_CODE = 32
-LEVELS = 0.5
-SHOWN = 8  # held-out pictures of each folder that are shown
-GAP = 4
+CHECKPOINT = "checkpoint.pt"
+JOB = "quantizer train"
+"""How the fingerprint in an output folder names this job."""
+OUTPUTS = (
+    MANIFEST,
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    CHECKPOINT,
+    "log.jsonl",
+    "tensorboard",
+    "reconstructions",
+    FINGERPRINT,
+)
+"""All that a training writes into its folder."""
 
 
 def train_quantizer(options: QuantizerTrainOptions) -> Path:
@@ -50,52 +56,68 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
 
     The networks start as principal components of the tiles, and the codebook as k-means of those, which is a
     fair quantizer already; without that start, hours go by before it is as good. While the encoder learns, the
-    codebook follows the moving averages of its latents, and unused codes are placed anew. Equal tiles of a picture
+    codebook follows the moving averages of its latents, and unused codes are placed anew. Equal tiles of an image
     count once, in the codebook and in the loss, or plain backgrounds would get most of the codes. The
     discriminator joins late. Everything random is a function of the seed and the step, so a run that was killed
-    goes on from its checkpoint as if nothing had happened. Under torchrun the processes share each step's crops.
+    goes on from its checkpoint as if nothing had happened. Under torchrun the ranks share each step's crops.
 
     Returns:
         `options.out`. Beside the quantizer it holds `log.jsonl` and `tensorboard/`, with PSNR, SSIM and the use of
-        the codes on held-out pictures, and those pictures in `reconstructions/`.
+        the codes on held-out images, and some of those images in `reconstructions/`.
 
     Raises:
+        FingerprintError: if `options.out` holds what was made with other options or by another job.
         ImageError: if a folder has no image, or an image can't be read.
-        CheckpointError: if `options.out` holds the checkpoint of other options.
-        ConfigError: if a folder has too few images, the processes can't share a batch evenly, or a file of weights
+        CheckpointError: if the checkpoint is damaged.
+        ConfigError: if a folder has too few images, the ranks can't share a batch evenly, or a file of weights
             holds something else.
     """
-    if (options.out / MANIFEST).is_file():
-        log.info("%s: already finished", options.out)
-        return options.out
-    with processes(options.device) as (rank, ranks, device):
+    with process_group(options.device) as (rank, ranks, device):
+        has_output = _check_folder(options)
+        wait_for_all_ranks()
+        if has_output and (options.out / MANIFEST).is_file():
+            log.info("%s: already finished", options.out)
+            return options.out
         trainer = Trainer(options, rank, ranks, device)
+        if rank == 0 and not has_output:
+            _claim_folder(options)
+        wait_for_all_ranks()
         trainer.run()
         if rank == 0:
             VQGAN(trainer.model, options.name, options.size, device).save_pretrained(options.out)
     return options.out
 
 
-class Passed(NamedTuple):
-    """What became of pictures (n, 3, side, side) on their way through the networks.
+def _fingerprint_fields(options: QuantizerTrainOptions) -> dict[str, Any]:
+    return {"job": JOB, **fixed_options(options)}
 
-    Args:
-        made: The pictures, decoded.
-        error: `made` minus the pictures, by how much each tile counts.
-        latents: (N, D) of the tiles, equal ones of a picture once.
-        codes: (N, D), the codes nearest to them.
-        ids: (N,), of the codes.
-        weights: (N,), how much each counts; their sum is n.
-        places: Which of them a tile of the pictures is, (n * tiles).
+
+def _check_folder(options: QuantizerTrainOptions) -> bool:
+    """Whether the output folder holds what these options made, finished or not.
+
+    Raises:
+        FingerprintError: if it holds something else that may not be replaced.
     """
+    path = options.out / FINGERPRINT
+    if (options.out / MANIFEST).exists() and not path.is_file():
+        raise FingerprintError(
+            f"{options.out}: was not made by `being-vl {JOB}`; choose another folder for `out`"
+        )
+    try:
+        return check_fingerprint(path, _fingerprint_fields(options))
+    except FingerprintError:
+        if not options.overwrite or json.loads(path.read_text(encoding="utf-8")).get("job") != JOB:
+            raise
+        return False
 
-    made: Tensor
-    error: Tensor
-    latents: Tensor
-    codes: Tensor
-    ids: Tensor
-    weights: Tensor
-    places: Tensor
+
+def _claim_folder(options: QuantizerTrainOptions) -> None:
+    """Remove what a training with other options left in the output folder, and say what this one follows from."""
+    if (options.out / FINGERPRINT).is_file():
+        for name in OUTPUTS:
+            remove(options.out / name)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_fingerprint(options.out / FINGERPRINT, _fingerprint_fields(options))
 
 
 class Trainer:
@@ -116,395 +138,246 @@ class Trainer:
                 f"batch_size: {options.batch_size} cannot be shared evenly by {ranks} processes"
             )
         self.options, self.rank, self.device = options, rank, device
+        self.step = 0
         self.crops = Crops(
-            options.images, options.held_out, options.crop or options.size, options.tile, options.seed
+            options.images, options.held_out_images, options.crop_size, options.network.tile, options.seed
         )
-        self.steps = Steps(self.crops, options.batch_size, rank, ranks)
+        self.dataset = CropDataset(self.crops, options.batch_size, rank, ranks)
+        self._build_networks()
+        self._build_optimizers()
+
+    def _build_networks(self) -> None:
+        options, codes, device = self.options, self.options.codebook, self.device
         torch.manual_seed(options.seed)
         self.model = new_model(
-            options.codebook_size, options.code_dim, options.tile, options.width, options.layers
+            codes.size, codes.dim, options.network.tile, options.network.width, options.network.layers
         ).to(device)
         self.discriminator = Discriminator().to(device)
-        self.perceptual = Perceptual(options.vgg, options.lpips).to(device) if options.vgg else None
-        weight = self.model.quantize.embedding.weight
-        self.codebook = Codebook(weight.data, options.decay, options.dead, options.codebook == "ema")
-        generator: list[dict[str, Any]] = [{"params": list(trained_parameters(self.model))}]
-        if options.codebook == "gradient":
-            generator.append({"params": [weight], "weight_decay": 0.0})
-        self.optimizers = [
-            torch.optim.AdamW(groups, options.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
-            for groups in (generator, [{"params": list(self.discriminator.parameters())}])
-        ]
-        self.done = 0
-        self.encode, self.decode, self.judge = encode_tiles, decode_codes, self.discriminator.__call__
-        if options.compile:
-            self.encode = torch.compile(encode_tiles, dynamic=True)
-            self.decode, self.judge = torch.compile(decode_codes), torch.compile(self.discriminator)
+        self.discriminate = torch.compile(self.discriminator) if options.compile else self.discriminator
+        files = options.perceptual
+        self.perceptual = Perceptual(files.vgg, files.lpips).to(device) if files.vgg else None
+        self.codebook = Codebook(
+            self.model.quantize.embedding.weight.data,
+            codes.ema_decay,
+            codes.dead_threshold,
+            is_moving=codes.update == "ema",
+        )
+        self.autoencoder = Autoencoder(
+            self.model,
+            self.codebook,
+            bfloat16=options.precision == "bfloat16",
+            learn_codes=codes.update == "gradient",
+            compile=options.compile,
+        )
+
+    def _build_optimizers(self) -> None:
+        generator: list[dict[str, Any]] = [{"params": list(network_parameters(self.model))}]
+        if self.options.codebook.update == "gradient":
+            generator.append({"params": [self.model.quantize.embedding.weight], "weight_decay": 0.0})
+        discriminator = [{"params": list(self.discriminator.parameters())}]
+        self.generator_optimizer, self.discriminator_optimizer = (
+            torch.optim.AdamW(groups, self.options.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
+            for groups in (generator, discriminator)
+        )
+        self.optimizers = (self.generator_optimizer, self.discriminator_optimizer)
 
     def run(self) -> None:
-        """Train to the last step, logging and saving."""
-        options, first = self.options, self.rank == 0
-        self._resume()
-        with ExitStack() as stack:
-            if first:
-                options.out.mkdir(parents=True, exist_ok=True)
-                _cut_log(options.out / "log.jsonl", self.done)
-                path = options.out / "log.jsonl"
-                file = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
-                board = SummaryWriter(str(options.out / "tensorboard"), purge_step=self.done + 1)
-                stack.callback(board.close)
-            bar = stack.enter_context(
-                tqdm(
-                    total=options.steps,
-                    initial=self.done,
-                    unit="step",
-                    desc="quantizer",
-                    disable=None if first else True,
-                )
-            )
-            for groups in self.steps.batches(range(self.done, options.steps), options.workers):
-                entry: dict[str, Any] = self.step(groups)
-                bar.update()
-                save = self.done == options.steps or self.done % options.checkpoint_every == 0
-                if not first or not (save or self.done % options.log_every == 0):
-                    continue
-                if save:
-                    measured, sheets = self.measure()
-                    entry |= measured
-                    _show(sheets, options.out / "reconstructions", self.done, board)
-                file.write(json.dumps({"step": self.done, **entry}) + "\n")
-                for name, value in _flat(entry):
-                    board.add_scalar(name, value, self.done)
-                log.info("step %d/%d: %s", self.done, options.steps, entry)
-                if save:
-                    self._save()
-
-    def step(self, groups: list[Group] | None = None) -> dict[str, float]:
-        """One optimiser step of both networks, on this process's crops."""
+        """Train to the last step; rank 0 logs, measures and saves."""
         options = self.options
-        groups = self.steps[self.done] if groups is None else groups
-        if self.done == 0:
+        self._load_checkpoint()
+        steps = self.dataset.iterate(range(self.step, options.steps), options.workers)
+        if self.rank > 0:
+            for batches in steps:
+                self.train_step(batches)
+            return
+        with (
+            TrainingLog(options.out, self.step, options.steps) as training_log,
+            progress_bar(options.steps, "step", "quantizer", self.step) as bar,
+        ):
+            for batches in steps:
+                metrics = self.train_step(batches)
+                bar.update()
+                self._record(metrics, training_log)
+
+    def _record(self, metrics: dict[str, Any], training_log: TrainingLog) -> None:
+        """Log a step if its turn has come, and make a checkpoint if that one's has."""
+        is_checkpoint = self.step == self.options.steps or self.step % self.options.checkpoint.every == 0
+        if is_checkpoint:
+            measurement = measure(self.autoencoder, self.crops)
+            metrics |= {"psnr": measurement.psnr, "ssim": measurement.ssim}
+            metrics["codes_used"] = measurement.codes_used
+            training_log.draw(self.step, stack_sheets(measurement.sheets))
+        if is_checkpoint or self.step % self.options.logging.every == 0:
+            training_log.write(self.step, metrics)
+        if is_checkpoint:
+            self._save_checkpoint()
+
+    def train_step(self, batches: Sequence[CropBatch] | None = None) -> dict[str, float]:
+        """One optimizer step of both networks, on this rank's crops; returns the losses, means over all ranks."""
+        options = self.options
+        batches = self.dataset[self.step] if batches is None else batches
+        if self.step == 0:
             self._start()
-        for optimizer in self.optimizers:
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = options.learning_rate * _schedule(self.done, options.steps)
-        settled = self.done >= options.settle * options.steps
-        adversarial = options.adversarial > 0 and self.done >= options.adversarial_start * options.steps
-        count = sum(len(group.pixels) for group in groups)
-        zero = torch.zeros((), device=self.device)
-        terms = dict.fromkeys(
-            ("pixels", "perceptual", "commitment", "codebook", "opinion", "discriminator"), zero
+        self._set_learning_rates()
+        freeze_encoder = self.step >= options.encoder_share * options.steps
+        is_adversarial = (
+            options.adversarial.weight > 0 and self.step >= options.adversarial.start * options.steps
         )
-        images = [group.pixels.to(self.device, non_blocking=True) for group in groups]
-        passed = [self._pass(pixels, settled) for pixels in images]
 
-        for pixels, p in zip(images, passed, strict=True):
-            share = len(pixels) / count
-            away = F.mse_loss(p.latents, p.codes.detach(), reduction="none").mean(1)
-            learned = F.mse_loss(p.codes, p.latents.detach(), reduction="none").mean(1)
-            terms["pixels"] = terms["pixels"] + share * p.error.abs().mean()
-            terms["perceptual"] = terms["perceptual"] + share * self._perceptual(pixels, p)
-            terms["commitment"] = terms["commitment"] + (p.weights * away).sum() / count
-            terms["codebook"] = terms["codebook"] + (p.weights * learned).sum() / count
-            if adversarial:
-                with self._precision():
-                    terms["opinion"] = terms["opinion"] - share * self.judge(p.made).float().mean()
-        reconstruction = terms["pixels"] + options.perceptual * terms["perceptual"]
-        loss = reconstruction + options.commitment * terms["commitment"]
-        if options.codebook == "gradient" and not settled:
-            loss = loss + terms["codebook"]
-        if adversarial:
-            weight = self._balance(reconstruction, terms["opinion"])
-            loss = loss + options.adversarial * weight * terms["opinion"]
-        self._optimize(0, loss)
-        if adversarial:
-            for pixels, p in zip(images, passed, strict=True):
-                with self._precision():
-                    real, fake = self.judge(pixels).float(), self.judge(p.made.detach()).float()
-                hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-                terms["discriminator"] = terms["discriminator"] + len(pixels) / count * hinge
-            self._optimize(1, terms["discriminator"])
-        if not settled:
-            chances = torch.cat([self._chances(g, p) for g, p in zip(groups, passed, strict=True)])
-            latents = torch.cat([p.latents.detach() for p in passed])
-            self.codebook.update(latents, torch.cat([p.ids for p in passed]), chances)
-        self.done += 1
+        images = [batch.pixels.to(self.device, non_blocking=True) for batch in batches]
+        passes = [self.autoencoder(pixels, freeze_encoder) for pixels in images]
+        losses, adversarial_weight = self._generator_step(images, passes, freeze_encoder, is_adversarial)
+        if is_adversarial:
+            losses["discriminator"] = self._discriminator_step(images, passes)
+        if not freeze_encoder:
+            self._update_codebook(batches, passes)
+        self.step += 1
 
-        names = ["pixels", "perceptual", "commitment"] + ["opinion", "discriminator"] * adversarial
-        values = averaged(torch.stack([loss.detach(), *(terms[name].detach() for name in names)])).tolist()
-        entry = dict(zip(["loss", *names], values, strict=True))
-        return entry | ({"opinion_weight": float(weight)} if adversarial else {})
+        means = all_mean(torch.stack([loss.detach() for loss in losses.values()])).tolist()
+        weight = {} if adversarial_weight is None else {"adversarial_weight": float(adversarial_weight)}
+        return dict(zip(losses, means, strict=True)) | weight
 
-    @torch.no_grad()
-    def measure(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """How well held-out pictures come back.
+    def _set_learning_rates(self) -> None:
+        """Linear warm-up over 100 steps, then a cosine to 2 %."""
+        cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * self.step / self.options.steps)) / 2
+        rate = self.options.learning_rate * (min(1.0, (self.step + 1) / 100) * cosine)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def _generator_step(
+        self,
+        images: list[Tensor],
+        passes: list[ForwardPass],
+        freeze_encoder: bool,
+        is_adversarial: bool,
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Update encoder and decoder, and codes that learn by gradients.
+
+        Args:
+            images: Crops of each size, (n, 3, side, side).
+            passes: What became of them.
+            freeze_encoder: The decoder alone learns.
+            is_adversarial: The discriminator has joined.
 
         Returns:
-            Mean PSNR, in dB, and mean SSIM of each folder, and the share of the codes that all of them use; and some
-            pictures of each folder beside what became of them, (3, height, width) of -1 to 1.
+            The losses by name, and with a discriminator the weight of its loss.
         """
-        used = torch.zeros(self.options.codebook_size, dtype=torch.bool, device=self.device)
-        measured: dict[str, dict[str, float]] = {"psnr": {}, "ssim": {}}
-        sheets = {}
-        for name, paths in self.crops.held_out.items():
-            found: list[tuple[Tensor, Tensor]] = []
-            shown: list[tuple[Tensor, Tensor]] = []
-            for pixels in self.crops.whole(paths):
-                p = self._pass(pixels.to(self.device), settled=True)
-                used[p.ids] = True
-                made = p.made.clamp(-1, 1)
-                found.append((psnr(made, pixels.to(made)), ssim(made, pixels.to(made))))
-                if len(shown) < SHOWN:
-                    shown.append((pixels[0], made[0].cpu()))
-            for kind, values in zip(measured, zip(*found, strict=True), strict=True):
-                measured[kind][name] = round(float(torch.cat(values).mean()), 4)
-            sheets[name] = _sheet(shown)
-        return {**measured, "codes_used": round(float(used.float().mean()), 4)}, sheets
+        options = self.options
+        # Each loss is a mean over all crops: those of one size count by their share.
+        count = sum(map(len, images))
+        names = ["pixels", "perceptual", "commitment", "codebook"] + ["generator"] * is_adversarial
+        losses = dict.fromkeys(names, torch.zeros((), device=self.device))
+        for pixels, forward in zip(images, passes, strict=True):
+            for name, loss in self._losses(pixels, forward, count, is_adversarial).items():
+                losses[name] = losses[name] + loss
+        # Their sum; the discriminator's part pulls as strongly as the reconstruction's, times its weight.
+        codebook_loss, weight = losses.pop("codebook"), None
+        reconstruction = losses["pixels"] + options.perceptual.weight * losses["perceptual"]
+        total = reconstruction + options.codebook.commitment * losses["commitment"]
+        if options.codebook.update == "gradient" and not freeze_encoder:
+            total = total + codebook_loss
+        if is_adversarial:
+            weight = self._adversarial_weight(reconstruction, losses["generator"])
+            total = total + options.adversarial.weight * weight * losses["generator"]
+        self._optimize(self.generator_optimizer, total)
+        return {"loss": total} | losses, weight
 
-    def _pass(self, images: Tensor, settled: bool) -> Passed:
-        """Through encoder, codebook and decoder; with `settled` nothing but the decoder gets a gradient."""
-        every = cut_tiles(self.model, images)
-        per_image = len(every) // len(images)
-        image = torch.arange(len(images), device=every.device).repeat_interleave(per_image)
-        # Equal tiles of a picture are encoded once.
-        marked = torch.cat([every.flatten(1), image[:, None].to(every)], 1)
-        tiles, places, counts = marked.unique(dim=0, return_inverse=True, return_counts=True)
-        image = tiles[:, -1].long()
-        distinct = torch.bincount(image, minlength=len(images))
-        weights = 1 / distinct[image].float()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not settled), self._precision():
-            latents = self.encode(self.model, tiles[:, :-1, None, None]).float()
-        ids = self.codebook.nearest(latents.detach())
-        learned = self.options.codebook == "gradient" and not settled
-        codes = self.model.quantize.embedding(ids) if learned else self.codebook.weight[ids]
-        quantized = latents + (codes - latents).detach()
-        side = images.shape[-1] // self.options.tile
-        with self._precision():
-            made = self.decode(self.model, quantized[places].reshape(len(images), side, side, -1)).float()
-        counts_as = (per_image * weights / counts)[places].reshape(len(images), 1, side, side)
-        error = (made - images) * F.interpolate(counts_as, scale_factor=float(self.options.tile))
-        return Passed(made, error, latents, codes, ids, weights, places)
+    def _losses(
+        self, pixels: Tensor, forward: ForwardPass, count: int, is_adversarial: bool
+    ) -> dict[str, Tensor]:
+        """What crops of one size, of `count` of all sizes, add to each of the generator's losses."""
+        share = len(pixels) / count
+        latent_errors = F.mse_loss(forward.latents, forward.codes.detach(), reduction="none").mean(1)
+        code_errors = F.mse_loss(forward.codes, forward.latents.detach(), reduction="none").mean(1)
+        losses = {
+            "pixels": share * forward.error.abs().mean(),
+            "perceptual": share * self._perceptual_loss(pixels, forward),
+            "commitment": (forward.weights * latent_errors).sum() / count,
+            "codebook": (forward.weights * code_errors).sum() / count,
+        }
+        if is_adversarial:
+            with self.autoencoder.precision():
+                scores = self.discriminate(forward.reconstructions).float()
+            losses["generator"] = -(share * scores.mean())
+        return losses
 
-    def _perceptual(self, images: Tensor, passed: Passed) -> Tensor:
+    def _perceptual_loss(self, images: Tensor, forward: ForwardPass) -> Tensor:
         if self.perceptual is None:
-            return edge_loss(passed.error)
-        with self._precision():
-            distance: Tensor = self.perceptual(passed.made, images).mean()
+            return edge_loss(forward.error)
+        with self.autoencoder.precision():
+            distance: Tensor = self.perceptual(forward.reconstructions, images).mean()
         return distance
 
-    def _chances(self, group: Group, passed: Passed) -> Tensor:
-        """A random number for each of the tiles that were encoded."""
-        return torch.zeros(len(passed.ids), dtype=group.chances.dtype, device=self.device).scatter_reduce(
-            0, passed.places, group.chances.to(self.device), "amin", include_self=False
+    def _adversarial_weight(self, reconstruction: Tensor, generator: Tensor) -> Tensor:
+        """The weight with which both losses pull equally at the last layer (VQ-GAN, equation 7)."""
+        last_layer: Tensor = self.model.decoder.conv_out.weight
+        pull, adversarial_pull = (
+            all_mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
+            for loss in (reconstruction, generator)
         )
-
-    def _precision(self) -> torch.autocast:
-        bfloat16 = self.options.precision == "bfloat16"
-        return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=bfloat16)
-
-    def _balance(self, reconstruction: Tensor, opinion: Tensor) -> Tensor:
-        """Makes both losses pull equally at the last layer (VQ-GAN, equation 7)."""
-        last: Tensor = self.model.decoder.conv_out.weight
-        pull, other = (
-            averaged(torch.autograd.grad(loss, last, retain_graph=True)[0]).norm()
-            for loss in (reconstruction, opinion)
-        )
-        weight: Tensor = (pull / (other + 1e-4)).clamp(max=1e4)
+        weight: Tensor = (pull / (adversarial_pull + 1e-4)).clamp(max=1e4)
         return weight
 
-    def _optimize(self, which: int, loss: Tensor) -> None:
-        optimizer = self.optimizers[which]
-        for each in self.optimizers:
-            each.zero_grad(set_to_none=True)
+    def _discriminator_step(self, images: list[Tensor], passes: list[ForwardPass]) -> Tensor:
+        """Update the discriminator; returns its hinge loss."""
+        count = sum(map(len, images))
+        total = torch.zeros((), device=self.device)
+        for pixels, forward in zip(images, passes, strict=True):
+            with self.autoencoder.precision():
+                real_scores = self.discriminate(pixels).float()
+                fake_scores = self.discriminate(forward.reconstructions.detach()).float()
+            hinge = F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
+            total = total + len(pixels) / count * hinge
+        self._optimize(self.discriminator_optimizer, total)
+        return total
+
+    def _optimize(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        for network_optimizer in self.optimizers:
+            network_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(p for group in optimizer.param_groups for p in group["params"])
         optimizer.step()
 
-    @torch.no_grad()
-    def _start(self) -> None:
-        """Principal components and k-means of the tiles of some crops; folders give as many as they take turns."""
-        if self.rank == 0:
-            options = self.options
-            most = min(START_TILES, START_TILES_PER_CODE * options.codebook_size)
-            crops = most / (self.crops.size // options.tile) ** 2
-            turns = Counter(options.images)
-            folders = [
-                self._start_tiles(
-                    options.images.index(folder), math.ceil(crops * count / max(turns.values()))
-                )
-                for folder, count in turns.items()
-            ]
-            least = min(map(len, folders))
-            rng = torch.Generator().manual_seed(options.seed)
-            start_linear(
-                self.model,
-                torch.cat([tiles[torch.randperm(len(tiles), generator=rng)[:least]] for tiles in folders]),
+    def _update_codebook(self, batches: Sequence[CropBatch], passes: list[ForwardPass]) -> None:
+        # Of equal tiles, which were encoded once, the least of their random numbers counts.
+        chances = [
+            torch.zeros(len(forward.ids), dtype=batch.chances.dtype, device=self.device).scatter_reduce(
+                0, forward.places, batch.chances.to(self.device), "amin", include_self=False
             )
-            latents = [
-                torch.cat([encode_tiles(self.model, part[:, :, None, None]) for part in tiles.split(4096)])
-                for tiles in folders
-            ]
-            self.codebook.place(latents, round(options.reserved * options.codebook_size), rng)
-        same_everywhere([*self.model.state_dict().values(), self.codebook.counts, self.codebook.sums])
+            for batch, forward in zip(batches, passes, strict=True)
+        ]
+        latents = torch.cat([forward.latents.detach() for forward in passes])
+        self.codebook.update(latents, torch.cat([forward.ids for forward in passes]), torch.cat(chances))
 
-    def _start_tiles(self, folder: int, crops: int) -> Tensor:
-        """The different tiles (N, channels) of random crops of a folder."""
-        rngs = (np.random.default_rng([self.options.seed, 2, folder, number]) for number in range(crops))
-        pixels = (self.crops.draw(folder, rng)[None].to(self.device) for rng in rngs)
-        tiles = torch.cat([cut_tiles(self.model, each).flatten(1) for each in pixels])
-        different: Tensor = tiles.unique(dim=0)
-        return different
+    def _start(self) -> None:
+        """Set weights and codes in rank 0, and give them to all."""
+        if self.rank == 0:
+            start(self.model, self.codebook, self.crops, self.options)
+        tensors = [*self.model.state_dict().values(), self.codebook.counts, self.codebook.sums]
+        broadcast_from_rank_0(tensors)
 
-    @property
-    def _identity(self) -> str:
-        """Of the options that decide the result."""
-        free = {"out", "log_every", "device", "workers"}
-        options = {name: value for name, value in asdict(self.options).items() if name not in free}
-        return compute_fingerprint(options)
-
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         state = {
-            "options": self._identity,
-            "done": self.done,
+            "step": self.step,
             "networks": [self.model.state_dict(), self.discriminator.state_dict()],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "codebook": [self.codebook.counts, self.codebook.sums],
         }
-        with write_aside(self.options.out / "checkpoint.pt") as aside:
+        with write_aside(self.options.out / CHECKPOINT) as aside:
             torch.save(state, aside)
 
-    def _resume(self) -> None:
-        path = self.options.out / "checkpoint.pt"
+    def _load_checkpoint(self) -> None:
+        path = self.options.out / CHECKPOINT
         if not path.is_file():
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be read ({error}); remove it to start anew") from error
-        if state["options"] != self._identity:
-            raise CheckpointError(
-                f"{path}: is of a training with other options; use them, or another folder for `out`"
-            )
-        for network, saved in zip((self.model, self.discriminator), state["networks"], strict=True):
-            network.load_state_dict(saved)
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for network, tensors in zip((self.model, self.discriminator), state["networks"], strict=True):
+            network.load_state_dict(tensors)
+        for optimizer, fields in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(fields)
         self.codebook.counts, self.codebook.sums = state["codebook"]
-        self.done = state["done"]
-
-
-def _cut_log(path: Path, done: int) -> None:
-    """Leave the lines that are whole and not beyond the checkpoint."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-    with write_aside(path) as aside:
-        aside.write_text("".join(kept), encoding="utf-8")
-
-
-def _flat(entry: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Names and numbers of a line of the log."""
-    for name, value in entry.items():
-        if isinstance(value, dict):
-            yield from ((f"{name}/{Path(part).name}", number) for part, number in value.items())
-        else:
-            yield name, value
-
-
-def _sheet(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Pictures above what became of them, on white."""
-    widest = max(a.shape[-1] for a, _ in pairs) + GAP
-    cells = [
-        torch.cat([F.pad(x, (0, widest - x.shape[-1], 0, widest - x.shape[-2]), value=1) for x in pair], 1)
-        for pair in pairs
-    ]
-    return torch.cat(cells, 2)
-
-
-def _show(sheets: dict[str, Tensor], folder: Path, step: int, board: SummaryWriter) -> None:
-    """To a PNG in `folder`, and to TensorBoard."""
-    folder.mkdir(parents=True, exist_ok=True)
-    widest = max(sheet.shape[-1] for sheet in sheets.values())
-    rows = [F.pad(sheet, (0, widest - sheet.shape[-1]), value=1) for sheet in sheets.values()]
-    pixels = ((torch.cat(rows, 1).permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
-    Image.fromarray(pixels).save(folder / f"{step:07d}.png")
-    board.add_image("reconstructions", pixels, step, dataformats="HWC")
-
-
-@torch.no_grad()
-def start_linear(model: VQModel, tiles: Tensor) -> None:
-    """Make `model` the principal components of `tiles` (N, channels): encode projects, decode projects back.
-
-    Every feature f goes through the networks as a pair of channels f and -f, because silu(f) - silu(-f) = f.
-    Group norms would divide by the features' size; a pair of large constants in each group makes the divisor
-    (nearly) constant. The residual blocks start as zero in the encoder and small in the decoder, and learn the
-    rest.
-    """
-    encoder, decoder, dim = model.encoder, model.decoder, model.config.vq_embed_dim
-    mean = tiles.mean(0)
-    fade = _fade_levels(tiles.shape[1] // 3).to(tiles)
-    _, sizes, axes = torch.linalg.svd((tiles - mean) @ fade, full_matrices=False)
-    scale = (len(tiles) * dim) ** 0.5 / sizes[:dim].norm()  # mean square of the latents is 1
-    width, groups = encoder.conv_in.out_channels, model.config.norm_num_groups
-    per_group = width // groups
-    positive = torch.arange(0, width, 2)
-    constant = positive % per_group == 0
-    pairs, constants = positive[~constant], positive[constant]
-    features = min(len(pairs), len(axes))
-    size = float(10 * scale * sizes[0] / len(tiles) ** 0.5)
-    inward, outward = scale * axes @ fade, torch.linalg.solve(fade, axes[:dim].T) / scale
-
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-            module.weight.mul_(torch.eye(3)[1].outer(torch.eye(3)[1]))  # of one place, only the middle counts
-    for convolution in (encoder.conv_in, encoder.conv_out, model.quant_conv, model.post_quant_conv):
-        nn.init.zeros_(convolution.weight)
-        nn.init.zeros_(convolution.bias)
-    for sign, shift in ((1, 0), (-1, 1)):
-        encoder.conv_in.weight[pairs[:features] + shift, :, 1, 1] = sign * inward[:features]
-        encoder.conv_in.bias[pairs[:features] + shift] = -sign * (inward[:features] @ mean)
-        encoder.conv_in.bias[constants + shift] = sign * size
-        encoder.conv_out.weight[torch.arange(dim), pairs[:dim] + shift, 1, 1] = float(sign)
-    for name, module in encoder.named_modules():
-        if isinstance(module, nn.GroupNorm) and not name.endswith("norm2"):
-            module.weight.fill_(size * (2 / per_group) ** 0.5)
-            for shift in (0, 1):
-                module.weight[constants + shift] = 0
-        if name.endswith("conv2"):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-    for convolution in (model.quant_conv, model.post_quant_conv):
-        convolution.weight[:, :, 0, 0] = torch.eye(dim)
-
-    for name, module in decoder.named_modules():
-        if name.endswith("conv_y"):
-            nn.init.zeros_(module.weight)
-            nn.init.ones_(module.bias)
-        if name.endswith("conv2"):
-            module.weight.mul_(0.1)
-            nn.init.zeros_(module.bias)
-    # The channels of the last layer that carry the codes; the others are the network's.
-    codes = torch.arange(2 * dim)
-    norm = decoder.conv_norm_out
-    nn.init.zeros_(norm.conv_b.weight)
-    nn.init.zeros_(norm.conv_b.bias)
-    norm.conv_y.bias[codes] = 0
-    decoder.conv_out.weight.mul_(0.1)
-    decoder.conv_out.weight[:, codes] = 0
-    for sign, shift in ((1, 0), (-1, 1)):
-        norm.conv_b.weight[codes[shift::2], torch.arange(dim), 0, 0] = float(sign)
-        decoder.conv_out.weight[:, codes[shift::2], 1, 1] = sign * outward
-    decoder.conv_out.bias.copy_(mean)
-
-
-def _fade_levels(pixels: int) -> Tensor:
-    """A matrix (3 * pixels, 3 * pixels) that multiplies the mean of each colour of a tile by `LEVELS`.
-
-    Codes then tell shapes apart more, and slightly different plain backgrounds less, than by the error of pixels.
-    """
-    mean: Tensor = torch.block_diag(*[torch.full((pixels, pixels), 1 / pixels)] * 3)
-    return torch.eye(3 * pixels) - (1 - LEVELS) * mean
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over 100 steps, then a cosine to 2 %."""
-    return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+        self.step = state["step"]

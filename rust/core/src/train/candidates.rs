@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::count::Count;
+use super::count_regions::Count;
 use crate::error::Result;
 use crate::grid::Offset;
 use crate::memory::prefetch;

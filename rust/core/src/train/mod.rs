@@ -8,19 +8,18 @@
 //! left out for as long as a pair just below the threshold could not win; then the threshold is lowered and all
 //! pairs are counted again, which happens a few times in a run.
 
+mod assign;
 mod candidates;
-mod canvas;
-mod cells;
-mod count;
-mod deal;
-mod lists;
+mod count_cells;
+mod count_regions;
+mod occurrences;
+mod regions;
 mod shard;
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::crew::Crew;
 use crate::encode::{EncodeOptions, Encoder};
 use crate::error::{Error, Result};
 use crate::grid::{Grid, Offset, check_size};
@@ -28,11 +27,12 @@ use crate::interrupt::Interrupt;
 use crate::statistics::{consistency, key, most_frequent, tokens};
 use crate::threads::Threads;
 use crate::vocabulary::{GridSize, MergeMode, Quantizer, Rule, Vocabulary, check_options};
+use crate::workers::Crew;
+use assign::Dealer;
 use candidates::{Best, Candidates, Evaluation, Fresh};
-use canvas::{Canvas, Short, Word};
-use cells::Search;
-use count::{Count, Sketch};
-use deal::Dealer;
+use count_cells::Search;
+use count_regions::{Count, Sketch};
+use regions::{Canvas, Short, Word};
 use shard::{Merge, NewPair, Outcome, Pair, Shard, new_key, new_pair};
 
 /// How to learn a vocabulary.

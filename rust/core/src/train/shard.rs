@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::canvas::{Canvas, Neighbour, Neighbours, Region, Word, around, is, region};
-use super::count::{Count, Counted, Sketch, count};
-use super::lists::{Found, Lists, Places, pack, unpack};
+use super::count_regions::{Count, Counted, Sketch, count};
+use super::occurrences::{Found, Lists, Places, pack, unpack};
+use super::regions::{Canvas, Neighbour, Neighbours, Region, Word, around, is, region};
 use crate::encode::Encoding;
 use crate::grid::Offset;
 use crate::interrupt::Interrupt;

@@ -5,9 +5,9 @@ use std::cmp::Reverse;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::canvas::{Canvas, Word};
-use super::count::Count;
-use super::lists::{Found, Places};
+use super::count_regions::Count;
+use super::occurrences::{Found, Places};
+use super::regions::{Canvas, Word};
 use crate::interrupt::Interrupt;
 use crate::statistics::key;
 use crate::threads::Threads;
@@ -412,7 +412,7 @@ impl<C: Tally> Counter<C> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::canvas::Short;
+    use super::super::regions::Short;
     use super::*;
 
     proptest! {

@@ -12,11 +12,11 @@
 //! In pair mode every cell knows its region's token and anchor, and a region's cells form a ring. In oriented mode the
 //! other region can only lie in one place, so tokens stand at anchors alone and nothing else is kept.
 
-use crate::encode::{Dropout, EncodeOptions, Regions};
+use super::merges::{Beside, Rules};
+use super::{Dropout, EncodeOptions, Regions};
 use crate::error::Result;
 use crate::grid::Grid;
 use crate::interrupt::Interrupt;
-use crate::rules::{Beside, Rules};
 use crate::vocabulary::MergeMode;
 
 /// The token where no region is: on the border, and in oriented mode wherever no anchor is.

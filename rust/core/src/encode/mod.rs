@@ -1,5 +1,8 @@
 //! Encoding: a grid's ids become tokens by the rules in the order learned.
 
+mod merges;
+mod workspace;
+
 use std::cell::RefCell;
 
 use rayon::prelude::*;
@@ -7,10 +10,10 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::interrupt::Interrupt;
-use crate::rules::Rules;
-use crate::sheet::Sheet;
 use crate::threads::Threads;
 use crate::vocabulary::Vocabulary;
+use merges::Rules;
+use workspace::Sheet;
 
 /// Below this many cells a batch is encoded on the calling thread.
 const PARALLEL_CELLS: usize = 1 << 15;

@@ -10,7 +10,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use super::lists::unpack;
+use super::occurrences::unpack;
 use crate::grid::Offset;
 use crate::memory::prefetch;
 

@@ -2,8 +2,8 @@
 
 use std::ops::{AddAssign, SubAssign};
 
-use super::canvas::{Canvas, Word};
-use super::lists::{Places, pack};
+use super::occurrences::{Places, pack};
+use super::regions::{Canvas, Word};
 use crate::interrupt::Interrupt;
 use crate::statistics::{key, tokens};
 

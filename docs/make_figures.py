@@ -1,0 +1,234 @@
+"""Draw the diagrams of docs/internals as SVG files that need no network: `python docs/make_figures.py`.
+
+Boxes are light and arrows grey on a transparent ground, so that they can be read in light and in dark mode.
+"""
+
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+IMAGES = Path(__file__).parent / "images"
+COLUMN, ROW, LINE = 190, 100, 16
+"""Pixels from one column or row of boxes to the next, and from one line of text to the next."""
+WIDTH, HEIGHT, MARGIN = 160, 66, 12
+
+
+class Box(NamedTuple):
+    """A box in a column and a row, which may be fractions; its first line is its title."""
+
+    column: float
+    row: float
+    lines: tuple[str, ...]
+
+    def middle(self) -> tuple[float, float]:
+        """Pixels of its centre."""
+        return MARGIN + self.column * COLUMN + WIDTH / 2, MARGIN + self.row * ROW + HEIGHT / 2
+
+
+class Arrow(NamedTuple):
+    """An arrow from one box to another, `bend` pixels to the side of the straight line."""
+
+    start: str
+    end: str
+    text: str = ""
+    bend: float = 0
+
+
+def box_svg(box: Box) -> str:
+    """A box as SVG."""
+    x, y = box.middle()
+    top = y - (len(box.lines) - 1) * LINE / 2 + 4
+    texts = "".join(
+        f'<text x="{x:g}" y="{top + number * LINE:g}" class="{"note" if number else "title"}">{escape(line)}</text>'
+        for number, line in enumerate(box.lines)
+    )
+    corner = f'x="{x - WIDTH / 2:g}" y="{y - HEIGHT / 2:g}"'
+    return f'<rect {corner} width="{WIDTH}" height="{HEIGHT}" rx="6"/>{texts}'
+
+
+def arrow_svg(arrow: Arrow, boxes: dict[str, Box]) -> str:
+    """An arrow as SVG, from edge to edge."""
+    (x1, y1), (x2, y2) = boxes[arrow.start].middle(), boxes[arrow.end].middle()
+    dx, dy = x2 - x1, y2 - y1
+    length = (dx * dx + dy * dy) ** 0.5
+    # The control point of the curve stands beside the middle of the straight line.
+    cx, cy = (x1 + x2) / 2 - dy / length * arrow.bend, (y1 + y2) / 2 + dx / length * arrow.bend
+    sx, sy = edge_point((x1, y1), (cx, cy))
+    ex, ey = edge_point((x2, y2), (cx, cy))
+    path = f'<path d="M{sx:.1f} {sy:.1f} Q{cx:.1f} {cy:.1f} {ex:.1f} {ey:.1f}" marker-end="url(#head)"/>'
+    tx, ty = (sx + 2 * cx + ex) / 4, (sy + 2 * cy + ey) / 4
+    return path + (
+        f'<text x="{tx:.1f}" y="{ty - 5:.1f}" class="arrow">{escape(arrow.text)}</text>' if arrow.text else ""
+    )
+
+
+def edge_point(centre: tuple[float, float], towards: tuple[float, float]) -> tuple[float, float]:
+    """Where the line from a box's centre towards a point leaves the box, with a gap of 4 pixels."""
+    dx, dy = towards[0] - centre[0], towards[1] - centre[1]
+    half_width, half_height = WIDTH / 2 + 4, HEIGHT / 2 + 4
+    scale = min(half_width / abs(dx) if dx else 1e9, half_height / abs(dy) if dy else 1e9)
+    return centre[0] + dx * scale, centre[1] + dy * scale
+
+
+STYLE = """
+rect { fill: #eef2fb; stroke: #5b6fb5; }
+path { fill: none; stroke: #8a8f9c; stroke-width: 1.6; }
+marker path { fill: #8a8f9c; stroke: none; }
+text { font: 12px system-ui, sans-serif; text-anchor: middle; fill: #1d2333; }
+.title { font-weight: 600; }
+.note { font-size: 11px; fill: #3c4357; }
+.arrow { font-size: 11px; fill: #8a8f9c; }
+"""
+
+
+def draw(name: str, title: str, boxes: dict[str, Box], arrows: list[Arrow]) -> None:
+    """Write one diagram."""
+    width = 2 * MARGIN + WIDTH + COLUMN * max(box.column for box in boxes.values())
+    height = 2 * MARGIN + HEIGHT + ROW * max(box.row for box in boxes.values())
+    head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{STYLE}</style>",
+        f'<defs>{head}<path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
+        *(arrow_svg(arrow, boxes) for arrow in arrows),
+        *(box_svg(box) for box in boxes.values()),
+        "</svg>",
+    ]
+    (IMAGES / f"{name}.svg").write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Draw all of them."""
+    draw(
+        "training-loop",
+        "The loop of the vocabulary's trainer: count, choose, merge, add up, list",
+        {
+            "count": Box(0, 0.5, ("1. count", "pairs above a threshold", "are indexed")),
+            "choose": Box(1, 0.5, ("2. choose", "the largest F + α·S", "one thread")),
+            "merge": Box(2, 0, ("3. merge", "every place of the pair", "each thread its shard")),
+            "add": Box(3, 0.5, ("4. add up", "differences of counts", "one thread")),
+            "list": Box(2, 1, ("5. list", "places of new pairs", "threads with nothing to do")),
+        },
+        [
+            Arrow("count", "choose"),
+            Arrow("choose", "merge"),
+            Arrow("merge", "add"),
+            Arrow("add", "list"),
+            Arrow("list", "choose"),
+        ],
+    )
+    draw(
+        "encoding",
+        "Encoding a grid: list pairs, take marked merges in order, put out tokens",
+        {
+            "grid": Box(0, 0, ("grid", "height × width ids")),
+            "pairs": Box(1, 0, ("1. pairs of cells", "bit filter, then table", "marks merges")),
+            "merges": Box(2, 0, ("2. marked merges", "in order of learning", "each marks later ones")),
+            "tokens": Box(3, 0, ("3. tokens", "in reading order", "of their anchors")),
+        },
+        [Arrow("grid", "pairs"), Arrow("pairs", "merges"), Arrow("merges", "tokens")],
+    )
+    draw(
+        "steps-and-files",
+        "The steps of a run and the files through which they meet",
+        {
+            "images": Box(0, 0, ("images", "folders, tars, tables")),
+            "grids": Box(1, 0, ("grids", "quantize", "Arrow shards, manifest")),
+            "vocabulary": Box(2, 0, ("vocabulary", "vocab train", "one JSON file")),
+            "expanded": Box(3, 0, ("expanded LLM", "expand", "plain weights")),
+            "records": Box(0, 1, ("records", "LLaVA JSON and others")),
+            "prepared": Box(2, 1, ("prepared records", "prepare", "Arrow shards, manifest")),
+            "trained": Box(3, 1, ("trained LLM", "train", "plain weights per stage")),
+        },
+        [
+            Arrow("images", "grids"),
+            Arrow("grids", "vocabulary"),
+            Arrow("vocabulary", "expanded"),
+            Arrow("records", "prepared"),
+            Arrow("grids", "prepared"),
+            Arrow("expanded", "prepared"),
+            Arrow("prepared", "trained"),
+            Arrow("expanded", "trained"),
+        ],
+    )
+    draw(
+        "training-step",
+        "One optimizer step of the LLM's training",
+        {
+            "schedule": Box(0, 0, ("schedule", "mixture, packing, rates", "from the seed alone")),
+            "batch": Box(1, 0, ("micro-batches", "this rank's rows", "workers read ahead")),
+            "sum": Box(2, 0, ("label tokens", "summed over all ranks")),
+            "backward": Box(3, 0, ("forward, backward", "logits in chunks", "at label tokens only")),
+            "watch": Box(3, 1, ("watch", "take, skip or stop", "inside DeepSpeed's step")),
+            "log": Box(2, 1, ("log", "log.jsonl, TensorBoard")),
+            "checkpoint": Box(1, 1, ("checkpoint", "copied, then written", "in the background")),
+        },
+        [
+            Arrow("schedule", "batch"),
+            Arrow("batch", "sum"),
+            Arrow("sum", "backward"),
+            Arrow("backward", "watch"),
+            Arrow("watch", "log"),
+            Arrow("log", "checkpoint"),
+            Arrow("checkpoint", "batch"),
+        ],
+    )
+    draw(
+        "sharded-job",
+        "A sharded job: ranks write their shards aside, rank 0 writes the manifest last",
+        {
+            "plan": Box(0, 0.5, ("inputs", "cut into shards", "the same on every rank")),
+            "rank0": Box(1, 0, ("rank 0", "shards 0, 2, 4, …", "aside, fsync, rename")),
+            "rank1": Box(1, 1, ("rank 1", "shards 1, 3, 5, …", "aside, fsync, rename")),
+            "wait": Box(2, 0.5, ("rank 0 waits", "until all shards", "are there")),
+            "manifest": Box(3, 0.5, ("manifest", "counts, checksums, faults", "removes stale files first")),
+        },
+        [
+            Arrow("plan", "rank0"),
+            Arrow("plan", "rank1"),
+            Arrow("rank0", "wait"),
+            Arrow("rank1", "wait"),
+            Arrow("wait", "manifest"),
+        ],
+    )
+    draw(
+        "rooms",
+        "Imports point one way: each room imports from rooms below it only",
+        {
+            "cli": Box(1, 0, ("cli", "commands, flags, recipes")),
+            "run": Box(1, 1, ("run, demo", "the chain")),
+            "train": Box(0, 2, ("training", "stages, checkpoints")),
+            "launch": Box(1, 2, ("launch", "one node or many")),
+            "estimate": Box(2, 2, ("estimate", "being-vl plan")),
+            "model": Box(0, 3, ("model", "expand, ask")),
+            "data": Box(1, 3, ("data", "records, sequences")),
+            "quantize": Box(0, 4, ("quantizer", "images to grids")),
+            "tokenizer": Box(1, 4, ("tokenizer", "visual BPE")),
+            "images": Box(0, 5, ("images", "find and decode")),
+            "shards": Box(1, 5, ("shards", "jobs, Arrow files, grids")),
+            "ground": Box(2, 5, ("ground", "layout, options, files,", "fingerprints, errors")),
+            "core": Box(2, 6, ("_core", "Rust")),
+        },
+        [
+            Arrow("cli", "run"),
+            Arrow("run", "train"),
+            Arrow("run", "launch"),
+            Arrow("run", "estimate"),
+            Arrow("train", "model"),
+            Arrow("launch", "data"),
+            Arrow("estimate", "data"),
+            Arrow("model", "data"),
+            Arrow("data", "quantize"),
+            Arrow("data", "tokenizer"),
+            Arrow("quantize", "images"),
+            Arrow("quantize", "shards"),
+            Arrow("tokenizer", "shards"),
+            Arrow("shards", "ground"),
+            Arrow("ground", "core"),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The Arrow files of a job: writing one, mapping one into memory, reading its metadata."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from being_vl.errors import ManifestError
+from being_vl.files import write_aside
+
+METADATA_KEY = b"being_vl"
+"""Where the schema of a shard keeps its metadata, as JSON."""
+
+_READ_ERRORS = (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError)
+"""What reading raises on files that are no shards."""
+
+
+def shard_path(folder: Path, kind: str, number: int) -> Path:
+    """Path of a job's shard of that number; `kind` is that of the folder's manifest."""
+    return folder / f"{kind}-{number:05d}.arrow"
+
+
+def write_table(path: Path, columns: Mapping[str, pa.Array], metadata: Mapping[str, Any]) -> None:
+    """Write columns as one Arrow IPC file with one record batch; it appears only when complete."""
+    schema_metadata = {METADATA_KEY: json.dumps(dict(metadata)).encode()}
+    batch = pa.record_batch(dict(columns)).replace_schema_metadata(schema_metadata)
+    with write_aside(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def open_table(path: Path, kind: str, columns: Collection[str]) -> tuple[pa.RecordBatch, dict[str, Any]]:
+    """Map what `write_table` wrote into memory: its rows and its metadata.
+
+    Args:
+        path: The file.
+        kind: What it holds, for the error.
+        columns: Names of the columns that it must have.
+
+    Raises:
+        ManifestError: if it is missing, damaged or of another kind.
+    """
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        metadata: dict[str, Any] = json.loads(batch.schema.metadata[METADATA_KEY])
+        for name in columns:
+            if name not in batch.schema.names:
+                raise KeyError(f"no column {name}")
+    except _READ_ERRORS as error:
+        raise ManifestError(
+            f"{path}: not an Arrow file of {kind} ({error}); delete it and run the job that makes it again"
+        ) from None
+    return batch, metadata
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """The metadata of a shard; None if there is no such file, or it is no complete shard."""
+    try:
+        schema = pa.ipc.open_file(pa.memory_map(str(path))).schema
+        metadata = json.loads(schema.metadata[METADATA_KEY])
+    except _READ_ERRORS:
+        return None
+    return metadata if isinstance(metadata, dict) else None
