@@ -21,6 +21,7 @@ from being_vl.files import to_jsonable
 from being_vl.fingerprints import compute_fingerprint
 from being_vl.layout import LAYOUT_FILE, VOCABULARY_FILE, VocabularyLayout, num_text_tokens
 from being_vl.options import StrPath
+from being_vl.quantizer_names import check_same_quantizer
 from being_vl.tokenizer.visual_bpe import VisualBPE
 
 if TYPE_CHECKING:
@@ -163,10 +164,12 @@ class SequenceBuilder:
                 raise ModelError(
                     f"the tokenizer has {text_tokens} ids, the model {layout.text_size} rows for text"
                 )
-            if grids is not None and grids.quantizer_fingerprint != layout.quantizer_fingerprint:
-                raise QuantizerError(
-                    f"the grids were made by quantizer {grids.quantizer_name!r} ({grids.quantizer_fingerprint[:12]}), "
-                    f"the model expects {layout.quantizer_name!r} ({layout.quantizer_fingerprint[:12]})"
+            if grids is not None:
+                check_same_quantizer(
+                    "the grids",
+                    (grids.quantizer_name, grids.quantizer_fingerprint),
+                    "the model",
+                    (layout.quantizer_name, layout.quantizer_fingerprint),
                 )
         self.tokenizer = tokenizer
         self.layout = layout
@@ -471,11 +474,12 @@ def check_vocabulary(layout: VocabularyLayout, bpe: VisualBPE) -> None:
             f"the vocabulary has a codebook of {bpe.base_vocab_size} and {bpe.num_merges} merges, the model "
             f"{layout.codebook_size} and {layout.num_merges}"
         )
-    if bpe.quantizer_fingerprint not in (None, layout.quantizer_fingerprint):
-        raise QuantizerError(
-            f"the vocabulary was made for quantizer {bpe.quantizer_name!r} ({bpe.quantizer_fingerprint[:12]}), the "
-            f"model for {layout.quantizer_name!r} ({layout.quantizer_fingerprint[:12]})"
-        )
+    check_same_quantizer(
+        "the vocabulary",
+        (bpe.quantizer_name, bpe.quantizer_fingerprint),
+        "the model",
+        (layout.quantizer_name, layout.quantizer_fingerprint),
+    )
 
 
 def _without_last_exchange(record: Record) -> Record:

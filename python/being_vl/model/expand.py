@@ -23,6 +23,7 @@ from being_vl.model.rows import describe_rows, find_codebook, make_rows
 from being_vl.model.weights import GGUF, CausalLM, find_file, list_files, load_config, open_llm, save_weights
 from being_vl.options import StrPath, fixed_options
 from being_vl.quantize.base import Quantizer, load_quantizer
+from being_vl.quantizer_names import check_same_quantizer
 from being_vl.tokenizer.visual_bpe import VisualBPE
 
 log = logging.getLogger(__name__)
@@ -220,11 +221,12 @@ def copy_companions(source: StrPath, target: StrPath) -> None:
 
 
 def _check_quantizer(bpe: VisualBPE, quantizer: Quantizer, options: ExpandOptions) -> None:
-    if bpe.quantizer_fingerprint not in (None, quantizer.fingerprint):
-        raise QuantizerError(
-            f"{options.vocabulary}: made for quantizer {bpe.quantizer_name!r} ({bpe.quantizer_fingerprint[:12]}), but "
-            f"{options.quantizer!r} is {quantizer.name!r} ({quantizer.fingerprint[:12]})"
-        )
+    check_same_quantizer(
+        str(options.vocabulary),
+        (bpe.quantizer_name, bpe.quantizer_fingerprint),
+        options.quantizer,
+        (quantizer.name, quantizer.fingerprint),
+    )
     if bpe.base_vocab_size != quantizer.codebook_size:
         raise QuantizerError(
             f"{options.vocabulary}: made for a codebook of {bpe.base_vocab_size}, but quantizer {quantizer.name!r} has "

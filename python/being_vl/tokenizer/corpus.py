@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from being_vl.errors import ConfigError, GridError
 from being_vl.options import StrPath
+from being_vl.quantizer_names import check_same_quantizer
 
 if TYPE_CHECKING:
     from being_vl.shards.grids import Block, GridStore
@@ -115,7 +116,8 @@ def open_grids(paths: Sequence[StrPath], codebook_size: int | None) -> GridSourc
 
     Raises:
         GridError, ManifestError: if one of them cannot be read.
-        ConfigError: if they do not belong together, or the codebook's size is missing or another one.
+        QuantizerError: if folders are of different quantizers, naming both.
+        ConfigError: if folders and arrays are mixed, or the codebook's size is missing or another one.
     """
     locations = [Path(path) for path in paths]
     folders = [path for path in locations if path.is_dir()]
@@ -131,13 +133,10 @@ def open_grids(paths: Sequence[StrPath], codebook_size: int | None) -> GridSourc
     from being_vl.shards.grids import GridStore
 
     stores = [GridStore.open(folder) for folder in folders]
-    name, fingerprint = stores[0].quantizer_name, stores[0].quantizer_fingerprint
+    quantizer = stores[0].quantizer_name, stores[0].quantizer_fingerprint
     for folder, store in zip(folders, stores, strict=True):
-        if store.quantizer_fingerprint != fingerprint:
-            raise ConfigError(
-                f"{folder}: made by quantizer {store.quantizer_name!r} ({store.quantizer_fingerprint[:12]}), but "
-                f"{folders[0]} by {name!r} ({fingerprint[:12]})"
-            )
+        store_quantizer = store.quantizer_name, store.quantizer_fingerprint
+        check_same_quantizer(str(folder), store_quantizer, str(folders[0]), quantizer)
     if codebook_size not in (None, stores[0].codebook_size):
         raise ConfigError(
             f"{folders[0]}: made with a codebook of {stores[0].codebook_size}, but codebook_size is {codebook_size}"
@@ -145,7 +144,7 @@ def open_grids(paths: Sequence[StrPath], codebook_size: int | None) -> GridSourc
     corpus = Corpus(block for pair in zip(folders, stores, strict=True) for block in _store_blocks(*pair))
     if not len(corpus):
         raise GridError(f"{', '.join(map(str, folders))}: no grid")
-    return GridSource(corpus, stores[0].codebook_size, name, fingerprint)
+    return GridSource(corpus, stores[0].codebook_size, *quantizer)
 
 
 def choose_held_out(count: int, share: float, every: int | None, seed: int) -> NDArray[np.bool_]:

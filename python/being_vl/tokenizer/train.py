@@ -28,7 +28,7 @@ def train_vocabulary(options: VocabularyOptions) -> VisualBPE:
 
     Raises:
         GridError, ManifestError: if the grids cannot be read or hold anything but ids of the codebook.
-        ConfigError: if grids and options do not fit together.
+        ConfigError, QuantizerError: if grids and options, or grids of several folders, do not fit together.
         FingerprintError: if `options.out` holds a vocabulary of other grids or options, unless `options.overwrite`.
     """
     start = time.perf_counter()
