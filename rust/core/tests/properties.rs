@@ -1,4 +1,4 @@
-//! The core against a plain implementation that counts everything anew for every rule, and against itself.
+//! The core against a plain implementation that counts everything anew for every merge, and against itself.
 
 mod plain;
 
@@ -13,7 +13,7 @@ fn learn(grids: &[Grid], options: &TrainOptions) -> Vocabulary {
     train(grids, options, |_| (), &Interrupt::default()).unwrap()
 }
 
-/// Learns up to `limit` rules, going on from a vocabulary if there is one.
+/// Learns up to each of `limits` merges, going on from a vocabulary if there is one.
 fn learn_from(
     grids: &[Grid],
     options: &TrainOptions,
@@ -22,7 +22,7 @@ fn learn_from(
 ) -> Vocabulary {
     let sizes: Vec<_> = grids.iter().map(|grid| (grid.height() as usize, grid.width() as usize)).collect();
     let mut trainer = Trainer::new(&sizes, options.clone(), resume).unwrap();
-    trainer.set(0, grids).unwrap();
+    trainer.set_grids(0, grids).unwrap();
     for &limit in limits {
         trainer.run(limit, |_| (), &Interrupt::default()).unwrap();
     }
@@ -138,13 +138,13 @@ fn config(cases: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(config(3000))]
 
-    /// Incremental training learns the same rules, with the same statistics, as counting anew every time, and encoding
+    /// Incremental training learns the same merges, with the same statistics, as counting anew every time, and encoding
     /// a training grid gives what became of it.
     #[test]
     fn training_equals_full_counts((options, grids, _) in cases()) {
-        let (rules, states) = plain::train(&grids, &options);
+        let (merges, states) = plain::train(&grids, &options);
         let vocabulary = learn(&grids, &options);
-        prop_assert_eq!(vocabulary.rules(), rules);
+        prop_assert_eq!(vocabulary.merges(), merges);
         prop_assert_eq!(encode(&vocabulary, &grids, options.num_threads), states);
     }
 }
@@ -152,9 +152,9 @@ proptest! {
 proptest! {
     #![proptest_config(config(1000))]
 
-    /// Encoding grids not seen in training in one pass equals applying rule after rule, regions too.
+    /// Encoding grids not seen in training in one pass equals applying merge after merge, regions too.
     #[test]
-    fn encoding_equals_rule_after_rule((options, grids, unseen) in cases()) {
+    fn encoding_equals_merge_after_merge((options, grids, unseen) in cases()) {
         let vocabulary = learn(&grids, &options);
         let row = Grid::new(0, 1, unseen[0].ids().len(), unseen[0].ids().to_vec()).unwrap();
         for grid in unseen.iter().chain([&row]) {
@@ -178,21 +178,21 @@ proptest! {
             let options = TrainOptions { num_threads, ..options.clone() };
             prop_assert_eq!(&learn(&shuffled, &options), &vocabulary);
         }
-        let num_merges = (fewer * vocabulary.rules().len() as f64) as usize;
+        let num_merges = (fewer * vocabulary.merges().len() as f64) as usize;
         let first = learn(&shuffled, &TrainOptions { num_merges, ..options });
-        prop_assert_eq!(first.rules(), &vocabulary.rules()[..num_merges]);
+        prop_assert_eq!(first.merges(), &vocabulary.merges()[..num_merges]);
     }
 
     /// Training that is stopped and resumed, by other numbers of threads, ends where uninterrupted training ends.
     #[test]
     fn resumed_training((options, grids, _) in cases(), one in 0.0..1.0, two in 0.0..1.0, num_threads in 1..=4_usize) {
-        let whole = learn(&grids, &options);
-        let first = (one * whole.rules().len() as f64) as usize;
-        let second = first + (two * (whole.rules().len() - first) as f64) as usize;
+        let expected = learn(&grids, &options);
+        let first = (one * expected.merges().len() as f64) as usize;
+        let second = first + (two * (expected.merges().len() - first) as f64) as usize;
         let part = learn_from(&grids, &options, None, &[first / 2, first]);
-        prop_assert_eq!(part.rules(), &whole.rules()[..first]);
+        prop_assert_eq!(part.merges(), &expected.merges()[..first]);
         let options = TrainOptions { num_threads, ..options };
-        prop_assert_eq!(learn_from(&grids, &options, Some(&part), &[second, usize::MAX]), whole);
+        prop_assert_eq!(learn_from(&grids, &options, Some(&part), &[second, usize::MAX]), expected);
     }
 
     /// Whatever was encoded, with dropout too, decodes to the grid: by regions in both modes, by ids in oriented mode.
@@ -240,9 +240,9 @@ fn longest_sides() {
                 num_threads: 1,
                 ..TrainOptions::default()
             };
-            let (rules, states) = plain::train(&grid, &options);
+            let (merges, states) = plain::train(&grid, &options);
             let vocabulary = learn(&grid, &options);
-            assert_eq!(vocabulary.rules(), rules, "{height}x{width} {merge_mode:?} {base_vocab_size}");
+            assert_eq!(vocabulary.merges(), merges, "{height}x{width} {merge_mode:?} {base_vocab_size}");
             assert_eq!(encode(&vocabulary, &grid, 1), states);
         }
     }
@@ -261,9 +261,9 @@ fn blank_grid_becomes_few_regions() {
             num_threads: 1,
             ..TrainOptions::default()
         };
-        let (rules, states) = plain::train(&grid, &options);
+        let (merges, states) = plain::train(&grid, &options);
         let vocabulary = learn(&grid, &options);
-        assert_eq!(vocabulary.rules(), rules);
+        assert_eq!(vocabulary.merges(), merges);
         assert_eq!(encode(&vocabulary, &grid, 1), states);
         assert_eq!(states[0].len(), 1);
     }
