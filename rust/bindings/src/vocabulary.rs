@@ -86,40 +86,8 @@ impl Vocabulary {
         let mut trainer = Trainer::new(&sizes, options, resume).map_err(|error| to_python(&error))?;
         corpus.fill(&trainer, sizes.len(), base_vocab_size, num_threads, py)?;
 
-        // The training thread leaves its progress here; the calling thread passes it to Python at the next tick.
-        let mailbox = Mutex::new(None);
-        let callback = progress.map(|progress| progress.clone().unbind());
-        let report_progress = |py: Python<'_>| {
-            let Some(callback) = &callback else { return Ok(()) };
-            let progress = mailbox.lock().ok().and_then(|mut mailbox| mailbox.take());
-            progress.map_or(Ok(()), |progress| {
-                callback.call1(py, (progress_dict(py, &progress, start)?,)).map(drop)
-            })
-        };
-        let store_progress = |progress: Progress| {
-            if let Ok(mut mailbox) = mailbox.lock() {
-                *mailbox = Some(progress);
-            }
-        };
-        let save = |trainer: &Trainer| {
-            checkpoint
-                .map_or(Ok(()), |checkpoint| checkpoint.call1((Self::from(trainer.vocabulary()),)).map(drop))
-        };
-        loop {
-            let num_before = trainer.num_merges();
-            let limit = if checkpoint.is_some() { num_before + checkpoint_every } else { num_merges };
-            let result =
-                work::run(py, |interrupt| trainer.run(limit, store_progress, interrupt), report_progress);
-            let result = result.and_then(|()| report_progress(py));
-            if result.is_err() || trainer.num_merges() > num_before {
-                // If both fail, the error of training is raised, not that of saving.
-                let save_result = save(&trainer);
-                result.and(save_result)?;
-            }
-            if trainer.num_merges() < limit || trainer.num_merges() == num_merges {
-                return Ok(trainer.vocabulary().into());
-            }
-        }
+        learn_in_steps(&mut trainer, num_merges, progress, checkpoint, checkpoint_every, start, py)?;
+        Ok(trainer.vocabulary().into())
     }
 
     /// Read the content of a vocabulary file.
@@ -292,6 +260,51 @@ impl Vocabulary {
     ) -> being_vl_core::Result<EncodedBatch> {
         let grids = block.grids(self.core.base_vocab_size())?;
         self.encoder.encode_batch(&grids, options, 1, interrupt)
+    }
+}
+
+/// Learns all merges: reports progress at every tick, and saves after every `checkpoint_every` merges.
+fn learn_in_steps(
+    trainer: &mut Trainer,
+    num_merges: usize,
+    progress: Option<&Bound<'_, PyAny>>,
+    checkpoint: Option<&Bound<'_, PyAny>>,
+    checkpoint_every: usize,
+    start: Instant,
+    py: Python<'_>,
+) -> PyResult<()> {
+    // The training thread leaves its progress here; the calling thread passes it to Python at the next tick.
+    let mailbox = Mutex::new(None);
+    let callback = progress.map(|progress| progress.clone().unbind());
+    let report_progress = |py: Python<'_>| {
+        let Some(callback) = &callback else { return Ok(()) };
+        let progress = mailbox.lock().ok().and_then(|mut mailbox| mailbox.take());
+        progress
+            .map_or(Ok(()), |progress| callback.call1(py, (progress_dict(py, &progress, start)?,)).map(drop))
+    };
+    let store_progress = |progress: Progress| {
+        if let Ok(mut mailbox) = mailbox.lock() {
+            *mailbox = Some(progress);
+        }
+    };
+    let save = |trainer: &Trainer| match checkpoint {
+        Some(checkpoint) => checkpoint.call1((Vocabulary::from(trainer.vocabulary()),)).map(drop),
+        None => Ok(()),
+    };
+    loop {
+        let num_before = trainer.num_merges();
+        let limit = if checkpoint.is_some() { num_before + checkpoint_every } else { num_merges };
+        let result =
+            work::run(py, |interrupt| trainer.run(limit, store_progress, interrupt), report_progress);
+        let result = result.and_then(|()| report_progress(py));
+        if result.is_err() || trainer.num_merges() > num_before {
+            // If both fail, the error of training is raised, not that of saving.
+            let save_result = save(trainer);
+            result.and(save_result)?;
+        }
+        if trainer.num_merges() < limit || trainer.num_merges() == num_merges {
+            return Ok(());
+        }
     }
 }
 

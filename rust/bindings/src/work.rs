@@ -93,6 +93,46 @@ pub(crate) fn stream<J: Send, R: Send>(
     stream_on_threads(py, threads, next, cells, work, take)
 }
 
+/// The jobs whose results have not been taken.
+struct OpenJobs<R> {
+    num_jobs: usize,
+    num_results: usize,
+    /// Per open job, its number of cells.
+    cells: VecDeque<usize>,
+    /// Results that came before those of earlier jobs.
+    early_results: BTreeMap<usize, R>,
+}
+
+impl<R> OpenJobs<R> {
+    fn new() -> Self {
+        Self { num_jobs: 0, num_results: 0, cells: VecDeque::new(), early_results: BTreeMap::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.num_results == self.num_jobs
+    }
+
+    /// Whether so many threads should get one more job.
+    fn has_room(&self, threads: usize) -> bool {
+        self.cells.iter().sum::<usize>() < threads * CELLS_AHEAD || self.num_jobs - self.num_results < threads
+    }
+
+    /// Adds a job and returns its number.
+    fn add(&mut self, cells: usize) -> usize {
+        self.cells.push_back(cells);
+        self.num_jobs += 1;
+        self.num_jobs - 1
+    }
+
+    /// The result of the job that is next in order, if it has come.
+    fn take_next(&mut self) -> Option<R> {
+        let result = self.early_results.remove(&self.num_results)?;
+        self.cells.pop_front();
+        self.num_results += 1;
+        Some(result)
+    }
+}
+
 fn stream_on_threads<J: Send, R: Send>(
     py: Python<'_>,
     threads: usize,
@@ -115,43 +155,34 @@ fn stream_on_threads<J: Send, R: Send>(
         }
     };
     scope(|scope| {
-        let (mut num_jobs, mut num_results, mut num_workers, mut has_next) = (0, 0, 0, true);
-        // The cells of the jobs whose results have not been taken.
-        let mut open_cells = VecDeque::new();
-        // Results that came before those of earlier jobs.
-        let mut early_results = BTreeMap::new();
+        let (mut open_jobs, mut num_workers, mut has_next) = (OpenJobs::new(), 0, true);
         let mut run = || {
-            while has_next || num_results < num_jobs {
+            while has_next || !open_jobs.is_empty() {
                 py.check_signals()?;
-                let total: usize = open_cells.iter().sum();
-                if has_next && (total < threads * CELLS_AHEAD || num_jobs - num_results < threads) {
+                if has_next && open_jobs.has_room(threads) {
                     // Make a job, and start a worker for it if there are fewer than threads.
                     match next()? {
                         Some(job) => {
-                            open_cells.push_back(cells(&job));
-                            jobs.send((num_jobs, job)).map_err(|_| panic_error())?;
-                            num_jobs += 1;
+                            let number = open_jobs.add(cells(&job));
+                            jobs.send((number, job)).map_err(|_| panic_error())?;
                         }
                         None => has_next = false,
                     }
-                    if num_workers < threads.min(num_jobs) {
+                    if num_workers < threads.min(open_jobs.num_jobs) {
                         let results = sender.clone();
-                        Builder::new()
-                            .spawn_scoped(scope, || worker(results))
-                            .map_err(|error| start_error(threads, &error))?;
+                        let start = Builder::new().spawn_scoped(scope, || worker(results));
+                        start.map_err(|error| start_error(threads, &error))?;
                         num_workers += 1;
                     }
                 } else {
                     // Enough is under way: wait for a result.
                     let results = &mut results;
                     if let Ok((number, result)) = py.detach(move || results.recv_timeout(TICK)) {
-                        early_results.insert(number, result);
+                        open_jobs.early_results.insert(number, result);
                     }
                 }
-                while let Some(result) = early_results.remove(&num_results) {
+                while let Some(result) = open_jobs.take_next() {
                     take(result.map_err(|_| panic_error())?.map_err(|error| to_python(&error))?)?;
-                    open_cells.pop_front();
-                    num_results += 1;
                 }
             }
             Ok(())
