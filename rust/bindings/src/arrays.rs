@@ -1,10 +1,10 @@
 //! Arrays in: whatever numpy can read as integers becomes grids of the core.
 //!
 //! Another thread may write to an array at any time: Python code when it gets the GIL, numpy and torch even without it.
-//! Reading memory that is being written is undefined behaviour in Rust. So numpy copies an array's bytes, and Rust reads
-//! only the copy, a Python object that never changes. It can be read without the GIL, so the threads that encode ids also
-//! decode and check them. If an array is changed while numpy copies it, each id is the old or the new one, and an id that is
-//! not in the codebook is an error as always.
+//! Reading memory that is being written is undefined behaviour in Rust. So numpy copies an array's bytes, and Rust
+//! reads only the copy, a Python object that never changes. It can be read without the GIL, so the threads that encode
+//! ids also decode and check them. If an array is changed while numpy copies it, each id is the old or the new one, and
+//! an id that is not in the codebook is an error as always.
 
 use being_vl_core::{Error, Grid, check_size};
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
@@ -385,7 +385,8 @@ fn ragged_row_message(input: &Bound<'_, PyAny>, name: &str) -> Option<String> {
     None
 }
 
-/// The error for an array that is not of integers; names the first value that is no whole number, or else the first value.
+/// The error for an array that is not of integers; names the first value that is no whole number, or else the first
+/// value.
 fn not_integers(array: &Bound<'_, PyUntypedArray>, name: &str, dtype: &str) -> PyErr {
     let name_and_value = first_non_integer(array).map(|(place, value)| match (place.as_slice(), name) {
         (&[], _) => (name.to_owned(), format!(" ({value})")),

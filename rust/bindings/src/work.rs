@@ -15,8 +15,8 @@ use crate::errors::{BeingVLError, to_python};
 /// Time between two looks at signals.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Cells copied ahead of those that are encoded, for each thread: enough work for the time in which another Python thread
-/// has the GIL.
+/// Cells copied ahead of those that are encoded, for each thread: enough work for the time in which another Python
+/// thread has the GIL.
 const CELLS_AHEAD: usize = 1 << 19;
 
 /// With fewer cells, encoding is over before a thread would have started.

@@ -74,7 +74,8 @@ impl Vocabulary {
         if token < self.vocab_size() { Ok(()) } else { Err(self.not_a_token(position, token.into())) }
     }
 
-    /// Calls `visit` with (id, row, column) of each of a token's cells, as seen from its anchor, until it returns `None`.
+    /// Calls `visit` with (id, row, column) of each of a token's cells, as seen from its anchor, until it returns
+    /// `None`.
     ///
     /// Rows and columns have a meaning in oriented mode only.
     fn visit_leaves(&self, token: u32, mut visit: impl FnMut(u32, i64, i64) -> Option<()>) -> Option<()> {

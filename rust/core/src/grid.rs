@@ -78,7 +78,8 @@ impl Grid {
 pub struct Regions {
     /// Per cell, the index of its token in the output sequence.
     pub tokens: Vec<u32>,
-    /// Per cell, which of its token's leaves it is. A token's leaves are its codebook ids: those of `a`, then those of `b`.
+    /// Per cell, which of its token's leaves it is. A token's leaves are its codebook ids: those of `a`, then those of
+    /// `b`.
     pub leaves: Vec<u32>,
 }
 

@@ -11,8 +11,8 @@ const MIN_HUGE_BLOCK: usize = 1 << 22;
 /// page takes time when it is first written and whenever its address is looked up.
 pub struct HugePages;
 
-// SAFETY: every call goes to `System` with the same arguments, and its result is returned. In between, the kernel is only
-// told how to back the memory, which changes neither its content nor its address.
+// SAFETY: every call goes to `System` with the same arguments, and its result is returned. In between, the kernel is
+// only told how to back the memory, which changes neither its content nor its address.
 unsafe impl GlobalAlloc for HugePages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps the contract of `alloc`, which is the same.
@@ -43,8 +43,8 @@ fn advise(block: *mut u8, size: usize) -> *mut u8 {
         // SAFETY: asks for a number.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1) as usize;
         let offset_in_page = block as usize % page;
-        // SAFETY: this advice never changes memory, and an error means that nothing happens. The range begins at the start of
-        // the block's first page, where the allocator keeps data of its own, so that this page is huge, too.
+        // SAFETY: this advice never changes memory, and an error means that nothing happens. The range begins at the
+        // start of the block's first page, where the allocator keeps data of its own, so that this page is huge, too.
         unsafe {
             libc::madvise(
                 block.wrapping_sub(offset_in_page).cast(),

@@ -30,6 +30,7 @@ pub(crate) fn consistency(histogram: &[(Offset, u64)], sigma: f64) -> f64 {
     if let [_] = histogram {
         return 1.0;
     }
+    // The mean offset.
     let (mut n, mut sum_y, mut sum_x) = (0, 0.0, 0.0);
     for &(offset, count) in histogram {
         n += count;
@@ -38,6 +39,7 @@ pub(crate) fn consistency(histogram: &[(Offset, u64)], sigma: f64) -> f64 {
     }
     let n = n as f64;
     let (mean_y, mean_x) = (sum_y / n, sum_x / n);
+    // The mean closeness to it.
     let two_variances = 2.0 * (sigma * sigma);
     let mut sum = 0.0;
     for &(offset, count) in histogram {

@@ -237,6 +237,7 @@ impl Vocabulary {
         let mut pairs = FxHashSet::default();
         for (i, merge) in self.merges.iter().enumerate() {
             let tokens = self.base_vocab_size + i as u32;
+            // A merge may only join tokens that were made before it, and each pair once.
             let problem = if merge.a >= tokens || merge.b >= tokens {
                 let (name, token) = if merge.a >= tokens { ("a", merge.a) } else { ("b", merge.b) };
                 Some(format!("{name} = {token} is not an earlier token, expected 0 to {}", tokens - 1))

@@ -1,9 +1,9 @@
 //! Worker threads that keep to their own items, for jobs that come thousands of times a second.
 //!
-//! A pool's threads fall asleep between such jobs, and waking one takes longer than most of these jobs. As any thread of a
-//! pool takes any item, items also move from one core's cache to another's. These threads stay awake for a moment after
-//! each job, and work on the same items each time. Only if a thread does not come to its items, perhaps because another
-//! program has its core, the calling thread works on them.
+//! A pool's threads fall asleep between such jobs, and waking one takes longer than most of these jobs. As any thread
+//! of a pool takes any item, items also move from one core's cache to another's. These threads stay awake for a moment
+//! after each job, and work on the same items each time. Only if a thread does not come to its items, perhaps because
+//! another program has its core, the calling thread works on them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -30,7 +30,8 @@ struct Job<T> {
     caller: Option<Thread>,
 }
 
-/// An item in cache lines of its own, since other threads write to its neighbours. Some processors load two lines at a time.
+/// An item in cache lines of its own, since other threads write to its neighbours. Some processors load two lines at a
+/// time.
 #[repr(align(128))]
 struct Item<T> {
     /// The last job that a thread has begun on it.
@@ -97,6 +98,7 @@ impl<T: Send + 'static> Workers<T> {
             num_unfinished.store(items.len(), Ordering::Relaxed);
         }
         *job = Job { number: job.number + 1, work, caller };
+        // Threads that are awake see the number; the others are woken.
         last_job.store(job.number, Ordering::Release);
         let number = job.number;
         drop(job);
@@ -122,8 +124,8 @@ impl<T: Send + 'static> Workers<T> {
         drop(self.lock_all());
     }
 
-    /// Lets the other threads call `work` for their items while the calling thread goes on. Nobody waits for it: if the next
-    /// job comes first, it may not be called at all.
+    /// Lets the other threads call `work` for their items while the calling thread goes on. Nobody waits for it: if the
+    /// next job comes first, it may not be called at all.
     pub fn run_in_background(&self, work: impl Fn(&mut T) + Send + Sync + 'static) {
         if !self.handles.is_empty() {
             self.publish(Some(Arc::new(work)), None);
@@ -172,6 +174,7 @@ impl<T> Shared<T> {
     fn run_worker(&self, thread: usize, threads: usize, mut last_job: usize) {
         loop {
             wait(|| self.last_job.load(Ordering::Acquire) != last_job);
+            // Copy the job, so that the lock is held for a moment only.
             let (work, caller);
             {
                 let job = lock(&self.job);

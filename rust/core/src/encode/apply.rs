@@ -4,13 +4,13 @@
 //! 1. At the start, the pairs of neighbouring cells that some merge joins are listed, and those merges become pending.
 //! 2. The lowest pending merge is taken. Its pairs are looked for around the regions of the newer of its two tokens,
 //!    whose anchors were noted when they were made.
-//! 3. If it has joined any, the merges of its token with tokens that are not newer become pending. A merge's token is in
-//!    no earlier merge, so every merge that can match is pending before its turn, and one pass equals applying merge
+//! 3. If it has joined any, the merges of its token with tokens that are not newer become pending. A merge's token is
+//!    in no earlier merge, so every merge that can match is pending before its turn, and one pass equals applying merge
 //!    after merge.
 //! 4. When no merge is pending, the tokens at the anchors are the result.
 //!
-//! A queue of pairs would be filled mostly in vain, since most of a region's pairs are gone when the turn of their merge
-//! comes. The pairs of single cells are listed because no merge made these cells.
+//! A queue of pairs would be filled mostly in vain, since most of a region's pairs are gone when the turn of their
+//! merge comes. The pairs of single cells are listed because no merge made these cells.
 
 use std::ops::Range;
 
@@ -62,8 +62,8 @@ impl MergeStep {
 }
 
 impl Workspace {
-    /// Appends a grid's tokens to `values`. Grid `index` of a batch has its own dropout. After an error the workspace must
-    /// not be used again.
+    /// Appends a grid's tokens to `values`. Grid `index` of a batch has its own dropout. After an error the workspace
+    /// must not be used again.
     pub fn encode(
         &mut self,
         merges: &MergeIndex,
@@ -200,6 +200,7 @@ impl Workspace {
     ) {
         let MergeStep { a, b, token, .. } = *step;
         let offset = merges.entry(merge).offset;
+        // Nothing to do in grids that are too small, or if the two shapes are not adjacent.
         let too_far = offset.dy as usize >= self.height || offset.dx.unsigned_abs() as usize >= self.width;
         if too_far || !merges.touches(merge, self.height * self.width) {
             return;
@@ -237,8 +238,8 @@ impl Workspace {
             if self.cells[x as usize] != pack(step.a, x) {
                 continue;
             }
-            // One subtraction tells token and anchor of a neighbour: from `lowest`, a region of b anchored after x is as far
-            // as its anchor from x + 1, and any other cell is `MAX_DISTANCE` or farther.
+            // One subtraction tells token and anchor of a neighbour: from `lowest`, a region of b anchored after x is
+            // as far as its anchor from x + 1, and any other cell is `MAX_DISTANCE` or farther.
             let lowest = pack(step.b, x + 1);
             let mut distance = u64::MAX;
             let mut p = x;

@@ -109,6 +109,7 @@ impl MergeIndex {
     ///
     /// Only for tokens that a grid contains; others may have more cells than there is memory.
     pub fn cells(&self, token: u32) -> impl Iterator<Item = Offset> + '_ {
+        // Depth first, a before b: a token is taken apart until it is a cell.
         let mut pending = vec![(token, Offset { dy: 0, dx: 0 })];
         std::iter::from_fn(move || {
             let (mut token, at) = pending.pop()?;
@@ -132,6 +133,7 @@ impl MergeIndex {
             if size_a as usize + size_b as usize > cells {
                 return false;
             }
+            // They touch if a cell of b, moved by the offset, is beside a cell of a.
             let cells_of_a: FxHashSet<Offset> = self.cells(a).collect();
             let is_beside_a = |cell: Offset| {
                 [(0, 1), (0, -1), (1, 0), (-1, 0)].into_iter().any(|(down, right)| {
@@ -196,6 +198,7 @@ impl CellMergeTable {
                 Some((index, merge, direction))
             })
             .collect();
+        // Twice as many slots as merges, so that a free one is near.
         let slot_bits = cell_merges.len().next_power_of_two().ilog2() + 1;
         let mut table = Self {
             filter: Box::new([0; FILTER_WORDS]),

@@ -34,8 +34,8 @@ pub(super) struct Workspace {
     pub leaves: Vec<u32>,
     /// One bit per merge that may match. All 0 between grids.
     pub pending: Vec<u64>,
-    /// Per merge of two single cells, the first of its cell pairs, or `END`. All `END` between grids. A cell pair is twice
-    /// the position of a cell, plus 0 for it and the cell at its right, 1 for it and the cell below.
+    /// Per merge of two single cells, the first of its cell pairs, or `END`. All `END` between grids. A cell pair is
+    /// twice the position of a cell, plus 0 for it and the cell at its right, 1 for it and the cell below.
     pub first_cell_pair: Vec<u32>,
     /// Per cell pair, the next one of its merge, or `END`.
     pub next_cell_pair: Vec<u32>,
@@ -173,7 +173,8 @@ impl Workspace {
         (1..=self.height).flat_map(move |row| row * stride..row * stride + width)
     }
 
-    /// Appends the tokens, in raster order of anchors. Branchless: every cell is written, and counted if it is an anchor.
+    /// Appends the tokens, in raster order of anchors. Branchless: every cell is written, and counted if it is an
+    /// anchor.
     pub fn append_tokens<const ORIENTED: bool>(&self, values: &mut Vec<u32>) {
         let start = values.len();
         values.resize(start + self.height * self.width, 0);

@@ -1,8 +1,8 @@
 //! Which grid goes to which shard.
 //!
-//! Shards are worked on at the same time, merge after merge, so for every merge each should have as much to do as any other.
-//! What a merge joins comes in clusters: many times in one grid, and in grids that are similar. So a grid goes to the shard
-//! in which its ids are rarest so far. Shards then differ a third as much as after a choice at random.
+//! Shards are worked on at the same time, merge after merge, so for every merge each should have as much to do as any
+//! other. What a merge joins comes in clusters: many times in one grid, and in grids that are similar. So a grid goes
+//! to the shard in which its ids are rarest so far. Shards then differ a third as much as after a choice at random.
 
 use std::collections::BTreeMap;
 use std::vec::IntoIter;
@@ -71,6 +71,7 @@ impl GridAssigner {
         let shards_with_room = shards.filter(|(_, positions)| positions.len() > 0);
         let choice = shards_with_room.min_by_key(|((_, counts), _)| similarity(counts));
         let ((shard, counts), positions) = choice.expect("room for every grid");
+        // Its ids count from now on.
         sample().for_each(|id| counts[id] += 1);
         (shard, positions.next().expect("room for this grid"))
     }

@@ -60,8 +60,8 @@ pub(super) struct Winner {
 /// All indexed pairs, ordered so that the one of the highest priority is found without looking at most of them.
 ///
 /// A pair's consistency is worked out when the pair comes near the top, and again after each change of its count:
-/// consistency can rise while the count falls. So a candidate is either ranked, with an evaluation of its current count, or
-/// it is queued by an upper bound of its frequency.
+/// consistency can rise while the count falls. So a candidate is either ranked, with an evaluation of its current
+/// count, or it is queued by an upper bound of its frequency.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     /// By index.
@@ -81,8 +81,8 @@ pub(super) struct Candidates {
 /// Per frequency: pairs by falling consistency (as bits, which have the same order), then by key.
 type Band = BTreeMap<u64, BTreeSet<(Reverse<u64>, u64, u32)>>;
 
-/// About how many pairs are evaluated at once: with more, more counts change before their evaluations are compared; with
-/// fewer, threads are woken more often.
+/// About how many pairs are evaluated at once: with more, more counts change before their evaluations are compared;
+/// with fewer, threads are woken more often.
 const BATCH_SIZE: usize = 64;
 
 /// A power of two, so that bands have exact bounds.
@@ -104,6 +104,7 @@ fn bucket(count: u64) -> usize {
 
 /// The largest count in a bucket.
 fn bucket_end(bucket: usize) -> u64 {
+    // Above the buckets of one count each, every `half` buckets double the number of counts in a bucket.
     let half = 1 << (BUCKET_BITS - 1);
     let shift = (bucket / half).saturating_sub(1);
     let mantissa = (bucket - shift * half) as u64;
@@ -153,6 +154,7 @@ impl Candidates {
     /// Lowers a pair's count. Drops the pair and returns false if its frequency must be below the threshold.
     pub fn remove(&mut self, pair: u32, removals: Count, threshold: u64) -> bool {
         let Candidate { key, count, bound, evaluation, is_evaluated } = &mut self.pairs[pair as usize];
+        // The new bound is the last known frequency, or the count if that is lower.
         *count -= removals;
         let old_evaluation = std::mem::take(is_evaluated).then(|| self.evaluations[*evaluation as usize]);
         *bound = old_evaluation.map_or(*bound, |evaluation| evaluation.frequency).min(count.all);
@@ -195,8 +197,8 @@ impl Candidates {
         mut evaluate: impl FnMut(&[EvaluationRequest]) -> Result<Vec<Option<Evaluation>>>,
     ) -> Result<Option<Winner>> {
         loop {
-            // The best of the ranked pairs wins if the queue is empty, or if its pairs can neither beat that priority nor
-            // raise the maximum that frequencies are relative to.
+            // The best of the ranked pairs wins if the queue is empty, or if its pairs can neither beat that priority
+            // nor raise the maximum that frequencies are relative to.
             self.lower_top();
             let winner = self.find_ranked_winner(alpha);
             if self.top == 0 {
@@ -228,6 +230,7 @@ impl Candidates {
     fn dequeue_batch(&mut self) -> Vec<EvaluationRequest> {
         let mut batch = Vec::with_capacity(2 * BATCH_SIZE);
         while self.top > 0 && (batch.is_empty() || batch.len() + self.queue[self.top].len() <= BATCH_SIZE) {
+            // Of a bucket, skip pairs that were ranked or dropped since, and move those whose bound has fallen.
             for pair in std::mem::take(&mut self.queue[self.top]) {
                 let Candidate { key, count, bound, is_evaluated, .. } = self.pairs[pair as usize];
                 if is_evaluated || !self.is_indexed[pair as usize] {
@@ -253,6 +256,7 @@ impl Candidates {
             self.is_indexed[pair as usize] = false;
             return;
         };
+        // A pair keeps its place among the evaluations for the next one.
         let candidate = &mut self.pairs[pair as usize];
         candidate.is_evaluated = true;
         if candidate.evaluation == NO_EVALUATION {
@@ -263,19 +267,22 @@ impl Candidates {
         self.rank(pair, key, evaluation);
     }
 
-    /// The ranked pair with the highest priority. In each band, walks from high frequencies to low ones until no lower one can
-    /// win.
+    /// The ranked pair with the highest priority. In each band, walks from high frequencies to low ones until no lower
+    /// one can win.
     fn find_ranked_winner(&self, alpha: f64) -> Option<Winner> {
         let most_frequent = self.ranking.iter().filter_map(|band| band.last_key_value());
         let max_frequency = *most_frequent.map(|(frequency, _)| frequency).max()?;
         let mut winner: Option<(f64, Reverse<u64>, u32)> = None;
         for (band, levels) in self.ranking.iter().enumerate().rev() {
+            // Bands of high consistency first: their winner leaves less to look at in the others.
             let max_consistency = (band + 1) as f64 / NUM_BANDS as f64;
             for (&frequency, level) in levels.iter().rev() {
+                // An upper bound of the priorities in this band, for this frequency and lower ones.
                 let bound = priority(frequency, max_frequency, alpha, max_consistency);
                 if winner.is_some_and(|(winning_priority, ..)| bound < winning_priority) {
                     break;
                 }
+                // Of one frequency, pairs by falling consistency, as long as they can win.
                 let mut next = level.first();
                 while let Some(&(consistency, key, pair)) = next {
                     let priority = priority(frequency, max_frequency, alpha, f64::from_bits(consistency.0));
@@ -285,7 +292,8 @@ impl Candidates {
                     if winner.is_none_or(|winner| (priority, Reverse(key)) > (winner.0, winner.1)) {
                         winner = Some((priority, Reverse(key), pair));
                     }
-                    // Another consistency may give the same priority; of one consistency, the first pair has the smallest key.
+                    // Another consistency may give the same priority; of one consistency, the first pair has the
+                    // smallest key.
                     let end_of_consistency = (consistency, u64::MAX, u32::MAX);
                     next = level.range((Bound::Excluded(end_of_consistency), Bound::Unbounded)).next();
                 }

@@ -1,9 +1,10 @@
 //! Counting pairs while every cell is a region of its own.
 //!
-//! With the cells sorted by token, the pairs that begin with one token are counted in one small table, exactly, and those
-//! that are frequent enough are listed at once:
+//! With the cells sorted by token, the pairs that begin with one token are counted in one small table, exactly, and
+//! those that are frequent enough are listed at once:
 //! 1. The tokens are parted into groups, and the cells of one group after the other are sorted by token.
-//! 2. From a sample of the first group's tokens the threshold is estimated that leaves about the target number of pairs.
+//! 2. From a sample of the first group's tokens the threshold is estimated that leaves about the target number of
+//!    pairs.
 //! 3. For each token, the pairs that begin with it are counted, and those at or above the threshold are listed.
 
 use std::cmp::Reverse;
@@ -21,8 +22,8 @@ use crate::threads::Threads;
 /// About how many cells are sorted at a time, unless there are many more.
 const MAX_SORTED_CELLS: usize = 1 << 25;
 
-/// Most groups of tokens. All cells are read for each group; with fewer groups, learning from a million grids takes more
-/// memory.
+/// Most groups of tokens. All cells are read for each group; with fewer groups, learning from a million grids takes
+/// more memory.
 const MAX_GROUPS: usize = 4;
 
 /// Tokens are of one of so many classes, each a fair sample of them.
@@ -195,7 +196,8 @@ impl<W: Word> CellPairSearch<'_, W> {
         self.region_maps.iter().map(|regions| regions.len()).sum()
     }
 
-    /// Counts the pairs that begin with each of `tokens`, on all threads; `collect` adds them to the output of a thread.
+    /// Counts the pairs that begin with each of `tokens`, on all threads; `collect` adds them to the output of a
+    /// thread.
     fn count_each<P: Packing, C: CellCount, R: Default + Send>(
         &self,
         counters: &mut [PairCounter<C>],
@@ -302,6 +304,7 @@ impl CellsByToken {
         }
         regions.for_each_cell(|x, token, right, below| {
             let cursor = &mut cursors[token as usize];
+            // Put the cell at the cursor of its token.
             P::pack(Cell { x, right, below }, &mut words[*cursor as usize * P::WORDS..]);
             *cursor += u32::from(*cursor > 0);
         });
@@ -383,6 +386,7 @@ impl<C: CellCount> PairCounter<C> {
         let Self { counts, second_tokens, len, .. } = self;
         let mut add = |token: u32, below: bool| {
             let count = &mut counts[token as usize];
+            // A token is added when it is met first.
             second_tokens[*len] = token;
             *len += usize::from(count.count().all == 0);
             count.add(below);
@@ -442,6 +446,7 @@ impl<C: CellCount> PairCounter<C> {
                 *cursor = start;
             }
         }
+        // Give back the memory of a very frequent token, and clear the cursors.
         if positions.len() > MAX_KEPT_POSITIONS {
             *positions = Vec::new();
         }

@@ -11,8 +11,8 @@ use super::word::Word;
 use crate::interrupt::Interrupt;
 use crate::statistics::{key, tokens};
 
-/// Pairs are sorted into so many buckets before they are counted, by the high bits of their hash, so that the counts that a
-/// bucket needs stay in the nearer caches.
+/// Pairs are sorted into so many buckets before they are counted, by the high bits of their hash, so that the counts
+/// that a bucket needs stay in the nearer caches.
 const NUM_BUCKETS: usize = 64;
 
 /// Most pairs in a bucket.
@@ -164,8 +164,8 @@ struct Occurrence {
 /// The content of a free slot.
 const FREE: u32 = u32::MAX;
 
-/// The pairs counted so far, and a hash table of them: the number of a pair is in the first free slot at or after the one
-/// that its hash names.
+/// The pairs counted so far, and a hash table of them: the number of a pair is in the first free slot at or after the
+/// one that its hash names.
 struct Table<'a> {
     /// Bounds of their counts.
     sketch: &'a Sketch,
@@ -176,7 +176,8 @@ struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// For pairs of about so many hashes. A bucket of pairs fills one part of the table, so the table has room to spare.
+    /// For pairs of about so many hashes. A bucket of pairs fills one part of the table, so the table has room to
+    /// spare.
     fn new(sketch: &'a Sketch, base_vocab_size: u32, hashes: u32) -> Self {
         let bits = (4 * hashes).max(1 << 10).ilog2() + 2;
         Self { sketch, base_vocab_size, pairs: Vec::new(), slots: vec![FREE; 1 << bits], bits }
@@ -201,6 +202,7 @@ impl<'a> Table<'a> {
 
     #[inline]
     fn find_or_insert(&mut self, a: u32, b: u32) -> u32 {
+        // Follow the slots from the hash on, up to the pair or a free one.
         let (key, hash) = (key(a, b), hash(a, b));
         let mut slot = high_bits(hash, self.bits);
         loop {
@@ -219,6 +221,7 @@ impl<'a> Table<'a> {
     fn insert(&mut self, slot: usize, key: u64, hash: u32) -> u32 {
         let number = self.pairs.len() as u32;
         self.slots[slot] = number;
+        // The sketch bounds how many occurrences there will be, so the list need not grow.
         let capacity = self.sketch.counts[high_bits(hash, self.sketch.bits)] as usize;
         let (a, b) = tokens(key);
         let occurrences = if a.max(b) < self.base_vocab_size {
@@ -227,6 +230,7 @@ impl<'a> Table<'a> {
             Occurrences::Regions(Vec::with_capacity(capacity))
         };
         self.pairs.push(CountedPair { key, count: Count::default(), occurrences });
+        // At most half of the slots are in use, so that a free one is near.
         if 2 * self.pairs.len() > self.slots.len() {
             self.grow();
         }
@@ -236,6 +240,7 @@ impl<'a> Table<'a> {
     fn grow(&mut self) {
         self.bits += 1;
         self.slots = vec![FREE; 1 << self.bits];
+        // Put all pairs into the new slots.
         for (number, pair) in (0..).zip(&self.pairs) {
             let (a, b) = tokens(pair.key);
             let mut slot = high_bits(hash(a, b), self.bits);
@@ -254,12 +259,14 @@ pub(super) fn count_frequent<W: Word>(
     reaching: &[u64],
     interrupt: &Interrupt,
 ) -> Vec<CountedPair> {
+    // One entry per frequent hash; more than one pair may have it.
     let hashes = reaching.iter().map(|word| word.count_ones()).sum();
     let mut table = Table::new(sketch, regions.base_vocab_size, hashes);
     let mut buckets = Buckets::new(regions.len());
     for (from, to) in ranges(regions.len(), interrupt) {
         regions.for_each_pair(from, to, &mut |x, y, a, b| {
             let hash = hash(a, b);
+            // Only pairs whose bound reaches the threshold.
             let bit = high_bits(hash, sketch.bits);
             let reaches = reaching[bit / 64] >> (bit % 64) & 1 != 0;
             buckets.push(hash, Occurrence { a, b, x, y }, reaches, &mut |bucket| table.count(bucket));

@@ -81,8 +81,8 @@ struct Learner<W: Word> {
     histograms: Vec<Histogram>,
     /// Pairs dropped since the last merge, whose lists are no longer needed.
     dropped_pairs: Vec<u32>,
-    /// Per token, the indexed pairs that contain it, and some that no longer are indexed. A pair of twice the same token
-    /// is there twice.
+    /// Per token, the indexed pairs that contain it, and some that no longer are indexed. A pair of twice the same
+    /// token is there twice.
     pairs_of_token: Vec<Vec<PairOfToken>>,
     /// Every pair with at least this frequency is indexed.
     threshold: u64,
@@ -212,6 +212,7 @@ impl<W: Word> Learner<W> {
         let Self { options, shards, candidates, histograms, dropped_pairs, threshold, max_sizes, .. } = self;
         let evaluate = |batch: &[EvaluationRequest]| {
             count_offsets(shards, batch, max_sizes, options.base_vocab_size, histograms, interrupt)?;
+            // From the histogram follow frequency, offset and consistency; pairs that have become too rare are dropped.
             let evaluation = |(request, histogram): (&EvaluationRequest, &Histogram)| {
                 let (offset, offset_count) = most_frequent(histogram);
                 let frequency = match options.merge_mode {
@@ -237,11 +238,13 @@ impl<W: Word> Learner<W> {
         let (a, b) = tokens(key);
         let offset = (self.options.merge_mode == MergeMode::Oriented).then_some(offset);
         let token = self.pairs_of_token.len() as u32;
+        // The new token.
         self.pairs_of_token.push(Vec::new());
         let pair = Pair::new(pair, key, &self.max_sizes);
         self.max_sizes.push(pair.max_size());
         let step = MergeStep { pair, offset, token };
 
+        // Apply the merge to all shards.
         let removed_pairs = self.removed_pairs(step);
         // A pair at the threshold occurs at least so often in one of the shards.
         let min_count = self.threshold.div_ceil(self.shards.len() as u64);
@@ -250,6 +253,7 @@ impl<W: Word> Learner<W> {
         self.shards.for_each(is_parallel, move |shard| shard.apply(step, &removed_pairs, min_count, &flag));
         interrupt.check()?;
 
+        // Add up what it has changed, and let the other threads update their lists while the next merge is selected.
         self.update_candidates(step, min_count);
         if is_parallel {
             self.shards.run_in_background(Shard::update_lists);
@@ -257,8 +261,8 @@ impl<W: Word> Learner<W> {
         Ok(Merge { a, b, offset, count, offset_count, consistency })
     }
 
-    /// The pairs that a merge may take away: the indexed pairs of its two tokens, then the four pairs of these with the new
-    /// token.
+    /// The pairs that a merge may take away: the indexed pairs of its two tokens, then the four pairs of these with the
+    /// new token.
     fn removed_pairs(&self, step: MergeStep) -> Vec<RemovedPair> {
         let pairs_of = |token: u32| &self.pairs_of_token[token as usize];
         let number: usize = merged_tokens(step.pair).map(|(token, _)| pairs_of(token).len()).sum();
@@ -273,8 +277,8 @@ impl<W: Word> Learner<W> {
         removed_pairs
     }
 
-    /// Adds up what a merge has changed in all shards: lowers the counts of candidates, indexes new pairs, and tells the
-    /// shards how their lists change.
+    /// Adds up what a merge has changed in all shards: lowers the counts of candidates, indexes new pairs, and tells
+    /// the shards how their lists change.
     fn update_candidates(&mut self, step: MergeStep, min_count: u64) {
         let Self { shards, num_tokens, candidates, dropped_pairs, pairs_of_token, threshold, .. } = self;
         let mut shards = shards.lock_all();
@@ -306,11 +310,13 @@ impl<W: Word> Learner<W> {
                 (new_pair(other_token, before), removals)
             });
 
+        // Index the new pairs that are frequent.
         let new_pairs = frequent_new_pairs(&shards, &new_pair_removals, *threshold, min_count);
         let counts =
             new_pairs.iter().map(|&(pair, all)| (new_pair_key(step.token, pair), Count { all, below: 0 }));
         let indices = insert_candidates(candidates, pairs_of_token, counts);
         let new_lists = new_pairs.iter().zip(indices).map(|(&(pair, _), index)| (pair, index)).collect();
+        // The lists of all shards follow.
         let compact = shards.iter().any(|shard| shard.should_compact());
         let dropped_lists = std::mem::replace(dropped_pairs, Vec::with_capacity(dropped_pairs.len()));
         let update = Arc::new(ListUpdate { new_lists, dropped_lists, compact });
@@ -337,6 +343,7 @@ impl<W: Word> Learner<W> {
         };
         interrupt.check()?;
 
+        // Start anew with the pairs at or above the threshold.
         self.threshold = threshold;
         self.pairs_of_token.iter_mut().for_each(Vec::clear);
         self.dropped_pairs.clear();
@@ -350,8 +357,8 @@ impl<W: Word> Learner<W> {
         Ok(())
     }
 
-    /// Counts all pairs while every cell is a region of its own. Returns a threshold, and the counts of the pairs that reach
-    /// it.
+    /// Counts all pairs while every cell is a region of its own. Returns a threshold, and the counts of the pairs that
+    /// reach it.
     fn count_cell_pairs(&self, target: usize, limit: u64, interrupt: &Interrupt) -> (u64, Vec<(u64, Count)>) {
         let Self { options, threads, .. } = self;
         let mut shards = self.shards.lock_all();
@@ -377,8 +384,8 @@ impl<W: Word> Learner<W> {
         let flag = interrupt.clone();
         self.shards.for_each(is_parallel, move |shard| shard.count_by_hash(bits, &flag));
         interrupt.check()?;
-        // The threshold that the target takes, or some more pairs than the limit takes, so that the next count is not due
-        // after the next merge.
+        // The threshold that the target takes, or some more pairs than the limit takes, so that the next count is not
+        // due after the next merge.
         let shards = self.shards.lock_all();
         let sketch = Sketch::sum(shards.iter().map(|shard| shard.sketch()));
         let min_pairs = sketch.num_reaching(limit) / 4 * 5;
@@ -393,11 +400,12 @@ impl<W: Word> Learner<W> {
     }
 }
 
-/// Parts grids among shards of about equal numbers of positions: that number, and the grids' sizes. In a shard, grids of
-/// one width are together.
+/// Parts grids among shards of about equal numbers of positions: that number, and the grids' sizes. In a shard, grids
+/// of one width are together.
 fn split_into_shards<W: Word>(sizes: &[(u32, u32)], num_shards: u64) -> Vec<(u64, Vec<(u32, u32)>)> {
     let mut shards = vec![(0, Vec::new()); sizes.len().min(num_shards as usize)];
     let mut sizes = sizes.to_vec();
+    // By width; each grid to the shard with the fewest positions.
     sizes.sort_by_key(|&(_, width)| width);
     for (height, width) in sizes {
         let (positions, members) =
@@ -429,8 +437,8 @@ fn insert_candidates(
     counts.map(insert).collect()
 }
 
-/// The new pairs at or above the threshold after a merge, and their counts. Each occurs at least `min_count` times in one
-/// of the shards. Some have `removals` already.
+/// The new pairs at or above the threshold after a merge, and their counts. Each occurs at least `min_count` times in
+/// one of the shards. Some have `removals` already.
 fn frequent_new_pairs<W: Word>(
     shards: &[MutexGuard<'_, Shard<W>>],
     removals: &[(NewPair, u64)],
@@ -464,6 +472,7 @@ fn count_offsets<W: Word>(
     histograms: &mut Vec<Histogram>,
     interrupt: &Interrupt,
 ) -> Result<()> {
+    // Single cells at once, other pairs by their lists.
     histograms.resize(histograms.len().max(batch.len()), Histogram::new());
     let (mut region_pairs, mut num_occurrences) = (Vec::with_capacity(batch.len()), 0);
     for (number, (&EvaluationRequest { pair, key, count }, histogram)) in
@@ -488,6 +497,7 @@ fn count_offsets<W: Word>(
     let is_parallel = num_occurrences >= MIN_PARALLEL_OCCURRENCES;
     shards.for_each(is_parallel, move |shard| shard.count_offsets(&region_pairs, &flag));
     interrupt.check()?;
+    // Add up the counts of all shards.
     for &((number, offset), count) in shards.lock_all().iter().flat_map(|shard| shard.offset_counts()) {
         histograms[number].push((offset, count));
     }

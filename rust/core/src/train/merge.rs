@@ -1,7 +1,7 @@
 //! Joining the regions of a pair in one shard, and recording what that changes about all pairs.
 //!
-//! A merge takes pairs of `a` and of `b` with their neighbours away, and adds pairs of the new token. What it takes away is
-//! only counted. What it adds is also listed: each adjacency of the new token with a neighbour, once.
+//! A merge takes pairs of `a` and of `b` with their neighbours away, and adds pairs of the new token. What it takes
+//! away is only counted. What it adds is also listed: each adjacency of the new token with a neighbour, once.
 
 use super::neighbours::{Neighbour, Neighbours};
 use super::occurrences::unpack;
@@ -13,8 +13,8 @@ use crate::grid::Offset;
 /// Occurrences whose cache lines are loaded at once.
 pub(super) const BLOCK: usize = 16;
 
-/// Occurrences after which removals are summed up: a single cell has four neighbours, so a merge adds at most 9 to one half
-/// of a number, and 7168 merges stay below 2^16.
+/// Occurrences after which removals are summed up: a single cell has four neighbours, so a merge adds at most 9 to one
+/// half of a number, and 7168 merges stay below 2^16.
 pub(super) const MAX_OCCURRENCES_PER_SUM: usize = 7168;
 
 /// One merge to apply.
@@ -36,8 +36,8 @@ pub(super) struct MergeStep {
 /// | 2 | (b, t), if b is not a |
 /// | 3 | (t, b), if b is not a |
 ///
-/// If the token of the merge in the pair is of the codebook, the number has two halves. The low half counts all such pairs,
-/// the high half those whose second region lies below the first, which has a meaning for pairs of single cells.
+/// If the token of the merge in the pair is of the codebook, the number has two halves. The low half counts all such
+/// pairs, the high half those whose second region lies below the first, which has a meaning for pairs of single cells.
 type Removals = [u32; 4];
 
 /// The index of (a, t) in [`Removals`]; that of (t, a) is the next.
@@ -131,6 +131,7 @@ impl PairDeltas {
     ) {
         for (sum, &(token, index)) in sums.iter_mut().zip(removed_pairs) {
             let number = self.removals[token as usize][index];
+            // Only with a token of the codebook the number has two halves.
             let token_of_merge = if index < PAIRS_OF_B { a } else { b };
             *sum += if token_of_merge < base_vocab_size {
                 Count { all: (number % BELOW).into(), below: (number / BELOW).into() }
@@ -149,8 +150,8 @@ impl PairDeltas {
         }
     }
 
-    /// Ends a merge, which are `indexed` pairs with the new token: hands their adjacencies to `list` as (number of the pair
-    /// from 1, anchor, anchor), with the numbers of adjacencies of these pairs.
+    /// Ends a merge, which are `indexed` pairs with the new token: hands their adjacencies to `list` as (number of the
+    /// pair from 1, anchor, anchor), with the numbers of adjacencies of these pairs.
     pub fn take_adjacencies(&mut self, indexed: &[NewPair], list: impl FnOnce(&[usize], &[Adjacency])) {
         let Self { counts, new_pairs, num_new_pairs, adjacencies, num_adjacencies, .. } = self;
         let lens: Vec<_> = indexed.iter().map(|&pair| counts[pair as usize] as usize).collect();
@@ -189,9 +190,9 @@ struct DeltaRecorder<'a> {
 }
 
 impl DeltaRecorder<'_> {
-    /// Records a neighbour of the region of the new token at `x`: the pairs of its token that are taken away, as (index,
-    /// number), and if it `is_new` as a neighbour, an adjacency, in which it comes `before` `x` or after it. Branchless:
-    /// all is written in any case.
+    /// Records a neighbour of the region of the new token at `x`: the pairs of its token that are taken away, as
+    /// (index, number), and if it `is_new` as a neighbour, an adjacency, in which it comes `before` `x` or after it.
+    /// Branchless: all is written in any case.
     #[inline]
     #[expect(clippy::needless_bitwise_bool, reason = "branchless")]
     fn add<const N: usize>(
@@ -204,18 +205,20 @@ impl DeltaRecorder<'_> {
     ) {
         // Two regions of the new token are one pair, whichever comes first.
         let before = before & (other_token != self.token);
+        // What is taken away.
         let token_removals = &mut self.removals[other_token as usize];
         for (index, number) in removals {
             let sum = &mut token_removals[index % 4];
             *sum = sum.wrapping_add(number);
         }
+        // What is added.
         self.adjacencies[self.len] = (new_pair(other_token, before), z, x);
         self.len += usize::from(is_new);
     }
 }
 
-/// Joins single cells, the first of which are in `block`: `a` with `b` right of it, or else below it. Returns the number of
-/// merges.
+/// Joins single cells, the first of which are in `block`: `a` with `b` right of it, or else below it. Returns the
+/// number of merges.
 #[expect(clippy::needless_bitwise_bool, reason = "branchless")]
 pub(super) fn join_cells<W: Word>(
     regions: &mut RegionMap<W>,
@@ -296,8 +299,8 @@ fn record_joined_cells(
     recorder.add(r, [removal], x, r.0 < x, once_r & not_beside_x(r.0));
 }
 
-/// Joins regions of any size, whose anchors are in `block`. `WITH_CELL` if one of each two is a single cell. Returns the
-/// number of merges.
+/// Joins regions of any size, whose anchors are in `block`. `WITH_CELL` if one of each two is a single cell. Returns
+/// the number of merges.
 pub(super) fn join_regions<const WITH_CELL: bool, W: Word>(
     regions: &mut RegionMap<W>,
     step: MergeStep,

@@ -1,37 +1,37 @@
 //! Learning a vocabulary from many grids: options, and the [`Trainer`] that is the interface of it.
 //!
 //! # The algorithm
-//! The result is that of counting all pairs of adjacent regions anew for every merge; but almost all counts stay as they
-//! are from one merge to the next, so they are kept up to date instead:
-//! 1. **Count.** All pairs are counted once. Those at or above a threshold are *indexed*: each with its exact count and a
-//!    list of where it occurs. (`count_cells`, `count_regions`, `occurrences`)
+//! The result is that of counting all pairs of adjacent regions anew for every merge; but almost all counts stay as
+//! they are from one merge to the next, so they are kept up to date instead:
+//! 1. **Count.** All pairs are counted once. Those at or above a threshold are *indexed*: each with its exact count and
+//!    a list of where it occurs. (`count_cells`, `count_regions`, `occurrences`)
 //! 2. **Select.** The candidate of the highest priority is the next merge. Spatial consistency is worked out only for
-//!    candidates that are frequent enough to win. If a pair that is not indexed could win, all pairs are counted again with
-//!    a lower threshold. (`candidates`, `learner`)
-//! 3. **Join.** Each shard walks over its list of the pair's occurrences, in raster order, and makes one region of each two
-//!    that are still there. What this takes away from the counts of pairs, and the adjacencies of the new token, are
-//!    recorded on the way. (`shard`, `merge`, `neighbours`)
-//! 4. **Update.** The changes of all shards are added up, so the result does not depend on their number. Candidates lose
-//!    what was taken away; new pairs at or above the threshold are indexed. (`learner`)
+//!    candidates that are frequent enough to win. If a pair that is not indexed could win, all pairs are counted again
+//!    with a lower threshold. (`candidates`, `learner`)
+//! 3. **Join.** Each shard walks over its list of the pair's occurrences, in raster order, and makes one region of each
+//!    two that are still there. What this takes away from the counts of pairs, and the adjacencies of the new token,
+//!    are recorded on the way. (`shard`, `merge`, `neighbours`)
+//! 4. **Update.** The changes of all shards are added up, so the result does not depend on their number. Candidates
+//!    lose what was taken away; new pairs at or above the threshold are indexed. (`learner`)
 //! 5. **Repeat** from step 2 until there are enough merges, or no candidate is left.
 //!
-//! The threshold is what makes this fast. Most pairs are never merged, and a pair's frequency cannot rise once the newer of
-//! its tokens has been made. So pairs below the threshold can be left out for as long as none of them could win. They are
-//! counted again only a few times in a run.
+//! The threshold is what makes this fast. Most pairs are never merged, and a pair's frequency cannot rise once the
+//! newer of its tokens has been made. So pairs below the threshold can be left out for as long as none of them could
+//! win. They are counted again only a few times in a run.
 //!
 //! # Words
-//! - **cell**: one id of a grid; **region**: the cells that one token covers; **anchor**: a region's first cell in raster
-//!   order; **position**: the index of a cell in memory, border cells included; **stride**: positions from a cell to the
-//!   one below.
-//! - **pair**: two tokens (a, b), whose regions are adjacent, that of a anchored first; **occurrence**: where that is so;
-//!   **adjacency**: the same, as recorded in a merge; **new pair**: a pair with the token of the last merge.
-//! - **count**: number of a pair's occurrences; **frequency**: the count, in oriented mode the count at the most frequent
-//!   offset; **threshold**: every pair with this frequency is indexed.
+//! - **cell**: one id of a grid; **region**: the cells that one token covers; **anchor**: a region's first cell in
+//!   raster order; **position**: the index of a cell in memory, border cells included; **stride**: positions from a
+//!   cell to the one below.
+//! - **pair**: two tokens (a, b), whose regions are adjacent, that of a anchored first; **occurrence**: where that is
+//!   so; **adjacency**: the same, as recorded in a merge; **new pair**: a pair with the token of the last merge.
+//! - **count**: number of a pair's occurrences; **frequency**: the count, in oriented mode the count at the most
+//!   frequent offset; **threshold**: every pair with this frequency is indexed.
 //! - **candidate**: an indexed pair; **queued** until it is evaluated, then **ranked**.
 //! - **shard**: some of the grids, worked on by one thread, with the lists of occurrences in them.
-//! - **branchless**: in the innermost loops a processor guesses wrong half the time which way a branch goes, which takes
-//!   longer than the work. So these loops write every item to the end of their output, and move the end only for items that
-//!   count. Such places are marked with this word.
+//! - **branchless**: in the innermost loops a processor guesses wrong half the time which way a branch goes, which
+//!   takes longer than the work. So these loops write every item to the end of their output, and move the end only for
+//!   items that count. Such places are marked with this word.
 
 mod assign;
 mod candidates;
@@ -91,8 +91,8 @@ pub fn train(
 
 /// Training in steps, for grids that come one after the other and for work that is stopped and continued later.
 ///
-/// First every grid is set, then [`Trainer::run`] learns merges. [`Trainer::vocabulary`] holds the merges learned so far
-/// at any time, also after an interruption.
+/// First every grid is set, then [`Trainer::run`] learns merges. [`Trainer::vocabulary`] holds the merges learned so
+/// far at any time, also after an interruption.
 pub struct Trainer {
     options: TrainOptions,
     /// Height and width of every grid.
@@ -147,8 +147,8 @@ impl Trainer {
         self.learner.set_grids(first, grids, self.encoder.as_ref())
     }
 
-    /// Learns merges until there are `limit` or as many as the options say, or no candidate is left. `progress` is called
-    /// after every merge. Can be called again to learn more.
+    /// Learns merges until there are `limit` or as many as the options say, or no candidate is left. `progress` is
+    /// called after every merge. Can be called again to learn more.
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted) if asked to stop; then nothing more can be learned.

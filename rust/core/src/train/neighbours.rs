@@ -79,8 +79,9 @@ impl RegionTable<'_> {
 }
 
 impl Neighbours {
-    /// Joins two regions, given by their anchors, `x < y`, to one of a new token, anchored at `x`, and finds the regions,
-    /// or border, beside them. Returns how many they are. `has_two_cells` says which of x and y have two cells.
+    /// Joins two regions, given by their anchors, `x < y`, to one of a new token, anchored at `x`, and finds the
+    /// regions, or border, beside them. Returns how many they are. `has_two_cells` says which of x and y have two
+    /// cells.
     #[inline]
     pub fn merge<W: Word>(
         &mut self,
@@ -103,7 +104,8 @@ impl Neighbours {
         self.finish(cells, x, stride, 3..end, members_of_x)
     }
 
-    /// Finds the regions, or border, beside one region, with `border` the token of no region. Returns how many they are.
+    /// Finds the regions, or border, beside one region, with `border` the token of no region. Returns how many they
+    /// are.
     pub fn find<W: Word>(&mut self, cells: &mut [W], x: u32, stride: u32, border: u32) -> usize {
         let token = cells[x as usize].token();
         self.num_members = 0;
@@ -131,8 +133,8 @@ impl Neighbours {
         self.overflow.iter().copied().for_each(visit);
     }
 
-    /// Walks over the region that is anchored at `start`, makes it part of another region, and adds the regions beside it
-    /// to the table. Returns one bit per place of those beside it, and the number of places taken. Branchless.
+    /// Walks over the region that is anchored at `start`, makes it part of another region, and adds the regions beside
+    /// it to the table. Returns one bit per place of those beside it, and the number of places taken. Branchless.
     fn walk<W: Word>(
         &mut self,
         cells: &mut [W],
@@ -183,6 +185,7 @@ impl Neighbours {
         len: usize,
     ) -> (u64, usize) {
         let Self { members, num_members, slots, regions, .. } = self;
+        // The second cell is right of the first or below it.
         let to_right = cells[start as usize + 1] == W::new(cells[start as usize].token(), 1);
         let distance = if to_right { 1 } else { stride };
         for p in [start, start + distance] {
@@ -198,8 +201,8 @@ impl Neighbours {
         (table.beside, table.len)
     }
 
-    /// Clears the table, and finds the neighbours by sorting if it was too small. The first `members_of_x` members are the
-    /// cells of x. Returns the number of neighbours.
+    /// Clears the table, and finds the neighbours by sorting if it was too small. The first `members_of_x` members are
+    /// the cells of x. Returns the number of neighbours.
     fn finish<W: Word>(
         &mut self,
         cells: &[W],
@@ -246,6 +249,7 @@ fn find_by_sorting<W: Word>(
             }
         }
     }
+    // One of each region, beside x if any of its sides is, and so for y.
     neighbours.sort_unstable_by_key(|neighbour| neighbour.region.0);
     neighbours.dedup_by(|next, previous| {
         let is_same = next.region.0 == previous.region.0;

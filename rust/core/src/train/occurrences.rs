@@ -1,8 +1,8 @@
 //! Where indexed pairs occur.
 //!
-//! There are tens of thousands of lists, most of them short, which come and go. With a piece of memory for each, a tenth of
-//! the time would go to getting memory and giving it back, and more with threads that do so at once. So lists lie one
-//! after the other in a few blocks.
+//! There are tens of thousands of lists, most of them short, which come and go. With a piece of memory for each, a
+//! tenth of the time would go to getting memory and giving it back, and more with threads that do so at once. So lists
+//! lie one after the other in a few blocks.
 
 /// Two anchors as one number; numbers are in raster order of the first, then of the second.
 #[inline]
@@ -78,7 +78,8 @@ struct Block<T> {
 }
 
 impl OccurrenceLists {
-    /// No lists, with memory for those of regions. Blocks of cells with fewer items than `min_compaction` stay as they are.
+    /// No lists, with memory for those of regions. Blocks of cells with fewer items than `min_compaction` stay as they
+    /// are.
     pub fn new(mut memory: Vec<u64>, min_compaction: usize) -> Self {
         memory.clear();
         Self {
@@ -92,6 +93,7 @@ impl OccurrenceLists {
     /// Adds the occurrences of those pairs that have an index, which is their key's place among `keys`.
     pub fn extend(&mut self, keys: &[u64], PairOccurrences { pairs, occurrences }: PairOccurrences) {
         self.spans.resize(keys.len().max(self.spans.len()), NO_SPAN);
+        // Put all occurrences at the end of a block: a large batch of cells in one of its own.
         let (block, mut start) = match occurrences {
             Occurrences::Cells(positions) => {
                 if self.cell_blocks.is_empty() || positions.len() >= MIN_OWN_BLOCK {
@@ -103,6 +105,7 @@ impl OccurrenceLists {
             Occurrences::Regions(anchors) => (REGION_BLOCK, self.region_block.append(anchors)),
         };
         for (key, len) in pairs {
+            // Pairs with an index get a list; the items of others are in no list.
             if let Ok(pair) = keys.binary_search(&key) {
                 self.spans[pair] = Span { start, len: len as u32, block };
                 match self.cell_blocks.get_mut(block as usize) {
@@ -117,6 +120,7 @@ impl OccurrenceLists {
     /// Adds lists of regions of these lengths for pair `first` and those after it, to be filled: one after the other.
     pub fn add(&mut self, first: u32, lens: &[usize], fill: impl FnOnce(&mut [u64])) {
         self.region_block.make_room(lens.iter().sum(), &mut self.spans);
+        // Pairs before the first one may have no list.
         self.spans.resize(first as usize, NO_SPAN);
         let begin = self.region_block.items.len();
         let mut start = begin;
@@ -150,8 +154,8 @@ impl OccurrenceLists {
         }
     }
 
-    /// Whether it is time to [`compact`](OccurrenceLists::compact): the block of regions is all but full, or half of a block
-    /// of cells is in no list.
+    /// Whether it is time to [`compact`](OccurrenceLists::compact): the block of regions is all but full, or half of a
+    /// block of cells is in no list.
     pub fn should_compact(&self) -> bool {
         self.region_block.is_full_but_for(64) && self.region_block.is_wasteful(&self.spans)
             || self.cell_blocks.iter().any(|cells| cells.is_emptier_than(2.0, self.min_compaction))
@@ -183,8 +187,8 @@ impl<T: Copy> Block<T> {
         start
     }
 
-    /// Makes room for so many more items in the block of regions: leaves out those that are in no list, if they are many,
-    /// or else takes more memory.
+    /// Makes room for so many more items in the block of regions: leaves out those that are in no list, if they are
+    /// many, or else takes more memory.
     fn make_room(&mut self, number: usize, spans: &mut [Span]) {
         if self.items.len() + number > self.items.capacity() {
             if self.is_wasteful(spans) {
@@ -219,6 +223,7 @@ impl<T: Copy> Block<T> {
     /// Leaves out items that are in no list, this being the block of that number.
     fn compact(&mut self, spans: &mut [Span], number: u32) {
         let mut spans: Vec<_> = spans.iter_mut().filter(|span| span.block == number).collect();
+        // Move the lists to the front in the order in which they lie, so that none is overwritten.
         spans.sort_unstable_by_key(|span| span.start);
         let mut end = 0;
         for span in spans {
@@ -237,7 +242,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// However many come and go, and whether small blocks are compacted or not, every list holds what was put there.
+        /// However many come and go, and whether small blocks are compacted or not, every list holds what was put
+        /// there.
         #[test]
         fn lists_hold_what_plain_ones_do(
             lens_at_start in prop::collection::vec(prop_oneof![0..300_usize, MIN_OWN_BLOCK..MIN_OWN_BLOCK + 300], 0..20),

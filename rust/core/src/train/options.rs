@@ -19,9 +19,9 @@ pub struct TrainOptions {
     pub min_frequency: u64,
     /// Number of threads; 0 means one per core, but fewer for few grids. The result does not depend on it.
     pub num_threads: usize,
-    /// About how many pairs to index when all pairs are counted, or up to twice as many in oriented mode or with a large
-    /// alpha. The result does not depend on it: with fewer, pairs are counted more often; with more, more are kept up to
-    /// date.
+    /// About how many pairs to index when all pairs are counted, or up to twice as many in oriented mode or with a
+    /// large alpha. The result does not depend on it: with fewer, pairs are counted more often; with more, more are
+    /// kept up to date.
     pub indexed_pairs: usize,
     /// The quantizer whose ids these are.
     pub quantizer: Quantizer,

@@ -32,8 +32,8 @@ impl Pair {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Count {
     pub all: u64,
-    /// How often the second region lies below the first rather than right of it. Only kept up to date for pairs of single
-    /// cells, whose histogram this is.
+    /// How often the second region lies below the first rather than right of it. Only kept up to date for pairs of
+    /// single cells, whose histogram this is.
     pub below: u64,
 }
 

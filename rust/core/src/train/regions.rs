@@ -68,10 +68,12 @@ impl<W: Word> RegionMap<W> {
         let stride = width + 1;
         let border = W::new(self.border, 0);
         let mut end = self.cells.len();
+        // A new stack begins with a row of border.
         if self.stacks.last().is_none_or(|stack| stack.stride != stride) {
             self.stacks.push(Stack::new(end as u32, stride));
             end += stride as usize;
         }
+        // The row of border below the grid is also the one above the next grid.
         self.cells.resize(end + (height as usize + 1) * stride as usize, border);
         end as u32
     }
@@ -128,8 +130,8 @@ impl<W: Word> RegionMap<W> {
         (&mut self.cells, self.border)
     }
 
-    /// The stride (width of a row, border included) of the first occurrence in a list in raster order, and how many of the
-    /// first occurrences have it; `position` is that of an occurrence.
+    /// The stride (width of a row, border included) of the first occurrence in a list in raster order, and how many of
+    /// the first occurrences have it; `position` is that of an occurrence.
     pub fn leading_stride<T>(&self, list: &[T], position: impl Fn(&T) -> u32) -> Option<(u32, usize)> {
         let first = position(list.first()?);
         let number = self.stacks.partition_point(|stack| stack.start <= first) - 1;
@@ -160,7 +162,8 @@ impl<W: Word> RegionMap<W> {
         &output[..len]
     }
 
-    /// Moves those pairs of regions to the front that still have these tokens, and returns how many they are. Branchless.
+    /// Moves those pairs of regions to the front that still have these tokens, and returns how many they are.
+    /// Branchless.
     pub fn retain_pairs(&self, pairs: &mut [u64], a: u32, b: u32) -> usize {
         let cells = self.cells.as_slice();
         let mut len = 0;
@@ -200,8 +203,8 @@ impl<W: Word> RegionMap<W> {
         }
     }
 
-    /// Visits the pairs of adjacent regions, as (anchor, anchor, token, token), in raster order of the first anchor, for
-    /// those in rows that begin between two positions. Cells are changed on the way, and changed back.
+    /// Visits the pairs of adjacent regions, as (anchor, anchor, token, token), in raster order of the first anchor,
+    /// for those in rows that begin between two positions. Cells are changed on the way, and changed back.
     pub fn for_each_pair(&mut self, from: usize, to: usize, visit: &mut impl FnMut(u32, u32, u32, u32)) {
         let mut neighbours = Neighbours::default();
         let Self { cells, stacks, base_vocab_size, border, .. } = self;
@@ -209,6 +212,7 @@ impl<W: Word> RegionMap<W> {
             // The last column is border.
             for x in start..start + stride - 1 {
                 let (anchor, a) = region_at(cells, x);
+                // Only at anchors, so that every region comes once.
                 if anchor != x || a == *border {
                     continue;
                 }
@@ -234,9 +238,9 @@ impl<W: Word> RegionMap<W> {
         }
     }
 
-    /// Visits the pairs of adjacent cells in rows that begin between two positions, as (token, token, whether the cells are
-    /// of two regions), the token with the first anchor first. A pair of regions comes once for each side of a cell that
-    /// they share.
+    /// Visits the pairs of adjacent cells in rows that begin between two positions, as (token, token, whether the cells
+    /// are of two regions), the token with the first anchor first. A pair of regions comes once for each side of a cell
+    /// that they share.
     pub fn for_each_side(&self, from: usize, to: usize, visit: &mut impl FnMut(u32, u32, bool)) {
         let Self { cells, stacks, border, .. } = self;
         for (start, stride) in rows(stacks, from..to, cells.len()) {

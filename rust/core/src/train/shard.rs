@@ -38,8 +38,8 @@ pub(super) struct Shard<W> {
     regions: RegionMap<W>,
     /// Number of regions when the grids were set.
     num_regions: u64,
-    /// Per indexed pair, where it occurs, and some places where it no longer does. Those are known by an anchor that has
-    /// another token, since a region's token never comes back.
+    /// Per indexed pair, where it occurs, and some places where it no longer does. Those are known by an anchor that
+    /// has another token, since a region's token never comes back.
     lists: OccurrenceLists,
     sketch: Sketch,
     /// The pairs counted last: how often they occur, by key, and where.
@@ -111,6 +111,7 @@ impl<W: Word> Shard<W> {
         self.num_regions += encoding.ids.len() as u64;
         let mut anchors = vec![None; encoding.ids.len()];
         let rows = (position..).step_by(width as usize + 1).zip(regions.tokens.chunks_exact(width as usize));
+        // The first cell of a token in raster order is its anchor.
         for (p, &index) in rows.flat_map(|(start, row)| (start..).zip(row)) {
             let token = encoding.ids[index as usize];
             match anchors[index as usize] {
@@ -175,8 +176,8 @@ impl<W: Word> Shard<W> {
         }
     }
 
-    /// Counts the offsets of numbered pairs of regions, in no order and with several counts for some, and leaves out of the
-    /// lists where the pairs no longer occur.
+    /// Counts the offsets of numbered pairs of regions, in no order and with several counts for some, and leaves out of
+    /// the lists where the pairs no longer occur.
     pub fn count_offsets(&mut self, pairs: &[(usize, Pair)], interrupt: &Interrupt) {
         self.update_lists();
         let Self { regions, lists, offset_counts, distance_counts, .. } = self;
@@ -270,6 +271,7 @@ impl<W: Word> Shard<W> {
                 }
             }
             Occurrences::Regions(list) => {
+                // The merge that made the list went over its new regions in raster order, so the list is nearly sorted.
                 sort_nearly_sorted(list);
                 let with_cell = a.min(b) < base_vocab_size;
                 let join = if with_cell { join_regions::<true, W> } else { join_regions::<false, W> };
@@ -335,8 +337,8 @@ impl<W: Word> Shard<W> {
         self.deltas.count(pair).into()
     }
 
-    /// Ends a merge. The lists are updated when the shard is next worked on, or before by [`Shard::update_lists`], so that
-    /// threads need not be waited for once more.
+    /// Ends a merge. The lists are updated when the shard is next worked on, or before by [`Shard::update_lists`], so
+    /// that threads need not be waited for once more.
     pub fn schedule_update(&mut self, step: MergeStep, update: Arc<ListUpdate>) {
         self.list_update = Some((step, update));
     }
@@ -346,6 +348,7 @@ impl<W: Word> Shard<W> {
         let Some((step, update)) = self.list_update.take() else { return };
         let Self { deltas, lists, .. } = self;
         let ListUpdate { new_lists, dropped_lists, compact } = &*update;
+        // Make room, then add the new lists.
         for &pair in dropped_lists {
             lists.truncate(pair, 0);
         }
@@ -422,6 +425,7 @@ fn count_region_offsets<W: Word>(
         return;
     }
     // Otherwise the distance between two positions tells the offset, and distances are counted in a table.
+    // Count all, then take out each count at the first occurrence that has one.
     if distance_counts.len() < max_distance as usize {
         distance_counts.resize(max_distance as usize, 0);
     }

@@ -1,7 +1,7 @@
 //! A cell as one word of memory: the token of its region, and how far before it the region's anchor lies.
 //!
-//! So one load tells token and anchor of a neighbour. The cells of a region are those that can be reached from its anchor
-//! over cells with the same token and anchor.
+//! So one load tells token and anchor of a neighbour. The cells of a region are those that can be reached from its
+//! anchor over cells with the same token and anchor.
 
 use std::fmt::Debug;
 

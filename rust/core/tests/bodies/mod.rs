@@ -1,4 +1,5 @@
-//! What the fuzz targets do with bytes; shared with `tests/hostile.rs`. A body that does not return normally shows a bug.
+//! What the fuzz targets do with bytes; shared with `tests/hostile.rs`. A body that does not return normally shows a
+//! bug.
 
 use being_vl_core::{
     Dropout, EncodeOptions, Encoder, Grid, Interrupt, MergeMode, TrainOptions, Vocabulary, train,

@@ -1,5 +1,5 @@
-//! Visual BPE written plainly from the specification: every merge counts all pairs anew, and encoding applies all merges.
-//! The core is compared with it.
+//! Visual BPE written plainly from the specification: every merge counts all pairs anew, and encoding applies all
+//! merges. The core is compared with it.
 
 use std::collections::BTreeMap;
 
