@@ -74,7 +74,7 @@ impl Numbers {
             let to_u32 = |&chunk: &[u8; N]| number(chunk).try_into().unwrap_or(u32::MAX);
             let numbers: Vec<u32> = chunks.iter().map(to_u32).collect();
             match numbers.iter().max() {
-                Some(&largest) if largest >= limit => {
+                Some(&max) if max >= limit => {
                     let position = numbers.iter().position(|&number| number >= limit).unwrap_or(0);
                     Err(RangeFault { position, value: number(chunks[position]).into() })
                 }
@@ -260,20 +260,20 @@ pub(crate) fn grid_stack<'py>(input: &Bound<'py, PyAny>) -> PyResult<Option<Grid
             }
             Ok(Some(GridStack::new(array, vec![(height, width); number], 0)))
         }
-        _ => Err(GridError::new_err(not_grids(&shape(&array)))),
+        _ => Err(GridError::new_err(grids_message(&shape(&array)))),
     }
 }
 
 /// The items of an iterable of arrays.
 pub(crate) fn grid_iterator<'py>(input: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyIterator>> {
     input.try_iter().map_err(|_| match input.get_type().name() {
-        Ok(name) => PyTypeError::new_err(not_grids(&name.to_string())),
+        Ok(name) => PyTypeError::new_err(grids_message(&name.to_string())),
         Err(error) => error,
     })
 }
 
 /// The message for an input that is no grids.
-fn not_grids(input: &str) -> String {
+fn grids_message(input: &str) -> String {
     format!("{GRIDS}: expected an (N, H, W) array or a sequence of (H, W) arrays, got {input}")
 }
 
@@ -309,7 +309,7 @@ pub(crate) fn copy_tokens(
     let numbers = Numbers::copy(&array)?;
     numbers
         .decode(&numbers.bytes, vocabulary.vocab_size())
-        .map_err(|RangeFault { position, value }| to_python(&vocabulary.not_a_token(position, value)))
+        .map_err(|RangeFault { position, value }| to_python(&vocabulary.token_error(position, value)))
 }
 
 /// Copies an array of counts of this shape, which are not negative and have 31 bits.
@@ -340,7 +340,7 @@ pub(crate) fn integers<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<B
     if array.len() == 0 || matches!(array.dtype().kind(), b'i' | b'u') {
         Ok(array)
     } else {
-        Err(not_integers(&array, name, &array.dtype().to_string()))
+        Err(integers_error(&array, name, &array.dtype().to_string()))
     }
 }
 
@@ -362,7 +362,7 @@ fn as_array<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, P
     if let Ok(floats) = floats.and_then(|floats| numpy.call_method1("asarray", (floats,)))
         && let (Ok(floats), Ok(dtype)) = (floats.cast_into(), input.getattr("dtype"))
     {
-        return Err(not_integers(&floats, name, &dtype.to_string()));
+        return Err(integers_error(&floats, name, &dtype.to_string()));
     }
     let message = format!("{name}: {}", error.value(py));
     if error.is_instance_of::<PyValueError>(py) {
@@ -387,7 +387,7 @@ fn ragged_row_message(input: &Bound<'_, PyAny>, name: &str) -> Option<String> {
 
 /// The error for an array that is not of integers; names the first value that is no whole number, or else the first
 /// value.
-fn not_integers(array: &Bound<'_, PyUntypedArray>, name: &str, dtype: &str) -> PyErr {
+fn integers_error(array: &Bound<'_, PyUntypedArray>, name: &str, dtype: &str) -> PyErr {
     let name_and_value = first_non_integer(array).map(|(place, value)| match (place.as_slice(), name) {
         (&[], _) => (name.to_owned(), format!(" ({value})")),
         (&[position], _) => (name.to_owned(), format!(" ({value} at position {position})")),

@@ -80,11 +80,11 @@ fn encoding(criterion: &mut Criterion) {
         let vocabulary = learn(&grids, mode);
         let encoder = Encoder::new(&vocabulary);
         let interrupt = Interrupt::default();
-        let plain = EncodeOptions::default();
-        let with_regions = EncodeOptions { regions: true, ..plain };
+        let default_options = EncodeOptions::default();
+        let with_regions = EncodeOptions { regions: true, ..default_options };
         group.throughput(Throughput::Elements((SIDE * SIDE) as u64));
         group.bench_function(format!("one grid, {mode:?}"), |bench| {
-            bench.iter(|| encoder.encode(black_box(&grids[0]), &plain, &interrupt).unwrap());
+            bench.iter(|| encoder.encode(black_box(&grids[0]), &default_options, &interrupt).unwrap());
         });
         group.bench_function(format!("one grid with regions, {mode:?}"), |bench| {
             bench.iter(|| encoder.encode(black_box(&grids[0]), &with_regions, &interrupt).unwrap());
@@ -100,7 +100,7 @@ fn encoding(criterion: &mut Criterion) {
         }
         group.throughput(Throughput::Elements((grids.len() * SIDE * SIDE) as u64));
         group.bench_function(format!("500 grids, {mode:?}"), |bench| {
-            bench.iter(|| encoder.encode_batch(black_box(&grids), &plain, 1, &interrupt).unwrap());
+            bench.iter(|| encoder.encode_batch(black_box(&grids), &default_options, 1, &interrupt).unwrap());
         });
     }
 }

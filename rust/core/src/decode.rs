@@ -64,14 +64,14 @@ impl Vocabulary {
 
     /// The error for a number that is none of this vocabulary's tokens.
     #[must_use]
-    pub fn not_a_token(&self, position: usize, token: i128) -> Error {
+    pub fn token_error(&self, position: usize, token: i128) -> Error {
         let last = self.vocab_size() - 1;
         let problem = format!("token {token} is not in the vocabulary, expected 0 to {last}");
         Error::Tokens { position, problem }
     }
 
     fn check_token(&self, position: usize, token: u32) -> Result<()> {
-        if token < self.vocab_size() { Ok(()) } else { Err(self.not_a_token(position, token.into())) }
+        if token < self.vocab_size() { Ok(()) } else { Err(self.token_error(position, token.into())) }
     }
 
     /// Calls `visit` with (id, row, column) of each of a token's cells, as seen from its anchor, until it returns
@@ -79,14 +79,14 @@ impl Vocabulary {
     ///
     /// Rows and columns have a meaning in oriented mode only.
     fn visit_leaves(&self, token: u32, mut visit: impl FnMut(u32, i64, i64) -> Option<()>) -> Option<()> {
-        let mut pending = vec![(token, 0, 0)];
-        while let Some((token, row, column)) = pending.pop() {
+        let mut stack = vec![(token, 0, 0)];
+        while let Some((token, row, column)) = stack.pop() {
             match self.merge_of(token) {
                 None => visit(token, row, column)?,
                 Some(merge) => {
                     let Offset { dy, dx } = merge.offset.unwrap_or(Offset { dy: 0, dx: 0 });
-                    pending.push((merge.b, row + i64::from(dy), column + i64::from(dx)));
-                    pending.push((merge.a, row, column));
+                    stack.push((merge.b, row + i64::from(dy), column + i64::from(dx)));
+                    stack.push((merge.a, row, column));
                 }
             }
         }

@@ -18,7 +18,7 @@ pub struct Grid {
     height: u32,
     width: u32,
     ids: Vec<u32>,
-    largest: u32,
+    max_id: u32,
 }
 
 impl Grid {
@@ -31,8 +31,8 @@ impl Grid {
         if ids.len() != height * width {
             return Err(Error::GridLength { grid: index, height, width, length: ids.len() });
         }
-        let largest = ids.iter().copied().max().unwrap_or(0);
-        Ok(Self { height: height as u32, width: width as u32, ids, largest })
+        let max_id = ids.iter().copied().max().unwrap_or(0);
+        Ok(Self { height: height as u32, width: width as u32, ids, max_id })
     }
 
     /// Number of rows.
@@ -58,7 +58,7 @@ impl Grid {
     /// # Errors
     /// [`Error::GridId`] naming the first id that is not.
     pub fn check_ids(&self, index: usize, base_vocab_size: u32) -> Result<()> {
-        if self.largest < base_vocab_size {
+        if self.max_id < base_vocab_size {
             return Ok(());
         }
         let position = self.ids.iter().position(|&id| id >= base_vocab_size).unwrap_or(0);

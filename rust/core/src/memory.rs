@@ -95,9 +95,9 @@ mod tests {
             let sizes = [MIN_HUGE_BLOCK - 1, MIN_HUGE_BLOCK, 3 * MIN_HUGE_BLOCK, 5 * MIN_HUGE_BLOCK + 7, 100];
             // SAFETY: nothing is read or written but within the block, which is used with its layout and freed once.
             unsafe {
-                let zeroed = HugePages.alloc_zeroed(layout(MIN_HUGE_BLOCK));
-                assert!((0..MIN_HUGE_BLOCK).all(|i| *zeroed.add(i) == 0));
-                HugePages.dealloc(zeroed, layout(MIN_HUGE_BLOCK));
+                let zero_block = HugePages.alloc_zeroed(layout(MIN_HUGE_BLOCK));
+                assert!((0..MIN_HUGE_BLOCK).all(|i| *zero_block.add(i) == 0));
+                HugePages.dealloc(zero_block, layout(MIN_HUGE_BLOCK));
                 let mut block = HugePages.alloc(layout(sizes[0]));
                 (0..sizes[0]).for_each(|i| *block.add(i) = i as u8);
                 for pair in sizes.windows(2) {

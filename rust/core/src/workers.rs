@@ -39,7 +39,7 @@ struct Item<T> {
     content: Mutex<T>,
 }
 
-struct Shared<T> {
+struct SharedState<T> {
     items: Vec<Item<T>>,
     job: Mutex<Job<T>>,
     /// Number of the last job.
@@ -50,7 +50,7 @@ struct Shared<T> {
 
 /// Items, and threads that work on them.
 pub(crate) struct Workers<T: Send + 'static> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<SharedState<T>>,
     num_threads: usize,
     handles: Vec<JoinHandle<()>>,
 }
@@ -60,7 +60,7 @@ impl<T: Send + 'static> Workers<T> {
     pub fn new(items: Vec<T>, threads: usize) -> Self {
         let num_threads = threads.min(items.len());
         let item = |content| Item { last_job: AtomicUsize::new(0), content: Mutex::new(content) };
-        let shared = Shared {
+        let shared = SharedState {
             items: items.into_iter().map(item).collect(),
             job: Mutex::new(Job { number: 0, work: None, caller: None }),
             last_job: AtomicUsize::new(0),
@@ -92,7 +92,7 @@ impl<T: Send + 'static> Workers<T> {
 
     /// Gives the threads a job and returns its number.
     fn publish(&self, work: Option<Arc<Work<T>>>, caller: Option<Thread>) -> usize {
-        let Shared { items, job, last_job, num_unfinished } = &*self.shared;
+        let SharedState { items, job, last_job, num_unfinished } = &*self.shared;
         let mut job = lock(job);
         if caller.is_some() {
             num_unfinished.store(items.len(), Ordering::Relaxed);
@@ -164,7 +164,7 @@ impl<T> Item<T> {
     }
 }
 
-impl<T> Shared<T> {
+impl<T> SharedState<T> {
     /// Notes that the last job is finished on one more item.
     fn finish_item(&self) {
         self.num_unfinished.fetch_sub(1, Ordering::Release);

@@ -51,7 +51,7 @@ fn every_truncation_is_refused() {
 #[test]
 fn every_byte_may_be_altered() {
     for text in files() {
-        let original = Vocabulary::from_json(&text).unwrap();
+        let expected = Vocabulary::from_json(&text).unwrap();
         let alter = |text: &str, place: usize, byte| {
             let mut bytes = text.to_owned().into_bytes();
             bytes[place] = byte;
@@ -61,7 +61,7 @@ fn every_byte_may_be_altered() {
             for place in 0..text.len() {
                 let text_with_byte = String::from_utf8(alter(&text, place, byte)).unwrap();
                 if let Ok(vocabulary) = Vocabulary::from_json(&text_with_byte) {
-                    assert_eq!(vocabulary, original, "byte {place}");
+                    assert_eq!(vocabulary, expected, "byte {place}");
                 }
             }
             let edited_text = without_checksum(&text);

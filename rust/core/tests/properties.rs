@@ -6,7 +6,7 @@ use being_vl_core::{
     Dropout, EncodeOptions, Encoder, Encoding, Error, Grid, Interrupt, MAX_SIDE, MergeMode, TrainOptions,
     Trainer, Vocabulary, train,
 };
-use plain::Plain;
+use plain::PlainGrid;
 use proptest::prelude::*;
 
 fn learn(grids: &[Grid], options: &TrainOptions) -> Vocabulary {
@@ -154,14 +154,14 @@ proptest! {
 
     /// Encoding grids not seen in training in one pass equals applying merge after merge, regions too.
     #[test]
-    fn encoding_equals_merge_after_merge((options, grids, unseen) in cases()) {
+    fn encoding_equals_merge_after_merge((options, grids, new_grids) in cases()) {
         let vocabulary = learn(&grids, &options);
-        let row = Grid::new(0, 1, unseen[0].ids().len(), unseen[0].ids().to_vec()).unwrap();
-        for grid in unseen.iter().chain([&row]) {
-            let plain = Plain::encode(grid, &vocabulary);
+        let row = Grid::new(0, 1, new_grids[0].ids().len(), new_grids[0].ids().to_vec()).unwrap();
+        for grid in new_grids.iter().chain([&row]) {
+            let plain_grid = PlainGrid::encode(grid, &vocabulary);
             let encoding = encode_with(&vocabulary, grid, &EncodeOptions { regions: true, dropout: None });
-            prop_assert_eq!(&encoding.ids, &plain.tokens());
-            prop_assert_eq!(encoding.regions.unwrap().tokens, plain.regions());
+            prop_assert_eq!(&encoding.ids, &plain_grid.tokens());
+            prop_assert_eq!(encoding.regions.unwrap().tokens, plain_grid.regions());
             prop_assert_eq!(encode_with(&vocabulary, grid, &EncodeOptions::default()).ids, encoding.ids);
         }
     }
@@ -170,16 +170,16 @@ proptest! {
     #[test]
     fn order_threads_and_number_of_merges((options, grids, _) in cases(), seed in any::<u64>(), fewer in 0.0..1.0) {
         let vocabulary = learn(&grids, &options);
-        let mut shuffled = grids;
-        for i in (1..shuffled.len()).rev() {
-            shuffled.swap(i, (seed.rotate_left(i as u32 * 8) % (i as u64 + 1)) as usize);
+        let mut shuffled_grids = grids;
+        for i in (1..shuffled_grids.len()).rev() {
+            shuffled_grids.swap(i, (seed.rotate_left(i as u32 * 8) % (i as u64 + 1)) as usize);
         }
         for num_threads in 1..=4 {
             let options = TrainOptions { num_threads, ..options.clone() };
-            prop_assert_eq!(&learn(&shuffled, &options), &vocabulary);
+            prop_assert_eq!(&learn(&shuffled_grids, &options), &vocabulary);
         }
         let num_merges = (fewer * vocabulary.merges().len() as f64) as usize;
-        let first = learn(&shuffled, &TrainOptions { num_merges, ..options });
+        let first = learn(&shuffled_grids, &TrainOptions { num_merges, ..options });
         prop_assert_eq!(first.merges(), &vocabulary.merges()[..num_merges]);
     }
 
@@ -198,19 +198,19 @@ proptest! {
     /// Whatever was encoded, with dropout too, decodes to the grid: by regions in both modes, by ids in oriented mode.
     #[test]
     fn decoding_inverts_encoding(
-        (options, grids, unseen) in cases(),
+        (options, grids, new_grids) in cases(),
         probability in prop_oneof![Just(0.0), 0.0..=1.0],
         seed in any::<u64>(),
     ) {
         let vocabulary = learn(&grids, &options);
         let options = EncodeOptions { dropout: Some(Dropout { probability, seed }), regions: true };
-        for grid in grids.iter().chain(&unseen) {
+        for grid in grids.iter().chain(&new_grids) {
             let encoding = encode_with(&vocabulary, grid, &options);
             let (height, width) = (grid.height() as usize, grid.width() as usize);
-            let decoded = vocabulary.decode(&encoding.ids, height, width, encoding.regions.as_ref()).unwrap();
-            prop_assert_eq!(decoded.as_slice(), grid.ids());
+            let ids = vocabulary.decode(&encoding.ids, height, width, encoding.regions.as_ref()).unwrap();
+            prop_assert_eq!(ids.as_slice(), grid.ids());
             match vocabulary.decode(&encoding.ids, height, width, None) {
-                Ok(decoded) => prop_assert_eq!(decoded.as_slice(), grid.ids()),
+                Ok(ids) => prop_assert_eq!(ids.as_slice(), grid.ids()),
                 Err(error) => {
                     prop_assert_eq!(vocabulary.merge_mode(), MergeMode::Pair);
                     prop_assert!(matches!(error, Error::Regions(_)));

@@ -96,11 +96,11 @@ impl Workspace {
         let (stride, width) = (self.stride as u32, self.width as u32);
         for word in 0..merges.len().div_ceil(64) {
             // A merge sets the bits of later ones, perhaps in this very word.
-            while self.pending[word] != 0 {
+            while self.pending_merges[word] != 0 {
                 interrupt.check()?;
                 // 2. Apply the lowest pending merge.
-                let merge = word as u32 * 64 + self.pending[word].trailing_zeros();
-                self.pending[word] &= self.pending[word] - 1;
+                let merge = word as u32 * 64 + self.pending_merges[word].trailing_zeros();
+                self.pending_merges[word] &= self.pending_merges[word] - 1;
                 let entry = merges.entry(merge);
                 let step = MergeStep {
                     a: entry.a,
@@ -123,7 +123,7 @@ impl Workspace {
                     let count = (self.num_anchors - start) as u32;
                     self.anchors_of_merge[merge as usize] = (start as u32, count);
                     for &successor in merges.successors(entry) {
-                        set_bit(&mut self.pending, successor);
+                        set_bit(&mut self.pending_merges, successor);
                     }
                 }
             }
@@ -143,8 +143,8 @@ impl Workspace {
         step: &MergeStep,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        let newer = step.a.max(step.b);
-        let Some(maker) = newer.checked_sub(merges.base_vocab_size) else {
+        let newer_token = step.a.max(step.b);
+        let Some(maker) = newer_token.checked_sub(merges.base_vocab_size) else {
             self.join_cells::<ORIENTED>(merge, step);
             return Ok(());
         };
@@ -153,7 +153,7 @@ impl Workspace {
         if ORIENTED {
             self.join_at_offset(merges, merge, step, newer_regions);
             Ok(())
-        } else if step.a == newer {
+        } else if step.a == newer_token {
             self.join_with_following(step, newer_regions, interrupt)
         } else {
             self.collect_pairs(step, newer_regions, interrupt)?;
@@ -171,9 +171,9 @@ impl Workspace {
             cell_pair = self.next_cell_pair[cell_pair as usize];
             // Only single cells have an id of the codebook, so equal tokens mean that neither was merged.
             let token_at = |p: usize| if ORIENTED { self.tokens[p] } else { unpack(self.cells[p]).0 };
-            let unmerged = (token_at(x) == a) & (token_at(y) == b);
+            let is_unmerged = (token_at(x) == a) & (token_at(y) == b);
             let (at_x, at_y) = (x as u32, y as u32);
-            if unmerged && !step.skips(at_x, at_y) {
+            if is_unmerged && !step.skips(at_x, at_y) {
                 if ORIENTED {
                     (self.tokens[x], self.tokens[y]) = (token, NO_TOKEN);
                 } else {
@@ -238,17 +238,17 @@ impl Workspace {
             if self.cells[x as usize] != pack(step.a, x) {
                 continue;
             }
-            // One subtraction tells token and anchor of a neighbour: from `lowest`, a region of b anchored after x is
+            // One subtraction tells token and anchor of a neighbour: from `min_match`, a region of b anchored after x is
             // as far as its anchor from x + 1, and any other cell is `MAX_DISTANCE` or farther.
-            let lowest = pack(step.b, x + 1);
+            let min_match = pack(step.b, x + 1);
             let mut distance = u64::MAX;
             let mut p = x;
             for _ in 0..step.size_a {
                 for q in [p - stride, p - 1, p + 1, p + stride] {
-                    let to_q = self.cells[q as usize].wrapping_sub(lowest);
-                    let dropped =
+                    let to_q = self.cells[q as usize].wrapping_sub(min_match);
+                    let is_dropped =
                         step.dropout.is_some() && to_q < MAX_DISTANCE && step.skips(x, x + 1 + to_q as u32);
-                    distance = distance.min(if dropped { u64::MAX } else { to_q });
+                    distance = distance.min(if is_dropped { u64::MAX } else { to_q });
                 }
                 p = self.next_in_ring[p as usize];
             }
@@ -302,9 +302,9 @@ impl Workspace {
                 interrupt.check()?;
             }
             let (x, y) = unpack(self.pairs[i]);
-            let unmerged =
+            let is_unmerged =
                 (self.cells[x as usize] == pack(step.a, x)) & (self.cells[y as usize] == pack(step.b, y));
-            if unmerged && !step.skips(x, y) {
+            if is_unmerged && !step.skips(x, y) {
                 self.join_regions(step, x, y);
             }
         }

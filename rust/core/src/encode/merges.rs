@@ -18,7 +18,7 @@ pub(super) struct MergeIndex {
     by_newer_token: Vec<u32>,
     cell_merges: CellMergeTable,
     /// Oriented mode, per merge: whether its two shapes touch, worked out when first needed.
-    touching: Vec<AtomicU8>,
+    touch_states: Vec<AtomicU8>,
 }
 
 /// One merge.
@@ -76,7 +76,7 @@ impl MergeIndex {
             merge_mode: vocabulary.merge_mode(),
             by_newer_token,
             cell_merges: CellMergeTable::new(k, merges),
-            touching: merges.iter().map(|_| AtomicU8::new(TOUCH_UNKNOWN)).collect(),
+            touch_states: merges.iter().map(|_| AtomicU8::new(TOUCH_UNKNOWN)).collect(),
             entries,
         }
     }
@@ -110,12 +110,12 @@ impl MergeIndex {
     /// Only for tokens that a grid contains; others may have more cells than there is memory.
     pub fn cells(&self, token: u32) -> impl Iterator<Item = Offset> + '_ {
         // Depth first, a before b: a token is taken apart until it is a cell.
-        let mut pending = vec![(token, Offset { dy: 0, dx: 0 })];
+        let mut stack = vec![(token, Offset { dy: 0, dx: 0 })];
         std::iter::from_fn(move || {
-            let (mut token, at) = pending.pop()?;
+            let (mut token, at) = stack.pop()?;
             while let Some(merge) = token.checked_sub(self.base_vocab_size) {
                 let MergeEntry { a, b, offset, .. } = *self.entry(merge);
-                pending.push((b, Offset { dy: at.dy + offset.dy, dx: at.dx + offset.dx }));
+                stack.push((b, Offset { dy: at.dy + offset.dy, dx: at.dx + offset.dx }));
                 token = a;
             }
             Some(at)
@@ -126,9 +126,9 @@ impl MergeIndex {
     ///
     /// Their shapes decide it, so it is worked out once, when a grid that both fit into has one of them.
     pub fn touches(&self, merge: u32, cells: usize) -> bool {
-        let touching = &self.touching[merge as usize];
+        let state = &self.touch_states[merge as usize];
         // If two threads work it out at the same time, both get the same result.
-        if touching.load(Ordering::Relaxed) == TOUCH_UNKNOWN {
+        if state.load(Ordering::Relaxed) == TOUCH_UNKNOWN {
             let MergeEntry { a, b, size_a, size_b, offset: Offset { dy, dx }, .. } = *self.entry(merge);
             if size_a as usize + size_b as usize > cells {
                 return false;
@@ -141,9 +141,9 @@ impl MergeIndex {
                 })
             };
             let answer = if self.cells(b).any(is_beside_a) { TOUCH_YES } else { TOUCH_NO };
-            touching.store(answer, Ordering::Relaxed);
+            state.store(answer, Ordering::Relaxed);
         }
-        touching.load(Ordering::Relaxed) == TOUCH_YES
+        state.load(Ordering::Relaxed) == TOUCH_YES
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Workspace {
     /// Per position, which of its region's leaves it is (pair mode, only if regions are asked for).
     pub leaves: Vec<u32>,
     /// One bit per merge that may match. All 0 between grids.
-    pub pending: Vec<u64>,
+    pub pending_merges: Vec<u64>,
     /// Per merge of two single cells, the first of its cell pairs, or `END`. All `END` between grids. A cell pair is
     /// twice the position of a cell, plus 0 for it and the cell at its right, 1 for it and the cell below.
     pub first_cell_pair: Vec<u32>,
@@ -108,7 +108,7 @@ impl Workspace {
         if self.first_cell_pair.len() < merges.len() {
             self.first_cell_pair.resize(merges.len(), END);
             self.anchors_of_merge.resize(merges.len(), (0, 0));
-            self.pending.resize(merges.len().div_ceil(64), 0);
+            self.pending_merges.resize(merges.len().div_ceil(64), 0);
         }
         self.num_anchors = 0;
         for (row, ids) in (1..).zip(grid.ids().chunks_exact(width)) {
@@ -151,7 +151,7 @@ impl Workspace {
                     if let Some(merge) = table.get(tokens[x], tokens[y], direction) {
                         let next = std::mem::replace(&mut self.first_cell_pair[merge as usize], cell_pair);
                         self.next_cell_pair[cell_pair as usize] = next;
-                        set_bit(&mut self.pending, merge);
+                        set_bit(&mut self.pending_merges, merge);
                     }
                 }
             }

@@ -123,12 +123,12 @@ impl Candidates {
         self.pairs.push(Candidate {
             key,
             count,
-            bound: count.all,
+            bound: count.total,
             evaluation: NO_EVALUATION,
             is_evaluated: false,
         });
         self.is_indexed.push(true);
-        self.enqueue(pair, count.all);
+        self.enqueue(pair, count.total);
         pair
     }
 
@@ -157,7 +157,7 @@ impl Candidates {
         // The new bound is the last known frequency, or the count if that is lower.
         *count -= removals;
         let old_evaluation = std::mem::take(is_evaluated).then(|| self.evaluations[*evaluation as usize]);
-        *bound = old_evaluation.map_or(*bound, |evaluation| evaluation.frequency).min(count.all);
+        *bound = old_evaluation.map_or(*bound, |evaluation| evaluation.frequency).min(count.total);
         let (key, bound) = (*key, *bound);
         self.is_indexed[pair as usize] = bound >= threshold;
         if let Some(evaluation) = old_evaluation {
@@ -302,7 +302,7 @@ impl Candidates {
         let (priority, Reverse(key), pair) = winner?;
         let Candidate { count, evaluation, .. } = self.pairs[pair as usize];
         let evaluation = self.evaluations[evaluation as usize];
-        Some(Winner { pair, key, count: count.all, evaluation, priority, max_frequency })
+        Some(Winner { pair, key, count: count.total, evaluation, priority, max_frequency })
     }
 }
 

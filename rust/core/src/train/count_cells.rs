@@ -159,8 +159,8 @@ impl<W: Word> CellPairSearch<'_, W> {
         // Most pairs are rarer than the lower bound, and do not count for a threshold above it.
         let min_count = self.bounds.start();
         let counts = self.count_each::<P, C, _>(counters, &sample, cells, |counter, _, counts| {
-            let all = counter.counts().map(|(_, count)| count.all);
-            Vec::extend(counts, all.filter(|count| min_count <= count));
+            let totals = counter.counts().map(|(_, count)| count.total);
+            Vec::extend(counts, totals.filter(|total| min_count <= total));
         });
         let mut counts = counts.concat();
         let target = self.target * num_sampled_classes as usize / NUM_CLASSES as usize;
@@ -333,7 +333,7 @@ trait CellCount: Copy + Default + Send {
 
 impl CellCount for Count {
     fn add(&mut self, below: bool) {
-        self.all += 1;
+        self.total += 1;
         self.below += u64::from(below);
     }
     fn count(self) -> Count {
@@ -341,7 +341,7 @@ impl CellCount for Count {
     }
 }
 
-/// For fewer than [`MAX_U64_CELLS`] cells: `all` in the low half, `below` in the high half.
+/// For fewer than [`MAX_U64_CELLS`] cells: `total` in the low half, `below` in the high half.
 impl CellCount for u64 {
     #[inline]
     fn add(&mut self, below: bool) {
@@ -349,7 +349,7 @@ impl CellCount for u64 {
     }
     #[inline]
     fn count(self) -> Count {
-        Count { all: self & u64::from(u32::MAX), below: self >> 32 }
+        Count { total: self & u64::from(u32::MAX), below: self >> 32 }
     }
 }
 
@@ -388,7 +388,7 @@ impl<C: CellCount> PairCounter<C> {
             let count = &mut counts[token as usize];
             // A token is added when it is met first.
             second_tokens[*len] = token;
-            *len += usize::from(count.count().all == 0);
+            *len += usize::from(count.count().total == 0);
             count.add(below);
         };
         for Cell { right, below, .. } in sources.iter().flat_map(|cells| cells.cells::<P>(a)) {
@@ -411,17 +411,17 @@ impl<C: CellCount> PairCounter<C> {
         threshold: u64,
         output: &mut ThreadOutput,
     ) {
-        let frequent: Vec<_> = self.counts().filter(|&(_, count)| count.all >= threshold).collect();
-        if frequent.is_empty() {
+        let frequent_pairs: Vec<_> = self.counts().filter(|&(_, count)| count.total >= threshold).collect();
+        if frequent_pairs.is_empty() {
             return;
         }
         // Each frequent pair gets a part of `positions`, by its count.
         let mut end = 1;
-        let mut starts = Vec::with_capacity(frequent.len());
-        for &(b, count) in &frequent {
+        let mut starts = Vec::with_capacity(frequent_pairs.len());
+        for &(b, count) in &frequent_pairs {
             self.cursors[b as usize] = end;
             starts.push(end);
-            end += count.all as usize;
+            end += count.total as usize;
         }
         self.positions.resize(self.positions.len().max(end), 0);
         let Self { cursors, positions, border, .. } = self;
@@ -438,7 +438,7 @@ impl<C: CellCount> PairCounter<C> {
                 list(if below == right { *border } else { below }, x);
             }
             // The lists of this source go to the output, and the cursors back to where they began.
-            for (&(b, _), &start) in frequent.iter().zip(&starts) {
+            for (&(b, _), &start) in frequent_pairs.iter().zip(&starts) {
                 let cursor = &mut cursors[b as usize];
                 let list = &positions[start..*cursor];
                 pairs.push((key(a, b), list.len()));
@@ -450,7 +450,7 @@ impl<C: CellCount> PairCounter<C> {
         if positions.len() > MAX_KEPT_POSITIONS {
             *positions = Vec::new();
         }
-        for &(b, count) in &frequent {
+        for &(b, count) in &frequent_pairs {
             cursors[b as usize] = 0;
             output.counts.push((key(a, b), count));
         }

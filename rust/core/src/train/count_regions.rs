@@ -187,7 +187,7 @@ impl<'a> Table<'a> {
         for &Occurrence { a, b, x, y } in bucket {
             let number = self.find_or_insert(a, b);
             let CountedPair { count, occurrences, .. } = &mut self.pairs[number as usize];
-            *count += Count { all: 1, below: u64::from(y != x + 1) };
+            *count += Count { total: 1, below: u64::from(y != x + 1) };
             match occurrences {
                 Occurrences::Regions(anchors) => anchors.push(pack(x, y)),
                 // A cell is listed once, even if one of the pair lies right of it and another below it. Branchless.
@@ -252,15 +252,15 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Counts exactly those pairs whose hash has a bit in `reaching`. The sketch is of these regions alone.
+/// Counts exactly those pairs whose hash has a bit in `frequent_hashes`. The sketch is of these regions alone.
 pub(super) fn count_frequent<W: Word>(
     regions: &mut RegionMap<W>,
     sketch: &Sketch,
-    reaching: &[u64],
+    frequent_hashes: &[u64],
     interrupt: &Interrupt,
 ) -> Vec<CountedPair> {
     // One entry per frequent hash; more than one pair may have it.
-    let hashes = reaching.iter().map(|word| word.count_ones()).sum();
+    let hashes = frequent_hashes.iter().map(|word| word.count_ones()).sum();
     let mut table = Table::new(sketch, regions.base_vocab_size, hashes);
     let mut buckets = Buckets::new(regions.len());
     for (from, to) in ranges(regions.len(), interrupt) {
@@ -268,7 +268,7 @@ pub(super) fn count_frequent<W: Word>(
             let hash = hash(a, b);
             // Only pairs whose bound reaches the threshold.
             let bit = high_bits(hash, sketch.bits);
-            let reaches = reaching[bit / 64] >> (bit % 64) & 1 != 0;
+            let reaches = frequent_hashes[bit / 64] >> (bit % 64) & 1 != 0;
             buckets.push(hash, Occurrence { a, b, x, y }, reaches, &mut |bucket| table.count(bucket));
         });
     }

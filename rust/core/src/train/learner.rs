@@ -1,4 +1,5 @@
-//! The loop of training: selects a merge, has the shards apply it, and keeps all counts up to date.
+//! The loop of training: selects a merge, lets the shards apply it, and keeps all counts up to date. The numbers of
+//! steps are those of the algorithm in `train/mod.rs`.
 
 use std::ops::AddAssign;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,7 +18,7 @@ use crate::encode::{EncodeOptions, Encoder};
 use crate::error::Result;
 use crate::grid::{Grid, Offset};
 use crate::interrupt::Interrupt;
-use crate::statistics::{consistency, key, most_frequent, tokens};
+use crate::statistics::{consistency, key, most_frequent_offset, tokens};
 use crate::threads::Threads;
 use crate::vocabulary::{Merge, MergeMode};
 use crate::workers::Workers;
@@ -185,7 +186,7 @@ impl<W: Word> Learner<W> {
         })
     }
 
-    /// Selects the candidate with the highest priority, of all pairs.
+    /// Step 2: selects the candidate with the highest priority, of all pairs.
     fn select(&mut self, interrupt: &Interrupt) -> Result<Option<Winner>> {
         loop {
             let winner = self.select_indexed(interrupt)?;
@@ -214,9 +215,9 @@ impl<W: Word> Learner<W> {
             count_offsets(shards, batch, max_sizes, options.base_vocab_size, histograms, interrupt)?;
             // From the histogram follow frequency, offset and consistency; pairs that have become too rare are dropped.
             let evaluation = |(request, histogram): (&EvaluationRequest, &Histogram)| {
-                let (offset, offset_count) = most_frequent(histogram);
+                let (offset, offset_count) = most_frequent_offset(histogram);
                 let frequency = match options.merge_mode {
-                    MergeMode::Pair => request.count.all,
+                    MergeMode::Pair => request.count.total,
                     MergeMode::Oriented => offset_count,
                 };
                 if frequency < *threshold {
@@ -231,7 +232,7 @@ impl<W: Word> Learner<W> {
         candidates.find_winner(options.alpha, evaluate)
     }
 
-    /// Makes the winner a merge, applies it to every grid and updates all counts.
+    /// Steps 3 and 4: makes the winner a merge, applies it to every grid and updates all counts.
     fn apply(&mut self, winner: &Winner, interrupt: &Interrupt) -> Result<Merge> {
         let Winner { pair, key, count, evaluation, .. } = *winner;
         let Evaluation { offset, offset_count, consistency, .. } = evaluation;
@@ -305,15 +306,16 @@ impl<W: Word> Learner<W> {
         let Pair { a, b, .. } = step.pair;
         let new_pair_removals =
             [(a, true), (a, false), (b, true), (b, false)].map(|(other_token, before)| {
-                let removals = shards.iter().map(|shard| shard.removals(number).all).sum();
+                let removals = shards.iter().map(|shard| shard.removals(number).total).sum();
                 number += 1;
                 (new_pair(other_token, before), removals)
             });
 
         // Index the new pairs that are frequent.
         let new_pairs = frequent_new_pairs(&shards, &new_pair_removals, *threshold, min_count);
-        let counts =
-            new_pairs.iter().map(|&(pair, all)| (new_pair_key(step.token, pair), Count { all, below: 0 }));
+        let counts = new_pairs
+            .iter()
+            .map(|&(pair, total)| (new_pair_key(step.token, pair), Count { total, below: 0 }));
         let indices = insert_candidates(candidates, pairs_of_token, counts);
         let new_lists = new_pairs.iter().zip(indices).map(|(&(pair, _), index)| (pair, index)).collect();
         // The lists of all shards follow.
@@ -325,7 +327,7 @@ impl<W: Word> Learner<W> {
         }
     }
 
-    /// Counts all pairs and indexes the frequent ones, with a threshold of at most `limit`.
+    /// Step 1: counts all pairs and indexes the frequent ones, with a threshold of at most `limit`.
     fn index(&mut self, limit: u64, interrupt: &Interrupt) -> Result<()> {
         // With lower frequencies that can win, more pairs are indexed, so that they need not be counted again soon.
         let halves = match self.options.merge_mode {
@@ -348,7 +350,7 @@ impl<W: Word> Learner<W> {
         self.pairs_of_token.iter_mut().for_each(Vec::clear);
         self.dropped_pairs.clear();
         sum_by_key(&mut counts);
-        counts.retain(|&(_, count)| count.all >= threshold);
+        counts.retain(|&(_, count)| count.total >= threshold);
         // With as many merges as the codebook has ids, one and a half times as many pairs come with them.
         self.candidates = Candidates::with_capacity(3 * counts.len());
         insert_candidates(&mut self.candidates, &mut self.pairs_of_token, counts.iter().copied());
@@ -390,11 +392,11 @@ impl<W: Word> Learner<W> {
         let sketch = Sketch::sum(shards.iter().map(|shard| shard.sketch()));
         let min_pairs = sketch.num_reaching(limit) / 4 * 5;
         let threshold = sketch.threshold(target.max(min_pairs)).min(limit).max(self.options.min_frequency);
-        let reaching = sketch.bits_reaching(threshold);
+        let frequent_hashes = sketch.bits_reaching(threshold);
         drop((sketch, shards));
         // Exactly.
         let flag = interrupt.clone();
-        self.shards.for_each(is_parallel, move |shard| shard.count_frequent(&reaching, &flag));
+        self.shards.for_each(is_parallel, move |shard| shard.count_frequent(&frequent_hashes, &flag));
         let counts = self.shards.lock_all().iter_mut().flat_map(|shard| shard.take_counts()).collect();
         Ok((threshold, counts))
     }
@@ -449,7 +451,7 @@ fn frequent_new_pairs<W: Word>(
     for (number, shard) in shards.iter().enumerate() {
         for &pair in shard.frequent_pairs() {
             // An earlier shard has named it, too.
-            if shards[..number].iter().any(|earlier| earlier.num_added(pair) >= min_count) {
+            if shards[..number].iter().any(|earlier_shard| earlier_shard.num_added(pair) >= min_count) {
                 continue;
             }
             let num_added: u64 = shards.iter().map(|shard| shard.num_added(pair)).sum();
@@ -482,12 +484,12 @@ fn count_offsets<W: Word>(
         histogram.clear();
         if pair.a.max(pair.b) < base_vocab_size {
             // The count of two single cells is its histogram.
-            let Count { all, below } = count;
-            let offsets = [(Offset { dy: 0, dx: 1 }, all - below), (Offset { dy: 1, dx: 0 }, below)];
+            let Count { total, below } = count;
+            let offsets = [(Offset { dy: 0, dx: 1 }, total - below), (Offset { dy: 1, dx: 0 }, below)];
             histogram.extend(offsets.into_iter().filter(|&(_, count)| count > 0));
         } else {
             region_pairs.push((number, pair));
-            num_occurrences += count.all;
+            num_occurrences += count.total;
         }
     }
     if region_pairs.is_empty() {
@@ -504,7 +506,7 @@ fn count_offsets<W: Word>(
     histograms[..batch.len()].iter_mut().for_each(sum_by_key);
     let sum = |histogram: &Histogram| histogram.iter().map(|(_, count)| count).sum::<u64>();
     debug_assert!(
-        batch.iter().zip(&*histograms).all(|(request, histogram)| sum(histogram) == request.count.all)
+        batch.iter().zip(&*histograms).all(|(request, histogram)| sum(histogram) == request.count.total)
     );
     Ok(())
 }

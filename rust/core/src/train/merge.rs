@@ -134,9 +134,9 @@ impl PairDeltas {
             // Only with a token of the codebook the number has two halves.
             let token_of_merge = if index < PAIRS_OF_B { a } else { b };
             *sum += if token_of_merge < base_vocab_size {
-                Count { all: (number % BELOW).into(), below: (number / BELOW).into() }
+                Count { total: (number % BELOW).into(), below: (number / BELOW).into() }
             } else {
-                Count { all: number.into(), below: 0 }
+                Count { total: number.into(), below: 0 }
             };
         }
     }
@@ -150,19 +150,19 @@ impl PairDeltas {
         }
     }
 
-    /// Ends a merge, which are `indexed` pairs with the new token: hands their adjacencies to `list` as (number of the
-    /// pair from 1, anchor, anchor), with the numbers of adjacencies of these pairs.
-    pub fn take_adjacencies(&mut self, indexed: &[NewPair], list: impl FnOnce(&[usize], &[Adjacency])) {
+    /// Ends a merge: hands the adjacencies of `indexed_pairs` to `list`, as (number of the pair from 1, anchor, anchor),
+    /// with the number of adjacencies of each of these pairs.
+    pub fn take_adjacencies(&mut self, indexed_pairs: &[NewPair], list: impl FnOnce(&[usize], &[Adjacency])) {
         let Self { counts, new_pairs, num_new_pairs, adjacencies, num_adjacencies, .. } = self;
-        let lens: Vec<_> = indexed.iter().map(|&pair| counts[pair as usize] as usize).collect();
+        let lens: Vec<_> = indexed_pairs.iter().map(|&pair| counts[pair as usize] as usize).collect();
         for &pair in &new_pairs[..*num_new_pairs] {
             counts[pair as usize] = 0;
         }
-        if indexed.is_empty() {
+        if indexed_pairs.is_empty() {
             return;
         }
         // The table of counts now tells the number of a pair. Adjacencies of other pairs are left out, branchless.
-        for (number, &pair) in (1..).zip(indexed) {
+        for (number, &pair) in (1..).zip(indexed_pairs) {
             counts[pair as usize] = number;
         }
         let adjacencies = &mut adjacencies[..*num_adjacencies];
@@ -174,7 +174,7 @@ impl PairDeltas {
             len += usize::from(number > 0);
         }
         list(&lens, &adjacencies[..len]);
-        for &pair in indexed {
+        for &pair in indexed_pairs {
             counts[pair as usize] = 0;
         }
     }

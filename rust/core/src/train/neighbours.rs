@@ -296,32 +296,32 @@ mod tests {
                 let expected = plain_search(&cells, &[x], stride);
                 let before = cells.clone();
                 prop_assert_eq!(neighbours.find(&mut cells, x, stride, BORDER), expected.len());
-                prop_assert_eq!(sorted(&neighbours), expected.clone());
+                prop_assert_eq!(neighbour_list(&neighbours), expected.clone());
                 prop_assert!(cells == before);
 
                 // Around two regions that become one.
-                let inside: Vec<_> = expected.iter().filter(|other| other.region.1 != BORDER).collect();
-                if inside.is_empty() {
+                let inner_neighbours: Vec<_> = expected.iter().filter(|other| other.region.1 != BORDER).collect();
+                if inner_neighbours.is_empty() {
                     break;
                 }
-                let y = inside[choice as usize % inside.len()].region.0;
+                let y = inner_neighbours[choice as usize % inner_neighbours.len()].region.0;
                 let (x, y) = (x.min(y), x.max(y));
                 let expected = plain_search(&cells, &[x, y], stride);
                 let size = |anchor| (0..cells.len() as u32).filter(|&p| region_at(&cells, p).0 == anchor).count();
                 let has_two_cells = [x, y].map(|anchor| size(anchor) == 2);
                 let number = neighbours.merge(&mut cells, (x, y), has_two_cells, stride, token);
                 prop_assert_eq!(number, expected.len());
-                prop_assert_eq!(sorted(&neighbours), expected);
+                prop_assert_eq!(neighbour_list(&neighbours), expected);
                 for (q, word) in (0..).zip(before) {
                     let (anchor, old) = region_of(q, word);
-                    let merged = old != BORDER && (anchor == x || anchor == y);
-                    prop_assert_eq!(region_at(&cells, q), if merged { (x, token) } else { (anchor, old) });
+                    let is_merged = old != BORDER && (anchor == x || anchor == y);
+                    prop_assert_eq!(region_at(&cells, q), if is_merged { (x, token) } else { (anchor, old) });
                 }
             }
         }
     }
 
-    fn sorted(neighbours: &Neighbours) -> Vec<Neighbour> {
+    fn neighbour_list(neighbours: &Neighbours) -> Vec<Neighbour> {
         let mut list = Vec::new();
         neighbours.for_each(|neighbour| list.push(neighbour));
         list.sort_by_key(|neighbour| neighbour.region.0);

@@ -252,39 +252,39 @@ mod tests {
             min_compaction in prop::sample::select(vec![1 << 8, 1 << 21]),
         ) {
             let mut lists = OccurrenceLists::new(vec![7; memory], min_compaction);
-            let mut plain: Vec<Vec<u64>> = Vec::new();
+            let mut plain_lists: Vec<Vec<u64>> = Vec::new();
             // Every second key has no index.
             let keys: Vec<u64> = (0..lens_at_start.len() as u64).map(|number| 2 * number).collect();
             for (key, &len) in keys.iter().zip(&lens_at_start) {
                 let positions: Vec<u32> = (0..2 * len as u32 + 5).collect();
-                plain.push(positions[5..5 + len].iter().map(|&position| position.into()).collect());
+                plain_lists.push(positions[5..5 + len].iter().map(|&position| position.into()).collect());
                 lists.extend(&keys, PairOccurrences {
                     pairs: vec![(key + 1, 5), (*key, len), (key + 1, len)],
                     occurrences: Occurrences::Cells(positions),
                 });
             }
             for (step, (lens, pair, len)) in steps.iter().enumerate() {
-                lists.add(plain.len() as u32, lens, |items| {
+                lists.add(plain_lists.len() as u32, lens, |items| {
                     assert_eq!(items.len(), lens.iter().sum::<usize>());
                     items.iter_mut().zip(step as u64 * 1000..).for_each(|(item, value)| *item = value);
                 });
                 let mut values = step as u64 * 1000..;
-                plain.extend(lens.iter().map(|&len| values.by_ref().take(len).collect::<Vec<_>>()));
-                let pair = *pair as usize % (plain.len() + 1);
+                plain_lists.extend(lens.iter().map(|&len| values.by_ref().take(len).collect::<Vec<_>>()));
+                let pair = *pair as usize % (plain_lists.len() + 1);
                 lists.truncate(pair as u32, *len);
-                if let Some(list) = plain.get_mut(pair) {
+                if let Some(list) = plain_lists.get_mut(pair) {
                     list.truncate(*len);
                 }
                 if step % 5 == 0 {
                     lists.compact();
                 }
             }
-            for (pair, plain) in plain.iter().enumerate() {
+            for (pair, plain_list) in plain_lists.iter().enumerate() {
                 let list: Vec<u64> = match lists.get(pair as u32) {
                     Occurrences::Cells(positions) => positions.iter().map(|&position| position.into()).collect(),
                     Occurrences::Regions(anchors) => anchors.to_vec(),
                 };
-                prop_assert_eq!(&list, plain);
+                prop_assert_eq!(&list, plain_list);
             }
         }
     }

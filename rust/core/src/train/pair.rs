@@ -31,7 +31,7 @@ impl Pair {
 /// How often a pair occurs.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Count {
-    pub all: u64,
+    pub total: u64,
     /// How often the second region lies below the first rather than right of it. Only kept up to date for pairs of
     /// single cells, whose histogram this is.
     pub below: u64,
@@ -39,14 +39,14 @@ pub(super) struct Count {
 
 impl AddAssign for Count {
     fn add_assign(&mut self, other: Self) {
-        self.all += other.all;
+        self.total += other.total;
         self.below += other.below;
     }
 }
 
 impl SubAssign for Count {
     fn sub_assign(&mut self, other: Self) {
-        self.all -= other.all;
+        self.total -= other.total;
         // For other pairs than those of single cells this number has no meaning and may wrap.
         self.below = self.below.wrapping_sub(other.below);
     }

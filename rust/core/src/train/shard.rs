@@ -150,12 +150,12 @@ impl<W: Word> Shard<W> {
         &self.sketch
     }
 
-    /// Counts exactly those pairs whose hash has a bit in `reaching`, and lists where they occur.
-    pub fn count_frequent(&mut self, reaching: &[u64], interrupt: &Interrupt) {
+    /// Counts exactly those pairs whose hash has a bit in `frequent_hashes`, and lists where they occur.
+    pub fn count_frequent(&mut self, frequent_hashes: &[u64], interrupt: &Interrupt) {
         self.update_lists();
         self.lists = OccurrenceLists::new(Vec::new(), MIN_COMPACTION);
         let sketch = std::mem::take(&mut self.sketch);
-        let pairs = count_frequent(&mut self.regions, &sketch, reaching, interrupt);
+        let pairs = count_frequent(&mut self.regions, &sketch, frequent_hashes, interrupt);
         self.counts = pairs.iter().map(|pair| (pair.key, pair.count)).collect();
         let occurrences = |CountedPair { key, occurrences, .. }| PairOccurrences {
             pairs: vec![(key, occurrences.len())],
@@ -198,17 +198,17 @@ impl<W: Word> Shard<W> {
             let (mut start, mut end) = (0, 0);
             while let Some((stride, len)) = regions.leading_stride(&list[start..], |&at| unpack(at).0) {
                 let part = &mut list[start..start + len];
-                let kept = regions.retain_pairs(part, pair.a, pair.b);
+                let num_kept = regions.retain_pairs(part, pair.a, pair.b);
                 count_region_offsets(
                     regions,
                     (number, pair),
                     stride,
-                    &part[..kept],
+                    &part[..num_kept],
                     distance_counts,
                     offset_counts,
                 );
-                list.copy_within(start..start + kept, end);
-                end += kept;
+                list.copy_within(start..start + num_kept, end);
+                end += num_kept;
                 start += len;
             }
             lists.truncate(pair.index, end);

@@ -7,14 +7,14 @@ use being_vl_core::{Grid, Merge, MergeMode, Offset, TrainOptions, Vocabulary};
 
 /// One grid's regions: per cell the anchor's cell number, and per anchor the token.
 #[derive(Clone)]
-pub struct Plain {
+pub struct PlainGrid {
     height: usize,
     width: usize,
     anchor: Vec<usize>,
     token: Vec<u32>,
 }
 
-impl Plain {
+impl PlainGrid {
     pub fn new(grid: &Grid) -> Self {
         let (height, width) = (grid.height() as usize, grid.width() as usize);
         Self { height, width, anchor: (0..height * width).collect(), token: grid.ids().to_vec() }
@@ -48,12 +48,12 @@ impl Plain {
 
     /// Applies one merge to the pairs as they stand before it.
     pub fn apply(&mut self, a: u32, b: u32, offset: Option<Offset>, token: u32) {
-        let mut consumed = vec![false; self.anchor.len()];
+        let mut is_consumed = vec![false; self.anchor.len()];
         let mut new_anchor: Vec<usize> = (0..self.anchor.len()).collect();
         for (x, y) in self.pairs() {
-            let matches = !consumed[x] && !consumed[y] && self.token[x] == a && self.token[y] == b;
+            let matches = !is_consumed[x] && !is_consumed[y] && self.token[x] == a && self.token[y] == b;
             if matches && offset.is_none_or(|offset| offset == self.offset(x, y)) {
-                (consumed[x], consumed[y]) = (true, true);
+                (is_consumed[x], is_consumed[y]) = (true, true);
                 self.token[x] = token;
                 new_anchor[y] = x;
             }
@@ -63,11 +63,11 @@ impl Plain {
 
     /// Applies all merges in the order learned.
     pub fn encode(grid: &Grid, vocabulary: &Vocabulary) -> Self {
-        let mut plain = Self::new(grid);
+        let mut plain_grid = Self::new(grid);
         for (token, merge) in (vocabulary.base_vocab_size()..).zip(vocabulary.merges()) {
-            plain.apply(merge.a, merge.b, merge.offset, token);
+            plain_grid.apply(merge.a, merge.b, merge.offset, token);
         }
-        plain
+        plain_grid
     }
 
     /// Tokens in raster order of anchors.
@@ -89,7 +89,7 @@ impl Plain {
 
 /// Learns merges; returns them and the grids' tokens after the last one.
 pub fn train(grids: &[Grid], options: &TrainOptions) -> (Vec<Merge>, Vec<Vec<u32>>) {
-    let mut states: Vec<Plain> = grids.iter().map(Plain::new).collect();
+    let mut states: Vec<PlainGrid> = grids.iter().map(PlainGrid::new).collect();
     let mut merges = Vec::new();
     while merges.len() < options.num_merges {
         let mut counts: BTreeMap<(u32, u32), BTreeMap<Offset, u64>> = BTreeMap::new();
@@ -132,7 +132,7 @@ pub fn train(grids: &[Grid], options: &TrainOptions) -> (Vec<Merge>, Vec<Vec<u32
         }
         merges.push(merge);
     }
-    (merges, states.iter().map(Plain::tokens).collect())
+    (merges, states.iter().map(PlainGrid::tokens).collect())
 }
 
 /// Section 2's S, with sums in ascending order of offsets.
