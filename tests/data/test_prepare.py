@@ -345,12 +345,12 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     model = ["--model", chain / "tied", "--grids", chain / "grids", "--show", 0, "--records", path]
     checked = ["check", *model, "--out", tmp_path / "run"]
     line = refused(capsys, being_vl(*checked))
-    assert "5 bad records, 62.50% of all, are more than the tolerated" in line
+    assert "5 records with faults, 62.50% of all, are more than the tolerance" in line
     assert faults(tmp_path / "run" / "prepared") == ["1", "2", "3", "4", "6"]
     line = refused(capsys, being_vl("train", *model[:4], *model[6:], "--out", tmp_path / "run"))
     assert "5 of 8 records have faults (5 image markers;" in line
     capsys.readouterr()
-    in_front = ["--sequences.images_in_front", "true", "--out", tmp_path / "front", "--tolerated", 0.5]
+    in_front = ["--sequences.images_in_front", "true", "--out", tmp_path / "front", "--tolerance", 0.5]
     assert being_vl(*checked[:-2], *in_front) == 0
     assert "image markers: 3 of 8 records" in capsys.readouterr().out
     assert faults(tmp_path / "front" / "prepared") == ["2", "3", "4"]
