@@ -14,17 +14,17 @@ from pathlib import Path
 
 
 def machine(content, part):
-    """What a part was measured on last, if it was."""
-    found = [entry["machine"] for entry in content["measurements"] if entry["job"]["part"] == part]
-    return found[-1] if found else None
+    """The machine that a part was measured on last; None if it was not."""
+    machines = [entry["machine"] for entry in content["measurements"] if entry["job"]["part"] == part]
+    return machines[-1] if machines else None
 
 
 def medians(content, part):
     """(job, median of each number, number of runs) of the measurements of one part, without those that failed."""
-    last = machine(content, part)
+    host = machine(content, part)
     for entry in content["measurements"]:
         runs = [run for run in entry["runs"] if "error" not in run]
-        if (entry["job"]["part"], entry["machine"]) == (part, last) and runs:
+        if (entry["job"]["part"], entry["machine"]) == (part, host) and runs:
             yield (
                 entry["job"],
                 {key: statistics.median(run[key] for run in runs) for key in runs[0]},
@@ -46,14 +46,14 @@ def ratios(value, references, key):
     if not references or key not in value:
         return ""
     times = [reference[key] / value[key] for reference in references]
-    return " (" + ", ".join(f"{one:.1f}×" if one >= 0.95 else f"{one:.1g}×" for one in times) + ")"
+    return " (" + ", ".join(f"{ratio:.1f}×" if ratio >= 0.95 else f"{ratio:.1g}×" for ratio in times) + ")"
 
 
 def comparison(content, part):
-    """Contenders below each other; in brackets, how many times less CPU than `tokenizers` on one thread and on more."""
-    found = list(medians(content, part))
-    references = [value for job, value, _ in found if job["contender"] == "tokenizers"]
-    for i, (job, value, runs) in enumerate(found):
+    """Contenders, one a line; in brackets, how many times less CPU than `tokenizers` on one thread and on more."""
+    measurements = list(medians(content, part))
+    references = [value for job, value, _ in measurements if job["contender"] == "tokenizers"]
+    for i, (job, value, runs) in enumerate(measurements):
         if i == 0:
             yield (
                 f"{job['grids']}: {job['count']} grids, codebook {job['codebook_size']}, {job['merges']} merges, "
@@ -62,9 +62,9 @@ def comparison(content, part):
             yield "| | train, CPU s | train, wall s | memory, MB | encode, M ids per CPU s | length |"
             yield "|---|---|---|---|---|---|"
         speed = f"{value['ids'] / value['encode_cpu'] / 1e6:.3g}" if "encode_cpu" in value else "–"
-        several = f", {job['threads']} threads" if job.get("threads", 1) > 1 else ""
+        threads_note = f", {job['threads']} threads" if job.get("threads", 1) > 1 else ""
         yield (
-            f"| {name(job)}{several} | {value['train_cpu']:.3g}{ratios(value, references, 'train_cpu')} "
+            f"| {name(job)}{threads_note} | {value['train_cpu']:.3g}{ratios(value, references, 'train_cpu')} "
             f"| {value['train_wall']:.3g} | {value['growth']:.0f} | {speed}{ratios(value, references, 'encode_cpu')} "
             f"| {value['tokens'] / value['ids']:.4f} |"
         )
@@ -82,13 +82,15 @@ def images(content):
 
 def threads(content):
     """How much faster several threads are, and what as many cores give to programs that share nothing."""
-    found = list(medians(content, "threads"))
-    alone = [value["train_wall"] for job, value, _ in found if job["threads"] == 1 and "programs" not in job]
+    measurements = list(medians(content, "threads"))
+    single_walls = [
+        value["train_wall"] for job, value, _ in measurements if job["threads"] == 1 and "programs" not in job
+    ]
     yield "| grids | programs at once | threads of each | train, wall s | CPU s of each | speed of all | runs |"
     yield "|---|---|---|---|---|---|---|"
-    for job, value, runs in found:
+    for job, value, runs in measurements:
         programs, wall = job.get("programs", 1), value["train_wall"]
-        speed = f"{programs * alone[0] / wall:.2f}×" if alone else "–"
+        speed = f"{programs * single_walls[0] / wall:.2f}×" if single_walls else "–"
         yield (
             f"| {job['count']:,} | {programs} | {job['threads']} | {wall:.3g} | {value['train_cpu']:.3g} | {speed} "
             f"| {runs} |"
@@ -97,12 +99,12 @@ def threads(content):
 
 def alpha(content):
     """What α costs."""
-    found = list(medians(content, "alpha"))
-    free = {job["mode"]: value["train_cpu"] for job, value, _ in found if job["alpha"] == 0}
+    measurements = list(medians(content, "alpha"))
+    cpu_at_zero = {job["mode"]: value["train_cpu"] for job, value, _ in measurements if job["alpha"] == 0}
     yield "| mode | α | train, CPU s | of α = 0 | length |"
     yield "|---|---|---|---|---|"
-    for job, value, _ in found:
-        share = f"{value['train_cpu'] / free[job['mode']]:.2f}×" if job["mode"] in free else "–"
+    for job, value, _ in measurements:
+        share = f"{value['train_cpu'] / cpu_at_zero[job['mode']]:.2f}×" if job["mode"] in cpu_at_zero else "–"
         yield (
             f"| {job['mode']} | {job['alpha']:g} | {value['train_cpu']:.3f} | {share} "
             f"| {value['tokens'] / value['ids']:.4f} |"
@@ -125,10 +127,10 @@ def encode(content):
     yield "| mode | threads | M ids per CPU s | M ids per s | one grid, median ms | one grid, CPU ms |"
     yield "|---|---|---|---|---|---|"
     for job, value, _ in medians(content, "encode"):
-        one = [f"{value[key]:.4f}" if key in value else "–" for key in ("latency_wall", "latency_cpu")]
+        latencies = [f"{value[key]:.4f}" if key in value else "–" for key in ("latency_wall", "latency_cpu")]
         yield (
             f"| {job['mode']} | {job['threads']} | {value['ids'] / value['encode_cpu'] / 1e6:.1f} "
-            f"| {value['ids'] / value['encode_wall'] / 1e6:.1f} | {one[0]} | {one[1]} |"
+            f"| {value['ids'] / value['encode_wall'] / 1e6:.1f} | {latencies[0]} | {latencies[1]} |"
         )
 
 
@@ -166,20 +168,20 @@ def draw(content, folder):
         "grid.alpha": 0.3,
     }
 
-    def lines(part, across, key):
+    def lines(part, x_axis, key):
         """Points by contender and number of threads."""
-        found = {}
+        points = {}
         for job, value, _ in medians(content, part):
             label = name(job) + (f", {job['threads']} threads" if job["threads"] > 1 else "")
-            found.setdefault(label, []).append((job[across], key(value)))
-        return {label: sorted(points) for label, points in found.items()}
+            points.setdefault(label, []).append((job[x_axis], key(value)))
+        return {label: sorted(line) for label, line in points.items()}
 
     def figure(file, panels):
         fig, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), layout="constrained")
-        for axis, (title, across, scale, part, key) in zip(axes, panels, strict=True):
-            for label, points in lines(part, across, key).items():
+        for axis, (title, x_axis, scale, part, key) in zip(axes, panels, strict=True):
+            for label, points in lines(part, x_axis, key).items():
                 axis.plot(*zip(*points, strict=True), marker=".", label=label)
-            axis.set(title=title, xlabel="grids" if across == "count" else across, xscale=scale, yscale=scale)
+            axis.set(title=title, xlabel="grids" if x_axis == "count" else x_axis, xscale=scale, yscale=scale)
             if scale == "linear":
                 axis.set_ylim(bottom=0)
         axes[0].legend(fontsize=7)
@@ -217,8 +219,8 @@ def main():
     content = json.loads(options.results.read_text())
     tables = {}
     for part, table in TABLES.items():
-        on = machine(content, part)
-        where = f"{on['processor']}, {on['cores']} cores, tokenizers {on['tokenizers']}" if on else ""
+        host = machine(content, part)
+        where = f"{host['processor']}, {host['cores']} cores, tokenizers {host['tokenizers']}" if host else ""
         tables[part] = "\n".join([*([where, ""] if where else []), *table(content)])
     if options.into is None:
         for part, text in tables.items():
@@ -226,8 +228,8 @@ def main():
     else:
         page = options.into.read_text()
         for part, text in tables.items():
-            marked = rf"(<!-- bpe: {part} -->\n).*?(<!-- end -->)"
-            page = re.sub(marked, lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page, flags=re.DOTALL)
+            pattern = rf"(<!-- bpe: {part} -->\n).*?(<!-- end -->)"
+            page = re.sub(pattern, lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page, flags=re.DOTALL)
         options.into.write_text(page)
     if options.images is not None:
         draw(content, options.images)
