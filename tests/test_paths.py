@@ -114,7 +114,7 @@ def test_writing(chain: Path, kind: Kind, tmp_path: Path) -> None:
 
 
 def test_jobs(chain: Path, kind: Kind, tmp_path: Path) -> None:
-    from being_vl.quantize.job import quantize
+    from being_vl.quantizer.job import quantize
 
     def place(*parts: str) -> Any:
         return kind(chain.joinpath(*parts))
