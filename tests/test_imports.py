@@ -53,19 +53,21 @@ def test_numpy_is_all_that_the_tokenizer_needs(tmp_path):
 ROOMS = """
     being_vl __main__
     cli
-    commands completion
+    completion
+    commands
     run demo
     launch estimate
     recipes
-    flags
     train
     model
     data
     quantize
     tokenizer
     images shards
-    layout options fingerprints devices progress quantizer_names schema yaml_text extras
-    files lazy version
+    flags
+    schema
+    layout options fingerprints devices progress quantizer_names
+    files lazy version extras yaml_text
     errors
     _core
 """

@@ -43,13 +43,15 @@ def paragraphs(text: str) -> list[str]:
 
 def sentences(text: str) -> list[str]:
     """All sentences of a page; inline code, like the text of a link, counts as it is read."""
-    found = []
+    all_sentences = []
     for block in paragraphs(text):
         block = re.sub(r"`[^`]*`", "code", block)
         block = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", block)
         block = re.sub(r"\b(e\.g|i\.e|etc|vs|cf)\.", r"\1", block)
-        found += [part for part in re.split(r"(?<=[.?!])[\"')*_]*\s+", block) if re.search(r"\w", part)]
-    return found
+        all_sentences += [
+            part for part in re.split(r"(?<=[.?!])[\"')*_]*\s+", block) if re.search(r"\w", part)
+        ]
+    return all_sentences
 
 
 def word_count(sentence: str) -> int:
@@ -60,8 +62,8 @@ def word_count(sentence: str) -> int:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_sentences_are_short(page: Path) -> None:
     counts = {sentence: word_count(sentence) for sentence in sentences(page.read_text(encoding="utf-8"))}
-    long = {sentence: count for sentence, count in counts.items() if count > MOST_WORDS}
-    assert not long
+    too_long = {sentence: count for sentence, count in counts.items() if count > MOST_WORDS}
+    assert not too_long
     if len(counts) > 5:
         assert mean(counts.values()) <= MEAN_WORDS
 

@@ -77,12 +77,12 @@ def parse(words: list[str]) -> None:
 def blocks(page: Path) -> list[Block]:
     """All blocks of a page."""
     text = page.read_text(encoding="utf-8")
-    found = []
+    page_blocks = []
     for match in FENCE.finditer(text):
         code = re.sub(rf"^{match['indent']}", "", match["code"], flags=re.MULTILINE)
         line = text.count("\n", 0, match.start("language")) + 1
-        found.append(Block(page, line, match["language"], code, match["reason"]))
-    return found
+        page_blocks.append(Block(page, line, match["language"], code, match["reason"]))
+    return page_blocks
 
 
 BLOCKS = {page: blocks(page) for page in PAGES}
