@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from being_vl.quantize.training.options import QuantizerTrainOptions
     from being_vl.quantize.training.trainer import train_quantizer
     from being_vl.shards.grids import GridStore
+    from being_vl.tokenizer.batch import EncodedBatch, Regions
     from being_vl.tokenizer.encode import encode_grids
     from being_vl.tokenizer.options import EncodeOptions, VocabularyOptions
     from being_vl.tokenizer.train import train_vocabulary
-    from being_vl.tokenizer.visual_bpe import EncodedBatch, MergeInfo, Regions, VisualBPE
+    from being_vl.tokenizer.visual_bpe import MergeInfo, VisualBPE
     from being_vl.train.check import check
     from being_vl.train.engine import train
     from being_vl.train.options import (
@@ -110,10 +111,11 @@ _MODULES = {
     "quantize.training.options": ["QuantizerTrainOptions"],
     "quantize.training.trainer": ["train_quantizer"],
     "shards.grids": ["GridStore"],
+    "tokenizer.batch": ["EncodedBatch", "Regions"],
     "tokenizer.encode": ["encode_grids"],
     "tokenizer.options": ["EncodeOptions", "VocabularyOptions"],
     "tokenizer.train": ["train_vocabulary"],
-    "tokenizer.visual_bpe": ["EncodedBatch", "MergeInfo", "Regions", "VisualBPE"],
+    "tokenizer.visual_bpe": ["MergeInfo", "VisualBPE"],
     "train.check": ["check"],
     "train.engine": ["train"],
     "train.options": [
