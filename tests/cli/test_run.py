@@ -11,7 +11,7 @@ import yaml
 
 from being_vl import VisualBPE
 from being_vl.shards.grids import GridStore
-from being_vl.train.log import read_log
+from being_vl.training.log import read_log
 from helpers.commands import being_vl, refused
 
 STAGES = [
