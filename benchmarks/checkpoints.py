@@ -21,7 +21,77 @@ from torch import distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from being_vl.train.checkpoint import Checkpoints
-from being_vl.train.engine import _start_ranks
+from being_vl.train.ranks import start_ranks
+
+WAYS = ("none", "background", "DeepSpeed")
+
+
+class Trainer:
+    """A Llama of random weights, trained on random tokens, and saved in one way or another."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        import deepspeed
+
+        self.options, self.step = options, 0
+        config = LlamaConfig(
+            vocab_size=options.vocabulary,
+            hidden_size=options.hidden,
+            intermediate_size=4 * options.hidden,
+            num_hidden_layers=options.layers,
+            num_attention_heads=options.hidden // 64,
+            num_key_value_heads=options.hidden // 64,
+        )
+        self.model = LlamaForCausalLM(config)
+        settings = {
+            "train_micro_batch_size_per_gpu": options.batch,
+            "bf16": {"enabled": torch.cuda.is_available()},
+            "zero_optimization": {"stage": options.zero},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4)
+        self.engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=settings)
+        # `Checkpoints` puts its own way of writing a file in the place of DeepSpeed's.
+        self.deepspeed_save = self.engine.checkpoint_engine.save
+        self.checkpoints = Checkpoints(self.engine, options.folder, "stage", keep=1)
+        self.background_save = self.engine.checkpoint_engine.save
+        shape = options.batch, options.length
+        self.ids = torch.randint(options.vocabulary, shape, device=self.engine.device)
+
+    def round_of_steps(self, way: str) -> tuple[float, float]:
+        """Save, and take steps until the checkpoint is complete; seconds by the clock, and of CPU time."""
+        clock, cpu = time.perf_counter(), time.thread_time()
+        if way == "background":
+            self.checkpoints.save(self.step)
+        elif way == "DeepSpeed":
+            self.engine.checkpoint_engine.save = self.deepspeed_save
+            folder = str(self.options.folder)
+            self.engine.save_checkpoint(folder, tag="direct", exclude_frozen_parameters=True)
+            self.engine.checkpoint_engine.save = self.background_save
+        for _ in range(self.options.every):
+            loss = self.engine(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+            self.engine.backward(loss)
+            self.engine.step()
+            loss.item()
+            self.checkpoints.agree()
+            self.step += 1
+        self.checkpoints.finish()
+        return time.perf_counter() - clock, time.thread_time() - cpu
+
+
+def report(trainer: Trainer, rounds: dict[str, list[tuple[float, float]]]) -> None:
+    """Print what a step takes, and what a save of each way adds to it."""
+    options = trainer.options
+    size = sum(f.stat().st_size for f in (options.folder / "direct").glob("*.pt"))
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    print(f"{parameters:,} parameters, {size / 1e6:,.0f} MB on {dist.get_world_size()} rank(s)")
+    for index, measure in enumerate(("by the clock", "CPU time of the training thread")):
+        seconds = {way: [pair[index] for pair in rounds[way]] for way in WAYS}
+        step = statistics.median(seconds["none"]) / options.every
+        print(f"{measure}: a step takes {step:.3f} s")
+        for way in WAYS[1:]:
+            extra = statistics.median(map(operator.sub, seconds[way], seconds["none"]))
+            print(f"  a save by {way:<10} adds {extra:7.3f} s, {extra / step:6.1%} of a step")
 
 
 def main() -> None:
@@ -36,74 +106,20 @@ def main() -> None:
     parser.add_argument("--zero", type=int, default=2)
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
-    given = parser.parse_args()
-    _start_ranks()
-    import deepspeed
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = LlamaConfig(
-        vocab_size=given.vocabulary,
-        hidden_size=given.hidden,
-        intermediate_size=4 * given.hidden,
-        num_hidden_layers=given.layers,
-        num_attention_heads=given.hidden // 64,
-        num_key_value_heads=given.hidden // 64,
-    )
-    model = LlamaForCausalLM(config)
-    settings = {
-        "train_micro_batch_size_per_gpu": given.batch,
-        "bf16": {"enabled": device == "cuda"},
-        "zero_optimization": {"stage": given.zero},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    directly = engine.checkpoint_engine.save
-    checkpoints = Checkpoints(engine, given.folder, "stage", keep=1)
-    in_background = engine.checkpoint_engine.save
-    ids = torch.randint(given.vocabulary, (given.batch, given.length), device=engine.device)
-    done = 0
-
-    def round_of_steps(way: str) -> tuple[float, float]:
-        nonlocal done
-        started = time.perf_counter(), time.thread_time()
-        if way == "background":
-            checkpoints.save(done)
-        elif way == "DeepSpeed":
-            engine.checkpoint_engine.save = directly
-            engine.save_checkpoint(str(given.folder), tag="direct", exclude_frozen_parameters=True)
-            engine.checkpoint_engine.save = in_background
-        for _ in range(given.every):
-            loss = engine(input_ids=ids, labels=ids, use_cache=False).loss
-            engine.backward(loss)
-            engine.step()
-            loss.item()
-            checkpoints.agree()
-            done += 1
-        checkpoints.finish()
-        return time.perf_counter() - started[0], time.thread_time() - started[1]
-
-    ways = ("none", "background", "DeepSpeed")
-    for way in ways:
-        round_of_steps(way)
-    found = {way: [] for way in ways}
-    for _ in range(given.rounds):
-        for way in ways:
-            found[way].append(round_of_steps(way))
+    options = parser.parse_args()
+    start_ranks()
+    trainer = Trainer(options)
+    # Once each to warm up: the first save is slower than the others.
+    for way in WAYS:
+        trainer.round_of_steps(way)
+    rounds = {way: [] for way in WAYS}
+    for _ in range(options.rounds):
+        for way in WAYS:
+            rounds[way].append(trainer.round_of_steps(way))
     if dist.get_rank() == 0:
-        size = sum(f.stat().st_size for f in (given.folder / "direct").glob("*.pt"))
-        parameters = sum(p.numel() for p in model.parameters())
-        print(f"{parameters:,} parameters, {size / 1e6:,.0f} MB on {dist.get_world_size()} rank(s)")
-        for index, measure in enumerate(("by the clock", "CPU time of the training thread")):
-            taken = {way: [seconds[index] for seconds in found[way]] for way in ways}
-            step = statistics.median(taken["none"]) / given.every
-            print(f"{measure}: a step takes {step:.3f} s")
-            for way in ways[1:]:
-                extra = statistics.median(map(operator.sub, taken[way], taken["none"]))
-                print(f"  a save by {way:<10} adds {extra:7.3f} s, {extra / step:6.1%} of a step")
+        report(trainer, rounds)
     dist.barrier()
-    shutil.rmtree(given.folder, ignore_errors=True)
+    shutil.rmtree(options.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -44,28 +44,28 @@ def lengths(kind, count, row):
     }[kind].astype(np.int32)
 
 
-def stream(found):
+def stream(record_lengths):
     """`draw` of a mixture of the records' two halves."""
-    return Curriculum(dict(zip(GROUPS, np.array_split(found, 2), strict=True)), MIXTURE, seed=0).draw
+    return Curriculum(dict(zip(GROUPS, np.array_split(record_lengths, 2), strict=True)), MIXTURE, seed=0).draw
 
 
 def fill(records, row):
     """The first table."""
     print("| lengths | looked ahead | fill | planning, CPU µs a record |\n|---|---|---|---|")
     for kind in ("uniform", "log-normal", "image and text"):
-        found = lengths(kind, records, row)
+        record_lengths = lengths(kind, records, row)
         for window in (64, 256, 4096):
-            began = time.process_time()
-            draw, planned, tokens, rows = stream(found), 0, 0, 0
+            start = time.process_time()
+            draw, record_count, tokens, rows = stream(record_lengths), 0, 0, 0
             for entries in pack(draw, row, window):
-                planned, tokens, rows = (
-                    planned + len(entries),
+                record_count, tokens, rows = (
+                    record_count + len(entries),
                     tokens + sum(e.length for e in entries),
                     rows + 1,
                 )
-                if planned >= records:
+                if record_count >= records:
                     break
-            cost = (time.process_time() - began) / planned * 1e6
+            cost = (time.process_time() - start) / record_count * 1e6
             print(f"| {kind} | {window} | {tokens / rows / row:.1%} | {cost:.1f} |", flush=True)
 
 
@@ -80,15 +80,16 @@ def speed(row, steps):
     model = LlamaForCausalLM(config).to(device, dtype)
     print("| lengths | batch | tokens/s | fill |\n|---|---|---|---|")
     for kind in ("uniform", "log-normal", "image and text"):
-        found = lengths(kind, 10_000, row)
-        packed = [
-            [entry.length for entry in entries] for entries in islice(pack(stream(found), row), 2 * steps)
+        record_lengths = lengths(kind, 10_000, row)
+        packed_rows = [
+            [entry.length for entry in entries]
+            for entries in islice(pack(stream(record_lengths), row), 2 * steps)
         ]
-        seconds, cells, tokens = {}, {}, sum(map(sum, packed))
+        seconds, positions, tokens = {}, {}, sum(map(sum, packed_rows))
         for first in range(0, 2 * steps, 2):
-            rows = packed[first : first + 2]
-            alone = [[length] for entries in rows for length in entries]
-            for name, batch in {"packed": rows, "padded": alone}.items():
+            rows = packed_rows[first : first + 2]
+            single_rows = [[length] for entries in rows for length in entries]
+            for name, batch in {"packed": rows, "padded": single_rows}.items():
                 ids = [
                     [
                         TokenSequence(np.zeros(n, np.int32), np.ones(n, np.float32), "", "", "")
@@ -96,16 +97,19 @@ def speed(row, steps):
                     ]
                     for entries in batch
                 ]
-                made = {k: v.to(device) for k, v in collate(ids, 0, [""]).items()}
-                began = clock()
-                hidden = model.model(made["input_ids"], position_ids=made["position_ids"], use_cache=False)
+                batch_tensors = {k: v.to(device) for k, v in collate(ids, 0, [""]).items()}
+                start = clock()
+                inputs = {name: batch_tensors[name] for name in ("input_ids", "position_ids")}
+                hidden = model.model(**inputs, use_cache=False)
                 hidden.last_hidden_state.float().square().mean().backward()
                 if device == "cuda":
                     torch.cuda.synchronize()
-                seconds.setdefault(name, []).append((clock() - began) / sum(map(sum, batch)))
-                cells[name] = cells.get(name, 0) + made["input_ids"].numel()
-        for name, took in seconds.items():
-            print(f"| {kind} | {name} | {1 / median(took):,.0f} | {tokens / cells[name]:.1%} |", flush=True)
+                seconds.setdefault(name, []).append((clock() - start) / sum(map(sum, batch)))
+                positions[name] = positions.get(name, 0) + batch_tensors["input_ids"].numel()
+        for name, rates in seconds.items():
+            print(
+                f"| {kind} | {name} | {1 / median(rates):,.0f} | {tokens / positions[name]:.1%} |", flush=True
+            )
 
 
 def with_dropout(folder, model, row, rows, dropouts):
@@ -114,25 +118,25 @@ def with_dropout(folder, model, row, rows, dropouts):
     print("| dropout | planned | read | longer by | of |\n|---|---|---|---|---|")
     for dropout in dropouts:
         sequences = PreparedSequences(folder, builder, dropout, longest=row)
-        packed = list(islice(pack(Curriculum(sequences.lengths, {}, seed=0).draw, row), rows))
+        packed_rows = list(islice(pack(Curriculum(sequences.lengths, {}, seed=0).draw, row), rows))
         tokens = [
             int(batch["tokens"])
-            for _, (batch,) in load_batches(([r] for r in packed), sequences, 1, packing=row)
+            for _, (batch,) in load_batches(([r] for r in packed_rows), sequences, 1, packing=row)
         ]
         assert max(tokens) <= row
-        planned = sum(entry.length for entries in packed for entry in entries)
-        prepared, free = (
+        tokens_expected = sum(entry.length for entries in packed_rows for entry in entries)
+        tokens_without_dropout, tokens_with_dropout = (
             sum(
                 len(sequences.get(e.group, e.number, e.position, share).ids)
-                for entries in packed
+                for entries in packed_rows
                 for e in entries
             )
             for share in (0, 1)
         )
-        longer = sum(tokens) - prepared
+        growth = sum(tokens) - tokens_without_dropout
         print(
-            f"| {dropout} | {planned / rows / row:.2%} | {sum(tokens) / rows / row:.2%} "
-            f"| {longer / prepared:.2%} | {(free - prepared) / prepared:.2%} |",
+            f"| {dropout} | {tokens_expected / rows / row:.2%} | {sum(tokens) / rows / row:.2%} "
+            f"| {growth / tokens_without_dropout:.2%} | {tokens_with_dropout / tokens_without_dropout - 1:.2%} |",
             flush=True,
         )
 

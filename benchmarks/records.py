@@ -57,8 +57,8 @@ def write(path, count):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        first = pa.Table.from_pylist(list(records(1)))
-        with pq.ParquetWriter(path, first.schema) as writer:
+        table = pa.Table.from_pylist(list(records(1)))
+        with pq.ParquetWriter(path, table.schema) as writer:
             batch = []
             for n, record in enumerate(records(count), 1):
                 batch.append(record)
@@ -74,27 +74,27 @@ def write(path, count):
                 tar.addfile(info, io.BytesIO(data))
                 tar.members = []
     else:
-        start, between, end = ("[", ",\n", "]") if path.suffix == ".json" else ("", "\n", "")
+        start, separator, end = ("[", ",\n", "]") if path.suffix == ".json" else ("", "\n", "")
         with path.open("w") as file:
             file.write(start)
             for n, record in enumerate(records(count, path.stem == "messages")):
-                file.write((between if n else "") + json.dumps(record))
+                file.write((separator if n else "") + json.dumps(record))
             file.write(end)
 
 
 def measure(path):
     """Seconds to open, records per second in turn and in random order, and peak memory in GB; printed as JSON."""
-    began = time.perf_counter()
-    found = Records(path)
-    opened = time.perf_counter()
-    found.by_category()
-    read = time.perf_counter()
-    reads = min(RANDOM_READS, len(found))
-    for number in np.random.default_rng(0).integers(len(found), size=reads).tolist():
-        found[number]
-    ended = time.perf_counter()
+    start = time.perf_counter()
+    source = Records(path)
+    opening = time.perf_counter()
+    source.by_category()
+    reading = time.perf_counter()
+    reads = min(RANDOM_READS, len(source))
+    for number in np.random.default_rng(0).integers(len(source), size=reads).tolist():
+        source[number]
+    end = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps([opened - began, len(found) / (read - opened), reads / (ended - read), peak]))
+    print(json.dumps([opening - start, len(source) / (reading - opening), reads / (end - reading), peak]))
 
 
 def main():
@@ -120,10 +120,11 @@ def main():
                 write(path, count)
                 command = [sys.executable, "-m", "benchmarks.records", "--measure", str(path)]
                 result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-                opened, in_turn, random, peak = json.loads(result.stdout)
+                opening, sequential, random, peak = json.loads(result.stdout)
                 size = path.stat().st_size / 1e9
                 print(
-                    f"| {kind} | {count:,} | {size:.2f} | {opened:.1f} | {in_turn:,.0f} | {random:,.0f} | {peak:.2f} |",
+                    f"| {kind} | {count:,} | {size:.2f} | {opening:.1f} | {sequential:,.0f} "
+                    f"| {random:,.0f} | {peak:.2f} |",
                     flush=True,
                 )
 

@@ -53,17 +53,21 @@ def test_numpy_is_all_that_the_tokenizer_needs(tmp_path):
 ROOMS = """
     being_vl __main__
     cli
+    completion
+    commands
     run demo
     launch estimate
-    recipes flags
+    recipes
     train
     model
     data
     quantize
     tokenizer
     images shards
+    flags
+    schema
     layout options fingerprints devices progress quantizer_names
-    files lazy version
+    files lazy version extras yaml_text
     errors
     _core
 """

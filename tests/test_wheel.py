@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.photos import PHOTOS
+
 ROOT = Path(__file__).parent.parent
 SOURCES = ("Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "pyproject.toml", "python", "rust")
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
@@ -35,11 +37,11 @@ print(json.dumps([being_vl.__file__, installed, bpe.merges, batch[0].tolist()]))
 
 
 def run(*command, **options):
-    done = subprocess.run(
+    process = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=1200, **options
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +56,12 @@ def wheel(tmp_path_factory):
         else:
             shutil.copy(ROOT / name, folder / "sources" / name)
     # Crates that were compiled already need not be compiled again.
-    compiled = {"CARGO_TARGET_DIR": str(ROOT / "target")} | os.environ
-    run(sys.executable, *PIP, "wheel", folder / "sources", "--no-deps", "--wheel-dir", folder, env=compiled)
-    (found,) = folder.glob("*.whl")
-    return found
+    environment = {"CARGO_TARGET_DIR": str(ROOT / "target")} | os.environ
+    run(
+        sys.executable, *PIP, "wheel", folder / "sources", "--no-deps", "--wheel-dir", folder, env=environment
+    )
+    (path,) = folder.glob("*.whl")
+    return path
 
 
 @pytest.mark.slow
@@ -84,11 +88,10 @@ def test_tokenizer_with_numpy_alone(wheel, tmp_path):
     python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     run(python, *PIP, "install", "--no-deps", wheel)
     run(python, *PIP, "install", f"numpy=={np.__version__}")
-    grids = np.load(ROOT / "tests" / "data" / "photo_grids.npz")["grids"]
-    np.save(tmp_path / "grids.npy", grids)
+    np.save(tmp_path / "grids.npy", PHOTOS)
     file, installed, merges, ids = json.loads(run(python, "-I", "-c", USE, cwd=tmp_path))
     assert Path(file).is_relative_to(environment)
     assert installed == ["being-vl", "numpy"]
-    here = VisualBPE.train(grids, 1024, 50, "oriented")
-    assert [tuple(merge) for merge in merges] == here.merges
-    assert ids == here.encode(grids[0]).tolist()
+    bpe = VisualBPE.train(PHOTOS, 1024, 50, "oriented")
+    assert [tuple(merge) for merge in merges] == bpe.merges
+    assert ids == bpe.encode(PHOTOS[0]).tolist()

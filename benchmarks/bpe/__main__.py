@@ -1,4 +1,4 @@
-"""Measure visual BPE beside what else there is, as JSON; `benchmarks.bpe.report` makes tables and plots of it.
+"""Measure visual BPE beside other tokenizers, as JSON; `benchmarks.bpe.report` makes tables and plots of it.
 
     python -m benchmarks.bpe OUT.json [--grids GRIDS.npy]
         [--parts compare merges images threads alpha worst encode small]
@@ -6,13 +6,13 @@
 
 Without --grids, they are made by `benchmarks.bpe.grids` of the demo's photographs. Every measurement has a process
 of its own, contenders take turns, in another order each round, and medians are reported. CPU seconds are user and
-system time of all threads; what else the host does makes them more, by a third or so, and wall time by more than that.
+system time of all threads; other load of the host adds to them, up to a third, and more than that to wall time.
 
-The parts: `compare` all contenders that stand the size, `tokenizers` also with threads, since it takes all cores unless
-told otherwise, and more CPU time by that; `merges` time against merges; `images` time and memory against
+The parts: `compare` all contenders that can take the size, `tokenizers` also with threads, since it takes all cores by
+default, and more CPU time by that; `merges` time against merges; `images` time and memory against
 grids; `threads` how much faster threads are, beside as many programs at once that share nothing, which tell what the
 cores are worth at the time; `alpha` what α costs; `worst` inputs that could turn something quadratic; `encode` threads
-and the latency of one grid; `small` also the naive recount and the published tools, at a size that they stand.
+and the latency of one grid; `small` also the naive recount and the published tools, at a size that they can take.
 """
 
 import argparse
@@ -36,50 +36,54 @@ def jobs(options):
     """All measurements of one round, in order."""
     base = {"grids": options.grids.name, "codebook_size": options.codebook_size, "merges": options.merges}
     count = {"count": options.count}
-    ours = {"contender": "being-vl", "threads": 1}
-    other = {"contender": "tokenizers", "threads": 1}
-    ways = [{"mode": mode, "alpha": alpha} for mode in options.modes for alpha in (0.3, 0.0)]
-    first = {"mode": options.modes[0], "alpha": 0.3}
+    package = {"contender": "being-vl", "threads": 1}
+    reference = {"contender": "tokenizers", "threads": 1}
+    mode_settings = [{"mode": mode, "alpha": alpha} for mode in options.modes for alpha in (0.3, 0.0)]
+    default = {"mode": options.modes[0], "alpha": 0.3}
 
-    def one(part, *settings):
+    def make_job(part, *settings):
         job = {"part": part} | base
         for setting in settings:
             job |= setting
         return job
 
-    yield from (one("compare", count, ours, way) for way in ways)
+    yield from (make_job("compare", count, package, mode_setting) for mode_setting in mode_settings)
     for threads in options.threads:
-        yield one("compare", count, other, {"threads": threads})
+        yield make_job("compare", count, reference, {"threads": threads})
     for merges in range(1024, options.merges + 1, 1024):
-        yield one("merges", count, ours, first, {"merges": merges})
-        yield one("merges", count, other, {"merges": merges})
+        yield make_job("merges", count, package, default, {"merges": merges})
+        yield make_job("merges", count, reference, {"merges": merges})
     for n in options.counts:
         for threads in options.threads:
-            yield one("images", ours, first, {"count": n, "threads": threads, "train_only": True})
+            yield make_job("images", package, default, {"count": n, "threads": threads, "train_only": True})
         if n <= TOKENIZERS_LIMIT:
-            yield one("images", other, {"count": n, "train_only": True})
-    trained = {"count": max(options.counts), "train_only": True}
+            yield make_job("images", reference, {"count": n, "train_only": True})
+    training_only = {"count": max(options.counts), "train_only": True}
     for threads in options.threads:
-        yield one("threads", ours, first, trained, {"threads": threads})
+        yield make_job("threads", package, default, training_only, {"threads": threads})
         if threads > 1:
-            yield one("threads", ours, first, trained, {"programs": threads})
+            yield make_job("threads", package, default, training_only, {"programs": threads})
     for mode in options.modes:
-        yield from (one("alpha", count, ours, {"mode": mode, "alpha": alpha}) for alpha in options.alphas)
-        yield from (one("worst", ours, {"mode": mode, "alpha": 0.3, "grids": n}) for n in grids.worst_cases())
+        yield from (
+            make_job("alpha", count, package, {"mode": mode, "alpha": alpha}) for alpha in options.alphas
+        )
+        yield from (
+            make_job("worst", package, {"mode": mode, "alpha": 0.3, "grids": n}) for n in grids.worst_cases()
+        )
         for threads in options.threads:
-            way = {"mode": mode, "alpha": 0.3, "threads": threads, "latency": threads == 1}
-            yield one("encode", count, ours, way)
+            mode_setting = {"mode": mode, "alpha": 0.3, "threads": threads, "latency": threads == 1}
+            yield make_job("encode", count, package, mode_setting)
     small = {"count": options.small[0], "merges": options.small[1]}
-    yield from (one("small", small, ours, way) for way in ways)
-    yield one("small", small, other)
-    yield one("small", small, {"contender": "recount", "mode": "pair", "alpha": 0.3})
+    yield from (make_job("small", small, package, mode_setting) for mode_setting in mode_settings)
+    yield make_job("small", small, reference)
+    yield make_job("small", small, {"contender": "recount", "mode": "pair", "alpha": 0.3})
     for name, checkout in (("vBPE", options.vbpe), ("MDBPE", options.mdbpe)):
         if checkout is not None:
-            yield one("small", small, {"contender": name})
+            yield make_job("small", small, {"contender": name})
 
 
 def run(job, options):
-    """Measure in a process of its own, or the mean of several at once; what went wrong is a result too."""
+    """Measure in a process of its own, or the mean of several at once; an error is a result too."""
     checkouts = {"vBPE": options.vbpe, "MDBPE": options.mdbpe}
     paths = {"path": str(options.grids), "checkout": str(checkouts.get(job["contender"]))}
     command = [sys.executable, "-m", "benchmarks.bpe", "--job", json.dumps(job | paths)]
@@ -100,15 +104,15 @@ def run(job, options):
     return {key: statistics.fmean(result[key] for result in results) for key in results[0]}
 
 
-def child(job):
-    """The measurement itself."""
+def measure_here(job):
+    """The measurement itself, printed as JSON."""
     worst = grids.worst_cases()
     data = worst[job["grids"]][0] if job["grids"] in worst else grids.load(job["path"])[: job.get("count")]
     print(json.dumps(contenders.measure(data, job)))
 
 
 def machine():
-    """What this ran on."""
+    """The machine that this runs on."""
     import numpy as np
     import tokenizers
 
@@ -124,7 +128,7 @@ def machine():
 
 
 def main():
-    """Run the parts and write the JSON after every round, so that a run that is stopped leaves what it had."""
+    """Run the parts and write the JSON after every round, so that a run that is stopped keeps what it has measured."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -146,33 +150,40 @@ def main():
     options = parser.parse_args()
     if options.job is not None:
         try:
-            child(options.job)
-        except contenders.Failed as error:
+            measure_here(options.job)
+        except contenders.ContenderError as error:
             sys.exit(str(error))
         return
     if options.out is None:
         parser.error("the following arguments are required: out")
     if options.grids is None:
-        most = max([options.count, *(options.counts if {"images", "threads"} & {*options.parts} else [])])
-        options.grids = Path("runs") / f"grids_builtin_n{most}.npy"
+        max_grids = max(
+            [options.count, *(options.counts if {"images", "threads"} & {*options.parts} else [])]
+        )
+        options.grids = Path("runs") / f"grids_builtin_n{max_grids}.npy"
         if not options.grids.exists():
             options.grids.parent.mkdir(exist_ok=True)
-            grids.generate(options.grids, most)
+            grids.generate(options.grids, max_grids)
     if options.codebook_size is None:
         options.codebook_size = 1 << int(grids.load(options.grids).max()).bit_length()
     content = json.loads(options.out.read_text()) if options.out.exists() else {"measurements": []}
-    known = {json.dumps([entry["job"], entry["machine"]]): entry for entry in content["measurements"]}
-    here, entries = machine(), []
+    earlier_entries = {
+        json.dumps([entry["job"], entry["machine"]]): entry for entry in content["measurements"]
+    }
+    host, entries = machine(), []
     for job in jobs(options):
         if job["part"] in options.parts:
-            new = {"job": job, "machine": here, "runs": []}
-            entries.append(known.pop(json.dumps([job, here]), new))
-    content["measurements"] = [*known.values(), *entries]
-    for turn in range(options.repeats):
+            entry = {"job": job, "machine": host, "runs": []}
+            entries.append(earlier_entries.pop(json.dumps([job, host]), entry))
+    content["measurements"] = [*earlier_entries.values(), *entries]
+    for round_number in range(options.repeats):
         # After a process that took much memory, the next one gets pages that are slower to come by.
-        random.Random(turn).shuffle(entries)
+        random.Random(round_number).shuffle(entries)
         for number, entry in enumerate(entries, 1):
-            print(f"round {turn + 1}, {number}/{len(entries)}: {json.dumps(entry['job'])}", file=sys.stderr)
+            print(
+                f"round {round_number + 1}, {number}/{len(entries)}: {json.dumps(entry['job'])}",
+                file=sys.stderr,
+            )
             entry["runs"].append(run(entry["job"], options))
             options.out.write_text(json.dumps(content, indent=1) + "\n")
 

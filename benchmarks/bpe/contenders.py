@@ -20,12 +20,12 @@ import numpy as np
 from benchmarks.bpe import naive
 
 
-class Failed(Exception):
+class ContenderError(Exception):
     """A contender that cannot run, and why."""
 
 
 def being_vl(grids, job):
-    """Ours."""
+    """This package."""
     from being_vl import VisualBPE
 
     bpe = None
@@ -80,13 +80,13 @@ def vbpe(grids, job):
     """Being-VL-0.5's published vBPE (Python and numba), from a checkout of its repository."""
     checkout = Path(job["checkout"])
     if not (checkout / "beingvl" / "model" / "vbpe.py").is_file():
-        raise Failed(f"{checkout} has no beingvl/model/vbpe.py")
+        raise ContenderError(f"{checkout} has no beingvl/model/vbpe.py")
     # Its package imports a model with many requirements; the tokenizer is one file that needs numba and tqdm.
     sys.path.insert(0, str(checkout / "beingvl" / "model"))
     try:
         from vbpe import vBPE
     except ImportError as error:
-        raise Failed(f"vBPE needs its requirements: pip install numba tqdm ({error})") from None
+        raise ContenderError(f"vBPE needs its requirements: pip install numba tqdm ({error})") from None
 
     def tokenizer():
         return vBPE(job["codebook_size"], 0, job["codebook_size"])
@@ -95,13 +95,13 @@ def vbpe(grids, job):
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer().train([grid.astype(np.int32) for grid in grids[:2]], 2)
     images = [np.ascontiguousarray(grid, np.int32) for grid in grids]
-    learned = tokenizer()
+    bpe_tokenizer = tokenizer()
 
     def train():
         with contextlib.redirect_stderr(io.StringIO()):
-            learned.train([image.copy() for image in images], job["merges"])
+            bpe_tokenizer.train([image.copy() for image in images], job["merges"])
 
-    return train, lambda: sum(len(learned.merge_token(image.copy()).ravel()) for image in images)
+    return train, lambda: sum(len(bpe_tokenizer.merge_token(image.copy()).ravel()) for image in images)
 
 
 def mdbpe(grids, job):
@@ -115,9 +115,9 @@ def mdbpe(grids, job):
     source = next(checkout.glob("**/src/main.cc"), None)
     programs = [p for p in checkout.glob("**/tokenprocessor") if p.is_file() and os.access(p, os.X_OK)]
     if source is None or not programs:
-        raise Failed(f"{checkout} has no src/main.cc, or no built program `tokenprocessor`")
+        raise ContenderError(f"{checkout} has no src/main.cc, or no built program `tokenprocessor`")
     text = source.read_text()
-    found = [
+    constants = [
         int(n)
         for name in (
             r"token_max = (\d+)",
@@ -128,10 +128,11 @@ def mdbpe(grids, job):
         for n in re.findall(name, text)[:1]
     ]
     _, height, width = grids.shape
-    wanted = [job["codebook_size"] - 1, job["merges"], width, height]
-    if found != wanted:
-        raise Failed(
-            f"{source}: token_max, tokens_to_create and image_dimensions are {found}, expected {wanted}; build it anew"
+    expected = [job["codebook_size"] - 1, job["merges"], width, height]
+    if constants != expected:
+        raise ContenderError(
+            f"{source}: token_max, tokens_to_create and image_dimensions are {constants}, expected {expected}; "
+            "build it again"
         )
     folder = tempfile.TemporaryDirectory()
     root = Path(folder.name)
@@ -142,11 +143,11 @@ def mdbpe(grids, job):
         (root / "data" / "data_cpp" / f"{i}.dat").write_bytes(head + grid.astype("<i4").tobytes())
 
     def train():
-        done = subprocess.run([programs[0]], cwd=root / "run", capture_output=True, text=True)
-        took = re.search(r"Took (\d+) ms", done.stdout + done.stderr)
-        if took is None:
-            raise Failed(f"{programs[0]} ended with {done.returncode}: {done.stderr[-300:]}")
-        seconds = int(took[1]) / 1000
+        process = subprocess.run([programs[0]], cwd=root / "run", capture_output=True, text=True)
+        match = re.search(r"Took (\d+) ms", process.stdout + process.stderr)
+        if match is None:
+            raise ContenderError(f"{programs[0]} ended with {process.returncode}: {process.stderr[-300:]}")
+        seconds = int(match[1]) / 1000
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         peak = usage.ru_maxrss / 1024
         cpu = min(seconds, usage.ru_utime + usage.ru_stime)
@@ -186,20 +187,20 @@ def measure(grids, job):
     """One run of one contender in this process: seconds, memory, and the length of what it makes of the grids."""
     train, encode = CONTENDERS[job["contender"]](grids, job)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
-    before = memory("VmRSS")
+    memory_before = memory("VmRSS")
     start = clock()
-    own = train()
-    trained = clock()
+    tool_times = train()
+    end_of_training = clock()
     peak = memory("VmHWM")
-    result = {"ids": int(np.prod(grids.shape)), "peak": peak, "growth": peak - before}
-    result["train_cpu"], result["train_wall"] = trained - start
+    result = {"ids": int(np.prod(grids.shape)), "peak": peak, "growth": peak - memory_before}
+    result["train_cpu"], result["train_wall"] = end_of_training - start
     if not job.get("train_only"):
         result["tokens"] = encode()
         if job["contender"] not in NO_ENCODER:
-            result["encode_cpu"], result["encode_wall"] = clock() - trained
+            result["encode_cpu"], result["encode_wall"] = clock() - end_of_training
     if job.get("latency"):
         result["latency_wall"], result["latency_cpu"] = latency(grids, job)
-    return {name: float(value) for name, value in (result | (own or {})).items()}
+    return {name: float(value) for name, value in (result | (tool_times or {})).items()}
 
 
 def latency(grids, job):
@@ -207,13 +208,13 @@ def latency(grids, job):
     from being_vl import VisualBPE
 
     bpe = VisualBPE.train(grids, job["codebook_size"], job["merges"], job["mode"], alpha=job["alpha"])
-    few = [np.ascontiguousarray(grid) for grid in grids[:1000]]
-    for grid in few:
+    sample = [np.ascontiguousarray(grid) for grid in grids[:1000]]
+    for grid in sample:
         bpe.encode(grid)
     walls = []
     cpu = time.process_time()
-    for grid in few:
+    for grid in sample:
         start = time.perf_counter()
         bpe.encode(grid)
         walls.append(time.perf_counter() - start)
-    return 1000 * float(np.median(walls)), 1000 * (time.process_time() - cpu) / len(few)
+    return 1000 * float(np.median(walls)), 1000 * (time.process_time() - cpu) / len(sample)

@@ -35,24 +35,24 @@ def generate(path, count, images=None, quantizer="builtin", seed=0):
     order = rng.permutation(count)  # or neighbours in the file would be of one image
     maps = min(count, max(MAPS[0], min(MAPS[1], count // GRIDS_PER_MAP)))
     for n, part in enumerate(np.array_split(order, maps)):
-        pixels = scaled(
+        pixels = scale_photograph(
             photographs[n % len(photographs)], SIDE * quantizer.downsample, quantizer.downsample, rng
         )
-        (found,) = quantizer.encode_prepared([pixels])
+        (grid_map,) = quantizer.encode_prepared([pixels])
         for number in part:
-            row, column = (int(rng.integers(side - SIDE + 1)) for side in found.shape)
-            grids[number] = found[row : row + SIDE, column : column + SIDE]
+            row, column = (int(rng.integers(side - SIDE + 1)) for side in grid_map.shape)
+            grids[number] = grid_map[row : row + SIDE, column : column + SIDE]
     grids.flush()
 
 
-def scaled(photograph, least, tile, rng):
+def scale_photograph(photograph, min_side, tile, rng):
     """Pixels of a photograph at a random scale and offset, flipped every other time, in whole tiles.
 
-    Its shorter side becomes `least` pixels or more: up to its own length, 2 to 4 times `least`.
+    Its shorter side becomes `min_side` pixels or more: up to its own length, 2 to 4 times `min_side`.
     """
-    shorter = min(photograph.size)
-    most = min(4 * least, max(2 * least, shorter))
-    scale = math.exp(rng.uniform(math.log(least + tile), math.log(most))) / shorter
+    short_side = min(photograph.size)
+    max_side = min(4 * min_side, max(2 * min_side, short_side))
+    scale = math.exp(rng.uniform(math.log(min_side + tile), math.log(max_side))) / short_side
     size = [math.ceil(side * scale) for side in photograph.size]
     pixels = np.asarray(photograph.resize(size, Image.Resampling.BICUBIC))[:, :: rng.choice((-1, 1))]
     top, left = rng.integers(0, tile, 2)

@@ -1,6 +1,6 @@
-"""Two-dimensional BPE in the plainest way that is not wasteful: numpy, everything counted anew for every merge.
+"""Two-dimensional BPE in the plainest way that wastes nothing: numpy, everything counted again for every merge.
 
-It learns what `VisualBPE` learns in pair mode (the same merges), so the benchmark shows what counting anew costs.
+It learns what `VisualBPE` learns in pair mode (the same merges), so the benchmark shows what counting again costs.
 Regions are kept as two arrays with one entry per cell: the number of the region's first cell, and its token.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Regions:
-    """All grids (N, H, W) and what was merged in them so far."""
+    """All grids (N, H, W) and the regions that merges have made in them."""
 
     def __init__(self, grids):
         """Start with every cell as a region of its own."""
@@ -35,21 +35,21 @@ class Regions:
         return x[x != y], y[x != y]
 
     def offsets(self, x, y):
-        """Where y lies as seen from x."""
+        """Rows and columns from x to y."""
         _, _, width = self.shape
         return y // width - x // width, y % width - x % width
 
     def merge(self, a, b, token):
-        """Apply the rule (a, b) -> token everywhere."""
+        """Apply the merge (a, b) → token everywhere."""
         x, y = self.pairs()
         matches = (self.token[x] == a) & (self.token[y] == b)
-        consumed, joined = set(), np.arange(self.token.size)
+        merged_anchors, new_anchor = set(), np.arange(self.token.size)
         for p, q in zip(x[matches].tolist(), y[matches].tolist(), strict=True):
-            if p not in consumed and q not in consumed:
-                consumed |= {p, q}
+            if p not in merged_anchors and q not in merged_anchors:
+                merged_anchors |= {p, q}
                 self.token[p] = token
-                joined[q] = p
-        self.anchor = joined[self.anchor]
+                new_anchor[q] = p
+        self.anchor = new_anchor[self.anchor]
 
     def tokens(self):
         """Number of regions in all grids."""
@@ -72,9 +72,10 @@ def train(grids, base_vocab_size, num_merges, alpha=0.3, sigma=1.0, min_frequenc
         candidates = [pair for pair in histograms if frequency[pair] >= min_frequency]
         if not candidates:
             break
-        most = max(frequency[pair] for pair in candidates)
+        max_frequency = max(frequency[pair] for pair in candidates)
         priority = {
-            pair: frequency[pair] / most + alpha * consistency(histograms[pair], frequency[pair], sigma)
+            pair: frequency[pair] / max_frequency
+            + alpha * consistency(histograms[pair], frequency[pair], sigma)
             for pair in candidates
         }
         a, b = min(candidates, key=lambda pair: (-priority[pair], pair))

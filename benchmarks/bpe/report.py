@@ -14,17 +14,17 @@ from pathlib import Path
 
 
 def machine(content, part):
-    """What a part was measured on last, if it was."""
+    """The machine that a part was measured on last; None if it was not."""
     machines = [entry["machine"] for entry in content["measurements"] if entry["job"]["part"] == part]
     return machines[-1] if machines else None
 
 
 def medians(content, part):
     """(job, median of each number, number of runs) of the measurements of one part, without those that failed."""
-    newest_machine = machine(content, part)
+    host = machine(content, part)
     for entry in content["measurements"]:
         runs = [run for run in entry["runs"] if "error" not in run]
-        if (entry["job"]["part"], entry["machine"]) == (part, newest_machine) and runs:
+        if (entry["job"]["part"], entry["machine"]) == (part, host) and runs:
             yield (
                 entry["job"],
                 {key: statistics.median(run[key] for run in runs) for key in runs[0]},
@@ -50,7 +50,7 @@ def ratios(value, references, key):
 
 
 def comparison(content, part):
-    """Contenders below each other; in brackets, how many times less CPU than `tokenizers` on one thread and on more."""
+    """Contenders, one a line; in brackets, how many times less CPU than `tokenizers` on one thread and on more."""
     measurements = list(medians(content, part))
     references = [value for job, value, _ in measurements if job["contender"] == "tokenizers"]
     for i, (job, value, runs) in enumerate(measurements):
@@ -62,9 +62,9 @@ def comparison(content, part):
             yield "| | train, CPU s | train, wall s | memory, MB | encode, M ids per CPU s | length |"
             yield "|---|---|---|---|---|---|"
         speed = f"{value['ids'] / value['encode_cpu'] / 1e6:.3g}" if "encode_cpu" in value else "–"
-        threads = f", {job['threads']} threads" if job.get("threads", 1) > 1 else ""
+        threads_note = f", {job['threads']} threads" if job.get("threads", 1) > 1 else ""
         yield (
-            f"| {name(job)}{threads} | {value['train_cpu']:.3g}{ratios(value, references, 'train_cpu')} "
+            f"| {name(job)}{threads_note} | {value['train_cpu']:.3g}{ratios(value, references, 'train_cpu')} "
             f"| {value['train_wall']:.3g} | {value['growth']:.0f} | {speed}{ratios(value, references, 'encode_cpu')} "
             f"| {value['tokens'] / value['ids']:.4f} |"
         )
@@ -83,14 +83,14 @@ def images(content):
 def threads(content):
     """How much faster several threads are, and what as many cores give to programs that share nothing."""
     measurements = list(medians(content, "threads"))
-    seconds_of_one = [
+    single_walls = [
         value["train_wall"] for job, value, _ in measurements if job["threads"] == 1 and "programs" not in job
     ]
     yield "| grids | programs at once | threads of each | train, wall s | CPU s of each | speed of all | runs |"
     yield "|---|---|---|---|---|---|---|"
     for job, value, runs in measurements:
         programs, wall = job.get("programs", 1), value["train_wall"]
-        speed = f"{programs * seconds_of_one[0] / wall:.2f}×" if seconds_of_one else "–"
+        speed = f"{programs * single_walls[0] / wall:.2f}×" if single_walls else "–"
         yield (
             f"| {job['count']:,} | {programs} | {job['threads']} | {wall:.3g} | {value['train_cpu']:.3g} | {speed} "
             f"| {runs} |"
@@ -100,11 +100,11 @@ def threads(content):
 def alpha(content):
     """What α costs."""
     measurements = list(medians(content, "alpha"))
-    at_zero = {job["mode"]: value["train_cpu"] for job, value, _ in measurements if job["alpha"] == 0}
+    cpu_at_zero = {job["mode"]: value["train_cpu"] for job, value, _ in measurements if job["alpha"] == 0}
     yield "| mode | α | train, CPU s | of α = 0 | length |"
     yield "|---|---|---|---|---|"
     for job, value, _ in measurements:
-        share = f"{value['train_cpu'] / at_zero[job['mode']]:.2f}×" if job["mode"] in at_zero else "–"
+        share = f"{value['train_cpu'] / cpu_at_zero[job['mode']]:.2f}×" if job["mode"] in cpu_at_zero else "–"
         yield (
             f"| {job['mode']} | {job['alpha']:g} | {value['train_cpu']:.3f} | {share} "
             f"| {value['tokens'] / value['ids']:.4f} |"
@@ -168,20 +168,20 @@ def draw(content, folder):
         "grid.alpha": 0.3,
     }
 
-    def lines(part, across, key):
+    def lines(part, x_axis, key):
         """Points by contender and number of threads."""
         points = {}
         for job, value, _ in medians(content, part):
             label = name(job) + (f", {job['threads']} threads" if job["threads"] > 1 else "")
-            points.setdefault(label, []).append((job[across], key(value)))
+            points.setdefault(label, []).append((job[x_axis], key(value)))
         return {label: sorted(line) for label, line in points.items()}
 
     def figure(file, panels):
         fig, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), layout="constrained")
-        for axis, (title, across, scale, part, key) in zip(axes, panels, strict=True):
-            for label, points in lines(part, across, key).items():
+        for axis, (title, x_axis, scale, part, key) in zip(axes, panels, strict=True):
+            for label, points in lines(part, x_axis, key).items():
                 axis.plot(*zip(*points, strict=True), marker=".", label=label)
-            axis.set(title=title, xlabel="grids" if across == "count" else across, xscale=scale, yscale=scale)
+            axis.set(title=title, xlabel="grids" if x_axis == "count" else x_axis, xscale=scale, yscale=scale)
             if scale == "linear":
                 axis.set_ylim(bottom=0)
         axes[0].legend(fontsize=7)
@@ -220,12 +220,8 @@ def main():
     tables = {}
     for part, table in TABLES.items():
         host = machine(content, part)
-        head = (
-            [f"{host['processor']}, {host['cores']} cores, tokenizers {host['tokenizers']}", ""]
-            if host
-            else []
-        )
-        tables[part] = "\n".join([*head, *table(content)])
+        where = f"{host['processor']}, {host['cores']} cores, tokenizers {host['tokenizers']}" if host else ""
+        tables[part] = "\n".join([*([where, ""] if where else []), *table(content)])
     if options.into is None:
         for part, text in tables.items():
             print(f"## {part}\n{text}\n")

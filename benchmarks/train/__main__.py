@@ -45,10 +45,10 @@ from being_vl.tokenizer.options import VocabOptions
 from being_vl.tokenizer.train import train_vocabulary
 from being_vl.train.engine import load_sequences, train
 from being_vl.train.log import read_log
-from being_vl.train.metrics import Cost, peak_flops
+from being_vl.train.metrics import Cost, find_peak_flops
 from being_vl.train.options import BatchOptions, StageOptions, TrainOptions
-from being_vl.train.schedule import plan
-from being_vl.train.split import TrainedLM
+from being_vl.train.schedule import make_schedules
+from being_vl.train.split import TwoPartLM
 from being_vl.train.stages import freeze
 
 CONTENDERS = ("masked", "packed", "being-vl")
@@ -97,35 +97,35 @@ def options_of(folder, args, packing):
     )
 
 
-def padded(rows, pad_id):
+def pad_rows(rows, pad_id):
     """A batch as the Trainer's users have it: padded, with an attention mask."""
     batch = collate(rows, pad_id, list(MIXTURE))
-    lengths = torch.tensor([sum(len(example.ids) for example in row) for row in rows])
+    lengths = torch.tensor([sum(len(sequence.ids) for sequence in row) for row in rows])
     mask = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
     return {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": batch["labels"]}
 
 
-def packed(rows, pad_id):
+def pack_rows(rows, pad_id):
     """A batch of packed rows, whose positions say where records begin."""
     batch = collate(rows, pad_id, list(MIXTURE))
     return {name: batch[name] for name in ("input_ids", "position_ids", "labels")}
 
 
-class Timed(Trainer):
+class TimedTrainer(Trainer):
     """The Trainer over batches made beforehand; takes the time of each step."""
 
     batches: list
-    began: list
+    starts: list
 
     def get_train_dataloader(self):
         return DataLoader(self.batches, batch_size=None)
 
     def training_step(self, *args, **kwargs):
-        self.began.append(time.perf_counter())
+        self.starts.append(time.perf_counter())
         return super().training_step(*args, **kwargs)
 
 
-def by_trainer(options, steps, pad_id):
+def train_with_trainer(options, steps, pad_id):
     """Seconds of each step but the last of the Hugging Face Trainer over the rows of each step."""
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     matrix = model.get_input_embeddings().weight
@@ -146,56 +146,60 @@ def by_trainer(options, steps, pad_id):
         logging_strategy="no",
         disable_tqdm=True,
     )
-    trainer = Timed(model=model, args=settings)
-    trainer.began = []
-    trainer.batches = [(packed if options.batches.packing else padded)(rows, pad_id) for rows in steps]
+    trainer = TimedTrainer(model=model, args=settings)
+    trainer.starts = []
+    trainer.batches = [(pack_rows if options.batches.packing else pad_rows)(rows, pad_id) for rows in steps]
     trainer.train()
-    return [after - before for before, after in pairwise(trainer.began)]
+    return [end - start for start, end in pairwise(trainer.starts)]
 
 
-def contend(name, folder, args):
+def run_contender(name, folder, args):
     """Run one contender in this process; returns what it took."""
-    held = {}
+    figures = {}
 
     def count(optimizer, *_):
         tensors = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
-        held["optimizer"] = sum(t.numel() * t.element_size() for t in tensors if t.dim())
+        figures["optimizer"] = sum(t.numel() * t.element_size() for t in tensors if t.dim())
 
     register_optimizer_step_post_hook(count)
     import deepspeed  # noqa: F401  imported before memory is measured
 
     gc.collect()
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    memory_before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     with tempfile.TemporaryDirectory() as out:
         options = options_of(folder, args, packing=name != "masked")
         options.out = Path(out) / "run"
         sequences = load_sequences(options)
-        plans = list(plan(options, sequences.lengths, 1)[0])
+        rows_of_steps = list(make_schedules(options, sequences.lengths, 1)[0])
         get = sequences.get
-        steps = [[[get(e.group, e.number, e.position) for e in row] for row in rows] for rows in plans]
+        steps = [
+            [[get(e.group, e.number, e.position) for e in row] for row in rows] for rows in rows_of_steps
+        ]
         if name == "being-vl":
             train(options)
             seconds = [entry["seconds"] for entry in read_log(options.out / "log.jsonl")]
         else:
-            seconds = by_trainer(options, steps, sequences.pad_id)
+            seconds = train_with_trainer(options, steps, sequences.pad_id)
     if torch.cuda.is_available():
-        held["memory"] = torch.cuda.max_memory_allocated()
+        figures["memory"] = torch.cuda.max_memory_allocated()
     else:
-        held["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    read = [[example for row in rows for example in row] for rows in steps]
-    tokens = [sum(len(example.ids) for example in records) for records in read]
-    held["tokens_per_second"] = median([t / s for t, s in zip(tokens, seconds, strict=False)][2:])
-    held["lengths"] = [len(example.ids) for records in read for example in records]
-    held["labelled"] = sum(int((example.weights[1:] > 0).sum()) for records in read for example in records)
-    return held
+        figures["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - memory_before
+    records_of_steps = [[sequence for row in rows for sequence in row] for rows in steps]
+    tokens = [sum(len(sequence.ids) for sequence in records) for records in records_of_steps]
+    figures["tokens_per_second"] = median([t / s for t, s in zip(tokens, seconds, strict=False)][2:])
+    figures["lengths"] = [len(sequence.ids) for records in records_of_steps for sequence in records]
+    figures["label_tokens"] = sum(
+        int((sequence.weights[1:] > 0).sum()) for records in records_of_steps for sequence in records
+    )
+    return figures
 
 
-def useful(folder, found):
+def flops_per_token(folder, figures):
     """Floating-point operations a token of what a contender has read."""
     text_size = VocabularyLayout.load(folder / "model").text_size
-    model = TrainedLM(AutoModelForCausalLM.from_pretrained(folder / "model"), text_size, 1024)
+    model = TwoPartLM(AutoModelForCausalLM.from_pretrained(folder / "model"), text_size, 1024)
     freeze(model, StageOptions("stage1", 0, 1e-3, MIXTURE))
-    return Cost.of(model).flops(found["lengths"], found["labelled"]) / sum(found["lengths"])
+    return Cost.of(model).flops(figures["lengths"], figures["label_tokens"]) / sum(figures["lengths"])
 
 
 def main():
@@ -212,7 +216,7 @@ def main():
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp())
     if args.contender:
-        print(json.dumps(contend(args.contender, folder.resolve(), args)))
+        print(json.dumps(run_contender(args.contender, folder.resolve(), args)))
         return
     if not (folder / "model").exists():
         prepare(folder, args)
@@ -220,7 +224,7 @@ def main():
         options = options_of(folder, args, packing=False)
         options.out = Path(out)
         lengths = load_sequences(options).lengths
-    mean = sum(sum(found.tolist()) for found in lengths.values()) / sum(map(len, lengths.values()))
+    mean = sum(sum(tokens.tolist()) for tokens in lengths.values()) / sum(map(len, lengths.values()))
     sizes = [f"--{name}={getattr(args, name)}" for name in (*sizes, "steps")]
     runs = {name: [] for name in CONTENDERS}
     for _ in range(args.rounds):
@@ -238,16 +242,16 @@ def main():
         "tokens\n"
     )
     print("| | tokens/s | to masked | MFU | peak memory | optimizer state |\n|---|---|---|---|---|---|")
-    peak = peak_flops(args.peak_flops)
-    for name, found in runs.items():
-        speed = median(run["tokens_per_second"] for run in found)
+    peak = find_peak_flops(args.peak_flops)
+    for name, figures in runs.items():
+        speed = median(run["tokens_per_second"] for run in figures)
         ratios = [
             f["tokens_per_second"] / m["tokens_per_second"]
-            for f, m in zip(found, runs["masked"], strict=True)
+            for f, m in zip(figures, runs["masked"], strict=True)
         ]
-        mfu = f"{speed * useful(folder, found[0]) / peak:.1%}" if peak else "n/a"
-        memory = median(run["memory"] for run in found) / 1e6
-        state = found[0]["optimizer"]
+        mfu = f"{speed * flops_per_token(folder, figures[0]) / peak:.1%}" if peak else "n/a"
+        memory = median(run["memory"] for run in figures) / 1e6
+        state = figures[0]["optimizer"]
         print(
             f"| {name} | {speed:,.0f} | {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {mfu} "
             f"| {memory:,.0f} MB | {state / 1e6:.2f} MB |"

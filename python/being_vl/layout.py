@@ -106,7 +106,7 @@ class VocabularyLayout:
         """
         path = Path(folder) / LAYOUT_FILE
         try:
-            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ModelError(
                 f"{folder}: no {LAYOUT_FILE}; expected a model that `being-vl expand` or `being-vl train` made"
@@ -114,15 +114,15 @@ class VocabularyLayout:
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: cannot be read ({error})") from None
         types = {field.name: field.type for field in dataclasses.fields(cls)}
-        if not isinstance(stored, dict) or {key: stored.get(key) for key in _FORMAT} != _FORMAT:
+        if not isinstance(content, dict) or {key: content.get(key) for key in _FORMAT} != _FORMAT:
             raise ModelError(
                 f"{path}: not a layout of a shared vocabulary, version {_FORMAT['format_version']}"
             )
         for name, kind in types.items():
-            value = stored.get(name)
+            value = content.get(name)
             if type(value) is not kind or (isinstance(value, int) and value < 0):
                 raise ModelError(f"{path}: {name!r} is {value!r}; expected {kind.__name__}")  # type: ignore[union-attr]
-        return cls(**{name: stored[name] for name in types})
+        return cls(**{name: content[name] for name in types})
 
 
 def num_text_tokens(tokenizer: Any) -> int:
@@ -137,8 +137,8 @@ def _shift(ids: ArrayLike, start: int, stop: int, by: int, what: str) -> NDArray
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise ModelError(f"{what}s are {array.dtype}; expected integers")
     array = array.astype(np.int64)
-    outside = np.flatnonzero((array < start) | (array >= stop))
-    if outside.size:
-        index = outside[0]
+    outside_indices = np.flatnonzero((array < start) | (array >= stop))
+    if outside_indices.size:
+        index = outside_indices[0]
         raise ModelError(f"{what} {array.flat[index]} at index {index} is outside {start}..{stop - 1}")
     return array + by

@@ -50,11 +50,11 @@ def fixed_options(options: Any) -> dict[str, Any]:
     Returns:
         Name → value, in plain JSON types.
     """
-    fixed: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         if field.metadata.get("may_change"):
             continue
         value = getattr(options, field.name)
         nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
-        fixed[field.name] = fixed_options(value) if nested else to_jsonable(value)
-    return fixed
+        values[field.name] = fixed_options(value) if nested else to_jsonable(value)
+    return values

@@ -1,13 +1,17 @@
-"""Progress of long work: a bar on a terminal and in a notebook, nothing elsewhere, where log lines serve."""
+"""Progress of long work: a bar on a terminal and in a notebook, log lines elsewhere."""
 
+import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
 
 def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> Any:
-    """A tqdm bar, for a `with` statement; disabled unless somebody sees it.
+    """A tqdm bar, for a `with` statement; disabled unless somebody sees it, or if `TQDM_DISABLE=1`, as `-q` sets it.
 
     Args:
         total: How many units the work has.
@@ -15,11 +19,36 @@ def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> A
         description: What stands before the bar.
         initial: Units that were done before.
     """
-    if _in_notebook():
-        from tqdm.notebook import tqdm as notebook_bar
+    options: dict[str, Any] = {"total": total, "unit": unit, "desc": description, "initial": initial}
+    if not _in_notebook():
+        return tqdm(**options, disable=os.environ.get("TQDM_DISABLE") == "1" or None)
+    from tqdm.notebook import tqdm as notebook_bar
 
-        return notebook_bar(total=total, unit=unit, desc=description, initial=initial)
-    return tqdm(total=total, unit=unit, desc=description, initial=initial, disable=None)
+    try:
+        return notebook_bar(**options)
+    except ImportError:  # without ipywidgets, a bar of characters
+        return tqdm(**options)
+
+
+@contextmanager
+def show_log_lines() -> Iterator[None]:
+    """While this lasts, the log lines of being_vl go to stderr, if nobody has set up logging.
+
+    For the functions that a script or a notebook calls: who has a handler, of the root logger or of `being_vl`, sees
+    what the handler shows; all others see the lines of level INFO, and none twice.
+    """
+    logger = logging.getLogger("being_vl")
+    if logger.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(sys.stderr), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _in_notebook() -> bool:

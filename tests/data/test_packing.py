@@ -27,7 +27,7 @@ from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
 from being_vl.train.kernels import attention_kernel
 from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
-from being_vl.train.schedule import Seen, StagePlan, check_packing, plan
+from being_vl.train.schedule import StageProgress, StageSchedule, check_packing, make_schedules
 from helpers import tiny
 
 PAD = 999
@@ -112,22 +112,22 @@ def test_rows_of_mixed_lengths_are_at_least_98_percent_full(kind: str) -> None:
     assert sum(entry.length for row in rows for entry in row) / (2000 * 2048) > 0.98
 
 
-def examples(n: int = 60, seed: int = 0, size: int = 300) -> list[TokenSequence]:
+def make_sequences(n: int = 60, seed: int = 0, size: int = 300) -> list[TokenSequence]:
     """Records of 3 to 20 tokens, with labels on about half of them, in two categories."""
     generator = np.random.default_rng(seed)
-    found = []
+    results = []
     for number in range(n):
         length = int(generator.integers(3, 21))
         ids = generator.integers(size, size=length).astype(np.int32)
         weights = (generator.random(length) < 0.5).astype(np.float32)
         weights[-1] = 1
         category = ("foundation", "reasoning")[number % 3 == 0]
-        found.append(TokenSequence(ids, weights, category, "file", f"record {number}"))
-    return found
+        results.append(TokenSequence(ids, weights, category, "file", f"record {number}"))
+    return results
 
 
 def test_a_batch_is_padded_on_the_right_and_positions_restart() -> None:
-    a, b, c = examples(3)
+    a, b, c = make_sequences(3)
     a.weights[:] = b.weights[:] = 1
     batch = collate([[a, b], [c]], 7, CATEGORIES)
     length = len(a.ids) + len(b.ids)
@@ -149,10 +149,10 @@ def test_a_batch_is_padded_on_the_right_and_positions_restart() -> None:
 def losses(model: Any, batch: dict[str, torch.Tensor]) -> list[float]:
     """Cross-entropy at each label, row by row."""
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-    found = F.cross_entropy(
+    results = F.cross_entropy(
         logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none", ignore_index=-100
     )
-    return found[batch["labels"][:, 1:].flatten() != -100].tolist()
+    return results[batch["labels"][:, 1:].flatten() != -100].tolist()
 
 
 def flash_attn_func(
@@ -168,8 +168,8 @@ def flash_attn_func(
     seen = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] < 0))
     assert causal
     q, k, v = (states.transpose(1, 2) for states in (q, k, v))
-    found = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=softmax_scale, enable_gqa=True)
-    return found.transpose(1, 2)
+    results = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=softmax_scale, enable_gqa=True)
+    return results.transpose(1, 2)
 
 
 def flash_attn_varlen_func(
@@ -237,7 +237,7 @@ def test_packed_records_have_the_losses_that_they_have_alone(
         config, attn_implementation="sdpa" if flat and on_cpu else kernel
     )
     model.to(device, dtype)
-    records = examples(12)
+    records = make_sequences(12)
 
     def batch(rows: list[list[TokenSequence]]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(device) for name, tensor in collate(rows, 0, CATEGORIES, flat).items()}
@@ -273,12 +273,13 @@ def test_a_model_that_lets_records_see_each_other_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------ the plan of steps
 
 
-def seen_by(stage: StagePlan, ranks: int, workers: int, done: int) -> list[list[list[int]]]:
-    """The ids of the rows of each step after the first `done`, as the ranks read them, put together again."""
-    sequences = tiny.Listed(examples(), PAD)
+def read_steps(stage: StageSchedule, ranks: int, workers: int, start: int) -> list[list[list[int]]]:
+    """The ids of the rows of each step after the first `start`, as the ranks read them, put together again."""
+    sequences = tiny.Listed(make_sequences(), PAD)
     parts = -(-stage.batch_size // (3 * ranks))
     loaders = [
-        load_batches(Seen(stage).after(done), sequences, parts, rank, ranks, workers) for rank in range(ranks)
+        load_batches(StageProgress(stage).rows_after(start), sequences, parts, rank, ranks, workers)
+        for rank in range(ranks)
     ]
     steps = []
     for of_ranks in zip(*loaders, strict=True):
@@ -291,51 +292,53 @@ def seen_by(stage: StagePlan, ranks: int, workers: int, done: int) -> list[list[
 
 @pytest.fixture(scope="module")
 def reference() -> list[list[list[int]]]:
-    (stage, _) = plan(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
+    (stage, _) = make_schedules(options(max_steps=6), tiny.Listed(make_sequences()).lengths, ranks=2)
     assert stage.batch_size == 12
-    return seen_by(stage, 1, 0, 0)
+    return read_steps(stage, 1, 0, 0)
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (1, 2), (2, 2), (4, 2)])
 def test_ranks_workers_and_stops_do_not_change_what_the_model_sees(
     ranks: int, workers: int, reference: list[list[list[int]]]
 ) -> None:
-    (stage, _) = plan(options(max_steps=6), tiny.Listed(examples()).lengths, ranks=2)
-    for done in range(6) if workers == 0 else (0, 3):
-        assert seen_by(stage, ranks, workers, done) == reference[done:]
+    (stage, _) = make_schedules(options(max_steps=6), tiny.Listed(make_sequences()).lengths, ranks=2)
+    for start in range(6) if workers == 0 else (0, 3):
+        assert read_steps(stage, ranks, workers, start) == reference[start:]
 
 
 @pytest.fixture(scope="module")
 def prepared(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareOptions:
     """The chain's records, prepared."""
     out = tmp_path_factory.mktemp("prepared") / "out"
-    made = PrepareOptions(chain / "tied", [chain / "data" / "train.json"], out, chain / "grids")
-    prepare(made)
-    return made
+    preparation = PrepareOptions(chain / "tied", [chain / "data" / "train.json"], out, chain / "grids")
+    prepare(preparation)
+    return preparation
 
 
 @given(st.floats(0, 1), st.integers(0, 9), st.integers(0, 700), st.sampled_from([1, 2, 3]), st.integers(0, 2))
 @settings(max_examples=30)
 def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
-    prepared: PrepareOptions, dropout: float, seed: int, more: int, ranks: int, done: int
+    prepared: PrepareOptions, dropout: float, seed: int, margin: int, ranks: int, start: int
 ) -> None:
     builder = tiny.builder(prepared)
     plain = PreparedSequences(prepared.out, builder)
-    packing = max(int(lengths.max()) for lengths in plain.lengths.values()) + more
+    packing = max(int(lengths.max()) for lengths in plain.lengths.values()) + margin
     sequences = PreparedSequences(prepared.out, builder, dropout, seed, packing)
     assert all((sequences.lengths[group] >= plain.lengths[group]).all() for group in plain.lengths)
-    stage = StagePlan(options().stages[0], sequences.lengths, seed, packing, batch_size=6, steps=3)
+    stage = StageSchedule(options().stages[0], sequences.lengths, seed, packing, batch_size=6, steps=3)
     assert builder.layout is not None
     first_visual = builder.layout.first_visual
 
     def texts(rows: list[list[TokenSequence]]) -> list[list[int]]:
-        found = [np.concatenate([example.ids for example in row]) for row in rows]
-        return [ids[ids < first_visual].tolist() for ids in found]
+        ids_of_rows = [np.concatenate([sequence.ids for sequence in row]) for row in rows]
+        return [ids[ids < first_visual].tolist() for ids in ids_of_rows]
 
-    def read(ranks: int, done: int) -> list[list[list[int]]]:
+    def read(ranks: int, start: int) -> list[list[list[int]]]:
         parts = 6 // ranks
         loaders = [
-            load_batches(Seen(stage).after(done), sequences, parts, rank, ranks, packing=packing)
+            load_batches(
+                StageProgress(stage).rows_after(start), sequences, parts, rank, ranks, packing=packing
+            )
             for rank in range(ranks)
         ]
         micro = [
@@ -345,16 +348,16 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
         assert all(batch["input_ids"].shape == (1, batch["tokens"]) for step in micro for batch in step)
         return [[row.tolist() for row in step] for step in rows]
 
-    steps = read(ranks, done)
+    steps = read(ranks, start)
     assert all(len(row) <= packing for step in steps for row in step)
     planned = [sorted(step, key=lambda row: sum(entry.length for entry in row)) for step in stage]
-    for rows, step in zip(planned[done:], steps, strict=True):
-        wanted = [[plain.get(e.group, e.number, e.position) for e in row] for row in rows]
-        assert texts(wanted) == [[i for i in row if i < first_visual] for row in step]
-    assert steps == read(1, 0)[done:]
+    for rows, step in zip(planned[start:], steps, strict=True):
+        expected = [[plain.get(e.group, e.number, e.position) for e in row] for row in rows]
+        assert texts(expected) == [[i for i in row if i < first_visual] for row in step]
+    assert steps == read(1, 0)[start:]
     if dropout == 0:
         assert [[len(row) for row in step] for step in steps] == [
-            [sum(entry.length for entry in row) for row in rows] for rows in planned[done:]
+            [sum(entry.length for entry in row) for row in rows] for rows in planned[start:]
         ]
 
 
@@ -362,7 +365,7 @@ def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) 
     """And nearly all that dropout adds is there."""
     builder = tiny.builder(prepared)
     sequences = PreparedSequences(prepared.out, builder, 0.3, 0, 2000)
-    (stage, _) = plan(
+    (stage, _) = make_schedules(
         replace(options(max_steps=20, batch_size=6), batches=BatchOptions(packing=2000)), sequences.lengths, 1
     )
     tokens, entries = 0, []
@@ -378,15 +381,15 @@ def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) 
 
 
 def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
-    lengths = tiny.Listed(examples()).lengths
-    total, tokens = sum(map(len, lengths.values())), sum(int(found.sum()) for found in lengths.values())
-    by_records, _ = plan(options(epochs=40), lengths, ranks=1)
+    lengths = tiny.Listed(make_sequences()).lengths
+    total, tokens = sum(map(len, lengths.values())), sum(int(tokens.sum()) for tokens in lengths.values())
+    by_records, _ = make_schedules(options(epochs=40), lengths, ranks=1)
     assert by_records.batch_size == 6
     rows = [row for step in by_records for row in step]
     assert len(rows) == by_records.steps * 6
     assert sum(map(len, rows)) == pytest.approx(40 * total, rel=0.02)
     assert by_records.records == pytest.approx(sum(map(len, rows)), rel=0.02)
-    by_tokens, _ = plan(options(epochs=40, mixture_by="tokens", batch_size=10), lengths, ranks=1)
+    by_tokens, _ = make_schedules(options(epochs=40, mixture_by="tokens", batch_size=10), lengths, ranks=1)
     seen = sum(entry.length for step in by_tokens for row in step for entry in row)
     assert by_tokens.batch_size == 10
     assert seen == pytest.approx(40 * tokens, rel=0.02)
@@ -394,9 +397,9 @@ def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
 
 
 def test_shares_that_were_realised_are_counted_also_after_a_stop() -> None:
-    (stage, _) = plan(options(max_steps=8), tiny.Listed(examples()).lengths, ranks=1)
-    seen = Seen(stage)
-    for rows in seen.after(5):
+    (stage, _) = make_schedules(options(max_steps=8), tiny.Listed(make_sequences()).lengths, ranks=1)
+    seen = StageProgress(stage)
+    for rows in seen.rows_after(5):
         seen.add(rows)
     entries = [entry for step in stage for row in step for entry in row]
     counts = Counter(entry.key for entry in entries)
@@ -413,7 +416,7 @@ def test_shares_that_were_realised_are_counted_also_after_a_stop() -> None:
 
 def test_orders_of_the_ablation() -> None:
     def mixtures(order: Any) -> list[Any]:
-        stages = replace(options(), order=order).in_order()
+        stages = replace(options(), order=order).stages_in_order()
         return [(stage.name, stage.mixture, stage.mixture_end) for stage in stages]
 
     first = {"foundation": 3, "reasoning": 1}
@@ -423,24 +426,24 @@ def test_orders_of_the_ablation() -> None:
     ]
     assert mixtures("reverse") == [("one", {"foundation": 1}, {"reasoning": 1}), ("two", first, None)]
     assert mixtures("random") == [("one", {}, None), ("two", {}, None)]
-    paper = TrainOptions(Path("m"), [Path("r")], Path("o"), order="reverse").in_order()
+    paper = TrainOptions(Path("m"), [Path("r")], Path("o"), order="reverse").stages_in_order()
     assert [stage.mixture["foundation"] for stage in paper] == [15, 40, 80]
     assert [stage.unfreeze for stage in paper] == [0, 0.25, "all"]
 
 
 def test_a_key_without_records_is_said_or_refused() -> None:
-    lengths = tiny.Listed(examples()).lengths
-    wrong = options()
-    wrong.stages[0].mixture = {"foundation": 3, "foundation/fiel": 1}
+    lengths = tiny.Listed(make_sequences()).lengths
+    training = options()
+    training.stages[0].mixture = {"foundation": 3, "foundation/fiel": 1}
     with pytest.raises(
         ConfigError, match=r"no records of 'foundation/fiel'; there are 40 of foundation/file wi"
     ):
-        plan(wrong, lengths, 1)
-    wrong.stages[0].mixture = {"foundation": 3, "perception": 1}
+        make_schedules(training, lengths, 1)
+    training.stages[0].mixture = {"foundation": 3, "perception": 1}
     assert (
-        plan(wrong, lengths, 1)[0]
+        make_schedules(training, lengths, 1)[0]
         .describe()
         .endswith("mixture by records: foundation 100.0%; no records of perception")
     )
     with pytest.raises(ConfigError, match="packing is 10 tokens, but there are records of 20"):
-        plan(replace(options(), batches=BatchOptions(packing=10)), lengths, 1)
+        make_schedules(replace(options(), batches=BatchOptions(packing=10)), lengths, 1)

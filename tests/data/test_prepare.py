@@ -60,7 +60,7 @@ def read(paths: list[Path]) -> list[Record]:
     return list(Records(paths, categories=NAMES))
 
 
-def flags(chain: Path, records: list[Path], out: Path) -> list[str]:
+def make_flags(chain: Path, records: list[Path], out: Path) -> list[str]:
     paths = ["--model", chain / "tied", "--grids", chain / "grids", "--out", out]
     choices = ["--shard_size", "7", "--sequences.categories", *NAMES]
     return [*map(str, paths), *choices, "--records", *map(str, records)]
@@ -75,7 +75,7 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
-def equal(first: TokenSequence, second: TokenSequence) -> None:
+def assert_equal(first: TokenSequence, second: TokenSequence) -> None:
     np.testing.assert_array_equal(first.ids, second.ids)
     np.testing.assert_array_equal(first.weights, second.weights)
     assert first.ids.dtype == second.ids.dtype == np.int32
@@ -97,20 +97,20 @@ def test_sequences_are_those_that_the_builder_makes(chain: Path, records: list[P
     expected: dict[RecordGroup, list[TokenSequence]] = {}
     for example in builder.build(read(records)):
         expected.setdefault(example.group, []).append(example)
-    found = PreparedSequences(prepared, builder)
-    assert found.lengths.keys() == expected.keys()
+    sequences = PreparedSequences(prepared, builder)
+    assert sequences.lengths.keys() == expected.keys()
     assert RecordGroup("chat", "words", True) in expected
     assert RecordGroup("perception", "train", False) in expected
     for group, examples in expected.items():
-        assert found.lengths[group].dtype == np.int32
-        assert found.lengths[group].tolist() == [len(example.ids) for example in examples]
+        assert sequences.lengths[group].dtype == np.int32
+        assert sequences.lengths[group].tolist() == [len(example.ids) for example in examples]
         for index, example in enumerate(examples):
-            equal(found.get(group, index, 0), example)
+            assert_equal(sequences.get(group, index, 0), example)
     manifest = read_manifest(prepared, "sequences")
-    every = [example for examples in expected.values() for example in examples]
-    assert manifest["records"] == manifest["sequences"] == len(every)
-    assert manifest["tokens"] == sum(len(example.ids) for example in every)
-    assert manifest["label_tokens"] == sum(np.count_nonzero(example.weights) for example in every)
+    all_examples = [example for examples in expected.values() for example in examples]
+    assert manifest["records"] == manifest["sequences"] == len(all_examples)
+    assert manifest["tokens"] == sum(len(example.ids) for example in all_examples)
+    assert manifest["label_tokens"] == sum(np.count_nonzero(example.weights) for example in all_examples)
     assert manifest["faults"] == {}
 
 
@@ -129,12 +129,12 @@ def _command(arguments: list[str], environment: dict[str, str]) -> None:
 def test_workers_and_ranks_make_the_same_files(
     chain: Path, records: list[Path], prepared: Path, tmp_path: Path
 ) -> None:
-    worked = run([*flags(chain, records, tmp_path / "workers"), "--workers", "2"], {})
-    ranked = [
-        run(flags(chain, records, tmp_path / "ranks"), {"RANK": str(rank), "WORLD_SIZE": "3"})
+    worker_process = run([*make_flags(chain, records, tmp_path / "workers"), "--workers", "2"], {})
+    ranks = [
+        run(make_flags(chain, records, tmp_path / "ranks"), {"RANK": str(rank), "WORLD_SIZE": "3"})
         for rank in range(3)
     ]
-    for process in [worked, *ranked]:
+    for process in [worker_process, *ranks]:
         process.join(120)
         assert process.exitcode == 0
     assert files(tmp_path / "workers") == files(tmp_path / "ranks") == files(prepared)
@@ -146,7 +146,7 @@ def test_killed_at_any_moment_and_run_again_the_files_are_the_same(
 ) -> None:
     generator = random.Random(workers)
     out = tmp_path / "out"
-    arguments = [*flags(chain, records, out), "--workers", str(workers)]
+    arguments = [*make_flags(chain, records, out), "--workers", str(workers)]
     shards = read_manifest(prepared, "sequences")["shards"]
     for _ in range(2):
         before = len(list(out.glob("*.arrow")))
@@ -157,12 +157,12 @@ def test_killed_at_any_moment_and_run_again_the_files_are_the_same(
         process.kill()
         process.join()
         assert len(list(out.glob("*.arrow"))) > before or len(list(out.glob("*.arrow"))) == len(shards)
-    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.arrow")}
+    old_times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.arrow")}
     process = run(arguments, {})
     process.join(120)
     assert process.exitcode == 0
     assert files(out) == files(prepared)
-    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    assert {name: (out / name).stat().st_mtime_ns for name in old_times} == old_times
 
 
 def test_only_files_whose_records_changed_are_made_anew(
@@ -172,18 +172,20 @@ def test_only_files_whose_records_changed_are_made_anew(
     text.write_text(records[1].read_text())
     job = options(chain, [records[0], text], tmp_path / "out")
     prepare(job)
-    made = {path.name: path.stat().st_mtime_ns for path in job.out.glob("*.arrow")}
+    times = {path.name: path.stat().st_mtime_ns for path in job.out.glob("*.arrow")}
     lines = text.read_text().splitlines()[:-10]
     text.write_text("\n".join(lines))
     prepare(job)
     first = len(read(records[:1])) // 7
-    now = {path.name: path.stat().st_mtime_ns for path in job.out.glob("*.arrow")}
-    assert len(now) < len(made)
-    assert [made[name] == now[name] for name in sorted(now)] == [n < first for n in range(len(now))]
+    new_times = {path.name: path.stat().st_mtime_ns for path in job.out.glob("*.arrow")}
+    assert len(new_times) < len(times)
+    assert [times[name] == new_times[name] for name in sorted(new_times)] == [
+        n < first for n in range(len(new_times))
+    ]
     assert read_manifest(job.out, "sequences")["records"] == len(read([records[0], text]))
-    last = {path: path.stat().st_mtime_ns for path in job.out.iterdir()}
+    last_times = {path: path.stat().st_mtime_ns for path in job.out.iterdir()}
     prepare(job)
-    assert {path: path.stat().st_mtime_ns for path in job.out.iterdir()} == last
+    assert {path: path.stat().st_mtime_ns for path in job.out.iterdir()} == last_times
 
 
 def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
@@ -209,20 +211,20 @@ def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
     assert files(prepared) == before
     other.out = tmp_path / "out"
     prepare(other)
-    longer = read_manifest(other.out, "sequences")["tokens"]
-    assert longer > read_manifest(prepared, "sequences")["tokens"]
+    num_tokens = read_manifest(other.out, "sequences")["tokens"]
+    assert num_tokens > read_manifest(prepared, "sequences")["tokens"]
     with pytest.raises(FingerprintError, match="made for another model"):
         PreparedSequences(prepared, tiny.builder(other))
 
 
-def hostile(chain: Path, folder: Path) -> tuple[Path, dict[str, int]]:
+def write_hostile_records(chain: Path, folder: Path) -> tuple[Path, dict[str, int]]:
     """A file with each kind of bad record once, and the number of each."""
-    good = json.loads((chain / "data" / "train.json").read_text())[:30]
-    first = good[0]
+    items = json.loads((chain / "data" / "train.json").read_text())[:30]
+    first = items[0]
     turns = first["conversations"]
     changes = {
         "unknown category": {"category": "perceptoin"},
-        "image markers": {"image": [first["image"], good[1]["image"]]},
+        "image markers": {"image": [first["image"], items[1]["image"]]},
         "odd turns": {"conversations": [*turns, turns[0]]},
         "empty answer": {"conversations": [turns[0], {"from": "gpt", "value": ""}]},
         "missing image": {"image": "nowhere.png"},
@@ -232,9 +234,9 @@ def hostile(chain: Path, folder: Path) -> tuple[Path, dict[str, int]]:
     }
     places = {}
     for number, (kind, change) in enumerate(changes.items()):
-        good[3 * number] = first | change | {"id": kind}
+        items[3 * number] = first | change | {"id": kind}
         places[kind] = 3 * number
-    lines = [json.dumps(item).encode() for item in good]
+    lines = [json.dumps(item).encode() for item in items]
     lines += [b'{"id": "\xe9"}', b'{"id": ']
     places["not JSON"] = len(lines) - 1
     path = folder / "hostile.jsonl"
@@ -245,9 +247,9 @@ def hostile(chain: Path, folder: Path) -> tuple[Path, dict[str, int]]:
 def test_bad_records_are_named_and_reported_by_kind(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    path, places = hostile(chain, tmp_path)
+    path, places = write_hostile_records(chain, tmp_path)
     out = tmp_path / "out"
-    line = refused(capsys, being_vl("prepare", *flags(chain, [path], out)))
+    line = refused(capsys, being_vl("prepare", *make_flags(chain, [path], out)))
     assert line.startswith("being-vl: error: 10 of 32 records have faults (2 wrong encoding, ")
     assert f"see {out / FAULTS}" in line
     assert line.endswith("mend them, or set lenient")
@@ -330,32 +332,34 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     write_records(path, items)
 
     def faults(out: Path) -> list[str]:
-        listed = [json.loads(line) for line in (out / FAULTS).read_text().splitlines()]
-        assert {fault["kind"] for fault in listed} <= {"image markers"}
-        return [fault["fault"].removeprefix(f"{path}: record ")[0] for fault in listed]
+        listed_faults = [json.loads(line) for line in (out / FAULTS).read_text().splitlines()]
+        assert {fault["kind"] for fault in listed_faults} <= {"image markers"}
+        return [fault["fault"].removeprefix(f"{path}: record ")[0] for fault in listed_faults]
 
     out = tmp_path / "out"
-    line = refused(capsys, being_vl("prepare", *flags(chain, [path], out)))
+    line = refused(capsys, being_vl("prepare", *make_flags(chain, [path], out)))
     assert "5 of 8 records have faults (5 image markers;" in line
     assert f"first: {path}: record 1 (id '{first['id']}'): 0 <image> in '" in line
-    assert being_vl("prepare", *flags(chain, [path], out), "--lenient", "true") == 0
+    assert being_vl("prepare", *make_flags(chain, [path], out), "--lenient", "true") == 0
     assert faults(out) == ["1", "2", "3", "4", "6"]
     model = ["--model", chain / "tied", "--grids", chain / "grids", "--show", 0, "--records", path]
     checked = ["check", *model, "--out", tmp_path / "run"]
     line = refused(capsys, being_vl(*checked))
-    assert "5 bad records, 62.50% of all, are more than the tolerated" in line
+    assert "5 records with faults, 62.50% of all, are more than the tolerance" in line
     assert faults(tmp_path / "run" / "prepared") == ["1", "2", "3", "4", "6"]
     line = refused(capsys, being_vl("train", *model[:4], *model[6:], "--out", tmp_path / "run"))
     assert "5 of 8 records have faults (5 image markers;" in line
     capsys.readouterr()
-    in_front = ["--sequences.images_in_front", "true", "--out", tmp_path / "front", "--tolerated", 0.5]
+    in_front = ["--sequences.images_in_front", "true", "--out", tmp_path / "front", "--tolerance", 0.5]
     assert being_vl(*checked[:-2], *in_front) == 0
     assert "image markers: 3 of 8 records" in capsys.readouterr().out
     assert faults(tmp_path / "front" / "prepared") == ["2", "3", "4"]
     sequences = PreparedSequences(tmp_path / "front" / "prepared", tiny.builder(options(chain, [path], out)))
-    marked, bare, _, both, marked_both = map(sequences.read, range(5))
-    assert bare.ids.tolist() == marked.ids.tolist()
-    assert [image.key for image in both.images] == [image.key for image in marked_both.images] == [one, two]
+    one_marked, one_bare, _, two_bare, two_marked = map(sequences.read, range(5))
+    assert one_bare.ids.tolist() == one_marked.ids.tolist()
+    assert (
+        [image.key for image in two_bare.images] == [image.key for image in two_marked.images] == [one, two]
+    )
 
 
 def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
@@ -373,8 +377,8 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
         assert manifest["sequences"] == manifest["records"] - manifest["faults"]["dropped as too long"]
         shorter = tiny.builder(options(chain, records, out, max_length=limit, too_long=too_long))
         assert max(map(max, PreparedSequences(out, shorter).lengths.values())) <= limit
-        listed = [json.loads(line)["kind"] for line in (out / FAULTS).read_text().splitlines()]
-        assert Counter(listed) == manifest["faults"]
+        listed_faults = [json.loads(line)["kind"] for line in (out / FAULTS).read_text().splitlines()]
+        assert Counter(listed_faults) == manifest["faults"]
     assert counts["drop"] == {"dropped as too long": sum(length > limit for length in lengths)}
     assert sum(counts["truncate"].values()) == counts["drop"]["dropped as too long"]
     assert counts["truncate"]["truncated"] > 0
@@ -388,26 +392,26 @@ def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[P
     builder = tiny.builder(options(chain, records, prepared))
     plain = PreparedSequences(prepared, builder)
     group = RecordGroup("perception", "train", False)
-    longer = 0
+    num_longer = 0
     readings: dict[tuple[int, int], list[list[int]]] = {}
     for seed in (0, 1):
         for position in (0, 1, 2**40):
             sequences = PreparedSequences(prepared, builder, dropout=0.5, seed=seed)
-            found = [sequences.get(group, index, position) for index in range(5)]
-            again = [sequences.get(group, index, position) for index in reversed(range(5))]
-            readings[seed, position] = [example.ids.tolist() for example in found]
-            assert [example.ids.tolist() for example in reversed(again)] == readings[seed, position]
-            for index, example in enumerate(found):
+            examples = [sequences.get(group, index, position) for index in range(5)]
+            examples_again = [sequences.get(group, index, position) for index in reversed(range(5))]
+            readings[seed, position] = [example.ids.tolist() for example in examples]
+            assert [example.ids.tolist() for example in reversed(examples_again)] == readings[seed, position]
+            for index, example in enumerate(examples):
                 equal_text = plain.get(group, index, position)
                 assert example.labels[example.labels >= 0].tolist() == [
                     label for label in equal_text.labels.tolist() if label >= 0
                 ]
-                longer += len(example.ids) > len(equal_text.ids)
-    assert longer > 0
+                num_longer += len(example.ids) > len(equal_text.ids)
+    assert num_longer > 0
     assert len({json.dumps(reading) for reading in readings.values()}) == len(readings)
     words = RecordGroup("chat", "words", True)
     sequences = PreparedSequences(prepared, builder, dropout=0.5)
-    equal(sequences.get(words, 3, 7), plain.get(words, 3, 7))
+    assert_equal(sequences.get(words, 3, 7), plain.get(words, 3, 7))
     builder.grids = None
     with pytest.raises(ConfigError, match="dropout needs"):
         PreparedSequences(prepared, builder, dropout=0.5)
@@ -432,8 +436,8 @@ def test_a_damaged_or_unfinished_folder_is_named(
     shutil.copytree(prepared, folder)
     shard = folder / "sequences-00002.arrow"
     whole = shard.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"nonsense" * 100):
-        shard.write_bytes(damaged)
+    for content in (b"", whole[: len(whole) // 2], b"nonsense" * 100):
+        shard.write_bytes(content)
         with pytest.raises(ManifestError, match=r"sequences-00002\.arrow: not an Arrow file of sequences"):
             PreparedSequences(folder, builder)
     shutil.copy(folder / "sequences-00000.arrow", shard)

@@ -99,13 +99,13 @@ def test_records_of_several_files_are_numbered_through_and_sorted_by_category(tm
     for name, write in WRITERS.items():
         write(tmp_path / name)
     records = Records([tmp_path / name for name in WRITERS])
-    everything = list(records)
-    assert len(records) == len(everything) == 300
-    assert [records[number] for number in range(300)] == everything
-    assert everything[250].source == tmp_path / "web.tar"
-    assert everything[250].index == 0
+    all_records = list(records)
+    assert len(records) == len(all_records) == 300
+    assert [records[number] for number in range(300)] == all_records
+    assert all_records[250].source == tmp_path / "web.tar"
+    assert all_records[250].index == 0
     for category, numbers in records.by_category().items():
-        assert numbers.tolist() == [n for n, record in enumerate(everything) if record.category == category]
+        assert numbers.tolist() == [n for n, record in enumerate(all_records) if record.category == category]
     with pytest.raises(IndexError, match="there are 300 records"):
         records[300]
 
@@ -175,11 +175,11 @@ def test_a_damaged_line_is_named_and_the_others_are_read(tmp_path: Path) -> None
     path = tmp_path / "lines.jsonl"
     lines = [json.dumps(ITEMS[0]).encode(), b'{"id": \xe9}', b'{"id": }', json.dumps(ITEMS[1]).encode()]
     path.write_bytes(b"\r\n".join(lines))
-    first, latin, damaged, last = open_records(path).read(0, 4)
-    assert [first, last] == ITEMS[:2]
+    first_record, latin_error, json_error, last_record = open_records(path).read(0, 4)
+    assert [first_record, last_record] == ITEMS[:2]
     place = len(lines[0]) + 2 + 7
-    assert str(latin) == f"{path}: record 1: byte {place} of the file: not UTF-8; expected a record"
-    assert str(damaged) == f"{path}: record 2: column 8: not JSON (Expecting value); expected a record"
+    assert str(latin_error) == f"{path}: record 1: byte {place} of the file: not UTF-8; expected a record"
+    assert str(json_error) == f"{path}: record 2: column 8: not JSON (Expecting value); expected a record"
     with pytest.raises(RecordError, match="record 1: byte"):
         list(Records(path))
 
@@ -194,8 +194,8 @@ def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path, name: str) -> N
 
 @pytest.mark.parametrize("name", ["table.parquet", "table.arrow"])
 def test_a_row_that_is_not_utf8_is_a_fault_of_its_own(tmp_path: Path, name: str) -> None:
-    latin = pa.array([b"gr\xf6\xdfe" if n == 5 else f"{n}".encode() for n in range(9)], pa.binary())
-    captions = pa.StringArray.from_buffers(9, *latin.buffers()[1:])
+    texts = pa.array([b"gr\xf6\xdfe" if n == 5 else f"{n}".encode() for n in range(9)], pa.binary())
+    captions = pa.StringArray.from_buffers(9, *texts.buffers()[1:])
     table = pa.table({"image": [f"{n}.png" for n in range(9)], "caption": captions})
     if name.endswith("parquet"):
         pq.write_table(table, tmp_path / name)
@@ -203,13 +203,13 @@ def test_a_row_that_is_not_utf8_is_a_fault_of_its_own(tmp_path: Path, name: str)
         with pa.ipc.new_stream(tmp_path / name, table.schema) as writer:
             writer.write_table(table)
     records = Records(tmp_path / name)
-    found = list(records.read())
-    assert [record.index for record in found if isinstance(record, Record)] == [0, 1, 2, 3, 4, 6, 7, 8]
-    wrong = found[5]
-    assert isinstance(wrong, RecordError)
-    assert wrong.kind == "wrong encoding"
-    assert str(wrong).startswith(f"{tmp_path / name}: record 5: a text that is not UTF-8")
-    assert records[6] == found[6]
+    records_read = list(records.read())
+    assert [record.index for record in records_read if isinstance(record, Record)] == [0, 1, 2, 3, 4, 6, 7, 8]
+    error_record = records_read[5]
+    assert isinstance(error_record, RecordError)
+    assert error_record.kind == "wrong encoding"
+    assert str(error_record).startswith(f"{tmp_path / name}: record 5: a text that is not UTF-8")
+    assert records[6] == records_read[6]
     with pytest.raises(RecordError, match="record 5: a text that is not UTF-8"):
         records[5]
 
@@ -239,11 +239,11 @@ def test_json_that_python_cannot_hold_is_a_fault_of_its_record(tmp_path: Path, n
                 tar.addfile(info, io.BytesIO(text.encode()))
     else:
         path.write_text("[" + ",".join(items) + "]" if name == "list.json" else "\n".join(items))
-    first, wrong, last = open_records(path).read(0, 3)
-    assert [first["id"], last["id"]] == [ITEMS[0]["id"], ITEMS[1]["id"]]
-    assert isinstance(wrong, RecordError)
-    assert wrong.kind == "not JSON"
-    assert str(wrong).startswith(f"{path}: record 1")
+    first_record, error_record, last_record = open_records(path).read(0, 3)
+    assert [first_record["id"], last_record["id"]] == [ITEMS[0]["id"], ITEMS[1]["id"]]
+    assert isinstance(error_record, RecordError)
+    assert error_record.kind == "not JSON"
+    assert str(error_record).startswith(f"{path}: record 1")
 
 
 def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
@@ -254,10 +254,10 @@ def test_messages_of_chat_data_are_read(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi."}]},
     ]
     path.write_text(json.dumps(lines[0] | {"images": ["a.png"]}) + "\n" + json.dumps(lines[1]))
-    first, second = list(Records(path))
-    assert first.images == ("a.png",)
-    assert [turn.text for turn in first.turns] == ["<image>\nWhat?", "A cat."]
-    assert second.images == ()
+    first_record, second_record = list(Records(path))
+    assert first_record.images == ("a.png",)
+    assert [turn.text for turn in first_record.turns] == ["<image>\nWhat?", "A cat."]
+    assert second_record.images == ()
     path.write_text(json.dumps({"messages": [{"role": "tool", "content": "Be nice."}]}))
     with pytest.raises(RecordError, match=r"'messages\[0\]' is from 'tool'; expected 'user' or 'assistant'"):
         list(Records(path))
@@ -289,11 +289,11 @@ def test_images_of_a_table_have_the_keys_that_quantize_gives_them(
             writer.write_table(table, max_chunksize=7)
     keys = [source.key for source in find_images(path)]
     assert Records(path)[31].images == (keys[31],)
-    without, *others = sorted(Records(path).read(), key=lambda record: isinstance(record, Record))
+    faulty_record, *others = sorted(Records(path).read(), key=lambda record: isinstance(record, Record))
     assert [record.images for record in others if isinstance(record, Record)] == [
         (key,) for key in keys if key != keys[3]
     ]
-    assert str(without).endswith("1 <image> in 'conversations' for 0 images; expected as many")
+    assert str(faulty_record).endswith("1 <image> in 'conversations' for 0 images; expected as many")
 
 
 @pytest.mark.parametrize("name", ["lines.jsonl", "web.tar", "table.parquet", "table.arrow"])
@@ -319,9 +319,9 @@ def test_a_member_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "web.tar"
     with tarfile.open(path, "w") as tar:
         tar.addfile(tarfile.TarInfo("gr\udcf6n.json"))
-    (wrong,) = Records(path).read()
-    assert isinstance(wrong, RecordError)
-    assert str(wrong).encode().startswith(f"{path}: record 0 (gr\\udcf6n.json): ".encode())
+    (error_record,) = Records(path).read()
+    assert isinstance(error_record, RecordError)
+    assert str(error_record).encode().startswith(f"{path}: record 0 (gr\\udcf6n.json): ".encode())
 
 
 def test_a_text_beside_an_image_of_a_tar_is_its_caption(tmp_path: Path) -> None:
@@ -336,10 +336,10 @@ def test_a_text_beside_an_image_of_a_tar_is_its_caption(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    caption, wrong = Records(path).read()
+    caption, error_record = Records(path).read()
     assert not isinstance(caption, RecordError)
     assert caption.images == ("web.tar/0.png",)
     assert [(turn.role, turn.text) for turn in caption.turns] == [("assistant", "Ein Kätzchen.")]
-    assert isinstance(wrong, RecordError)
-    assert wrong.kind == "wrong encoding"
-    assert "record 1 (1.txt): its .txt is not UTF-8" in str(wrong)
+    assert isinstance(error_record, RecordError)
+    assert error_record.kind == "wrong encoding"
+    assert "record 1 (1.txt): its .txt is not UTF-8" in str(error_record)

@@ -56,11 +56,11 @@ def test_its_summary_says_what_came_out_and_where(demo: Path, capsys: pytest.Cap
 
 @pytest.mark.slow
 def test_a_second_run_does_nothing_again(demo: Path, caplog: pytest.LogCaptureFixture) -> None:
-    before = {file: file.stat().st_mtime_ns for file in demo.rglob("*") if file.is_file()}
+    times = {file: file.stat().st_mtime_ns for file in demo.rglob("*") if file.is_file()}
     with caplog.at_level(logging.INFO, "being_vl"):
         assert main(["demo", "--quick", "true", "--out", str(demo)]) == 0
     assert sum("skipped" in record.message for record in caplog.records) == len(STEPS)
-    assert {file: file.stat().st_mtime_ns for file in demo.rglob("*") if file.is_file()} == before
+    assert {file: file.stat().st_mtime_ns for file in demo.rglob("*") if file.is_file()} == times
 
 
 @pytest.mark.slow

@@ -45,18 +45,18 @@ def test_rows_stand_beside_their_controls() -> None:
         ],
         SCENES,
     )
-    by = {(row.category, row.kind): row for row in rows}
-    caption = by["foundation", "caption"]
+    row_of = {(row.category, row.kind): row for row in rows}
+    caption = row_of["foundation", "caption"]
     assert (caption.right, caption.swapped, caption.majority) == (pytest.approx(2 / 3), 0, None)
-    several = by["perception", "colour, several objects"]
-    assert (several.questions, several.right, several.swapped) == (2, 0.5, 0.5)
-    assert (several.majority, several.random_object) == (0.5, 0.5)
-    assert by["perception", "colour, one object"].random_object == 1
-    assert by["perception", "texture"].random_object == 1
-    assert by["perception", "background"].random_object is None
-    whole = by["perception", "all"]
-    assert (whole.questions, whole.right, whole.swapped) == (5, pytest.approx(0.8), pytest.approx(0.4))
-    assert whole.majority == pytest.approx((2 * 0.5 + 3) / 5)
+    several_objects = row_of["perception", "colour, several objects"]
+    assert (several_objects.questions, several_objects.right, several_objects.swapped) == (2, 0.5, 0.5)
+    assert (several_objects.majority, several_objects.random_object) == (0.5, 0.5)
+    assert row_of["perception", "colour, one object"].random_object == 1
+    assert row_of["perception", "texture"].random_object == 1
+    assert row_of["perception", "background"].random_object is None
+    average = row_of["perception", "all"]
+    assert (average.questions, average.right, average.swapped) == (5, pytest.approx(0.8), pytest.approx(0.4))
+    assert average.majority == pytest.approx((2 * 0.5 + 3) / 5)
     lines = table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert len(lines) == 2 + len(rows)

@@ -35,8 +35,8 @@ def test_reconstructions_show_all_pictures(tmp_path: Path) -> None:
 
 
 def test_token_map_outlines_tokens(tmp_path: Path) -> None:
-    one, many = np.zeros((8, 8), int), np.arange(64).reshape(8, 8)
-    for name, regions in (("one", one), ("many", many)):
+    one_token, many_tokens = np.zeros((8, 8), int), np.arange(64).reshape(8, 8)
+    for name, regions in (("one", one_token), ("many", many_tokens)):
         draw_token_map(tmp_path / f"{name}.png", [RED], [regions])
     assert count(tmp_path / "one.png", (255, 214, 10)) == 0
     assert count(tmp_path / "many.png", (255, 214, 10)) > 1000
@@ -46,18 +46,18 @@ def test_losses_of_each_stage(tmp_path: Path) -> None:
     log = [{"stage": s, "step": n, "loss": 1 / n} for s in ("stage1", "stage2") for n in range(1, 40)]
     draw_losses(tmp_path / "two.png", log)
     draw_losses(tmp_path / "one.png", log[:39])
-    two, one = (Image.open(tmp_path / f"{name}.png").size for name in ("two", "one"))
-    assert two[0] > 1.5 * one[0]
+    two_stages, one_stage = (Image.open(tmp_path / f"{name}.png").size for name in ("two", "one"))
+    assert two_stages[0] > 1.5 * one_stage[0]
     assert count(tmp_path / "two.png", (11, 94, 215)) > 100
 
 
 def test_answers_are_green_or_red(tmp_path: Path) -> None:
-    right, wrong = (
+    right_answer, wrong_answer = (
         FigureQuestion("what?", "a red circle", "a red circle"),
         FigureQuestion("how many?", "two", "three"),
     )
-    for name, asked in (("right", right), ("wrong", wrong)):
-        draw_answers(tmp_path / f"{name}.png", [BLUE] * 5, [[asked]] * 5)
+    for name, question in (("right", right_answer), ("wrong", wrong_answer)):
+        draw_answers(tmp_path / f"{name}.png", [BLUE] * 5, [[question]] * 5)
     green, red = (26, 127, 55), (180, 35, 24)
     assert count(tmp_path / "right.png", green) > 20
     assert count(tmp_path / "right.png", red) == 0

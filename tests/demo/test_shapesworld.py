@@ -42,13 +42,13 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(world: Path, tmp
 def test_no_held_out_scene_is_trained_on() -> None:
     # One object in few places: the same scenes come up again and again.
     rng = np.random.default_rng(0)
-    trained, held_out = (
+    training_scenes, held_out_scenes = (
         {shapesworld.sample_scene(rng, split, max_objects=1) for _ in range(600)}
         for split in ("train", "held-out")
     )
-    assert not trained & held_out
-    assert len(trained) > 500
-    assert len(held_out) > 400
+    assert not training_scenes & held_out_scenes
+    assert len(training_scenes) > 500
+    assert len(held_out_scenes) > 400
 
 
 def test_records_are_llava_json_of_all_categories(world: Path) -> None:
@@ -70,8 +70,8 @@ def answer(scene: dict[str, Any], question: str) -> str:
     words = question.rstrip("?.").split()
 
     def one(**fields: str) -> dict[str, Any]:
-        (found,) = [t for t in things if all(t[key] == value for key, value in fields.items())]
-        return dict(found)
+        (thing,) = [t for t in things if all(t[key] == value for key, value in fields.items())]
+        return dict(thing)
 
     def centre(thing: dict[str, Any], axis: str) -> float:
         return float(thing[axis]) + cells[thing["size"]] / 2
@@ -104,42 +104,42 @@ def answer(scene: dict[str, Any], question: str) -> str:
 
 def test_answers_follow_from_the_scenes(world: Path) -> None:
     scenes = load(world / "train-scenes.json")
-    asked: Counter[str] = Counter()
-    first: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    first_counts: Counter[str] = Counter()
     for record in load(world / "train.json"):
-        spoken_of = None
-        for kind, question, given in zip(
+        subject = None
+        for kind, question, reply in zip(
             record["kinds"], record["conversations"][::2], record["conversations"][1::2], strict=True
         ):
             text = question["value"].replace("<image>\n", "")
             if text.startswith("what is its"):
-                text = text.replace("its", "the").replace("?", f" of the {spoken_of}")
-            spoken_of = text.rstrip("?").split()[-1]
-            assert given["value"] == answer(scenes[record["image"]], text), record
-            asked[kind] += 1
-            first[kind] += given["value"] in text.partition(" or ")[0].split()
+                text = text.replace("its", "the").replace("?", f" of the {subject}")
+            subject = text.rstrip("?").split()[-1]
+            assert reply["value"] == answer(scenes[record["image"]], text), record
+            counts[kind] += 1
+            first_counts[kind] += reply["value"] in text.partition(" or ")[0].split()
     relations = {"larger", "higher", "further left"}
     attributes = {"colour", "shape", "size", "texture", "background", "its size", "its texture"}
-    assert asked.keys() == relations | attributes | {"caption", "count", "list colours", "list shapes"}
+    assert counts.keys() == relations | attributes | {"caption", "count", "list colours", "list shapes"}
     for kind in relations:
-        assert 0.35 < first[kind] / asked[kind] < 0.65
+        assert 0.35 < first_counts[kind] / counts[kind] < 0.65
 
 
 def test_pictures_show_their_scenes(world: Path) -> None:
     for name, scene in list(load(world / "train-scenes.json").items())[:100]:
         pixels = np.asarray(Image.open(world / "images" / name)).astype(int)
         assert pixels.shape == (64, 64, 3)
-        covered = np.zeros((8, 8), bool)
+        is_covered = np.zeros((8, 8), bool)
         for thing in scene["things"]:
             side = {"small": 2, "large": 3}[thing["size"]]
             row, column = thing["row"], thing["column"]
-            assert not covered[row : row + side, column : column + side].any()
-            covered[row : row + side, column : column + side] = True
+            assert not is_covered[row : row + side, column : column + side].any()
+            is_covered[row : row + side, column : column + side] = True
             window = pixels[row * 8 : (row + side) * 8, column * 8 : (column + side) * 8]
             middle = window[side * 4 : side * 4 + 2, side * 4]
             expected = shapesworld.COLOURS[thing["colour"]]
             assert np.abs(middle - expected).max() <= 9, (name, thing)
-        background = pixels.reshape(8, 8, 8, 8, 3).transpose(0, 2, 1, 3, 4)[~covered].mean()
+        background = pixels.reshape(8, 8, 8, 8, 3).transpose(0, 2, 1, 3, 4)[~is_covered].mean()
         assert {"dark": background < 70, "light": background > 200, "checked": 80 < background < 180}[
             scene["background"]
         ]

@@ -20,14 +20,14 @@ from being_vl.files import to_jsonable
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
 from being_vl.recipes.recipe import FOLDER, Recipe
-from being_vl.train.kernels import recompute
+from being_vl.train.kernels import compute_dtype, set_activation_checkpointing
 from being_vl.train.log import read_log
 from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
-from being_vl.train.split import TrainedLM
+from being_vl.train.split import TwoPartLM
 from being_vl.train.stages import freeze
 from helpers import tiny
 from helpers.commands import being_vl, refused
-from helpers.ranks import FORKS, forked, free_port
+from helpers.ranks import FORKS, free_port, train_in_forks
 
 STAGES = [
     StageOptions("rows", 0.0, 1e-3, {"foundation": 1}, max_steps=1, accumulation=2),
@@ -65,8 +65,8 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    from being_vl.train.engine import _load_model, _place
-    from being_vl.train.optimizer import deepspeed_config, make_optimizer
+    from being_vl.train.loading import load_model, place_parameters
+    from being_vl.train.optimizer import make_deepspeed_config, make_optimizer
 
     torch.set_num_threads(1)
     __compatible_ops__["deepspeed_shm_comm"] = False
@@ -75,10 +75,13 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
     for stage, changes in cases:
         training = options(model, batches=BatchOptions(1), **changes)
         before = held()
-        trained, _ = _load_model(training, stage, model)
-        config = deepspeed_config(training, stage.accumulation)
-        optimizer = make_optimizer(trained, training, stage)
-        _place(trained, training, config)
+        dtype = compute_dtype(training.precision)
+        trained, _ = load_model(model, stage, training.precision, training.loss_chunk)
+        config = make_deepspeed_config(
+            training.zero, "none", dtype, 1, stage.accumulation, training.optimizer.gradient_clipping
+        )
+        optimizer = make_optimizer(trained, stage, training.optimizer)
+        place_parameters(trained, dtype, config)
         engine, *_ = deepspeed.initialize(model=trained, optimizer=optimizer, config=config)
         most = 0
         for _ in range(2 * stage.accumulation):
@@ -138,20 +141,20 @@ def test_activations_are_those_of_a_real_forward_pass(
     llm = tiny.llm(tmp_path / "llm", family, hidden=64, layers=6)
     training = options(llm, batches=BatchOptions(3), loss_chunk=16, gradient_checkpointing=checkpointing)
     shape = find_shape(llm, 40)
-    rows, length, labelled = 3, 96, 40
+    rows, length, label_tokens = 3, 96, 40
     for stage in STAGES[1:]:
         with without_memory():
             fake = build_model(shape, training, torch.float32)
             freeze(fake, stage)
-            planned = measure_activations(fake, length, labelled)
-        real = TrainedLM(AutoModelForCausalLM.from_config(shape.config), shape.text_size, 16).train()
+            planned = measure_activations(fake, length, label_tokens)
+        real = TwoPartLM(AutoModelForCausalLM.from_config(shape.config), shape.text_size, 16).train()
         freeze(real, stage)
         assert States.of(fake) == States.of(real)
         if checkpointing:
-            recompute(real.lm)
+            set_activation_checkpointing(real.lm, True)
         ids = torch.randint(shape.config.vocab_size, (rows, length))
         labels = ids.clone()
-        labels[:, : length - labelled] = -100
+        labels[:, : length - label_tokens] = -100
         measured, _ = saved_bytes(
             real,
             lambda: real(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids)),  # noqa: B023
@@ -188,7 +191,7 @@ def test_plan_of_a_training_counts_the_tokens_of_its_records(
     }
     recipe.write_text(yaml.safe_dump(written))
     text = planned(capsys, recipe, "--gpus", "1x1GB")
-    forked(recipe)
+    train_in_forks(recipe)
     entries = read_log(tmp_path / "out" / "log.jsonl")
     assert table(text, "steps") == [len(entries)]
     assert table(text, "tokens")[0] == pytest.approx(sum(entry["tokens"] for entry in entries), rel=0.02)
@@ -272,7 +275,7 @@ def test_shipped_recipe_trains_a_model_of_its_kind(name: str, chain: Path, tmp_p
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(changed))
-    forked(recipe)
+    train_in_forks(recipe)
     entries = read_log(tmp_path / "out" / "log.jsonl")
     assert [entry["stage"] for entry in entries] == [
         stage.name for stage in training.stages for _ in range(2)

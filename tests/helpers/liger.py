@@ -18,7 +18,7 @@ from triton.language.extra import libdevice
 from triton.runtime import interpreter
 
 from being_vl.train.kernels import use_liger
-from being_vl.train.split import TrainedLM
+from being_vl.train.split import TwoPartLM
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -45,14 +45,16 @@ def main(folder: Path, *families: str) -> None:
         use_liger(liger)
         kernels = {type(m).__name__ for m in liger.modules() if "liger" in m.forward.__func__.__module__}
         assert {name[-3:] for name in kernels} == {"MLP", "orm"}, kernels
-        models = [TrainedLM(lm, 390, 1024).to(DEVICE) for lm in (plain, liger)]
+        models = [TwoPartLM(lm, 390, 1024).to(DEVICE) for lm in (plain, liger)]
         losses = [model(input_ids=ids, labels=ids) for model in models]
         torch.testing.assert_close(*losses)
         for loss in losses:
             loss.mean().backward()
-        for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        for (name, expected), parameter in zip(
+            models[0].named_parameters(), models[1].parameters(), strict=True
+        ):
             torch.testing.assert_close(
-                found.grad, expected.grad, msg=lambda said, name=name: f"{name}: {said}"
+                parameter.grad, expected.grad, msg=lambda message, name=name: f"{name}: {message}"
             )
         print(family, *sorted(kernels))
 

@@ -1,6 +1,6 @@
 """Visual BPE the slow way, written from the specification and not from the Rust code.
 
-Everything is counted anew for every merge, and encoding goes through all rules one after the other.
+Everything is counted anew for every merge, and encoding applies all merges one after the other.
 """
 
 import math
@@ -14,7 +14,7 @@ MASK = 2**64 - 1
 
 
 @dataclass
-class Rule:
+class Merge:
     """A merge (a, b) -> c, at one offset in oriented mode, with its statistics."""
 
     a: int
@@ -25,7 +25,7 @@ class Rule:
     s: float
 
     @property
-    def merge(self) -> tuple[int, ...]:
+    def key(self) -> tuple[int, ...]:
         """As in `VisualBPE.merges`."""
         return (self.a, self.b, *(self.offset or ()))
 
@@ -52,7 +52,7 @@ class Image:
         return sorted(pairs)
 
     def apply(self, a, b, offset, c, skip=lambda x, y: False):
-        """Apply one rule to the pairs as they stand before it."""
+        """Apply one merge to the pairs as they stand before it."""
         consumed = set()
         for x, y in self.adjacent():
             if x in consumed or y in consumed or (self.token[x], self.token[y]) != (a, b):
@@ -94,10 +94,10 @@ def consistency(histogram: dict[Cell, int], sigma: float) -> float:
 
 
 def train(grids, base_vocab_size, num_merges, merge_mode, alpha, sigma, min_frequency):
-    """Learn rules; returns them and the images as they are after the last one."""
+    """Learn merges; returns them and the images as they are after the last one."""
     images = [Image(grid) for grid in grids]
-    rules: list[Rule] = []
-    while len(rules) < num_merges:
+    merges: list[Merge] = []
+    while len(merges) < num_merges:
         histograms = defaultdict(lambda: defaultdict(int))
         for image in images:
             for x, y in image.adjacent():
@@ -113,38 +113,38 @@ def train(grids, base_vocab_size, num_merges, merge_mode, alpha, sigma, min_freq
                 candidates[pair] = frequency, n, n_offset, offset, consistency(histogram, sigma)
         if not candidates:
             break
-        most = max(frequency for frequency, *_ in candidates.values())
+        max_frequency = max(frequency for frequency, *_ in candidates.values())
 
-        def priority(pair, candidates=candidates, most=most):
+        def priority(pair, candidates=candidates, max_frequency=max_frequency):
             frequency, *_, s = candidates[pair]
-            return frequency / most + alpha * s
+            return frequency / max_frequency + alpha * s
 
-        highest = max(map(priority, candidates))
-        a, b = min(pair for pair in candidates if priority(pair) == highest)
+        max_priority = max(map(priority, candidates))
+        a, b = min(pair for pair in candidates if priority(pair) == max_priority)
         _, n, n_offset, offset, s = candidates[a, b]
-        rule = Rule(a, b, offset if merge_mode == "oriented" else None, n, n_offset, s)
+        merge = Merge(a, b, offset if merge_mode == "oriented" else None, n, n_offset, s)
         for image in images:
-            image.apply(a, b, rule.offset, base_vocab_size + len(rules))
-        rules.append(rule)
-    return rules, images
+            image.apply(a, b, merge.offset, base_vocab_size + len(merges))
+        merges.append(merge)
+    return merges, images
 
 
-def encode(grid, rules, base_vocab_size, dropout=0.0, seed=0) -> Image:
-    """Apply all rules in the order learned."""
+def encode(grid, merges, base_vocab_size, dropout=0.0, seed=0) -> Image:
+    """Apply all merges in the order learned."""
     image = Image(grid)
-    for i, rule in enumerate(rules):
+    for i, merge in enumerate(merges):
 
         def skip(x, y, i=i):
             return coin(seed, i, *(row * image.width + column for row, column in (x, y))) < dropout
 
-        image.apply(rule.a, rule.b, rule.offset, base_vocab_size + i, skip)
+        image.apply(merge.a, merge.b, merge.offset, base_vocab_size + i, skip)
     return image
 
 
-def coin(seed, rule, x, y) -> float:
+def coin(seed, merge, x, y) -> float:
     """The uniform number in [0, 1) that decides on dropping a merge: SplitMix64 of what identifies it."""
     state = mix(seed)
-    for part in (rule, x, y):
+    for part in (merge, x, y):
         state = mix(state ^ part)
     return (state >> 11) / 2**53
 

@@ -30,8 +30,8 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(IMPORTS)
 
 
-def by_command(recipe: Path, ranks: int = 1) -> str:
-    """Train as a user would, with torchrun if there are several ranks; returns what stderr said."""
+def train_by_command(recipe: Path, ranks: int = 1) -> str:
+    """Train as a user would, with torchrun if there are several ranks; returns its stderr."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [
         sys.executable,
@@ -42,9 +42,11 @@ def by_command(recipe: Path, ranks: int = 1) -> str:
         "--recipe",
         str(recipe),
     ]
-    done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
+    process = subprocess.run(
+        command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    return process.stderr
 
 
 def free_port() -> str:
@@ -63,21 +65,21 @@ class ForkedTraining:
     def __init__(
         self, recipe: Path, ranks: int = 1, limit: int = -1, nodes: list[Path] | None = None
     ) -> None:
-        self.said = recipe.with_suffix(".said")
+        self.output = recipe.with_suffix(".output")
         port = free_port()
         self.ranks = []
         for rank in range(ranks):
-            told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            told |= {"LOCAL_RANK": "0"} if nodes else {}
+            environment_of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            environment_of_rank |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment_of_rank |= {"LOCAL_RANK": "0"} if nodes else {}
             folder = nodes[rank] if nodes else Path.cwd()
-            variables = os.environ | ENVIRONMENT | (told if ranks > 1 else {})
-            arguments = (recipe, self.said, variables, limit, folder)
+            variables = os.environ | ENVIRONMENT | (environment_of_rank if ranks > 1 else {})
+            arguments = (recipe, self.output, variables, limit, folder)
             process = FORKS.Process(target=_train, args=arguments, daemon=True)
             process.start()
             self.ranks.append(process)
 
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether a rank has ended."""
         return any(not process.is_alive() for process in self.ranks)
 
@@ -101,27 +103,27 @@ class ForkedTraining:
             process.join()
 
     def finish(self) -> str:
-        """Wait for the end, which must be a good one; returns what the ranks said."""
+        """Wait for the end, which must be a good one; returns what the ranks wrote."""
         self.statuses(timeout=300)
         self.kill()  # those that wait for one that failed
-        said = self.said.read_text()
-        assert not any(process.exitcode for process in self.ranks), said[-4000:]
-        return said
+        output = self.output.read_text()
+        assert not any(process.exitcode for process in self.ranks), output[-4000:]
+        return output
 
 
-def forked(recipe: Path, ranks: int = 1) -> str:
-    """Train on forked ranks, to the end; returns what they said."""
+def train_in_forks(recipe: Path, ranks: int = 1) -> str:
+    """Train on forked ranks, to the end; returns what they wrote."""
     return ForkedTraining(recipe, ranks).finish()
 
 
-def _train(recipe: Path, said: Path, variables: dict[str, str], limit: int, folder: Path) -> None:
+def _train(recipe: Path, output: Path, variables: dict[str, str], limit: int, folder: Path) -> None:
     """Be one rank."""
     os.chdir(folder)
     multiprocessing.current_process()._config["daemon"] = False  # it may have workers, which a daemon may not
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     gc.freeze()  # what was imported before need not be searched for garbage
     os.environ.update(variables)  # the server's are those of the test that came first
-    with said.open("a") as file:
+    with output.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     import torch

@@ -40,14 +40,14 @@ def quantizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Images by name."""
-    made = {}
+    images = {}
     for n in range(7):
         pixels = np.random.default_rng(n).integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-        made[f"{'ab'[n % 2]}/{n:03d}.png"] = encoded(Image.fromarray(pixels), "PNG")
-    return made
+        images[f"{'ab'[n % 2]}/{n:03d}.png"] = encode_image(Image.fromarray(pixels), "PNG")
+    return images
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode_image(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -123,9 +123,9 @@ def test_other_libraries_read_the_shards_and_the_manifest_has_their_checksums(
 ) -> None:
     folder = write_folder(tmp_path / "images", files)
     store = quantize(QuantizeOptions(folder, tmp_path / "grids", quantizer, shard_size=3))
-    shards = read_manifest(tmp_path / "grids", "grids")["shards"]
-    assert [shard["grids"] for shard in shards] == [3, 3, 1]
-    for shard in shards:
+    entries = read_manifest(tmp_path / "grids", "grids")["shards"]
+    assert [shard["grids"] for shard in entries] == [3, 3, 1]
+    for shard in entries:
         assert sha256(tmp_path / "grids" / shard["file"]) == shard["sha256"]
         table = feather.read_table(tmp_path / "grids" / shard["file"])  # what pandas.read_feather calls
         assert table.schema.field("ids").type.value_type == pa.uint8()
@@ -168,11 +168,11 @@ def test_damaged_inputs_are_named(files: dict[str, bytes], tmp_path: Path) -> No
         find_images(tmp_path / "e.png")
 
 
-def bomb(side: int) -> bytes:
+def make_bomb(side: int) -> bytes:
     """A PNG of `side`² black pixels, which takes a few hundred kilobytes."""
     Image.MAX_IMAGE_PIXELS, limit = None, Image.MAX_IMAGE_PIXELS
     try:
-        return encoded(Image.new("1", (side, side)), "PNG")
+        return encode_image(Image.new("1", (side, side)), "PNG")
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -181,57 +181,59 @@ def test_bad_images_are_converted_rightly_or_set_aside_with_a_reason(
     files: dict[str, bytes], quantizer: str, tmp_path: Path
 ) -> None:
     data = files["a/000.png"]
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    image = Image.open(io.BytesIO(data)).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = picture.transpose(Image.Transpose.ROTATE_90)
-    deep = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64
-    good = {
+    rotated_image = image.transpose(Image.Transpose.ROTATE_90)
+    levels = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64
+    readable = {
         "rgb.png": data,
         "wrong-extension.jpg": data,
-        "rotated.png": encoded(turned, "PNG", exif=exif),
-        "animated.gif": encoded(
-            picture.quantize(64), "GIF", save_all=True, append_images=[Image.new("L", (32, 32))]
+        "rotated.png": encode_image(rotated_image, "PNG", exif=exif),
+        "animated.gif": encode_image(
+            image.quantize(64), "GIF", save_all=True, append_images=[Image.new("L", (32, 32))]
         ),
-        "palette.png": encoded(picture.quantize(64), "PNG"),
-        "transparent.png": encoded(picture.convert("RGBA"), "PNG"),
-        "cmyk.tiff": encoded(picture.convert("CMYK"), "TIFF"),
-        "16-bit.png": encoded(Image.fromarray(deep), "PNG"),
-        "one-pixel.png": encoded(Image.new("RGB", (1, 1), (255, 0, 0)), "PNG"),
-        "strip.png": encoded(Image.new("RGB", (3000, 1), (255, 0, 0)), "PNG"),
+        "palette.png": encode_image(image.quantize(64), "PNG"),
+        "transparent.png": encode_image(image.convert("RGBA"), "PNG"),
+        "cmyk.tiff": encode_image(image.convert("CMYK"), "TIFF"),
+        "16-bit.png": encode_image(Image.fromarray(levels), "PNG"),
+        "one-pixel.png": encode_image(Image.new("RGB", (1, 1), (255, 0, 0)), "PNG"),
+        "strip.png": encode_image(Image.new("RGB", (3000, 1), (255, 0, 0)), "PNG"),
     }
     reasons = {
         "truncated.png": (data[: len(data) // 2], "cannot be decoded"),
-        "truncated.jpg": (encoded(picture, "JPEG")[:-200], "(?i:truncated)"),
+        "truncated.jpg": (encode_image(image, "JPEG")[:-200], "(?i:truncated)"),
         "zero-bytes.png": (b"", "cannot identify"),
         "zeros.jpg": (bytes(1000), "cannot identify"),
         "text.png": (b"<html>not found</html>", "cannot identify"),
-        "bomb.png": (bomb(30_000), "900000000 pixels.* exceeds limit"),
-        "float.tiff": (encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "floating-point"),
-        "32-bit.tiff": (encoded(Image.fromarray(np.full((8, 8), 1 << 20, np.int32)), "TIFF"), "16 bits"),
+        "bomb.png": (make_bomb(30_000), "900000000 pixels.* exceeds limit"),
+        "float.tiff": (encode_image(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "floating-point"),
+        "32-bit.tiff": (encode_image(Image.fromarray(np.full((8, 8), 1 << 20, np.int32)), "TIFF"), "16 bits"),
     }
-    folder = write_folder(tmp_path / "images", good | {name: bad for name, (bad, _) in reasons.items()})
+    folder = write_folder(
+        tmp_path / "images", readable | {name: content for name, (content, _) in reasons.items()}
+    )
     (folder / "gone.png").symlink_to("nowhere")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         store = quantize(QuantizeOptions(folder, tmp_path / "grids", quantizer, max_failed=0.5))
-    assert set(store) == set(good)
+    assert set(store) == set(readable)
     assert set(store.failures) == {*reasons, "gone.png"}
     for name, (_, reason) in reasons.items():
         assert re.search(f"^{name}: .*{reason}", store.failures[name])
     assert "No such file" in store.failures["gone.png"]
-    for same in ("wrong-extension.jpg", "rotated.png", "transparent.png"):
-        np.testing.assert_array_equal(store[same], store["rgb.png"])
-    for near in ("animated.gif", "palette.png"):
-        assert (store[near] == store["rgb.png"]).mean() > 0.5
-    black = quantize_black(quantizer, tmp_path)
-    for name in set(good) - {"16-bit.png"}:
-        assert not np.array_equal(store[name], black), name
+    for image_name in ("wrong-extension.jpg", "rotated.png", "transparent.png"):
+        np.testing.assert_array_equal(store[image_name], store["rgb.png"])
+    for image_name in ("animated.gif", "palette.png"):
+        assert (store[image_name] == store["rgb.png"]).mean() > 0.5
+    black_grid = quantize_black(quantizer, tmp_path)
+    for name in set(readable) - {"16-bit.png"}:
+        assert not np.array_equal(store[name], black_grid), name
     assert len(np.unique(store["16-bit.png"])) > 1
 
 
 def quantize_black(quantizer: str, tmp_path: Path) -> np.ndarray:
-    folder = write_folder(tmp_path / "black", {"a.png": encoded(Image.new("RGB", (32, 32)), "PNG")})
+    folder = write_folder(tmp_path / "black", {"a.png": encode_image(Image.new("RGB", (32, 32)), "PNG")})
     return quantize(QuantizeOptions(folder, tmp_path / "black-grids", quantizer))["a.png"]
 
 
@@ -262,47 +264,49 @@ def finish(process: multiprocessing.process.BaseProcess) -> int:
     return process.exitcode
 
 
-def shards(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*")}
 
 
 def test_killed_at_random_moments_and_run_again_it_gives_the_same_files(
     files: dict[str, bytes], quantizer: str, tmp_path: Path
 ) -> None:
-    many = {f"{n:04d}.png": data for n, data in enumerate(list(files.values()) * 80)}
-    folder = write_folder(tmp_path / "images", many | {"0100.png": b""})
-    undisturbed, out = tmp_path / "undisturbed", tmp_path / "grids"
-    assert finish(start(folder, undisturbed, quantizer)) == 0
-    rng, kept = np.random.default_rng(0), 0
+    image_files = {f"{n:04d}.png": data for n, data in enumerate(list(files.values()) * 80)}
+    folder = write_folder(tmp_path / "images", image_files | {"0100.png": b""})
+    reference_folder, out = tmp_path / "undisturbed", tmp_path / "grids"
+    assert finish(start(folder, reference_folder, quantizer)) == 0
+    rng, max_shards = np.random.default_rng(0), 0
     for _ in range(4):
         job = start(folder, out, quantizer)
-        least = len(list(out.glob("*.arrow"))) + int(rng.integers(1, 20))
-        while job.is_alive() and len(list(out.glob("*.arrow"))) < least:
+        min_shards = len(list(out.glob("*.arrow"))) + int(rng.integers(1, 20))
+        while job.is_alive() and len(list(out.glob("*.arrow"))) < min_shards:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.01))
         inodes = {path.name: path.stat().st_ino for path in out.glob("*.arrow")}
         job.kill()
         finish(job)
-        kept = max(kept, len(inodes))
-    assert 0 < kept < len(many) // 5
+        max_shards = max(max_shards, len(inodes))
+    assert 0 < max_shards < len(image_files) // 5
     assert not (out / "manifest.json").exists()
     assert finish(start(folder, out, quantizer)) == 0
     assert all((out / name).stat().st_ino == inode for name, inode in inodes.items())
-    assert shards(out) == shards(undisturbed)
+    assert read_files(out) == read_files(reference_folder)
 
 
 def test_the_processes_of_torchrun_share_the_work_and_give_the_same_files(
     files: dict[str, bytes], quantizer: str, tmp_path: Path
 ) -> None:
-    many = {f"{n:04d}.png": data for n, data in enumerate(list(files.values()) * 5)} | {"0003.png": b""}
-    folder = write_folder(tmp_path / "images", many)
+    image_files = {f"{n:04d}.png": data for n, data in enumerate(list(files.values()) * 5)} | {
+        "0003.png": b""
+    }
+    folder = write_folder(tmp_path / "images", image_files)
     assert finish(start(folder, tmp_path / "alone", quantizer)) == 0
     jobs = []
     for rank in (0, 2, 1):
         environment = {"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank)}
         jobs.append(start(folder, tmp_path / "shared", quantizer, environment=environment))
     assert [finish(job) for job in jobs] == [0, 0, 0]
-    assert shards(tmp_path / "shared") == shards(tmp_path / "alone")
+    assert read_files(tmp_path / "shared") == read_files(tmp_path / "alone")
 
 
 @pytest.mark.slow
@@ -314,7 +318,7 @@ def test_ray_gives_the_same_files(files: dict[str, bytes], quantizer: str, tmp_p
     store = quantize(QuantizeOptions(folder, tmp_path / "ray", quantizer, engine="ray", **options))
     assert store is not None
     assert set(store.failures) == {"z.png"}
-    assert shards(tmp_path / "ray") == shards(tmp_path / "local")
+    assert read_files(tmp_path / "ray") == read_files(tmp_path / "local")
 
 
 def test_a_bad_image_in_the_last_shard_does_not_stop_a_job_that_goes_on(

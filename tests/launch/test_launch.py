@@ -14,7 +14,7 @@ import yaml
 from being_vl.recipes.recipe import Recipe
 from helpers import tiny
 from helpers.commands import being_vl, refused
-from helpers.ranks import ENVIRONMENT, forked
+from helpers.ranks import ENVIRONMENT, train_in_forks
 from helpers.training import losses, write_recipe
 
 CLUSTER = Path(__file__).parent / "cluster"
@@ -250,7 +250,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
 def one_host(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of one host with one rank."""
     out = tmp_path_factory.mktemp("one-host") / "out"
-    forked(recipe(chain, out, ranks=1, steps=SOME))
+    train_in_forks(recipe(chain, out, ranks=1, steps=SOME))
     return losses(out)
 
 

@@ -351,7 +351,9 @@ def test_a_model_that_is_expanded_already_is_refused(parts: Path, tmp_path: Path
 def test_a_vocabulary_of_another_quantizer_is_refused_naming_both(parts: Path, tmp_path: Path) -> None:
     llm = tiny.llm(tmp_path / "llm")
     learn(tmp_path / "v.json", "ab" * 32, name="theirs")
-    with pytest.raises(QuantizerError, match=r"v.json: made for quantizer 'theirs' \(abab.*is 'tiny' \("):
+    with pytest.raises(
+        QuantizerError, match=r"v.json: is of quantizer 'theirs' \(abab.*quantizer is of 'tiny' \("
+    ):
         expand(options(parts, llm, tmp_path / "out", vocabulary=tmp_path / "v.json"))
     fingerprint = load_quantizer(parts / "quantizer").fingerprint
     learn(tmp_path / "v.json", fingerprint, codebook_size=500)

@@ -54,13 +54,13 @@ State = dict[str, Tensor]
 def images() -> list[Image.Image]:
     """Smooth and noisy ones of several modes, sizes and proportions."""
     rng = np.random.default_rng(0)
-    found = []
+    images = []
     for n, (width, height) in enumerate([(32, 32), (64, 40), (33, 50), (20, 17), (150, 70), (31, 97)]):
         noise = Image.fromarray(rng.integers(0, 256, (3 + n, 4 + n, 3), np.uint8))
-        found.append(noise.resize((width, height), Image.Resampling.BICUBIC))
-    found[1] = found[1].convert("L")
-    found[2].putalpha(Image.linear_gradient("L").resize(found[2].size))
-    return found
+        images.append(noise.resize((width, height), Image.Resampling.BICUBIC))
+    images[1] = images[1].convert("L")
+    images[2].putalpha(Image.linear_gradient("L").resize(images[2].size))
+    return images
 
 
 def spread_codes(codebook: nn.Embedding, latents: Tensor) -> None:
@@ -101,11 +101,11 @@ def chameleon(taming: JanusVQVAE) -> JanusVQVAE:
     return model
 
 
-def reversed_levels(state: State) -> State:
+def reverse_levels(state: State) -> State:
     """taming counts the decoder's levels from the other end than transformers' Janus."""
-    last = max(int(name.split(".")[2]) for name in state if name.startswith("decoder.up."))
+    last_level = max(int(name.split(".")[2]) for name in state if name.startswith("decoder.up."))
     return {
-        re.sub(r"(decoder\.up\.)(\d+)", lambda found: f"{found[1]}{last - int(found[2])}", name): tensor
+        re.sub(r"(decoder\.up\.)(\d+)", lambda match: f"{match[1]}{last_level - int(match[2])}", name): tensor
         for name, tensor in state.items()
     }
 
@@ -120,7 +120,7 @@ class Callback:
 def save_taming(folder: Path, state: State, resolution: int = SIZE, name: str = "vqgan.ckpt") -> Path:
     """As CompVis and Meta did: Lightning's checkpoint and a YAML."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = reversed_levels(state) | {"loss.discriminator.main.0.weight": torch.zeros(3)}
+    state = reverse_levels(state) | {"loss.discriminator.main.0.weight": torch.zeros(3)}
     torch.save({"epoch": 3, "callbacks": {Callback: Callback()}, "state_dict": state}, folder / name)
     config = {"model": {"params": {"embed_dim": 8, "ddconfig": {"resolution": resolution}}}}
     (folder / "vqgan.yaml").write_text(yaml.safe_dump(config))
@@ -162,7 +162,7 @@ def ids_of(latents: Tensor, codebook: Tensor) -> NDArray[np.int64]:
     return ids.reshape(height, width).numpy()
 
 
-def as_picture(pixels: Tensor) -> NDArray[np.uint8]:
+def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
     """(3, h, w) of -1 to 1."""
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
 
@@ -170,14 +170,14 @@ def as_picture(pixels: Tensor) -> NDArray[np.uint8]:
 @torch.no_grad()
 def check_decode(quantizer: Quantizer, model: JanusVQVAE, grids: list[NDArray[np.int64]]) -> None:
     """Pictures are those of the model's decoder on its own codes, whatever else is decoded."""
-    for grid, picture in zip(grids, quantizer.decode(grids), strict=True):
+    for grid, image in zip(grids, quantizer.decode(grids), strict=True):
         codes = model.quantize.embedding(torch.from_numpy(grid))
         if quantizer.name.startswith(("janus", "vq_ds16")):
             codes = F.normalize(codes, dim=-1)
         pixels = model.decoder(model.post_quant_conv(codes.permute(2, 0, 1)[None]))[0]
-        difference = np.asarray(picture).astype(int) - as_picture(pixels).astype(int)
+        difference = np.asarray(image).astype(int) - to_uint8(pixels).astype(int)
         assert abs(difference).max() <= 1  # where two ways of summing round a grey level differently
-        np.testing.assert_array_equal(np.asarray(picture), np.asarray(quantizer.decode([grid])[0]))
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(quantizer.decode([grid])[0]))
 
 
 def test_chameleon_gives_the_ids_of_transformers_class_and_processor(
@@ -203,22 +203,26 @@ def test_chameleon_decodes_with_metas_checkpoint_or_a_converted_decoder(
     chameleon: JanusVQVAE, images: list[Image.Image], tmp_path: Path
 ) -> None:
     save_chameleon(tmp_path / "q", chameleon)
-    alone = load_quantizer(tmp_path / "q")
-    grids = alone.encode(images)
+    without_decoder = load_quantizer(tmp_path / "q")
+    grids = without_decoder.encode(images)
 
     save_taming(tmp_path / "q", chameleon.state_dict())
-    beside = load_quantizer(tmp_path / "q")
-    check_decode(beside, chameleon, grids)
+    with_checkpoint = load_quantizer(tmp_path / "q")
+    check_decode(with_checkpoint, chameleon, grids)
 
-    converted = {name: tensor.contiguous() for name, tensor in chameleon.state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in chameleon.state_dict().items()}
     (tmp_path / "q" / "vqgan.ckpt").unlink()
-    save_file(converted, tmp_path / "q" / "model.safetensors")
+    save_file(tensors, tmp_path / "q" / "model.safetensors")
     check_decode(load_quantizer(tmp_path / "q"), chameleon, grids)
-    assert beside.fingerprint == alone.fingerprint == load_quantizer(tmp_path / "q").fingerprint
+    assert (
+        with_checkpoint.fingerprint
+        == without_decoder.fingerprint
+        == load_quantizer(tmp_path / "q").fingerprint
+    )
 
     save_chameleon(tmp_path / "q", chameleon)
-    other = chameleon.state_dict() | {"quantize.embedding.weight": torch.zeros(CODES, 8)}
-    save_taming(tmp_path / "q", other)
+    other_tensors = chameleon.state_dict() | {"quantize.embedding.weight": torch.zeros(CODES, 8)}
+    save_taming(tmp_path / "q", other_tensors)
     with pytest.raises(QuantizerError, match=r"vqgan\.ckpt: its codebook is not that of the weights beside"):
         load_quantizer(tmp_path / "q")
 
@@ -227,15 +231,15 @@ def test_chameleon_inside_the_whole_language_model(
     chameleon: JanusVQVAE, images: list[Image.Image], tmp_path: Path
 ) -> None:
     save_chameleon(tmp_path / "vq", chameleon)
-    whole = tmp_path / "chameleon-7b"
-    whole.mkdir()
-    chameleon_processor().save_pretrained(whole)
-    (whole / "config.json").write_text(json.dumps({"model_type": "chameleon", "vq_config": {}}))
+    folder = tmp_path / "chameleon-7b"
+    folder.mkdir()
+    chameleon_processor().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "chameleon", "vq_config": {}}))
     names = [name for name in chameleon.state_dict() if not name.startswith("decoder.")]
     for n in range(2):
         part = {f"model.vqmodel.{name}": chameleon.state_dict()[name].contiguous() for name in names[n::2]}
-        save_file(part | {f"model.layers.{n}.weight": torch.zeros(2)}, whole / f"model-{n}.safetensors")
-    a, b = load_quantizer(whole), load_quantizer(tmp_path / "vq")
+        save_file(part | {f"model.layers.{n}.weight": torch.zeros(2)}, folder / f"model-{n}.safetensors")
+    a, b = load_quantizer(folder), load_quantizer(tmp_path / "vq")
     assert a.fingerprint == b.fingerprint
     np.testing.assert_array_equal(a.encode(images), b.encode(images))
 
@@ -266,11 +270,11 @@ def over_white(image: Image.Image) -> Image.Image:
 
 
 def test_checkpoints_from_before_torch_1_6(taming: JanusVQVAE, tmp_path: Path) -> None:
-    state = reversed_levels(taming.state_dict())
-    for name, new in (("old", False), ("new", True)):
-        torch.save({"state_dict": state}, tmp_path / f"{name}.ckpt", _use_new_zipfile_serialization=new)
-    old, new = (load_quantizer(tmp_path / f"{name}.ckpt") for name in ("old", "new"))
-    assert (old.name, old.fingerprint) == ("old", new.fingerprint)
+    state = reverse_levels(taming.state_dict())
+    for name, is_zip in (("old", False), ("new", True)):
+        torch.save({"state_dict": state}, tmp_path / f"{name}.ckpt", _use_new_zipfile_serialization=is_zip)
+    old_quantizer, new_quantizer = (load_quantizer(tmp_path / f"{name}.ckpt") for name in ("old", "new"))
+    assert (old_quantizer.name, old_quantizer.fingerprint) == ("old", new_quantizer.fingerprint)
 
 
 def test_a_folder_of_logs_as_taming_published_them(taming: JanusVQVAE, tmp_path: Path) -> None:
@@ -278,11 +282,11 @@ def test_a_folder_of_logs_as_taming_published_them(taming: JanusVQVAE, tmp_path:
     save_taming(folder / "checkpoints", taming.state_dict(), resolution=64, name="last.ckpt")
     (folder / "configs").mkdir()
     (folder / "checkpoints" / "vqgan.yaml").rename(folder / "configs" / "model.yaml")
-    whole, file = load_quantizer(folder), load_quantizer(folder / "checkpoints" / "last.ckpt")
-    for quantizer in (whole, file):
+    of_folder, of_file = load_quantizer(folder), load_quantizer(folder / "checkpoints" / "last.ckpt")
+    for quantizer in (of_folder, of_file):
         assert quantizer.encode([Image.new("RGB", (9, 9))])[0].shape == (16, 16)
-    assert whole.fingerprint == file.fingerprint
-    assert whole.name == "vqgan_imagenet_f16_16384"
+    assert of_folder.fingerprint == of_file.fingerprint
+    assert of_folder.name == "vqgan_imagenet_f16_16384"
 
 
 def upstream_janus_ids(model: JanusVQVAE, pixels: Tensor) -> NDArray[np.int64]:
@@ -390,9 +394,9 @@ def test_diffusers_vqmodel(images: list[Image.Image], tmp_path: Path) -> None:
         with torch.no_grad():
             latents = model.encode(pixels).latents
             np.testing.assert_array_equal(grid.ravel(), model.quantize(latents)[2][2])
-            expected = as_picture(model.decode(latents).sample[0])
-        (picture,) = quantizer.decode([grid])
-        assert abs(np.asarray(picture).astype(int) - expected.astype(int)).max() <= 1
+            expected = to_uint8(model.decode(latents).sample[0])
+        (reconstruction,) = quantizer.decode([grid])
+        assert abs(np.asarray(reconstruction).astype(int) - expected.astype(int)).max() <= 1
 
 
 @pytest.fixture(scope="module")
@@ -433,7 +437,7 @@ def test_emu3_gives_the_ids_and_sizes_of_transformers_class_and_processor(
             (expected,) = emu3.encode(inputs.pixel_values, inputs.image_sizes).image_tokens
             pixels = emu3.decode(torch.from_numpy(grid)[None])[0]
         np.testing.assert_array_equal(grid, expected)
-        np.testing.assert_array_equal(np.asarray(quantizer.decode([grid])[0]), as_picture(pixels))
+        np.testing.assert_array_equal(np.asarray(quantizer.decode([grid])[0]), to_uint8(pixels))
     assert len({grid.shape for grid in grids}) > 3
     assert len(np.unique(np.concatenate([grid.ravel() for grid in grids]))) > 10
 
@@ -499,34 +503,40 @@ def test_saved_and_loaded_again_it_is_the_same(
         for size in (None, 24):
             quantizer = load_quantizer(folder, size=size, aspect=size is not None)
             quantizer.save_pretrained(tmp_path / "saved" / f"{folder.name}{size}")
-            again = load_quantizer(tmp_path / "saved" / f"{folder.name}{size}")
-            assert (again.name, again.fingerprint) == (folder.name, quantizer.fingerprint)
+            quantizer_copy = load_quantizer(tmp_path / "saved" / f"{folder.name}{size}")
+            assert (quantizer_copy.name, quantizer_copy.fingerprint) == (folder.name, quantizer.fingerprint)
             grids = quantizer.encode(images)
-            for a, b in zip(grids, again.encode(images), strict=True):
+            for a, b in zip(grids, quantizer_copy.encode(images), strict=True):
                 np.testing.assert_array_equal(a, b)
             if folder.name != "chameleon":
-                for a, b in zip(quantizer.decode(grids), again.decode(grids), strict=True):
+                for a, b in zip(quantizer.decode(grids), quantizer_copy.decode(grids), strict=True):
                     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 def test_sizes_of_ones_own_and_in_the_images_proportions(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    wide, tall, thread = (Image.new("RGB", size) for size in ((200, 100), (30, 60), (1, 5000)))
+    wide_image, tall_image, thread_image = (
+        Image.new("RGB", size) for size in ((200, 100), (30, 60), (1, 5000))
+    )
     for folder in every_format(tmp_path, request):
-        own = load_quantizer(folder)
-        side = own.downsample
+        quantizer = load_quantizer(folder)
+        side = quantizer.downsample
         if folder.name != "emu3":
-            assert load_quantizer(f"{folder}@64").encode([wide])[0].shape == (64 // side, 64 // side)
+            assert load_quantizer(f"{folder}@64").encode([wide_image])[0].shape == (64 // side, 64 // side)
             with pytest.raises(QuantizerError, match=rf"size is 30; expected a positive multiple of {side}"):
                 load_quantizer(folder, size=30)
-        kept = load_quantizer(f"{folder}@64:aspect")
-        assert kept.fingerprint == load_quantizer(folder, size=64, aspect=True).fingerprint != own.fingerprint
-        for image, ratio in ((wide, 0.5), (tall, 2.0)):
-            (grid,) = kept.encode([image])
+        aspect_quantizer = load_quantizer(f"{folder}@64:aspect")
+        assert (
+            aspect_quantizer.fingerprint
+            == load_quantizer(folder, size=64, aspect=True).fingerprint
+            != quantizer.fingerprint
+        )
+        for image, ratio in ((wide_image, 0.5), (tall_image, 2.0)):
+            (grid,) = aspect_quantizer.encode([image])
             assert grid.shape[0] / grid.shape[1] == pytest.approx(ratio, rel=0.15)
             assert grid.size == pytest.approx((64 / side) ** 2, rel=0.15)
-        height, width = kept.encode([thread])[0].shape
+        height, width = aspect_quantizer.encode([thread_image])[0].shape
         assert height > 50 * width
 
 
@@ -534,19 +544,20 @@ def test_bfloat16_has_a_fingerprint_of_its_own(
     images: list[Image.Image], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     for folder in every_format(tmp_path, request):
-        exact = load_quantizer(folder)
-        rounded = load_quantizer(f"{folder}@64:aspect:bfloat16")
-        same = load_quantizer(folder, size=64, aspect=True, precision="bfloat16")
-        plain = load_quantizer(folder, size=64, aspect=True)
-        assert len({each.fingerprint for each in (exact, rounded, plain)}) == 3
-        assert rounded.fingerprint == same.fingerprint
-        whole, some, again = (
-            np.concatenate([grid.ravel() for grid in each.encode(images)]) for each in (plain, rounded, same)
+        published = load_quantizer(folder)
+        bfloat16_quantizer = load_quantizer(f"{folder}@64:aspect:bfloat16")
+        bfloat16_copy = load_quantizer(folder, size=64, aspect=True, precision="bfloat16")
+        float32_quantizer = load_quantizer(folder, size=64, aspect=True)
+        assert len({each.fingerprint for each in (published, bfloat16_quantizer, float32_quantizer)}) == 3
+        assert bfloat16_quantizer.fingerprint == bfloat16_copy.fingerprint
+        float32_ids, bfloat16_ids, copy_ids = (
+            np.concatenate([grid.ravel() for grid in each.encode(images)])
+            for each in (float32_quantizer, bfloat16_quantizer, bfloat16_copy)
         )
-        np.testing.assert_array_equal(some, again)
-        assert 0 < (whole != some).mean() < 0.5
-        rounded.save_pretrained(tmp_path / "saved" / folder.name)
-        assert load_quantizer(tmp_path / "saved" / folder.name).fingerprint == plain.fingerprint
+        np.testing.assert_array_equal(bfloat16_ids, copy_ids)
+        assert 0 < (float32_ids != bfloat16_ids).mean() < 0.5
+        bfloat16_quantizer.save_pretrained(tmp_path / "saved" / folder.name)
+        assert load_quantizer(tmp_path / "saved" / folder.name).fingerprint == float32_quantizer.fingerprint
 
 
 def test_a_compiled_encoder_gives_the_same_ids(
@@ -557,40 +568,40 @@ def test_a_compiled_encoder_gives_the_same_ids(
 ) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     folder = next(every_format(tmp_path, request))
-    plain, compiled = load_quantizer(f"{folder}@32"), load_quantizer(f"{folder}@32")
-    compiled.compile()
-    for a, b in zip(plain.encode(images), compiled.encode(images), strict=True):
+    quantizer, compiled_quantizer = load_quantizer(f"{folder}@32"), load_quantizer(f"{folder}@32")
+    compiled_quantizer.compile()
+    for a, b in zip(quantizer.encode(images), compiled_quantizer.encode(images), strict=True):
         assert (a != b).mean() < 0.01
 
 
 def test_pixels_are_those_of_the_image_processors(images: list[Image.Image]) -> None:
     """At the models' own options, on images larger and smaller than the size."""
-    one, half = (1.0, 1.0, 1.0), (0.5, 0.5, 0.5)
+    ones, halves = (1.0, 1.0, 1.0), (0.5, 0.5, 0.5)
     cases = [
-        (ChameleonImageProcessorPil(), Preprocessing(Crop(512, truncate=True), 0.0078, one, one)),
+        (ChameleonImageProcessorPil(), Preprocessing(Crop(512, truncate=True), 0.0078, ones, ones)),
         (
-            JanusImageProcessorPil(image_mean=list(half), image_std=list(half)),
+            JanusImageProcessorPil(image_mean=list(halves), image_std=list(halves)),
             Preprocessing(Pad(384, (127, 127, 127), 14)),
         ),
         (
-            Emu3ImageProcessor(image_mean=half, image_std=half),
+            Emu3ImageProcessor(image_mean=halves, image_std=halves),
             Preprocessing(Area(8, 512**2, 1024**2)),
         ),
     ]
-    large = images[4].resize((1301, 873), Image.Resampling.BICUBIC)
-    for processor, ours in cases:
-        for image in [*images, large]:
-            plain = over_white(image.convert("RGBA"))
-            expected = np.asarray(processor(plain, return_tensors="np").pixel_values[0])
-            np.testing.assert_array_equal(pixel_values(ours, image), expected)
+    large_image = images[4].resize((1301, 873), Image.Resampling.BICUBIC)
+    for processor, preprocessing in cases:
+        for image in [*images, large_image]:
+            opaque_image = over_white(image.convert("RGBA"))
+            expected = np.asarray(processor(opaque_image, return_tensors="np").pixel_values[0])
+            np.testing.assert_array_equal(pixel_values(preprocessing, image), expected)
 
 
 def test_without_a_file_of_options_the_preprocessing_is_the_published_one(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    one = (1.0, 1.0, 1.0)
+    ones = (1.0, 1.0, 1.0)
     expected = {
-        "chameleon": Preprocessing(Crop(512, truncate=True), 0.0078, one, one),
+        "chameleon": Preprocessing(Crop(512, truncate=True), 0.0078, ones, ones),
         "taming": Preprocessing(Crop(256)),
         "janus": Preprocessing(Pad(384, (127, 127, 127), 14)),
         "emu3": Preprocessing(Area(2, 512**2, 1024**2)),
@@ -638,9 +649,9 @@ def test_what_is_no_vq_model_is_refused_with_what_it_is(taming: JanusVQVAE, tmp_
     state.pop("decoder.conv_in.weight")
     with pytest.raises(QuantizerError, match=r"cannot be loaded \(.*VQModel"):
         load_quantizer(save_taming(tmp_path / "cut", state))
-    whole = (tmp_path / "cut" / "vqgan.ckpt").read_bytes()
-    for damaged in (whole[:1000], b"a text"):
-        (tmp_path / "cut" / "vqgan.ckpt").write_bytes(damaged)
+    content = (tmp_path / "cut" / "vqgan.ckpt").read_bytes()
+    for damaged_content in (content[:1000], b"a text"):
+        (tmp_path / "cut" / "vqgan.ckpt").write_bytes(damaged_content)
         with pytest.raises(QuantizerError, match=r"vqgan\.ckpt: damaged, or no weights"):
             load_quantizer(tmp_path / "cut")
 
@@ -651,38 +662,41 @@ def test_fingerprints_travel_and_two_quantizers_are_never_mixed(
     for n, image in enumerate(images):
         (tmp_path / "images").mkdir(exist_ok=True)
         image.save(tmp_path / "images" / f"{n}.png")
-    one, other = (str(next(every_format(tmp_path, request))), str(tmp_path / "chameleon") + "@32:aspect")
-    for name, quantizer in (("one", one), ("other", other)):
+    quantizer_a, quantizer_b = (
+        str(next(every_format(tmp_path, request))),
+        str(tmp_path / "chameleon") + "@32:aspect",
+    )
+    for name, quantizer in (("one", quantizer_a), ("other", quantizer_b)):
         quantize(QuantizeOptions(tmp_path / "images", tmp_path / name / "grids", quantizer))
         train_vocabulary(
             VocabularyOptions([tmp_path / name / "grids"], tmp_path / name / "bpe.json", num_merges=4)
         )
     llm = str(tiny.llm(tmp_path / "llm"))
-    expand(ExpandOptions(llm, tmp_path / "other" / "bpe.json", tmp_path / "other" / "model", other))
+    expand(ExpandOptions(llm, tmp_path / "other" / "bpe.json", tmp_path / "other" / "model", quantizer_b))
 
     store = GridStore.open(tmp_path / "other" / "grids")
     assert len({grid.shape for grid in store.values()}) > 3
     assistant = Assistant.load(tmp_path / "other" / "model", "cpu")
-    asked = [list(images), list(store.values())]
+    questions = [list(images), list(store.values())]
     by_image, by_grid = (
-        assistant.answer(["What?"] * 6, [[it] for it in each], max_new_tokens=4) for each in asked
+        assistant.answer(["What?"] * 6, [[it] for it in each], max_new_tokens=4) for each in questions
     )
     assert by_image == by_grid
 
-    both = [load_quantizer(name).fingerprint[:12] for name in (one, other)]
-    names = rf"'chameleon' \(({'|'.join(both)})\).*'chameleon' \(({'|'.join(both)})\)"
+    fingerprints = [load_quantizer(name).fingerprint[:12] for name in (quantizer_a, quantizer_b)]
+    names = rf"'chameleon' \(({'|'.join(fingerprints)})\).*'chameleon' \(({'|'.join(fingerprints)})\)"
     grids = [tmp_path / name / "grids" for name in ("one", "other")]
     with pytest.raises(ConfigError, match=names):
         train_vocabulary(VocabularyOptions(grids, tmp_path / "bpe.json", num_merges=4))
     with pytest.raises(QuantizerError, match=names):
-        expand(ExpandOptions(llm, tmp_path / "one" / "bpe.json", tmp_path / "model", other))
+        expand(ExpandOptions(llm, tmp_path / "one" / "bpe.json", tmp_path / "model", quantizer_b))
     builder = assistant.builder
     with pytest.raises(QuantizerError, match=names):
         SequenceBuilder(
             builder.tokenizer, builder.layout, builder.bpe, GridStore.open(tmp_path / "one" / "grids")
         )
     shutil.rmtree(tmp_path / "other" / "model" / "quantizer")
-    load_quantizer(one).save_pretrained(tmp_path / "other" / "model" / "quantizer")
+    load_quantizer(quantizer_a).save_pretrained(tmp_path / "other" / "model" / "quantizer")
     with pytest.raises(QuantizerError, match=names):
         Assistant.load(tmp_path / "other" / "model", "cpu").answer(["What?"], [images[:1]])
 
@@ -690,25 +704,25 @@ def test_fingerprints_travel_and_two_quantizers_are_never_mixed(
 def test_of_a_large_model_on_the_hub_only_the_files_of_its_vq_model_are_downloaded(
     chameleon: JanusVQVAE, taming: JanusVQVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[str]] = []
+    requests: list[list[str]] = []
 
     def download(repository: str, allow_patterns: list[str]) -> str:
-        asked.append(allow_patterns)
+        requests.append(allow_patterns)
         return str(tmp_path / repository)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     save_chameleon(tmp_path / "facebook" / "chameleon-7b", chameleon)
-    places = {f"model.vqmodel.{name}": "model-3.safetensors" for name in chameleon.state_dict()}
-    places |= {"model.layers.0.weight": "model-1.safetensors", "model.vqmodel.other": "model-2.safetensors"}
+    files = {f"model.vqmodel.{name}": "model-3.safetensors" for name in chameleon.state_dict()}
+    files |= {"model.layers.0.weight": "model-1.safetensors", "model.vqmodel.other": "model-2.safetensors"}
     index = tmp_path / "facebook" / "chameleon-7b" / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
+    index.write_text(json.dumps({"weight_map": files}))
     index.with_name("model.safetensors").rename(index.with_name("model-3.safetensors"))
     assert load_quantizer("facebook/chameleon-7b").name == "chameleon-7b"
-    assert asked == [["*.json", "*.yaml"], ["model-3.safetensors"]]
+    assert requests == [["*.json", "*.yaml"], ["model-3.safetensors"]]
 
-    asked.clear()
+    requests.clear()
     (tmp_path / "FoundationVision" / "LlamaGen").mkdir(parents=True)
     file = tmp_path / "FoundationVision" / "LlamaGen" / "vq_ds16_c2i.pt"
     torch.save({"model": llamagen_names(taming.state_dict())}, file)
     assert load_quantizer("FoundationVision/LlamaGen/vq_ds16_c2i.pt").name == "vq_ds16_c2i"
-    assert asked == [["*.json", "*.yaml"], ["vq_ds16_c2i.pt"]]
+    assert requests == [["*.json", "*.yaml"], ["vq_ds16_c2i.pt"]]

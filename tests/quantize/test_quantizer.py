@@ -37,13 +37,13 @@ def builtin() -> VQGAN:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     """ShapesWorld and photographs."""
-    drawn = []
+    images = []
     for n in range(20):
         rng = np.random.default_rng([5, n])
-        drawn.append(shapesworld.draw(shapesworld.sample_scene(rng, "held-out"), rng))
-    return drawn + [read_image(path) for path in PHOTOGRAPHS]
+        images.append(shapesworld.draw(shapesworld.sample_scene(rng, "held-out"), rng))
+    return images + [read_image(path) for path in PHOTOGRAPHS]
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
@@ -51,10 +51,10 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
-def test_it_is_a_quantizer(builtin: VQGAN, pictures: list[Image.Image]) -> None:
+def test_it_is_a_quantizer(builtin: VQGAN, images: list[Image.Image]) -> None:
     assert isinstance(builtin, Quantizer)
     assert (builtin.name, builtin.downsample, len(builtin.fingerprint)) == ("builtin", 8, 64)
-    for grid in builtin.encode(pictures):
+    for grid in builtin.encode(images):
         assert grid.shape == (8, 8)
         assert grid.dtype == np.int64
         assert grid.min() >= 0
@@ -67,54 +67,60 @@ def test_builtin_files_are_small() -> None:
     assert sum(file.stat().st_size for file in BUILTIN.iterdir()) <= 6_000_000
 
 
-def test_builtin_reconstructs_shapes_and_photographs(builtin: VQGAN, pictures: list[Image.Image]) -> None:
-    seen = [builtin.preprocessing.prepare(picture) for picture in pictures]
-    back = builtin.decode(builtin.encode(pictures))
-    quality = [psnr(a, b) for a, b in zip(seen, back, strict=True)]
+def test_builtin_reconstructs_shapes_and_photographs(builtin: VQGAN, images: list[Image.Image]) -> None:
+    prepared_images = [builtin.preprocessing.prepare(picture) for picture in images]
+    reconstructions = builtin.decode(builtin.encode(images))
+    quality = [psnr(a, b) for a, b in zip(prepared_images, reconstructions, strict=True)]
     assert np.mean(quality[:20]) > 27
     assert np.mean(quality[20:]) > 19
-    larger = load_quantizer("builtin", size=256)
-    back = larger.decode(larger.encode(pictures[20:]))
-    assert np.mean([psnr(a, b) for a, b in zip(pictures[20:], back, strict=True)]) > 22
-    grey = [Image.fromarray(np.full((64, 64, 3), np.asarray(a).mean(), np.uint8)) for a in seen]
-    assert np.mean(quality) > 9 + np.mean([psnr(a, b) for a, b in zip(seen, grey, strict=True)])
+    large_quantizer = load_quantizer("builtin", size=256)
+    reconstructions = large_quantizer.decode(large_quantizer.encode(images[20:]))
+    assert np.mean([psnr(a, b) for a, b in zip(images[20:], reconstructions, strict=True)]) > 22
+    grey_images = [
+        Image.fromarray(np.full((64, 64, 3), np.asarray(a).mean(), np.uint8)) for a in prepared_images
+    ]
+    assert np.mean(quality) > 9 + np.mean(
+        [psnr(a, b) for a, b in zip(prepared_images, grey_images, strict=True)]
+    )
 
 
-def test_ids_depend_neither_on_the_batch_nor_on_threads(builtin: VQGAN, pictures: list[Image.Image]) -> None:
-    together = builtin.encode(pictures)
+def test_ids_depend_neither_on_the_batch_nor_on_threads(builtin: VQGAN, images: list[Image.Image]) -> None:
+    all_grids = builtin.encode(images)
     threads = torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
             for size in (1, 7):
-                parts = [builtin.encode(pictures[n : n + size]) for n in range(0, len(pictures), size)]
-                np.testing.assert_array_equal(np.concatenate(parts), together)
+                parts = [builtin.encode(images[n : n + size]) for n in range(0, len(images), size)]
+                np.testing.assert_array_equal(np.concatenate(parts), all_grids)
     finally:
         torch.set_num_threads(threads)
 
 
-def test_ids_are_those_of_float64(builtin: VQGAN, pictures: list[Image.Image]) -> None:
-    pixels = to_tensor(np.stack([np.asarray(builtin.preprocessing.prepare(picture)) for picture in pictures]))
+def test_ids_are_those_of_float64(builtin: VQGAN, images: list[Image.Image]) -> None:
+    pixels = to_tensor(np.stack([np.asarray(builtin.preprocessing.prepare(picture)) for picture in images]))
     tiles = cut_tiles(builtin.model, pixels)
-    exact = VQModel.from_config(builtin.model.config)
-    exact.load_state_dict(builtin.model.state_dict())
-    exact.double()
+    float64_model = VQModel.from_config(builtin.model.config)
+    float64_model.load_state_dict(builtin.model.state_dict())
+    float64_model.double()
     with torch.no_grad():
-        latents, codes = encode_tiles(exact, tiles.double()), exact.quantize.embedding.weight
+        latents, codes = encode_tiles(float64_model, tiles.double()), float64_model.quantize.embedding.weight
         distances = squared_distances(latents, codes)
-        rough = squared_distances(encode_tiles(builtin.model, tiles), builtin.model.quantize.embedding.weight)
-    np.testing.assert_array_equal(np.stack(builtin.encode(pictures)).ravel(), distances.argmin(1))
+        float32_distances = squared_distances(
+            encode_tiles(builtin.model, tiles), builtin.model.quantize.embedding.weight
+        )
+    np.testing.assert_array_equal(np.stack(builtin.encode(images)).ravel(), distances.argmin(1))
     scale = latents.square().sum(1) + codes.square().sum(1).max()
-    assert ((rough - distances).abs() / scale[:, None]).max() < FLOAT64_MARGIN / 10
+    assert ((float32_distances - distances).abs() / scale[:, None]).max() < FLOAT64_MARGIN / 10
 
 
 def test_a_compiled_encoder_gives_the_same_ids(
-    builtin: VQGAN, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+    builtin: VQGAN, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    compiled = load_quantizer("builtin")
-    compiled.compile()
-    np.testing.assert_array_equal(compiled.encode(pictures), builtin.encode(pictures))
+    quantizer = load_quantizer("builtin")
+    quantizer.compile()
+    np.testing.assert_array_equal(quantizer.encode(images), builtin.encode(images))
 
 
 def test_it_computes_in_float32_alone(builtin: VQGAN) -> None:
@@ -126,16 +132,16 @@ def test_it_computes_in_float32_alone(builtin: VQGAN) -> None:
 def test_equal_tiles_get_equal_ids_wherever_they_are(builtin: VQGAN) -> None:
     rng = np.random.default_rng(0)
     thing = rng.integers(0, 256, (16, 16, 3), np.uint8)
-    first, second = (np.full((64, 64, 3), level, np.uint8) for level in (40, 220))
-    first[8:24, 16:32] = thing
-    second[40:56, 0:16] = thing
-    a, b = builtin.encode([Image.fromarray(first), Image.fromarray(second)])
+    pixels_a, pixels_b = (np.full((64, 64, 3), level, np.uint8) for level in (40, 220))
+    pixels_a[8:24, 16:32] = thing
+    pixels_b[40:56, 0:16] = thing
+    a, b = builtin.encode([Image.fromarray(pixels_a), Image.fromarray(pixels_b)])
     np.testing.assert_array_equal(a[1:3, 2:4], b[5:7, 0:2])
 
 
 def test_an_object_is_read_from_its_ids_alone(builtin: VQGAN) -> None:
     """On a plain background, the ids of a lone object's cells tell its shape, colour, size and texture apart."""
-    seen: dict[tuple[object, ...], set[tuple[str, ...]]] = {}
+    names_of_ids: dict[tuple[object, ...], set[tuple[str, ...]]] = {}
     for shape in shapesworld.SHAPES:
         for colour in shapesworld.COLOURS:
             for size in shapesworld.SIZES:
@@ -144,17 +150,17 @@ def test_an_object_is_read_from_its_ids_alone(builtin: VQGAN) -> None:
                     scene = shapesworld.Scene("dark", (thing,))
                     (grid,) = builtin.encode([shapesworld.draw(scene, np.random.default_rng(0))])
                     ids = tuple(grid[2 : 2 + thing.cells, 3 : 3 + thing.cells].ravel().tolist())
-                    seen.setdefault(ids, set()).add((shape, colour, size, texture))
-    confused = [names for names in seen.values() if len(names) > 1]
-    assert len(confused) <= 2, confused
+                    names_of_ids.setdefault(ids, set()).add((shape, colour, size, texture))
+    confusions = [names for names in names_of_ids.values() if len(names) > 1]
+    assert len(confusions) <= 2, confusions
 
 
 def test_any_size_that_tiles_divide(builtin: VQGAN) -> None:
     image = read_image(PHOTOGRAPHS[0])
-    large = load_quantizer("builtin", size=256)
-    (grid,) = large.encode([image])
+    large_quantizer = load_quantizer("builtin", size=256)
+    (grid,) = large_quantizer.encode([image])
     assert grid.shape == (32, 32)
-    assert load_quantizer("builtin@256").fingerprint == large.fingerprint != builtin.fingerprint
+    assert load_quantizer("builtin@256").fingerprint == large_quantizer.fingerprint != builtin.fingerprint
     (picture,) = builtin.decode([grid[:5, :7]])
     assert picture.size == (56, 40)
     with pytest.raises(QuantizerError, match="size is 60; expected a positive multiple of 8"):
@@ -162,47 +168,50 @@ def test_any_size_that_tiles_divide(builtin: VQGAN) -> None:
 
 
 def test_saved_and_loaded_it_gives_the_same_ids_and_pictures(
-    builtin: VQGAN, pictures: list[Image.Image], tmp_path: Path
+    builtin: VQGAN, images: list[Image.Image], tmp_path: Path
 ) -> None:
-    large = load_quantizer("builtin", size=128)
-    large.save_pretrained(tmp_path / "q")
-    again = load_quantizer(tmp_path / "q")
-    assert (again.name, again.fingerprint) == (large.name, large.fingerprint)
-    for a, b in zip(large.encode(pictures[-6:]), again.encode(pictures[-6:]), strict=True):
+    large_quantizer = load_quantizer("builtin", size=128)
+    large_quantizer.save_pretrained(tmp_path / "q")
+    quantizer_copy = load_quantizer(tmp_path / "q")
+    assert (quantizer_copy.name, quantizer_copy.fingerprint) == (
+        large_quantizer.name,
+        large_quantizer.fingerprint,
+    )
+    for a, b in zip(large_quantizer.encode(images[-6:]), quantizer_copy.encode(images[-6:]), strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.shape == (16, 16)
-    grids = builtin.encode(pictures[:2])
-    for a, b in zip(builtin.decode(grids), again.decode(grids), strict=True):
+    grids = builtin.encode(images[:2])
+    for a, b in zip(builtin.decode(grids), quantizer_copy.decode(grids), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     # Plain diffusers can read it too.
     assert VQModel.from_pretrained(tmp_path / "q").config.vq_embed_dim == 24
 
 
 def test_the_fingerprint_follows_what_decides_ids_and_nothing_else(tmp_path: Path) -> None:
-    made = tiny.quantizer(tmp_path / "q")
-    assert tiny.quantizer(tmp_path / "same").fingerprint == made.fingerprint
-    assert tiny.quantizer(tmp_path / "named", name="other").fingerprint == made.fingerprint
-    assert tiny.quantizer(tmp_path / "seeded", seed=1).fingerprint != made.fingerprint
+    quantizer = tiny.quantizer(tmp_path / "q")
+    assert tiny.quantizer(tmp_path / "same").fingerprint == quantizer.fingerprint
+    assert tiny.quantizer(tmp_path / "named", name="other").fingerprint == quantizer.fingerprint
+    assert tiny.quantizer(tmp_path / "seeded", seed=1).fingerprint != quantizer.fingerprint
 
-    def changed(name: str) -> str:
-        model = VQModel.from_config(made.model.config)
-        model.load_state_dict(made.model.state_dict())
+    def change_parameter(name: str) -> str:
+        model = VQModel.from_config(quantizer.model.config)
+        model.load_state_dict(quantizer.model.state_dict())
         model.get_parameter(name).data.view(-1)[0] += 1
         return VQGAN(model, "tiny", 32).fingerprint
 
-    assert changed("quantize.embedding.weight") != made.fingerprint
-    assert changed("encoder.conv_in.weight") != made.fingerprint
-    assert changed("decoder.conv_in.weight") == made.fingerprint
+    assert change_parameter("quantize.embedding.weight") != quantizer.fingerprint
+    assert change_parameter("encoder.conv_in.weight") != quantizer.fingerprint
+    assert change_parameter("decoder.conv_in.weight") == quantizer.fingerprint
 
 
 def test_bad_grids_are_refused(builtin: VQGAN) -> None:
-    good = np.zeros((2, 2), np.int64)
+    grid = np.zeros((2, 2), np.int64)
     with pytest.raises(QuantizerError, match=rf"grid 1: ids from 0 to {builtin.codebook_size};.*'builtin'"):
-        builtin.decode([good, good + np.array([0, builtin.codebook_size])])
+        builtin.decode([grid, grid + np.array([0, builtin.codebook_size])])
     with pytest.raises(QuantizerError, match="grid 0: ids from -1"):
-        builtin.decode([good - 1])
+        builtin.decode([grid - 1])
     with pytest.raises(QuantizerError, match=r"grid 0: expected shape \(height, width\), found \(2, 2, 1\)"):
-        builtin.decode([good[..., None]])
+        builtin.decode([grid[..., None]])
 
 
 def test_bad_folders_are_refused(tmp_path: Path) -> None:
@@ -210,15 +219,15 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(QuantizerError, match=r"nowhere: there is no such folder.*expected 'builtin'"):
         load_quantizer(tmp_path / "nowhere")
 
-    def broken(name: str, content: bytes | None) -> Path:
-        copy = shutil.copytree(tmp_path / "q", tmp_path / "copy", dirs_exist_ok=True)
-        (copy / name).unlink() if content is None else (copy / name).write_bytes(content)
-        return copy
+    def damage(name: str, content: bytes | None) -> Path:
+        folder = shutil.copytree(tmp_path / "q", tmp_path / "copy", dirs_exist_ok=True)
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+        return folder
 
     weights = "diffusion_pytorch_model.safetensors"
     for name, content in ((weights, None), (weights, b"junk"), ("config.json", b"{"), ("config.json", b"{}")):
         with pytest.raises(QuantizerError, match=r"copy: (the quantizer cannot be loaded|holds no weights)"):
-            load_quantizer(broken(name, content))
+            load_quantizer(damage(name, content))
     manifest = json.loads((tmp_path / "q" / MANIFEST).read_text()) | {"fingerprint": "ab" * 32}
     with pytest.raises(QuantizerError, match=r"manifest says .tiny. \(abababababab"):
-        load_quantizer(broken(MANIFEST, json.dumps(manifest).encode()))
+        load_quantizer(damage(MANIFEST, json.dumps(manifest).encode()))

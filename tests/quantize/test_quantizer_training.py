@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 from being_vl.demo import shapesworld
-from being_vl.errors import CheckpointError, ConfigError, FingerprintError, ImageError
+from being_vl.errors import CheckpointError, ConfigError, FingerprintError, ImageError, ManifestError
+from being_vl.files import MANIFEST, write_manifest
 from being_vl.quantize.base import load_quantizer
 from being_vl.quantize.models.tiled import VQGAN, cut_tiles, decode_codes, encode_tiles, new_model, to_tensor
 from being_vl.quantize.training.codebook import Codebook
@@ -40,6 +42,7 @@ from being_vl.quantize.training.options import (
 )
 from being_vl.quantize.training.start import start_linear
 from being_vl.quantize.training.trainer import Trainer, train_quantizer
+from helpers import tiny
 
 NO_DISCRIMINATOR = AdversarialOptions(weight=0.0)
 
@@ -115,13 +118,13 @@ def test_training_makes_a_quantizer_and_a_log(options: QuantizerTrainOptions) ->
     assert set(log[-1]["psnr"]) == set(log[-1]["ssim"]) == {str(folder) for folder in options.images}
     assert all(0 < value < 1 for value in log[-1]["ssim"].values())
     assert 0 < log[-1]["codes_used"] <= 1
-    shown = options.out / "reconstructions"
-    assert [path.name for path in sorted(shown.iterdir())] == [f"{n:07d}.png" for n in (6, 12, 18, 24)]
+    sheets = options.out / "reconstructions"
+    assert [path.name for path in sorted(sheets.iterdir())] == [f"{n:07d}.png" for n in (6, 12, 18, 24)]
     board = EventAccumulator(str(options.out / "tensorboard"))
     board.Reload()
     assert [event.step for event in board.Scalars("psnr/large")] == [6, 12, 18, 24]
-    encoded = board.Images("reconstructions")[-1].encoded_image_string
-    with Image.open(io.BytesIO(encoded)) as image, Image.open(shown / "0000024.png") as file:
+    png = board.Images("reconstructions")[-1].encoded_image_string
+    with Image.open(io.BytesIO(png)) as image, Image.open(sheets / "0000024.png") as file:
         assert np.array_equal(np.asarray(image), np.asarray(file))
     inode = (options.out / "manifest.json").stat().st_ino
     train_quantizer(options)
@@ -143,16 +146,16 @@ def test_a_codebook_that_learns_by_gradients(options: QuantizerTrainOptions) -> 
     codebook = replace(options.codebook, update="gradient")
     trainer = Trainer(replace(options, codebook=codebook, steps=80, adversarial=NO_DISCRIMINATOR))
     trainer.train_step()
-    start = trainer.codebook.weight.clone()
-    before = np.mean(list(measure(trainer.autoencoder, trainer.crops).psnr.values()))
+    start_codes = trainer.codebook.weight.clone()
+    start_psnr = np.mean(list(measure(trainer.autoencoder, trainer.crops).psnr.values()))
     while trainer.step < 40:
         trainer.train_step()
-    moved = (trainer.codebook.weight - start).abs().amax(1)
-    assert (moved > 0).all()
-    assert np.mean(list(measure(trainer.autoencoder, trainer.crops).psnr.values())) > before + 0.5
-    settled = trainer.codebook.weight.clone()
+    movement = (trainer.codebook.weight - start_codes).abs().amax(1)
+    assert (movement > 0).all()
+    assert np.mean(list(measure(trainer.autoencoder, trainer.crops).psnr.values())) > start_psnr + 0.5
+    final_codes = trainer.codebook.weight.clone()
     trainer.train_step()
-    assert torch.equal(trainer.codebook.weight, settled)
+    assert torch.equal(trainer.codebook.weight, final_codes)
 
 
 def test_unused_codes_are_placed_anew(options: QuantizerTrainOptions) -> None:
@@ -171,18 +174,21 @@ def test_unused_codes_are_placed_anew(options: QuantizerTrainOptions) -> None:
 def test_reserved_codes_are_the_first_folders() -> None:
     """Latents that the codes are placed on get a code of their own kind, where the kinds overlap as well."""
     rng = torch.Generator().manual_seed(0)
-    first = torch.randn(400, 3, generator=rng)
-    others = torch.randn(2000, 3, generator=rng) * 2 + torch.tensor([1.0, 0, 0])
+    first_folder = torch.randn(400, 3, generator=rng)
+    other_folder = torch.randn(2000, 3, generator=rng) * 2 + torch.tensor([1.0, 0, 0])
     codebook = Codebook(torch.zeros(64, 3), ema_decay=0.99, dead_threshold=0.03)
-    codebook.place([first, others], 16, rng)
-    assert codebook.nearest(first).max() < 16
-    counts = torch.bincount(codebook.nearest(others), minlength=64)
-    assert counts[:16].sum() < 0.7 * len(others)
+    codebook.place([first_folder, other_folder], 16, rng)
+    assert codebook.nearest(first_folder).max() < 16
+    counts = torch.bincount(codebook.nearest(other_folder), minlength=64)
+    assert counts[:16].sum() < 0.7 * len(other_folder)
     assert (counts[16:] > 0).all()
-    errors = [(x - codebook.weight[codebook.nearest(x)]).square().sum(1).mean() for x in (first, others)]
+    errors = [
+        (x - codebook.weight[codebook.nearest(x)]).square().sum(1).mean()
+        for x in (first_folder, other_folder)
+    ]
     assert max(errors) < 3
-    codebook.place([first, others], 0, rng)
-    assert codebook.nearest(first).max() >= 16
+    codebook.place([first_folder, other_folder], 0, rng)
+    assert codebook.nearest(first_folder).max() >= 16
 
 
 def test_bfloat16_loses_about_the_same(options: QuantizerTrainOptions) -> None:
@@ -200,8 +206,10 @@ def test_compiled_networks_lose_the_same(
     """Traced and differentiated as for the default backend, which would take minutes to make C++ of it."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     losses = []
-    for compiled in (False, True):
-        trainer = Trainer(replace(options, adversarial=AdversarialOptions(start=0.0), compile=compiled))
+    for compile_networks in (False, True):
+        trainer = Trainer(
+            replace(options, adversarial=AdversarialOptions(start=0.0), compile=compile_networks)
+        )
         losses.append([trainer.train_step()["loss"] for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
@@ -209,8 +217,8 @@ def test_compiled_networks_lose_the_same(
 @pytest.mark.slow
 def test_two_processes_lose_as_one(options: QuantizerTrainOptions) -> None:
     """Both halves of the training: moving and settled, with the discriminator, and codes that are placed anew."""
-    alone = replace(options, codebook=replace(options.codebook, ema_decay=0.9, dead_threshold=0.5))
-    train_quantizer(alone)
+    options_of_one = replace(options, codebook=replace(options.codebook, ema_decay=0.9, dead_threshold=0.5))
+    train_quantizer(options_of_one)
     out = options.out.with_name("shared")
     arguments = [*flags(options, out), "--codebook.ema_decay", "0.9", "--codebook.dead_threshold", "0.5"]
     arguments += ["--workers", "1"]
@@ -220,12 +228,12 @@ def test_two_processes_lose_as_one(options: QuantizerTrainOptions) -> None:
         check=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    one, two = log_of(alone.out), log_of(out)
-    assert len(one) == len(two) == options.steps
-    for a, b in zip(one, two, strict=True):
+    log_of_one, log_of_two = log_of(options_of_one.out), log_of(out)
+    assert len(log_of_one) == len(log_of_two) == options.steps
+    for a, b in zip(log_of_one, log_of_two, strict=True):
         assert set(a) == set(b)
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-2 if a["step"] > 8 else 1e-4), a["step"]
-    assert two[-1]["psnr"] == pytest.approx(one[-1]["psnr"], abs=0.1)
+    assert log_of_two[-1]["psnr"] == pytest.approx(log_of_one[-1]["psnr"], abs=0.1)
 
 
 def test_a_batch_that_processes_cannot_share_evenly(options: QuantizerTrainOptions) -> None:
@@ -235,10 +243,12 @@ def test_a_batch_that_processes_cannot_share_evenly(options: QuantizerTrainOptio
 
 def test_crops_do_not_depend_on_who_makes_them(images: list[Path]) -> None:
     crops = Crops(images, [], 64, 8, seed=5)
-    (whole,) = crops.draw_step((1, 7), range(4), 4)
-    parts = [group for half in (range(2), range(2, 4)) for group in crops.draw_step((1, 7), half, 4)]
-    assert torch.equal(torch.cat([part.pixels for part in parts]), whole.pixels)
-    assert torch.equal(torch.cat([part.chances for part in parts]), whole.chances)
+    (batch,) = crops.draw_step((1, 7), range(4), 4)
+    parts = [
+        part_batch for half in (range(2), range(2, 4)) for part_batch in crops.draw_step((1, 7), half, 4)
+    ]
+    assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
+    assert torch.equal(torch.cat([part.chances for part in parts]), batch.chances)
 
 
 def test_crops_are_flipped_every_other_time_and_not_enlarged(tmp_path: Path) -> None:
@@ -247,10 +257,10 @@ def test_crops_are_flipped_every_other_time_and_not_enlarged(tmp_path: Path) -> 
     for n in range(2):
         Image.fromarray(ramp).save(tmp_path / f"{n}.png")
     crops = Crops([tmp_path], [], 128, 8, seed=0)
-    drawn = torch.stack([crops.draw(0, np.random.default_rng(n)) for n in range(60)])
-    assert drawn.shape == (60, 3, 40, 40)
-    flipped = drawn[..., 0].mean((1, 2)) > drawn[..., -1].mean((1, 2))
-    assert 15 < int(flipped.sum()) < 45
+    drawn_crops = torch.stack([crops.draw(0, np.random.default_rng(n)) for n in range(60)])
+    assert drawn_crops.shape == (60, 3, 40, 40)
+    is_flipped = drawn_crops[..., 0].mean((1, 2)) > drawn_crops[..., -1].mean((1, 2))
+    assert 15 < int(is_flipped.sum()) < 45
 
 
 def test_held_out_folders_are_measured_and_all_others_trained_on(
@@ -263,8 +273,8 @@ def test_held_out_folders_are_measured_and_all_others_trained_on(
 
 
 def test_kill_9_and_the_same_command_give_the_same_losses(options: QuantizerTrainOptions) -> None:
-    whole = replace(options, out=options.out.with_name("whole"))
-    train_quantizer(whole)
+    full_run = replace(options, out=options.out.with_name("whole"))
+    train_quantizer(full_run)
     command = [sys.executable, "-c", "import sys; from being_vl.cli import main; sys.exit(main())"]
     process = subprocess.Popen(
         [*command, "quantizer", "train", *flags(options, options.out)],
@@ -275,46 +285,61 @@ def test_kill_9_and_the_same_command_give_the_same_losses(options: QuantizerTrai
     while process.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) >= 9):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    _, said = process.communicate()
-    assert process.returncode == -signal.SIGKILL, said.decode()
+    _, output = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output.decode()
     assert not (options.out / "manifest.json").exists()
     with log.open("a") as file:
         file.write('{"step": 9')  # as if killed while it wrote
 
     train_quantizer(options)
-    assert log.read_bytes() == (whole.out / "log.jsonl").read_bytes()
-    assert load_quantizer(options.out).fingerprint == load_quantizer(whole.out).fingerprint
+    assert log.read_bytes() == (full_run.out / "log.jsonl").read_bytes()
+    assert load_quantizer(options.out).fingerprint == load_quantizer(full_run.out).fingerprint
 
 
 def test_an_output_of_other_options_is_refused_and_replaced_on_demand(options: QuantizerTrainOptions) -> None:
     """Finished or not; what does not decide the weights may change, and foreign files stay."""
-    short = replace(options, steps=2, checkpoint=CheckpointOptions(every=1))
-    other = replace(short, seed=1)
-    train_quantizer(short)
+    short_run = replace(options, steps=2, checkpoint=CheckpointOptions(every=1))
+    other_run = replace(short_run, seed=1)
+    train_quantizer(short_run)
     (options.out / "notes.txt").write_text("mine")
     with pytest.raises(FingerprintError, match=r"quantizer: was made with other options.*seed was 0, is 1"):
-        train_quantizer(other)
+        train_quantizer(other_run)
     (options.out / "manifest.json").unlink()
     with pytest.raises(FingerprintError, match="seed was 0, is 1"):
-        train_quantizer(other)
-    train_quantizer(replace(short, logging=LoggingOptions(every=2), checkpoint=CheckpointOptions(every=2)))
+        train_quantizer(other_run)
+    train_quantizer(
+        replace(short_run, logging=LoggingOptions(every=2), checkpoint=CheckpointOptions(every=2))
+    )
     first = load_quantizer(options.out).fingerprint
-    train_quantizer(replace(other, overwrite=True))
+    train_quantizer(replace(other_run, overwrite=True))
     assert load_quantizer(options.out).fingerprint != first
     assert [entry["step"] for entry in log_of(options.out)] == [1, 2]
     assert (options.out / "notes.txt").read_text() == "mine"
 
 
+def test_other_images_are_other_inputs(options: QuantizerTrainOptions, tmp_path: Path) -> None:
+    shutil.copytree(options.images[1], tmp_path / "images")
+    short_run = replace(options, images=[tmp_path / "images"], steps=1)
+    train_quantizer(short_run)
+    (tmp_path / "images" / "3.png").unlink()
+    with pytest.raises(FingerprintError, match=r"quantizer: was made with other.*files\."):
+        train_quantizer(short_run)
+    train_quantizer(replace(short_run, overwrite=True))
+
+
 def test_what_another_job_made_is_never_replaced(options: QuantizerTrainOptions) -> None:
     """Neither a quantizer from elsewhere nor the output of another kind of job."""
-    options.out.mkdir()
-    (options.out / "manifest.json").write_text("{}")
-    with pytest.raises(FingerprintError, match=r"quantizer: was not made by `being-vl quantizer train`"):
+    tiny.quantizer(options.out)
+    contents = {path: path.read_bytes() for path in options.out.iterdir()}
+    with pytest.raises(FingerprintError, match="holds a quantizer that no training here made"):
         train_quantizer(replace(options, overwrite=True))
-    (options.out / "fingerprint.json").write_text('{"job": "quantize"}')
-    with pytest.raises(FingerprintError, match="job was 'quantize'"):
+    (options.out / "fingerprint.json").write_text('{"kind": "grids"}')
+    with pytest.raises(FingerprintError, match="holds what another kind of job made"):
         train_quantizer(replace(options, overwrite=True))
-    assert (options.out / "manifest.json").read_text() == "{}"
+    write_manifest(options.out, "grids", {})
+    with pytest.raises(ManifestError, match="holds 'being-vl/grids'"):
+        train_quantizer(replace(options, overwrite=True))
+    assert all(path.read_bytes() == content for path, content in contents.items() if path.name != MANIFEST)
 
 
 def test_a_damaged_checkpoint_is_refused(options: QuantizerTrainOptions) -> None:
@@ -400,16 +425,16 @@ def test_the_start_is_the_principal_components() -> None:
         latents = encode_tiles(model, tiles[:, :, None, None])
         assert latents.square().mean() == pytest.approx(1, rel=0.1)
         pixels = decode_codes(model, latents[:64].reshape(1, 8, 8, 16))
-        back = cut_tiles(model, pixels).flatten(1)
-    error = (back - tiles[:64]).square().mean() / (tiles[:64] - tiles.mean(0)).square().mean()
+        decoded_tiles = cut_tiles(model, pixels).flatten(1)
+    error = (decoded_tiles - tiles[:64]).square().mean() / (tiles[:64] - tiles.mean(0)).square().mean()
     assert error < 0.03
 
 
 def test_edge_loss_sees_edges_and_no_constant_shift() -> None:
-    flat, edge = torch.full((1, 3, 16, 16), 0.3), torch.zeros(1, 3, 16, 16)
-    edge[..., 8:] = 1
-    assert edge_loss(flat) == 0
-    assert edge_loss(edge) > 0.05
+    flat_error, edge_error = torch.full((1, 3, 16, 16), 0.3), torch.zeros(1, 3, 16, 16)
+    edge_error[..., 8:] = 1
+    assert edge_loss(flat_error) == 0
+    assert edge_loss(edge_error) > 0.05
 
 
 def test_tiles_and_pixels_are_inverse_of_each_other() -> None:
@@ -442,10 +467,12 @@ def test_ssim_is_that_of_its_definition() -> None:
                     * (2 * covariance + 9e-4)
                     / ((mean_p**2 + mean_q**2 + 1e-4) * (var_p + var_q + 9e-4))
                 )
-    images, others = (torch.from_numpy(x)[None].float() for x in (a, b))
-    assert float(ssim(images, others)) == pytest.approx(np.mean(values), abs=1e-5)
+    images, references = (torch.from_numpy(x)[None].float() for x in (a, b))
+    assert float(ssim(images, references)) == pytest.approx(np.mean(values), abs=1e-5)
     assert float(ssim(images, images)) == pytest.approx(1)
-    assert float(psnr(images, others)) == pytest.approx(-10 * np.log10(((a - b) ** 2 / 4).mean()), abs=1e-3)
+    assert float(psnr(images, references)) == pytest.approx(
+        -10 * np.log10(((a - b) ** 2 / 4).mean()), abs=1e-3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -453,14 +480,14 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Files of random weights: torchvision's VGG16, with its classifier, and LPIPS's heads."""
     folder = tmp_path_factory.mktemp("vgg")
     torch.manual_seed(0)
-    weights, number, before = {"classifier.0.weight": torch.zeros(1)}, 0, 3
+    weights, number, channels = {"classifier.0.weight": torch.zeros(1)}, 0, 3
     for widths in VGG16_WIDTHS:
         for width in widths:
             weights[f"features.{number}.weight"] = (
-                torch.randn(width, before, 3, 3) * (2 / (9 * before)) ** 0.5
+                torch.randn(width, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
             )
             weights[f"features.{number}.bias"] = torch.randn(width) * 0.1
-            number, before = number + 2, width
+            number, channels = number + 2, width
         number += 1
     torch.save(weights, folder / "vgg16.pth")
     torch.save(
@@ -473,12 +500,12 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_perceptual_loss_is_lpips(vgg: tuple[Path, Path]) -> None:
     """As the paper has it, layer by layer, under the numbers of torchvision's `features`."""
     weights, heads = (torch.load(path) for path in vgg)
-    images, others = torch.rand(2, 2, 3, 32, 24) * 2 - 1
+    images, references = torch.rand(2, 2, 3, 32, 24) * 2 - 1
 
     def features(x: torch.Tensor) -> list[torch.Tensor]:
         x = x - torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
         x = x / torch.tensor([0.458, 0.448, 0.450])[:, None, None]
-        found = []
+        blocks = []
         for number in range(30):
             if number in (4, 9, 16, 23):
                 x = F.max_pool2d(x, 2)
@@ -486,18 +513,18 @@ def test_the_perceptual_loss_is_lpips(vgg: tuple[Path, Path]) -> None:
                 kernel, bias = weights[f"features.{number}.weight"], weights[f"features.{number}.bias"]
                 x = F.conv2d(x, kernel, bias, padding=1).relu()
             if number in (3, 8, 15, 22, 29):
-                found.append(F.normalize(x, dim=1))
-        return found
+                blocks.append(F.normalize(x, dim=1))
+        return blocks
 
-    expected = sum(
+    definition = sum(
         ((a - b) ** 2 * heads[f"lin{n}.model.1.weight"]).sum(1).mean((1, 2))
-        for n, (a, b) in enumerate(zip(features(images), features(others), strict=True))
+        for n, (a, b) in enumerate(zip(features(images), features(references), strict=True))
     )
     perceptual = Perceptual(*vgg)
-    torch.testing.assert_close(perceptual(images, others), expected)
+    torch.testing.assert_close(perceptual(images, references), definition)
     assert perceptual(images, images).abs().max() == 0
-    evenly = Perceptual(vgg[0])(images, others)
-    assert (evenly > 0).all()
+    even_distances = Perceptual(vgg[0])(images, references)
+    assert (even_distances > 0).all()
     with pytest.raises(ConfigError, match=r"heads\.pth: expected torchvision's weights of VGG16 \(KeyError"):
         Perceptual(vgg[1])
     with pytest.raises(ConfigError, match=r"nothing\.pth: expected torchvision's weights"):

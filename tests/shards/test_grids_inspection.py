@@ -48,27 +48,27 @@ def test_info_counts_as_a_slow_loop_does(
     facts = json.loads(capsys.readouterr().out)
     grids = [grid.tolist() for grid in content.values()]
     ids = Counter(i for grid in grids for row in grid for i in row)
-    right = Counter(pair for grid in grids for row in grid for pair in pairwise(row))
+    right_pairs = Counter(pair for grid in grids for row in grid for pair in pairwise(row))
     columns = [list(zip(*grid, strict=True)) for grid in grids]
-    down = Counter(pair for grid in columns for row in grid for pair in pairwise(row))
+    down_pairs = Counter(pair for grid in columns for row in grid for pair in pairwise(row))
     assert (facts["grids"], facts["failures"], facts["cells"]) == (8, 1, 5 * 16 + 14 + 1 + 15)
     assert facts["sizes"][0] == [4, 4, 5]
     assert facts["counts"] == [ids[i] for i in range(CODES)]
     assert facts["ids_used"] == len(ids)
     assert facts["entropy_bits"] == pytest.approx(entropy(ids))
     assert [n for _, n in facts["most_frequent"]] == [n for _, n in ids.most_common(5)]
-    for name, pairs in (("right", right), ("down", down)):
-        found = facts["neighbours"][name]
-        assert found["distinct"] == len(pairs)
-        assert found["equal"] == pytest.approx(
+    for name, pairs in (("right", right_pairs), ("down", down_pairs)):
+        statistics = facts["neighbours"][name]
+        assert statistics["distinct"] == len(pairs)
+        assert statistics["equal"] == pytest.approx(
             sum(n for (a, b), n in pairs.items() if a == b) / pairs.total()
         )
-        first, second = Counter(), Counter()  # type: Counter[int], Counter[int]
+        first_counts, second_counts = Counter(), Counter()  # type: Counter[int], Counter[int]
         for (a, b), n in pairs.items():
-            first[a] += n
-            second[b] += n
-        information = entropy(first) + entropy(second) - entropy(pairs)
-        assert found["mutual_information_bits"] == pytest.approx(information)
+            first_counts[a] += n
+            second_counts[b] += n
+        information = entropy(first_counts) + entropy(second_counts) - entropy(pairs)
+        assert statistics["mutual_information_bits"] == pytest.approx(information)
 
     assert being_vl("grids", "info", tmp_path, "--top", 2) == 0
     text = capsys.readouterr().out
@@ -93,9 +93,9 @@ def test_verify_finds_what_is_missing_changed_or_too_much(
     assert "5 shards, 24 grids" in capsys.readouterr().out
     files = [out / f"grids-{n:05d}.arrow" for n in range(5)]
     files[0].unlink()
-    changed = bytearray(files[1].read_bytes())
-    changed[len(changed) // 2] ^= 1
-    files[1].write_bytes(changed)
+    data = bytearray(files[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    files[1].write_bytes(data)
     files[2].write_bytes(files[3].read_bytes())
     (out / "grids-00009.arrow").touch()
     message = refused(capsys, being_vl("grids", "verify", out))
@@ -114,16 +114,16 @@ def test_decode_draws_a_sheet(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder, made = quantizer
-    tiny.write_grids(tmp_path / "grids", content, made)
+    folder, vqgan = quantizer
+    tiny.write_grids(tmp_path / "grids", content, vqgan)
     out = tmp_path / "sheet.png"
     command = ("grids", "decode", tmp_path / "grids", "--out", out, "--quantizer", folder)
     assert being_vl(*command, "--key", "5.png", "0.png") == 0
     sheet = np.asarray(Image.open(out))
     assert sheet.shape == (4 + 36, 4 + 2 * (56 + 4), 3)
     for left, key in ((4, "5.png"), (64, "0.png")):
-        (picture,) = made.decode([content[key]])
-        np.testing.assert_array_equal(sheet[4 : 4 + picture.height, left : left + picture.width], picture)
+        (image,) = vqgan.decode([content[key]])
+        np.testing.assert_array_equal(sheet[4 : 4 + image.height, left : left + image.width], image)
     assert being_vl(*command, "--count", 3, "--side", 16) == 0
     assert max(Image.open(out).size) <= 4 + 2 * 20
     capsys.readouterr()

@@ -85,8 +85,11 @@ def test_a_finished_output_is_kept(run: Run, name: str, tmp_path: Path) -> None:
     before = versions(tmp_path / "out")
     assert len(before) >= 6
     run(tmp_path / "out")
-    free = {"quantize": {"batch_size": 3, "workers": 0, "max_failed": 0.5}, "prepare": {"lenient": True}}
-    run(tmp_path / "out", **free.get(name, {"num_threads": 1}))
+    free_options = {
+        "quantize": {"batch_size": 3, "workers": 0, "max_failed": 0.5},
+        "prepare": {"lenient": True},
+    }
+    run(tmp_path / "out", **free_options.get(name, {"num_threads": 1}))
     run(tmp_path / "out", overwrite=True)
     assert versions(tmp_path / "out") == before
 
@@ -129,17 +132,17 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_files(run: Run, tmp_path:
     run(out)
     before, files = versions(out), contents(out)
     (out / MANIFEST).unlink()
-    missing = next(out.glob("*-00001.arrow"))
-    damaged = next(out.glob("*-00002.arrow"))
-    missing.rename(f"{missing}.tmp")  # as after kill -9 while it was written
-    damaged.write_bytes(damaged.read_bytes()[:50])
+    missing_shard = next(out.glob("*-00001.arrow"))
+    damaged_shard = next(out.glob("*-00002.arrow"))
+    missing_shard.rename(f"{missing_shard}.tmp")  # as after kill -9 while it was written
+    damaged_shard.write_bytes(damaged_shard.read_bytes()[:50])
     run(out)
     after = versions(out)
     assert contents(out) == files
     assert {file for file in before if before[file] != after[file]} - {"faults.jsonl"} == {
         MANIFEST,
-        missing.name,
-        damaged.name,
+        missing_shard.name,
+        damaged_shard.name,
     }
 
 
@@ -158,9 +161,15 @@ def test_an_interrupted_replacement_goes_on(run: Run, tmp_path: Path) -> None:
 
 def test_foreign_files_are_never_deleted(run: Run, name: str, tmp_path: Path) -> None:
     out, kind = tmp_path / "out", KINDS[name]
-    foreign = [f"{kind}-mine.arrow", f"{kind}-1.arrow", "notes.txt", "faults.txt", f"my-{kind}-00099.arrow"]
+    foreign_files = [
+        f"{kind}-mine.arrow",
+        f"{kind}-1.arrow",
+        "notes.txt",
+        "faults.txt",
+        f"my-{kind}-00099.arrow",
+    ]
     out.mkdir()
-    for file in foreign:
+    for file in foreign_files:
         (out / file).write_text("mine")
     (out / "folder").mkdir()
     (out / "folder" / f"{kind}-00099.arrow").write_text("mine")
@@ -168,7 +177,7 @@ def test_foreign_files_are_never_deleted(run: Run, name: str, tmp_path: Path) ->
     (out / f"{kind}-00098.arrow").touch()
     (out / f"{kind}-00099.arrow.tmp").touch()
     run(out, other=True, overwrite=True)
-    assert all((out / file).read_text() == "mine" for file in [*foreign, f"folder/{kind}-00099.arrow"])
+    assert all((out / file).read_text() == "mine" for file in [*foreign_files, f"folder/{kind}-00099.arrow"])
     assert not list(out.glob(f"{kind}-0009*"))
 
 
@@ -220,14 +229,14 @@ def test_only_shards_of_grids_that_changed_are_encoded_anew(
 
 
 def test_other_inputs_of_the_same_kind_are_refused(chain: Path, inputs: Path, tmp_path: Path) -> None:
-    others = {name: shutil.copytree(inputs / name, tmp_path / name) for name in ("images", "grids")}
+    other_inputs = {name: shutil.copytree(inputs / name, tmp_path / name) for name in ("images", "grids")}
     records = Path(shutil.copy(inputs / "train.json", tmp_path / "train.json"))
     quantizer, model = str(chain / "quantizer"), chain / "tied"
     quantize(QuantizeOptions(inputs / "images", tmp_path / "a", quantizer))
     prepare(PrepareOptions(model, [inputs / "train.json"], tmp_path / "b", chain / "grids"))
     encode_grids(EncodeOptions(inputs / "grids", inputs / "vocabulary.json", tmp_path / "c"))
     with pytest.raises(FingerprintError, match="images was "):
-        quantize(QuantizeOptions(others["images"], tmp_path / "a", quantizer))
+        quantize(QuantizeOptions(other_inputs["images"], tmp_path / "a", quantizer))
     with pytest.raises(FingerprintError, match="shard_size was 4096, is 3"):
         quantize(QuantizeOptions(inputs / "images", tmp_path / "a", quantizer, shard_size=3))
     with pytest.raises(FingerprintError, match="records was "):
@@ -235,7 +244,7 @@ def test_other_inputs_of_the_same_kind_are_refused(chain: Path, inputs: Path, tm
     with pytest.raises(FingerprintError, match="grids was "):
         prepare(PrepareOptions(model, [inputs / "train.json"], tmp_path / "b", inputs / "grids"))
     with pytest.raises(FingerprintError, match="grids was "):
-        encode_grids(EncodeOptions(others["grids"], inputs / "vocabulary.json", tmp_path / "c"))
+        encode_grids(EncodeOptions(other_inputs["grids"], inputs / "vocabulary.json", tmp_path / "c"))
 
 
 def test_fewer_inputs_leave_no_stale_shard(chain: Path, inputs: Path, tmp_path: Path) -> None:

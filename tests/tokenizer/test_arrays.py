@@ -1,4 +1,4 @@
-"""Arrays that are no grids, or that change meanwhile: one clear error with the grid's number, or the right result."""
+"""Arrays that are no grids, or that another thread changes: one clear error with the grid's number, or a result."""
 
 import re
 import subprocess
@@ -14,32 +14,32 @@ from being_vl.errors import BeingVLError, GridError
 from being_vl.tokenizer import Regions
 
 K = 4
-GOOD = np.array([[0, 1, 0], [2, 3, 2]])
+GRID = np.array([[0, 1, 0], [2, 3, 2]])
 
 
 @pytest.fixture(scope="module", params=["pair", "oriented"])
 def bpe(request):
-    return VisualBPE.train([GOOD] * 3, K, 3, request.param)
+    return VisualBPE.train([GRID] * 3, K, 3, request.param)
 
 
-def refused(bpe, bad, error, message):
-    """The array is refused as the second grid of a training set and of a batch, and alone."""
-    for call in (lambda: VisualBPE.train([GOOD, bad], K), lambda: bpe.encode_batch([GOOD, bad])):
+def check_refusal(bpe, array, error, message):
+    """Check that an array is refused as the second grid of a training set and of a batch, and alone."""
+    for call in (lambda: VisualBPE.train([GRID, array], K), lambda: bpe.encode_batch([GRID, array])):
         with pytest.raises(error, match=message):
             call()
     with pytest.raises(error, match=message.replace("grid 1", "grid 0")):
-        bpe.encode(bad)
+        bpe.encode(array)
 
 
-@pytest.mark.parametrize("bad", [-1, K, 255, 2**31, 2**32, 2**32 + 1, -(2**63)])
+@pytest.mark.parametrize("id", [-1, K, 255, 2**31, 2**32, 2**32 + 1, -(2**63)])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_ids_that_are_in_no_codebook(bpe, bad, order):
-    grid = np.array(GOOD, np.int64, order=order)
-    grid[1, 2] = bad
-    refused(
-        bpe, grid, GridError, f"grid 1, row 1, column 2: id {bad} is not in the codebook, expected 0 to 3"
+def test_ids_that_are_in_no_codebook(bpe, id, order):
+    grid = np.array(GRID, np.int64, order=order)
+    grid[1, 2] = id
+    check_refusal(
+        bpe, grid, GridError, f"grid 1, row 1, column 2: id {id} is not in the codebook, expected 0 to 3"
     )
-    refused(bpe, grid[::-1], GridError, f"grid 1, row 0, column 2: id {bad} ")
+    check_refusal(bpe, grid[::-1], GridError, f"grid 1, row 0, column 2: id {id} ")
 
 
 FLOATS = torch.tensor([[1.0, 2.0], [0.0, 2.5]])
@@ -68,13 +68,13 @@ NOT_INTEGERS = {
 
 
 @pytest.mark.parametrize("name", NOT_INTEGERS)
-def test_what_is_no_integers(bpe, name):
-    bad, found = NOT_INTEGERS[name]
-    refused(bpe, bad, TypeError, "grid 1: expected integers, got dtype " + re.escape(found))
+def test_arrays_that_are_not_of_integers(bpe, name):
+    array, message = NOT_INTEGERS[name]
+    check_refusal(bpe, array, TypeError, "grid 1: expected integers, got dtype " + re.escape(message))
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("grids", "message"),
     [
         (np.array([[[0]], [[0.5]]]), "grid 1: expected integers, got dtype float64 (0.5 at row 0, column 0)"),
         (np.full((2, 2, 3), 2**40, np.uint64), f"grid 0, row 0, column 0: id {2**40} is not in the codebook"),
@@ -83,14 +83,14 @@ def test_what_is_no_integers(bpe, name):
             FLOATS[None].bfloat16(),
             "grid 0: expected integers, got dtype torch.bfloat16 (2.5 at row 1, column 1)",
         ),
-        (GOOD, "expected an (N, H, W) array or a sequence of (H, W) arrays, got shape (2, 3)"),
+        (GRID, "expected an (N, H, W) array or a sequence of (H, W) arrays, got shape (2, 3)"),
         (
             np.zeros((1, 1, 2, 2), int),
             "expected an (N, H, W) array or a sequence of (H, W) arrays, got shape (1, 1, 2",
         ),
         (np.array(3), "expected an (N, H, W) array or a sequence of (H, W) arrays, got shape ()"),
         (np.array(None, object), "grids: expected integers, got dtype object (None)"),
-        (np.array([[GOOD, None]], object), "grid 0: expected integers, got dtype object ("),
+        (np.array([[GRID, None]], object), "grid 0: expected integers, got dtype object ("),
         (3, "expected an (N, H, W) array or a sequence of (H, W) arrays, got int"),
         (None, "expected an (N, H, W) array or a sequence of (H, W) arrays, got NoneType"),
         ([1, 2], "grid 0: expected an (H, W) array, got shape ()"),
@@ -100,8 +100,8 @@ def test_what_is_no_integers(bpe, name):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_all_grids_at_once(bpe, bad, message):
-    for call in (lambda: VisualBPE.train(bad, K), lambda: bpe.encode_batch(bad)):
+def test_all_grids_at_once(bpe, grids, message):
+    for call in (lambda: VisualBPE.train(grids, K), lambda: bpe.encode_batch(grids)):
         with pytest.raises((GridError, TypeError), match=re.escape(message)):
             call()
 
@@ -112,7 +112,7 @@ def test_no_grids(bpe, empty):
     assert VisualBPE.train(empty, K).num_merges == 0
 
 
-BAD_TOKENS = {
+TOKEN_FAULTS = {
     "negative": ([0, -1], "position 1: token -1 is not in the vocabulary, expected 0 to "),
     "too large": ([0, 99], "position 1: token 99 is not in the vocabulary"),
     "past 32 bits": ([2**32 + 1], f"position 0: token {2**32 + 1} is not in the vocabulary"),
@@ -130,15 +130,15 @@ BAD_TOKENS = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_TOKENS)
+@pytest.mark.parametrize("name", TOKEN_FAULTS)
 def test_tokens_that_are_none(bpe, name):
     """Refused alone, and as the second grid's of a batch."""
-    bad, message = BAD_TOKENS[name]
-    ids, regions = bpe.encode(GOOD, return_regions=True)
+    tokens, message = TOKEN_FAULTS[name]
+    ids, regions = bpe.encode(GRID, return_regions=True)
     with pytest.raises((GridError, TypeError), match=f"^{re.escape(message)}"):
-        bpe.decode(bad, 2, 3, regions)
+        bpe.decode(tokens, 2, 3, regions)
     with pytest.raises((GridError, TypeError), match=f"^grid 1: {re.escape(message)}"):
-        bpe.decode_batch([ids, bad], (2, 3), [regions, regions])
+        bpe.decode_batch([ids, tokens], (2, 3), [regions, regions])
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_tokens_that_are_none(bpe, name):
     ],
 )
 def test_sizes_that_are_none(bpe, size, message):
-    ids, regions = bpe.encode(GOOD, return_regions=True)
+    ids, regions = bpe.encode(GRID, return_regions=True)
     with pytest.raises((BeingVLError, TypeError), match=f"^{message}"):
         bpe.decode(ids, *size, regions)
     with pytest.raises((BeingVLError, TypeError), match=f"^grid 1: {message}"):
@@ -180,29 +180,31 @@ def test_regions_that_are_none(tokens, leaves, message):
 @pytest.mark.parametrize("shape", [(), (3,), (1, 2, 3), (1, 1, 2, 3)])
 def test_wrong_rank(bpe, shape):
     text = str(shape).replace("(", r"\(").replace(")", r"\)")
-    refused(bpe, np.zeros(shape, int), GridError, rf"grid 1: expected an \(H, W\) array, got shape {text}")
+    check_refusal(
+        bpe, np.zeros(shape, int), GridError, rf"grid 1: expected an \(H, W\) array, got shape {text}"
+    )
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bad"),
+    ("dtype", "id"),
     [("i1", -128), ("i2", -1), ("i4", -(2**31)), (">i8", -2), ("u1", 255), (">u2", 4), ("u4", 2**32 - 1)]
-    + [(order + "u8", bad) for order in "<>" for bad in (2**32, 2**32 + 1, 2**63, 2**64 - 1)],
+    + [(order + "u8", id) for order in "<>" for id in (2**32, 2**32 + 1, 2**63, 2**64 - 1)],
 )
-def test_ids_of_every_type(bpe, dtype, bad):
+def test_ids_of_every_type(bpe, dtype, id):
     """The value is told as it stands in the array, whatever its width, sign and byte order."""
-    grid = GOOD.astype(dtype)
-    grid[1, 1] = bad
-    refused(
-        bpe, grid, GridError, f"grid 1, row 1, column 1: id {bad} is not in the codebook, expected 0 to 3"
+    grid = GRID.astype(dtype)
+    grid[1, 1] = id
+    check_refusal(
+        bpe, grid, GridError, f"grid 1, row 1, column 1: id {id} is not in the codebook, expected 0 to 3"
     )
-    assert np.array_equal(bpe.encode(GOOD.astype(dtype)), bpe.encode(GOOD))
+    assert np.array_equal(bpe.encode(GRID.astype(dtype)), bpe.encode(GRID))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"])
 def test_tensors(bpe, dtype):
     """Tensors of any integer type, layout and, where they have signs, negative ids."""
     dtype = getattr(torch, dtype)
-    plain = torch.tensor(np.array([GOOD, GOOD[::-1], GOOD[:, ::-1]])).to(dtype)
+    plain = torch.tensor(np.array([GRID, GRID[::-1], GRID[:, ::-1]])).to(dtype)
     expected = bpe.encode_batch(plain.tolist()).tolist()
     wide = torch.zeros(3, 4, 3, dtype=dtype)
     wide[:, ::2] = plain
@@ -229,15 +231,15 @@ def test_tensors(bpe, dtype):
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
 def test_no_cells(bpe, shape):
     for dtype in (int, float):
-        refused(
+        check_refusal(
             bpe, np.zeros(shape, dtype), GridError, f"grid 1 is {shape[0]}x{shape[1]}; expected at least one"
         )
 
 
 def test_ragged_rows(bpe):
-    refused(bpe, [[1, 2], [3]], GridError, "grid 1: row 1 has 1 ids, and row 0 has 2")
-    refused(bpe, [[1, 2], [1, 2], []], GridError, "grid 1: row 2 has 0 ids, and row 0 has 2")
-    refused(bpe, [[1, 2], 3], GridError, "grid 1: row 1 is no row of ids")
+    check_refusal(bpe, [[1, 2], [3]], GridError, "grid 1: row 1 has 1 ids, and row 0 has 2")
+    check_refusal(bpe, [[1, 2], [1, 2], []], GridError, "grid 1: row 2 has 0 ids, and row 0 has 2")
+    check_refusal(bpe, [[1, 2], 3], GridError, "grid 1: row 1 is no row of ids")
     for call in (lambda: VisualBPE.train([[[1, 2], [3]]], K), lambda: bpe.encode_batch([[[1, 2], [3]]])):
         with pytest.raises(GridError, match="grid 0: row 1 has 1 ids"):
             call()
@@ -272,20 +274,20 @@ def test_layouts_that_must_work(bpe, tmp_path):
 
 def test_more_merges_than_the_data_yields(caplog):
     """Training stops by itself; a warning, the vocabulary and the last report say how far it came."""
-    seen = []
-    bpe = VisualBPE.train([GOOD] * 3, K, 1000, progress=seen.append)
+    infos = []
+    bpe = VisualBPE.train([GRID] * 3, K, 1000, progress=infos.append)
     assert 0 < bpe.num_merges < 6
-    assert (seen[-1].done, seen[-1].total) == (bpe.num_merges, 1000)
-    assert len(bpe.encode(GOOD)) == 1
+    assert (infos[-1].done, infos[-1].total) == (bpe.num_merges, 1000)
+    assert len(bpe.encode(GRID)) == 1
     assert caplog.messages == [
         f"no pair is left that occurs 2 times: {bpe.num_merges} merges instead of 1000"
     ]
     caplog.clear()
-    assert VisualBPE.train([GOOD] * 3, K, bpe.num_merges) == bpe
+    assert VisualBPE.train([GRID] * 3, K, bpe.num_merges) == bpe
     assert not caplog.messages
 
 
-CHANGED_MEANWHILE = """
+CHANGING_ARRAY = """
 import sys, threading
 import numpy as np
 from being_vl import VisualBPE
@@ -294,18 +296,18 @@ from being_vl.errors import GridError
 rng = np.random.default_rng(0)
 grids = rng.integers(0, 50, (120, 32, 32)).astype(np.uint32)
 values = [0, 7, 49, 50, 2**32 - 1]
-done = threading.Event()
+stop = threading.Event()
 
 def change():
     draw = np.random.default_rng(1)
-    while not done.is_set():
+    while not stop.is_set():
         cells = draw.integers(0, grids.size, 1000)
         grids.reshape(-1)[cells] = draw.choice(values if draw.random() < 0.05 else values[:3], 1000)
 
 bpe = VisualBPE.train(grids[:50], 50, 100, sys.argv[1], num_threads=1)
 thread = threading.Thread(target=change)
 thread.start()
-finished = refused = 0
+num_results = num_refusals = 0
 try:
     for turn in range(10):
         grids[:] = turn % 50
@@ -316,21 +318,21 @@ try:
         ):
             try:
                 work()
-                finished += 1
+                num_results += 1
             except GridError as error:
                 assert "is not in the codebook" in str(error), error
-                refused += 1
+                num_refusals += 1
 finally:
-    done.set()
+    stop.set()
     thread.join()
-print(finished + refused)
+print(num_results + num_refusals)
 """
 
 
 @pytest.mark.parametrize("mode", ["pair", "oriented"])
 def test_array_changed_by_another_thread(mode):
-    """What is learned is anyone's guess, but nothing crashes and nothing but a GridError is raised."""
-    command = [sys.executable, "-c", CHANGED_MEANWHILE, mode]
+    """The result may be anything, but nothing crashes and nothing but a GridError is raised."""
+    command = [sys.executable, "-c", CHANGING_ARRAY, mode]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent)
     assert run.returncode == 0, run.stderr
     assert run.stdout == "30\n"

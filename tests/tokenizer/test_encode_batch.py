@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,20 +12,10 @@ from hypothesis import strategies as st
 from being_vl import VisualBPE
 from being_vl.errors import GridError
 from helpers import oracle
+from helpers.photos import PHOTOS
+from helpers.photos import PHOTOS_K as K
 
-PHOTOS = np.load(Path(__file__).parents[1] / "helpers" / "photo_grids.npz")["grids"]
-K = 1024
 MODES = ("pair", "oriented")
-
-
-@pytest.fixture(scope="module")
-def vocabularies():
-    return {mode: VisualBPE.train(PHOTOS[:40], K, 300, mode, num_threads=1) for mode in MODES}
-
-
-@pytest.fixture(scope="module", params=MODES)
-def bpe(request, vocabularies):
-    return vocabularies[request.param]
 
 
 @st.composite
@@ -49,16 +38,16 @@ def textures(draw, k):
 
 @given(data=st.data(), mode=st.sampled_from(MODES), k=st.sampled_from([1, 2, 4]))
 @settings(max_examples=150, deadline=None)
-def test_batches_equal_rule_after_rule(data, mode, k):
+def test_batches_equal_merge_after_merge(data, mode, k):
     """Unseen grids of several sizes one after the other, with dropout or without, give what the oracle gives."""
-    learned = data.draw(st.lists(textures(k), min_size=1, max_size=4))
+    training_grids = data.draw(st.lists(textures(k), min_size=1, max_size=4))
     unseen = data.draw(st.lists(textures(k), min_size=1, max_size=4))
     dropout = data.draw(st.sampled_from([0.0, 0.0, 0.3]))
-    bpe = VisualBPE.train(learned, k, 40, mode, min_frequency=1, num_threads=1)
-    rules = [oracle.Rule(m[0], m[1], m[2:] or None, 0, 0, 0.0) for m in bpe.merges]
+    bpe = VisualBPE.train(training_grids, k, 40, mode, min_frequency=1, num_threads=1)
+    merges = [oracle.Merge(m[0], m[1], m[2:] or None, 0, 0, 0.0) for m in bpe.merges]
     batch = bpe.encode_batch(unseen, 1, return_regions=True, dropout=dropout, seed=7)
     for i, grid in enumerate(unseen):
-        image = oracle.encode(grid, rules, k, dropout, 7 + i)
+        image = oracle.encode(grid, merges, k, dropout, 7 + i)
         assert batch[i].tolist() == image.ids()
         assert batch.regions[i].tolist() == image.regions()
     for decoded, grid in zip(bpe.decode_batch(batch, [g.shape for g in unseen]), unseen, strict=True):
@@ -70,8 +59,8 @@ def test_blocks_are_seamless(bpe):
     grids = np.concatenate([PHOTOS] * 25)[:1100]
     assert grids.size > 1 << 20
     plain = bpe.encode_batch(PHOTOS)
-    for many in (grids, list(grids), iter(grids)):
-        batch = bpe.encode_batch(many, 2)
+    for container in (grids, list(grids), iter(grids)):
+        batch = bpe.encode_batch(container, 2)
         assert len(batch) == 1100
         assert all(np.array_equal(ids, plain[i % len(PHOTOS)]) for i, ids in enumerate(batch))
     batch = bpe.encode_batch(grids, 2, dropout=0.3, seed=2**64 - 5, return_regions=True)
@@ -79,16 +68,16 @@ def test_blocks_are_seamless(bpe):
         ids, regions = bpe.encode(grids[i], True, dropout=0.3, seed=(2**64 - 5 + i) % 2**64)
         assert np.array_equal(batch[i], ids)
         assert np.array_equal(batch.regions[i], regions)
-    wrong = grids.astype(np.int64)
-    wrong[1050, 3, 4] = -7
-    for many in (wrong, iter(wrong)):
+    grids = grids.astype(np.int64)
+    grids[1050, 3, 4] = -7
+    for container in (grids, iter(grids)):
         with pytest.raises(GridError, match="grid 1050, row 3, column 4: id -7 "):
-            bpe.encode_batch(many)
+            bpe.encode_batch(container)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_an_iterable_that_fails(bpe, threads):
-    """Its exception comes out, however many blocks are under way; of several bad grids the first is named."""
+    """Its exception comes out, however many blocks are under way; of several grids with a fault the first is named."""
 
     def failing():
         yield from [*PHOTOS] * 4
@@ -98,9 +87,9 @@ def test_an_iterable_that_fails(bpe, threads):
         bpe.encode_batch(failing(), threads)
     grids = np.concatenate([PHOTOS] * 8).astype(np.int16)
     grids[[100, 200, 300], 7, 31] = -1, -2, -3
-    for many in (grids, list(grids)):
+    for container in (grids, list(grids)):
         with pytest.raises(GridError, match="grid 100, row 7, column 31: id -1 "):
-            bpe.encode_batch(many, threads)
+            bpe.encode_batch(container, threads)
 
 
 def test_dropout_is_the_same_for_any_number_of_threads(bpe):
@@ -120,18 +109,18 @@ def test_several_python_threads_at_once(vocabularies):
     sizes = [(32, 32), (5, 32), (32, 1), (17, 23)]
     jobs = [(bpe, PHOTOS[i, :h, :w]) for bpe in vocabularies.values() for i, (h, w) in enumerate(sizes * 3)]
     expected = [bpe.encode_batch([grid]).tolist() for bpe, grid in jobs]
-    found = [[] for _ in range(4)]
+    results = [[] for _ in range(4)]
 
-    def encode(found):
+    def encode(result):
         for _ in range(20):
-            found.append([bpe.encode(grid).tolist() for bpe, grid in jobs])
+            result.append([bpe.encode(grid).tolist() for bpe, grid in jobs])
 
-    threads = [threading.Thread(target=encode, args=(one,)) for one in found]
+    threads = [threading.Thread(target=encode, args=(result,)) for result in results]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [[[ids for [ids] in expected]] * 20] * 4
+    assert results == [[[ids for [ids] in expected]] * 20] * 4
 
 
 def _lengths(bpe):
@@ -142,10 +131,10 @@ def _lengths(bpe):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_fork_in_the_middle_of_encoding(bpe):
     """Processes forked while another thread encodes can encode."""
-    done = threading.Event()
+    stop = threading.Event()
 
     def encode():
-        while not done.is_set():
+        while not stop.is_set():
             bpe.encode_batch(PHOTOS, num_threads=2)
 
     thread = threading.Thread(target=encode)
@@ -155,7 +144,7 @@ def test_fork_in_the_middle_of_encoding(bpe):
             with multiprocessing.get_context("fork").Pool(1) as pool:
                 assert pool.apply_async(_lengths, [bpe]).get(timeout=60) == _lengths(bpe)
     finally:
-        done.set()
+        stop.set()
         thread.join()
 
 
@@ -168,8 +157,8 @@ def test_large_grids(vocabularies):
         np.tile([3, 8], (256, 128)),
         np.tile([[3], [8]], (128, 256)),
     ):
-        learned = [VisualBPE.train([grid], K, 60, mode, num_threads=1) for mode in MODES]
-        for bpe in [*vocabularies.values(), *learned]:
+        vocabularies_of_grid = [VisualBPE.train([grid], K, 60, mode, num_threads=1) for mode in MODES]
+        for bpe in [*vocabularies.values(), *vocabularies_of_grid]:
             batch = bpe.encode_batch([grid], return_regions=True)
             assert np.array_equal(bpe.decode_batch(batch, grid.shape)[0], grid)
 
@@ -178,10 +167,10 @@ def test_decode_batch(bpe):
     grids = [PHOTOS[0], PHOTOS[1][:7], PHOTOS[2][:, :1]]
     batch = bpe.encode_batch(grids, return_regions=True)
     sizes = [grid.shape for grid in grids]
-    for found in (bpe.decode_batch(batch, sizes), bpe.decode_batch(batch.tolist(), sizes, batch.regions)):
-        assert all(np.array_equal(a, b) for a, b in zip(found, grids, strict=True))
-    same = bpe.decode_batch(bpe.encode_batch(PHOTOS[:2], return_regions=True), (32, 32))
-    assert np.array_equal(same, PHOTOS[:2])
+    for copies in (bpe.decode_batch(batch, sizes), bpe.decode_batch(batch.tolist(), sizes, batch.regions)):
+        assert all(np.array_equal(a, b) for a, b in zip(copies, grids, strict=True))
+    copies = bpe.decode_batch(bpe.encode_batch(PHOTOS[:2], return_regions=True), (32, 32))
+    assert np.array_equal(copies, PHOTOS[:2])
     with pytest.raises(GridError, match="tokens of 3 grids, 2 sizes, 3 regions"):
         bpe.decode_batch(batch, sizes[:2])
     with pytest.raises(GridError, match="grid 1: "):
@@ -202,8 +191,8 @@ def test_token_shape(vocabularies):
         vocabularies["pair"].token_shape(K)
 
 
-def test_rules_whose_tokens_never_touch():
-    """A file may hold an offset at which the two shapes are not adjacent: such a rule joins nothing."""
+def test_merges_whose_tokens_never_touch():
+    """A file may hold an offset at which the two shapes are not adjacent: such a merge joins nothing."""
     grid = [[0, 1, 2, 0, 1], [2, 2, 2, 2, 2], [0, 1, 0, 1, 2]]
     content = json.loads(VisualBPE.train([[[0, 1]]], 3, 1, "oriented", min_frequency=1).to_json())
     del content["checksum"]

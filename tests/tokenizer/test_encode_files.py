@@ -27,7 +27,7 @@ def grids(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read(folder: Path) -> dict[str, list[int]]:
+def read_tokens(folder: Path) -> dict[str, list[int]]:
     tokens = {}
     for shard in read_manifest(folder, "tokens")["shards"]:
         assert sha256(folder / shard["file"]) == shard["sha256"]
@@ -43,28 +43,33 @@ def test_tokens_are_those_of_the_vocabulary_and_a_second_run_keeps_whole_files(
     bpe, store = VisualBPE.load(chain / "vocabulary.json"), GridStore.open(grids)
     command = ("encode", grids, "--vocabulary", chain / "vocabulary.json", "--out", tmp_path / "tokens")
     assert being_vl(*command, "--num_threads", 1) == 0
-    assert read(tmp_path / "tokens") == {key: bpe.encode(grid).tolist() for key, grid in store.items()}
+    assert read_tokens(tmp_path / "tokens") == {key: bpe.encode(grid).tolist() for key, grid in store.items()}
     manifest = read_manifest(tmp_path / "tokens", "tokens")
     assert manifest["cells"] == sum(grid.size for grid in store.values()) > manifest["tokens"]
     assert manifest["quantizer"]["fingerprint"] == bpe.quantizer_fingerprint
 
     before = {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()}
     (tmp_path / "tokens" / "manifest.json").unlink()
-    damaged, kept = tmp_path / "tokens" / "tokens-00001.arrow", tmp_path / "tokens" / "tokens-00002.arrow"
-    damaged.write_bytes(damaged.read_bytes()[:50])
+    damaged_shard, other_shard = (
+        tmp_path / "tokens" / "tokens-00001.arrow",
+        tmp_path / "tokens" / "tokens-00002.arrow",
+    )
+    damaged_shard.write_bytes(damaged_shard.read_bytes()[:50])
     (tmp_path / "tokens" / "tokens-00009.arrow").touch()
-    inode = kept.stat().st_ino
+    inode = other_shard.stat().st_ino
     assert being_vl(*command) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()} == before
-    assert kept.stat().st_ino == inode
+    assert other_shard.stat().st_ino == inode
 
     bpe.truncate(5).save(tmp_path / "fewer.json")
     command = ("encode", grids, "--vocabulary", tmp_path / "fewer.json", "--out", tmp_path / "tokens")
     assert "vocabulary.vocab_size was" in refused(capsys, being_vl(*command))
     assert {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()} == before
     assert being_vl(*command, "--overwrite") == 0
-    fewer = VisualBPE.load(tmp_path / "fewer.json")
-    assert read(tmp_path / "tokens") == {key: fewer.encode(grid).tolist() for key, grid in store.items()}
+    shorter_bpe = VisualBPE.load(tmp_path / "fewer.json")
+    assert read_tokens(tmp_path / "tokens") == {
+        key: shorter_bpe.encode(grid).tolist() for key, grid in store.items()
+    }
 
 
 def test_the_processes_of_torchrun_share_the_work(grids: Path, chain: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """`VisualBPE` agrees with the oracle to the last id."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,17 +8,15 @@ from hypothesis.extra import numpy as npst
 
 from being_vl import VisualBPE
 from helpers import oracle
-
-PHOTOS = np.load(Path(__file__).parents[1] / "helpers" / "photo_grids.npz")["grids"]
-PHOTOS_K = 1024
+from helpers.photos import PHOTOS, PHOTOS_K
 
 
 def random_grids(rng, k):
     """One to five small grids or a large one: noise, patches of equal ids, or stripes."""
     grids = []
-    large = rng.random() < 0.05
-    for _ in range(1 if large else rng.integers(1, 6)):
-        height, width = rng.integers(1, 41 if large else 13, 2)
+    is_large = rng.random() < 0.05
+    for _ in range(1 if is_large else rng.integers(1, 6)):
+        height, width = rng.integers(1, 41 if is_large else 13, 2)
         kind = rng.integers(4)
         grid = rng.integers(0, k, (height, width))
         if kind == 0:
@@ -34,16 +30,16 @@ def random_grids(rng, k):
 
 
 def check(grids, k, num_merges, mode, alpha, sigma, min_frequency, threads):
-    """Compare rules, statistics, final states and the encoding of the training grids; returns both sides."""
-    rules, images = oracle.train(grids, k, num_merges, mode, alpha, sigma, min_frequency)
+    """Compare merges, statistics, final states and the encoding of the training grids; returns both sides."""
+    merges, images = oracle.train(grids, k, num_merges, mode, alpha, sigma, min_frequency)
     bpe = VisualBPE.train(grids, k, num_merges, mode, alpha, sigma, min_frequency, threads)
-    assert bpe.merges == [rule.merge for rule in rules]
-    assert [(i.n, i.n_offset, i.s) for i in bpe.merge_infos] == [(r.n, r.n_offset, r.s) for r in rules]
+    assert bpe.merges == [merge.key for merge in merges]
+    assert [(i.n, i.n_offset, i.s) for i in bpe.merge_infos] == [(m.n, m.n_offset, m.s) for m in merges]
     for grid, image in zip(grids, images, strict=True):
         ids, regions = bpe.encode(grid, return_regions=True)
         assert ids.tolist() == image.ids()
         assert regions.tolist() == image.regions()
-    return bpe, rules
+    return bpe, merges
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -54,12 +50,12 @@ def test_random_grids(block):
         mode = str(rng.choice(["pair", "oriented"]))
         alpha = float(rng.choice([0, 0.1, 0.3, 1, 5]))
         sigma = float(rng.choice([0.4, 1, 3]))
-        frequency, merges, threads = (int(n) for n in rng.integers((1, 0, 1), (5, 30, 5)))
-        bpe, rules = check(random_grids(rng, k), k, merges, mode, alpha, sigma, frequency, threads)
+        frequency, num_merges, threads = (int(n) for n in rng.integers((1, 0, 1), (5, 30, 5)))
+        bpe, merges = check(random_grids(rng, k), k, num_merges, mode, alpha, sigma, frequency, threads)
         for grid in random_grids(rng, k):
-            assert bpe.encode(grid).tolist() == oracle.encode(grid, rules, k).ids()
-            dropped = oracle.encode(grid, rules, k, dropout=0.3, seed=block).ids()
-            assert bpe.encode(grid, dropout=0.3, seed=block).tolist() == dropped
+            assert bpe.encode(grid).tolist() == oracle.encode(grid, merges, k).ids()
+            ids = oracle.encode(grid, merges, k, dropout=0.3, seed=block).ids()
+            assert bpe.encode(grid, dropout=0.3, seed=block).tolist() == ids
 
 
 TINY = st.integers(1, 3).flatmap(
@@ -89,7 +85,7 @@ TINY = st.integers(1, 3).flatmap(
 )
 @settings(max_examples=300, deadline=None)
 def test_dense_ties(case, mode, alpha, sigma, min_frequency, threads, order):
-    """Few ids and tiny grids, where nearly every choice is a tie; the order of the grids decides nothing."""
+    """Few ids and tiny grids, where nearly every choice is a tie; the order of the grids does not matter."""
     k, grids = case
     bpe, _ = check(grids, k, 20, mode, alpha, sigma, min_frequency, threads)
     order.shuffle(grids)
@@ -103,9 +99,9 @@ def test_dense_ties(case, mode, alpha, sigma, min_frequency, threads, order):
 @pytest.mark.parametrize(("alpha", "threads"), [(0, 1), (0.3, 2)])
 def test_photo_grids(mode, alpha, threads):
     grids = PHOTOS[:6, :24, :28]
-    bpe, rules = check(grids, PHOTOS_K, 40, mode, alpha, 1.0, 2, threads)
-    unseen = PHOTOS[-1]
-    assert bpe.encode(unseen).tolist() == oracle.encode(unseen, rules, PHOTOS_K).ids()
+    bpe, merges = check(grids, PHOTOS_K, 40, mode, alpha, 1.0, 2, threads)
+    grid = PHOTOS[-1]
+    assert bpe.encode(grid).tolist() == oracle.encode(grid, merges, PHOTOS_K).ids()
 
 
 @pytest.mark.parametrize("mode", ["pair", "oriented"])

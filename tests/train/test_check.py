@@ -38,18 +38,18 @@ def test_check_shows_records_counts_and_stages(
     chain: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", "--recipe", str(recipe), "--show", "1", "--ranks", "3"]) == 0
-    said = capsys.readouterr().out
+    report = capsys.readouterr().out
     records = json.loads((chain / "data" / "train.json").read_text())
     first = records[0]
-    assert said.startswith(f"{first['category']}: {chain / 'data' / 'train.json'}: record 0 ")
-    assert f"[image {first['image']}]" in said.splitlines()[1]
+    assert report.startswith(f"{first['category']}: {chain / 'data' / 'train.json'}: record 0 ")
+    assert f"[image {first['image']}]" in report.splitlines()[1]
     for turn in first["conversations"][1::2]:
-        assert f"⟦ {turn['value']}" in said or f"⟦{turn['value']}" in said
-    start = said.index(f"[image {first['image']}]: ")
-    title, *rows = said[start:].partition("\n\n")[0].splitlines()
+        assert f"⟦ {turn['value']}" in report or f"⟦{turn['value']}" in report
+    start = report.index(f"[image {first['image']}]: ")
+    title, *rows = report[start:].partition("\n\n")[0].splitlines()
     assert title.split()[2] == str(sum(map(len, rows)))
     assert len({len(row) for row in rows}) == 1
-    table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line[:1].isalpha()}
+    table = {line.split()[0]: line.split()[1:] for line in report.splitlines() if line[:1].isalpha()}
     for category in {record["category"] for record in records}:
         count = sum(record["category"] == category for record in records)
         assert table[category][:2] == [f"{count:,}", f"{count / len(records):.1%}"]
@@ -60,7 +60,7 @@ def test_check_shows_records_counts_and_stages(
     assert (
         main(["check", "--recipe", str(recipe), "--show", "1", "--ranks", "3", "--records", str(folder)]) == 0
     )
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == report
 
 
 def bad_records(chain: Path, folder: Path) -> tuple[Path, int]:
@@ -73,24 +73,24 @@ def bad_records(chain: Path, folder: Path) -> tuple[Path, int]:
     return path, len(records)
 
 
-def test_check_lists_faults_and_fails_above_the_tolerated_share(
+def test_check_lists_faults_and_fails_above_the_tolerance(
     chain: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, count = bad_records(chain, tmp_path)
     command = ["check", "--recipe", str(recipe), "--records", str(path), "--show", "0"]
     assert main(command) == 2
-    said, error = capsys.readouterr()
-    assert f"unknown category: 1 of {count} records" in said
-    assert f"missing image: 1 of {count} records" in said
-    assert "bad.json: record 5 " in said
-    assert "bad.json: record 3 " in said
-    assert f"2 bad records, {2 / count:.2%} of all" in error
-    assert main([*command, "--tolerated", "0.5"]) == 0
+    report, error = capsys.readouterr()
+    assert f"unknown category: 1 of {count} records" in report
+    assert f"missing image: 1 of {count} records" in report
+    assert "bad.json: record 5 " in report
+    assert "bad.json: record 3 " in report
+    assert f"2 records with faults, {2 / count:.2%} of all" in error
+    assert main([*command, "--tolerance", "0.5"]) == 0
 
 
 def test_a_wrong_option_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--recipe", str(recipe), "--tolerated", "2"]) == 2
-    assert "tolerated 2.0; expected" in capsys.readouterr().err
+    assert main(["check", "--recipe", str(recipe), "--tolerance", "2"]) == 2
+    assert "tolerance 2.0; expected" in capsys.readouterr().err
 
 
 def test_lenient_training_leaves_out_bad_records_and_lists_them(

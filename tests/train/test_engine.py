@@ -21,15 +21,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gran
 from being_vl.cli import main
 from being_vl.errors import CheckpointError, ConfigError, ModelError
 from being_vl.layout import VocabularyLayout
-from being_vl.train.engine import _check_plain
+from being_vl.train.export import check_logits
 from being_vl.train.log import read_log
 from being_vl.train.metrics import Cost
-from being_vl.train.optimizer import factor, make_optimizer, set_rates
+from being_vl.train.optimizer import learning_rate_factor, make_optimizer, set_learning_rates
 from being_vl.train.options import LoraOptions, OptimizerOptions, StageOptions, TrainOptions
-from being_vl.train.split import TrainedLM
+from being_vl.train.split import TwoPartLM
 from being_vl.train.stages import add_adapters, freeze
 from helpers import tiny
-from helpers.ranks import ENVIRONMENT, ForkedTraining, forked
+from helpers.ranks import ENVIRONMENT, ForkedTraining, train_in_forks
 from helpers.training import logged_steps, losses, weights, write_recipe
 
 MIXTURE = {"foundation": 40, "perception": 30, "reasoning": 20, "instruction": 10}
@@ -55,8 +55,8 @@ def recipe(chain: Path, out: Path, stages: list[dict[str, Any]], ranks: int = 1,
     return write_recipe(out.with_suffix(".yaml"), options, changes)
 
 
-def split(folder: Path, text_size: int = 390, chunk: int = 1024) -> TrainedLM:
-    return TrainedLM(
+def split(folder: Path, text_size: int = 390, chunk: int = 1024) -> TwoPartLM:
+    return TwoPartLM(
         AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager"), text_size, chunk
     )
 
@@ -76,12 +76,12 @@ def test_losses_and_gradients_are_the_models_own(
         with pytest.raises(ModelError, match="without bias"):
             split(folder)
         return
-    own, model = AutoModelForCausalLM.from_pretrained(folder), split(folder, chunk=3)
-    own.config._attn_implementation = "eager"
+    original, model = AutoModelForCausalLM.from_pretrained(folder), split(folder, chunk=3)
+    original.config._attn_implementation = "eager"
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, own.config.vocab_size, (2, 17), generator=generator)
+    ids = torch.randint(0, original.config.vocab_size, (2, 17), generator=generator)
     labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) < 0.4, -100)
-    expected = own(input_ids=ids, labels=labels).loss
+    expected = original(input_ids=ids, labels=labels).loss
     expected.backward()
     found = model(input_ids=ids, labels=labels)
     found.mean().backward()
@@ -89,7 +89,7 @@ def test_losses_and_gradients_are_the_models_own(
     assert found.mean().item() == pytest.approx(expected.item(), rel=1e-6)
     plain = AutoModelForCausalLM.from_pretrained(folder)
     model.merge_into(plain, {name: p.grad for name, p in model.lm.named_parameters()})
-    for name, parameter in own.named_parameters():
+    for name, parameter in original.named_parameters():
         torch.testing.assert_close(plain.get_parameter(name).data, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
@@ -100,9 +100,9 @@ def test_ligers_kernels_compute_the_same(tmp_path: Path, interpreted: str) -> No
     """Those of norms and MLPs, forward and backward, in Triton's interpreter and on a GPU."""
     words = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "liger.py"), str(tmp_path), *LIGER]
     environment = os.environ | ENVIRONMENT | {"TRITON_INTERPRET": interpreted}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert {*LIGER} <= {*done.stdout.split()}
+    process = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert {*LIGER} <= {*process.stdout.split()}
 
 
 STAGES = [
@@ -126,14 +126,14 @@ def options_of_all(chain: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reference(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One stage of each kind, on one rank without ZeRO; `said` beside it is what it printed."""
+    """One stage of each kind, on one rank without ZeRO; `output` beside it is what it printed."""
     out = tmp_path_factory.mktemp("reference") / "run"
-    more = {"precision": {"liger": True}, "logging": {"wandb": "test", "peak_flops": 1e9}}
+    changes = {"precision": {"liger": True}, "logging": {"wandb": "test", "peak_flops": 1e9}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        path = recipe(chain, out, STAGES, **options_of_all(chain) | more)
+        path = recipe(chain, out, STAGES, **options_of_all(chain) | changes)
         by = ForkedTraining(path)
-        out.with_name("said").write_text(by.finish())
+        out.with_name("output").write_text(by.finish())
     return out
 
 
@@ -145,15 +145,15 @@ def test_zero_offload_and_chunks_do_not_change_the_losses(
     changes = options_of_all(chain) | {"offload": "optimizer", "loss_chunk": 3, "zero": zero}
     changes |= {"gradient_checkpointing": checkpointing}
     out = tmp_path / "run"
-    forked(recipe(chain, out, STAGES, ranks, **changes), ranks)
-    for entry, same in zip(read_log(out / "log.jsonl"), read_log(reference / "log.jsonl"), strict=True):
+    train_in_forks(recipe(chain, out, STAGES, ranks, **changes), ranks)
+    for entry, expected in zip(read_log(out / "log.jsonl"), read_log(reference / "log.jsonl"), strict=True):
         for key in ("loss", "gradient_norm", "text_perplexity"):
-            assert entry.get(key, 0) == pytest.approx(same.get(key, 0), rel=1e-4), (
+            assert entry.get(key, 0) == pytest.approx(expected.get(key, 0), rel=1e-4), (
                 entry["stage"],
                 entry["step"],
             )
         for name, loss in entry.get("losses", {}).items():
-            assert loss == pytest.approx(same["losses"][name], rel=1e-4)
+            assert loss == pytest.approx(expected["losses"][name], rel=1e-4)
     assert_what_trains(chain, out)
 
 
@@ -161,24 +161,24 @@ def assert_what_trains(chain: Path, out: Path) -> None:
     text = VocabularyLayout.load(chain / "tied").text_size
     folders = [chain / "tied", *(out / f"stage{n}" for n in range(1, 6))]
     before, *after = (weights(folder) for folder in folders)
-    moved = []
+    changed = []
     for now in after:
         assert now.keys() == before.keys()
         found = {name for name in now if not torch.equal(now[name], before[name])}
         rows = "model.embed_tokens.weight"
         assert rows in found
         assert torch.equal(now[rows][:text], before[rows][:text])
-        moved.append(
+        changed.append(
             {name.removeprefix("model.") for name in found} - {"embed_tokens.weight", "lm_head.weight"}
         )
         last, before = before, now
     names = {name.removeprefix("model.") for name in before} - {"embed_tokens.weight", "lm_head.weight"}
-    assert moved[0] == set()
-    assert moved[1] == {name for name in names if name.startswith("layers.3.mlp.")} | {"norm.weight"}
-    assert moved[2] == {name for name in names if name.startswith(("layers.0.", "layers.1."))}
-    assert moved[3] == names
-    assert moved[4] == {name for name in moved[2] if "norm" not in name}
-    for name in moved[4]:
+    assert changed[0] == set()
+    assert changed[1] == {name for name in names if name.startswith("layers.3.mlp.")} | {"norm.weight"}
+    assert changed[2] == {name for name in names if name.startswith(("layers.0.", "layers.1."))}
+    assert changed[3] == names
+    assert changed[4] == {name for name in changed[2] if "norm" not in name}
+    for name in changed[4]:
         change = before[f"model.{name}"] - last[f"model.{name}"]
         assert torch.linalg.matrix_rank(change, rtol=1e-3) <= 2, name
 
@@ -188,9 +188,9 @@ def test_stages_train_what_they_say(chain: Path, reference: Path) -> None:
 
 
 def test_log_of_a_step(chain: Path, reference: Path) -> None:
-    said = reference.with_name("said").read_text()
-    assert "liger: its kernels need a GPU" in said
-    assert "adapters" in said
+    output = reference.with_name("output").read_text()
+    assert "liger: its kernels need a GPU" in output
+    assert "adapters" in output
     entries = logged_steps(reference)
     first = entries[0]
     assert set(first["losses"]) == {name for name, share in first["mixture"].items() if share} | {"text"}
@@ -224,19 +224,19 @@ def test_perplexity_of_a_text(chain: Path, reference: Path) -> None:
             ]
         mean = sum(s for s, _ in sums) / sum(n for _, n in sums)
         assert probes[where] == pytest.approx(mean.exp().item(), rel=1e-5)
-    said = reference.with_name("said").read_text()
+    output = reference.with_name("output").read_text()
     for number in range(1, 6):
         (before, after) = (value for (stage, _), value in probes.items() if stage == f"stage{number}")
-        assert (f"stage{number}: the perplexity of" in said) == (after > before * (1 + 1e-6))
+        assert (f"stage{number}: the perplexity of" in output) == (after > before * (1 + 1e-6))
 
 
 def test_saved_model_is_compared_with_the_trained_one(chain: Path) -> None:
     ids = torch.arange(8)[None]
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(chain / "tied")(ids).logits[0]
-    _check_plain(chain / "tied", ids, logits)
+    check_logits(chain / "tied", ids, logits)
     with pytest.raises(CheckpointError, match="logits that are"):
-        _check_plain(chain / "tied", ids, logits + 0.01 * torch.randn_like(logits))
+        check_logits(chain / "tied", ids, logits + 0.01 * torch.randn_like(logits))
 
 
 def test_a_model_stored_in_bf16_trains_in_float32(chain: Path, tmp_path: Path) -> None:
@@ -244,7 +244,9 @@ def test_a_model_stored_in_bf16_trains_in_float32(chain: Path, tmp_path: Path) -
     model = tmp_path / "model"
     shutil.copytree(chain / "tied", model)
     AutoModelForCausalLM.from_pretrained(model, dtype="bfloat16").save_pretrained(model)
-    forked(recipe(chain, tmp_path / "run", [{"unfreeze": "all", "learning_rate": 1e-2}], model=str(model)))
+    train_in_forks(
+        recipe(chain, tmp_path / "run", [{"unfreeze": "all", "learning_rate": 1e-2}], model=str(model))
+    )
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "stage1", dtype="auto")
     assert {parameter.dtype for parameter in trained.parameters()} == {torch.bfloat16}
 
@@ -268,14 +270,13 @@ def test_optimizer_has_groups(tmp_path: Path) -> None:
     model = split(tiny.llm(tmp_path / "llm", tied=False, layers=2))
     stage = StageOptions("one", "all", 1e-3, {}, new_rows_learning_rate=5e-3)
     freeze(model, stage)
-    options = TrainOptions(Path("m"), [Path("r")], Path("o"), optimizer=OptimizerOptions(0.1, "matrices"))
-    optimizer = make_optimizer(model, options, stage)
-    assert set_rates(optimizer, 0.5) == {"learning_rate": 5e-4, "new_rows_learning_rate": 2.5e-3}
+    optimizer = make_optimizer(model, stage, OptimizerOptions(0.1, "matrices"))
+    assert set_learning_rates(optimizer, 0.5) == {"learning_rate": 5e-4, "new_rows_learning_rate": 2.5e-3}
     found = [(id(p), g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]]
-    new = {id(model.embedding.new), id(model.head.new)}
-    spared = new | {id(model.embedding.text), id(model.head.text)}
+    new = {id(model.embedding.new_rows), id(model.head.new_rows)}
+    rows_without_decay = new | {id(model.embedding.text_rows), id(model.head.text_rows)}
     expected = [
-        (id(p), 2.5e-3 if id(p) in new else 5e-4, 0.0 if p.dim() == 1 or id(p) in spared else 0.1)
+        (id(p), 2.5e-3 if id(p) in new else 5e-4, 0.0 if p.dim() == 1 or id(p) in rows_without_decay else 0.1)
         for p in model.parameters()
     ]
     assert sorted(found) == sorted(expected)
@@ -289,15 +290,17 @@ def test_schedules_are_those_of_transformers(schedule: str) -> None:
     other = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=40)
     for step in range(40):
         if step >= 4:
-            assert factor(stage, step, 40) == pytest.approx(other.get_last_lr()[0])
+            assert learning_rate_factor(stage, step, 40) == pytest.approx(other.get_last_lr()[0])
         optimizer.step()
         other.step()
-    assert [factor(stage, step, 40) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert factor(StageOptions("one", 0, 1.0, {}, final=0.1), 10**6, 10**6) == pytest.approx(0.1)
+    assert [learning_rate_factor(stage, step, 40) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate_factor(StageOptions("one", 0, 1.0, {}, final=0.1), 10**6, 10**6) == pytest.approx(
+        0.1
+    )
 
 
 @pytest.fixture
-def poisoned(chain: Path, tmp_path: Path) -> tuple[Path, Path, str]:
+def poison(chain: Path, tmp_path: Path) -> tuple[Path, Path, str]:
     """A model and records, one of which gives NaN: its text has a token that no other has, with a NaN in its row."""
     model = AutoModelForCausalLM.from_pretrained(chain / "untied")
     tokenizer = AutoTokenizer.from_pretrained(chain / "untied")
@@ -318,10 +321,10 @@ def poisoned(chain: Path, tmp_path: Path) -> tuple[Path, Path, str]:
 
 @pytest.mark.slow
 def test_nan_never_reaches_the_weights(
-    poisoned: tuple[Path, Path, str], chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    poison: tuple[Path, Path, str], chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Under every ZeRO stage, in float32 and bf16: the step is left out, its records are named, and all goes on."""
-    model, records, bad = poisoned
+    model, records, place = poison
     changes = {"model": str(model), "records": [str(records)]}
     stages = [{"unfreeze": 1, "max_steps": 6, "mixture": dict.fromkeys(MIXTURE, 1)}]
     found = {}
@@ -334,19 +337,19 @@ def test_nan_never_reaches_the_weights(
         (2, 1, "bf16"),
     ]:
         out = tmp_path / f"{zero}{ranks}{dtype}"
-        said = forked(
+        output = train_in_forks(
             recipe(chain, out, stages, ranks, zero=zero, precision={"dtype": dtype}, **changes), ranks
         )
         entries = logged_steps(out)
         skipped = [entry for entry in entries if entry["skipped"]]
         assert 0 < len(skipped) < 6
-        assert all(any(bad in where for where in entry["records"]) for entry in skipped)
+        assert all(any(place in where for where in entry["records"]) for entry in skipped)
         assert all(math.isnan(entry["loss"]) == entry["skipped"] for entry in entries)
-        assert "loss is nan" in said
+        assert "loss is nan" in output
         name = "model.layers.0.mlp.up_proj.weight"
-        moved = weights(out / "stage1")[name]
-        assert moved.isfinite().all()
-        assert not torch.equal(moved, weights(model)[name])
+        changed = weights(out / "stage1")[name]
+        assert changed.isfinite().all()
+        assert not torch.equal(changed, weights(model)[name])
         found[zero, dtype] = torch.tensor(losses(out))
     for (_, dtype), values in found.items():
         torch.testing.assert_close(
@@ -357,19 +360,19 @@ def test_nan_never_reaches_the_weights(
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("being-vl: error: stage1 step ")
     assert "loss is nan" in line
-    assert bad in line
+    assert place in line
     assert not (tmp_path / "stop" / "stage1").exists()
 
 
 @pytest.mark.slow
 def test_leaps_are_skipped_the_same_way_when_resumed(chain: Path, tmp_path: Path) -> None:
     """By the rule as it is written down; a threshold this low takes ordinary steps for leaps."""
-    whole, out = tmp_path / "whole", tmp_path / "killed"
+    baseline, out = tmp_path / "whole", tmp_path / "killed"
     stages = [{"unfreeze": "all", "max_steps": 50, "learning_rate": 1e-6}]
     changes = {"spikes": {"action": "skip", "deviations": 1.5}, "checkpoint": {"every": 5}}
-    forked(recipe(chain, whole, stages, **changes))
+    train_in_forks(recipe(chain, baseline, stages, **changes))
     history: list[dict[str, Any]] = []
-    for entry in logged_steps(whole):
+    for entry in logged_steps(baseline):
         leap = False
         for key in ("loss", "gradient_norm") if len(history) >= 20 else ():
             logs = [math.log(before[key]) for before in history]
@@ -379,16 +382,16 @@ def test_leaps_are_skipped_the_same_way_when_resumed(chain: Path, tmp_path: Path
         assert ("records" in entry) == leap
         if not leap:
             history.append(entry)
-    assert 1 < len(logged_steps(whole)) - len(history) < 20
+    assert 1 < len(logged_steps(baseline)) - len(history) < 20
     path = recipe(chain, out, stages, **changes)
     training = ForkedTraining(path)
     while len(read_log(out / "log.jsonl")) < 33:
-        assert not training.ended(), training.said.read_text()
+        assert not training.has_ended(), training.output.read_text()
     training.kill()
-    said = forked(path)
-    assert re.search(r"resumed after step \d+", said)
+    output = train_in_forks(path)
+    assert re.search(r"resumed after step \d+", output)
     assert [(e["loss"], e["skipped"]) for e in logged_steps(out)] == [
-        (e["loss"], e["skipped"]) for e in logged_steps(whole)
+        (e["loss"], e["skipped"]) for e in logged_steps(baseline)
     ]
 
 
@@ -407,10 +410,18 @@ def test_stages_that_ask_for_what_is_not_there(changes: dict[str, Any], message:
         add_adapters(model, stage) if stage.lora else freeze(model, stage)
 
 
+def test_adapters_of_a_model_without_new_rows_train_alone(tmp_path: Path) -> None:
+    model = split(tiny.llm(tmp_path / "llm", layers=2), text_size=10**6)
+    stage = StageOptions("one", 1, 1e-3, lora=LoraOptions(rank=2))
+    add_adapters(model, stage)
+    freeze(model, stage)
+    assert all(".lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
 def test_wrong_options() -> None:
-    for wrong in ({"unfreeze": 1.5}, {"unfreeze": -1}, {"final": 2.0}):
-        with pytest.raises(ConfigError, match=next(iter(wrong))):
-            StageOptions(**{"name": "one", "unfreeze": 0, "learning_rate": 1.0, "mixture": {}} | wrong)
+    for fields in ({"unfreeze": 1.5}, {"unfreeze": -1}, {"final": 2.0}):
+        with pytest.raises(ConfigError, match=next(iter(fields))):
+            StageOptions(**{"name": "one", "unfreeze": 0, "learning_rate": 1.0, "mixture": {}} | fields)
     for name in ("../out", "a/b", "", "checkpoints"):
         with pytest.raises(ConfigError, match="names its folder"):
             StageOptions(name, 0, 1.0)

@@ -17,7 +17,7 @@ from being_vl.quantize.job import quantize
 from being_vl.quantize.options import QuantizeOptions
 from being_vl.shards.grids import GridStore
 from being_vl.train.log import read_log
-from helpers.ranks import by_command
+from helpers.ranks import train_by_command
 from helpers.training import losses, recipe
 
 pytestmark = pytest.mark.gpu
@@ -29,7 +29,7 @@ def on_cpu(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]
     out = tmp_path_factory.mktemp("reference") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-        by_command(recipe(chain, out))
+        train_by_command(recipe(chain, out))
     return losses(out)
 
 
@@ -60,9 +60,9 @@ def test_bf16_is_close(chain: Path, on_cpu: list[float], tmp_path: Path) -> None
 @pytest.mark.parametrize("zero", [0, 2, 3])
 def test_stopped_and_resumed_run_has_the_same_losses(zero: int, chain: Path, tmp_path: Path) -> None:
     """But for the order in which a GPU adds up."""
-    same = {"steps": (2, 30, 2), "zero": zero}
-    assert main(["train", "--recipe", str(recipe(chain, tmp_path / "whole", **same))]) == 0
-    path, log = recipe(chain, tmp_path / "stopped", **same), tmp_path / "stopped" / "log.jsonl"
+    changes = {"steps": (2, 30, 2), "zero": zero}
+    assert main(["train", "--recipe", str(recipe(chain, tmp_path / "whole", **changes))]) == 0
+    path, log = recipe(chain, tmp_path / "stopped", **changes), tmp_path / "stopped" / "log.jsonl"
 
     def stop() -> None:
         while not log.exists() or len(log.read_bytes().splitlines()) < 6:
@@ -81,14 +81,14 @@ def test_stopped_and_resumed_run_has_the_same_losses(zero: int, chain: Path, tmp
 
 def test_ids_are_those_of_a_cpu(chain: Path, tmp_path: Path) -> None:
     """But for pixels between two codes."""
-    found = []
+    grids = []
     for device in ("cpu", "cuda"):
         out = tmp_path / device
         images, quantizer = chain / "data" / "images", str(chain / "quantizer")
         quantize(QuantizeOptions(images=images, out=out, quantizer=quantizer, device=device))
         store = GridStore.open(out)
-        found.append(np.stack([store[key] for key in sorted(store)]))
-    assert (found[0] == found[1]).mean() > 0.99
+        grids.append(np.stack([store[key] for key in sorted(store)]))
+    assert (grids[0] == grids[1]).mean() > 0.99
 
 
 def test_answers_are_those_of_a_cpu(chain: Path) -> None:

@@ -24,22 +24,24 @@ from being_vl.data.options import CATEGORIES, LossOptions
 from being_vl.data.packing import pack
 from being_vl.data.records import Records
 from being_vl.data.sequences import SequenceBuilder
+from being_vl.errors import FingerprintError
 from being_vl.launch.local import train_on_ranks
 from being_vl.layout import VocabularyLayout
 from being_vl.recipes.recipe import Recipe
 from being_vl.shards.grids import GridStore
+from being_vl.train.engine import plan_training
 from being_vl.train.log import read_log
 from being_vl.train.options import TrainOptions
 from helpers import tiny
-from helpers.ranks import ForkedTraining, by_command, forked
+from helpers.ranks import ForkedTraining, train_by_command, train_in_forks
 from helpers.training import BATCH, MIXTURES, losses, recipe, weights
 
 
 @pytest.fixture(scope="session")
 def reference(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on one rank without ZeRO, by the command; `said` beside it is what it printed."""
+    """A run on one rank without ZeRO, by the command; `output` beside it is what it printed."""
     out = tmp_path_factory.mktemp("reference") / "run"
-    out.with_name("said").write_text(by_command(recipe(chain, out)))
+    out.with_name("output").write_text(train_by_command(recipe(chain, out)))
     return out
 
 
@@ -67,7 +69,7 @@ def oracle(
     matrices = list(
         {id(m.weight): m.weight for m in (lm.get_input_embeddings(), lm.get_output_embeddings())}.values()
     )
-    found = []
+    entries = []
     for stage in range(stages):
         trained = [*matrices]
         if stage >= 1:
@@ -98,10 +100,10 @@ def oracle(
                 for kind, which in kinds.items()
                 if weights[which].any()
             }
-            found.append({kind: mean.item() for kind, mean in means.items()})
+            entries.append({kind: mean.item() for kind, mean in means.items()})
             lm.zero_grad()
             means["loss"].backward()
-            held = [matrix.detach()[: layout.text_size].clone() for matrix in matrices]
+            text_rows = [matrix.detach()[: layout.text_size].clone() for matrix in matrices]
             if stage < 2:
                 for matrix in matrices:
                     matrix.grad[: layout.text_size] = 0
@@ -112,9 +114,9 @@ def oracle(
             optimizer.step()
             if stage < 2:
                 with torch.no_grad():
-                    for matrix, rows in zip(matrices, held, strict=True):
+                    for matrix, rows in zip(matrices, text_rows, strict=True):
                         matrix[: layout.text_size] = rows
-    return found
+    return entries
 
 
 def test_without_a_recipe_the_stages_are_the_papers() -> None:
@@ -136,7 +138,7 @@ def test_losses_are_those_of_plain_torch(chain: Path, reference: Path) -> None:
 
 
 def test_losses_are_those_of_plain_torch_untied(chain: Path, tmp_path: Path) -> None:
-    forked(recipe(chain, tmp_path / "run", tied=False))
+    train_in_forks(recipe(chain, tmp_path / "run", tied=False))
     expected = [entry["loss"] for entry in oracle(chain, "untied", stages=3, steps=4)]
     assert losses(tmp_path / "run") == pytest.approx(expected, rel=2e-5)
 
@@ -144,7 +146,7 @@ def test_losses_are_those_of_plain_torch_untied(chain: Path, tmp_path: Path) -> 
 def test_packed_records_train_as_if_each_were_alone(chain: Path, tmp_path: Path) -> None:
     """On two ranks that read in two processes each, with loss on questions and images too."""
     loss = {"questions": 0.5, "images": 0.25}
-    forked(
+    train_in_forks(
         recipe(
             chain,
             tmp_path / "run",
@@ -168,18 +170,18 @@ def test_zero_and_ranks_do_not_change_the_losses(
     zero: int, ranks: int, chain: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    forked(recipe(chain, out, ranks=ranks, zero=zero, gradient_checkpointing=zero == 2), ranks)
+    train_in_forks(recipe(chain, out, ranks=ranks, zero=zero, gradient_checkpointing=zero == 2), ranks)
     assert losses(out) == pytest.approx(losses(reference), rel=2e-5)
     assert_what_trains(chain / "tied", out)
-    final, same = weights(out / "stage3"), weights(reference / "stage3")
+    final, expected = weights(out / "stage3"), weights(reference / "stage3")
     for name, tensor in final.items():
-        torch.testing.assert_close(tensor, same[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
 
 
 def test_bf16_leaves_frozen_parameters_as_they_are(chain: Path, reference: Path, tmp_path: Path) -> None:
     """Also in bf16, where the engine rounds all parameters: the checkpoint is written from the float32 original."""
     out = tmp_path / "run"
-    forked(recipe(chain, out, precision={"dtype": "bf16"}, zero=2))
+    train_in_forks(recipe(chain, out, precision={"dtype": "bf16"}, zero=2))
     assert losses(out) == pytest.approx(losses(reference), rel=0.02)
     assert_what_trains(chain / "tied", out)
     assert all(tensor.dtype == torch.float32 for tensor in weights(out / "stage3").values())
@@ -192,8 +194,8 @@ def assert_what_trains(start: Path, out: Path) -> None:
     for name in before:
         rows = slice(0, text) if "embed_tokens" in name or "lm_head" in name else slice(None)
         assert torch.equal(one[name][rows], before[name][rows]), f"stage 1 moved {name}"
-        moved = not torch.equal(two[name][rows], one[name][rows])
-        assert moved == (".layers.0." in name), f"stage 2: {name}"
+        has_moved = not torch.equal(two[name][rows], one[name][rows])
+        assert has_moved == (".layers.0." in name), f"stage 2: {name}"
         assert not torch.equal(three[name], two[name]), f"stage 3 left {name}"
     new = before["model.embed_tokens.weight"][text:]
     assert not torch.equal(one["model.embed_tokens.weight"][text:], new)
@@ -216,9 +218,9 @@ def test_each_stage_says_first_what_trains(chain: Path, reference: Path) -> None
     layer = [sum(w.numel() for name, w in start.items() if f".layers.{n}." in name) for n in range(4)]
     new, total = (len(start["model.embed_tokens.weight"]) - text) * width, sum(layer) + width
     total += start["model.embed_tokens.weight"].numel()
-    said = reference.with_name("said").read_text()
+    output = reference.with_name("output").read_text()
     for number, trained in enumerate((new, new + layer[0], total), start=1):
-        table, _, _ = said.partition(f"stage{number} step 1/4")
+        table, _, _ = output.partition(f"stage{number} step 1/4")
         rows = {
             name: (size, end)
             for name, size, end in re.findall(
@@ -254,35 +256,35 @@ STEPS = (2, 12, 2)  # time to be killed in the middle of stage 2
 
 def test_killed_and_resumed_run_has_the_same_losses(chain: Path, tmp_path: Path) -> None:
     """Kill -9 after some steps of stage 2, cut the newest checkpoint short, and train again; in bf16 under ZeRO-2."""
-    whole, out, model = tmp_path / "whole", tmp_path / "killed", tmp_path / "model"
+    baseline, out, model = tmp_path / "whole", tmp_path / "killed", tmp_path / "model"
     shutil.copytree(chain / "tied", model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    same = {"steps": STEPS, "model": str(model), "precision": {"dtype": "bf16"}, "zero": 2}
-    forked(recipe(chain, whole, **same))
-    path = recipe(chain, out, checkpoint={"every": 2}, **same)
+    changes = {"steps": STEPS, "model": str(model), "precision": {"dtype": "bf16"}, "zero": 2}
+    train_in_forks(recipe(chain, baseline, **changes))
+    path = recipe(chain, out, checkpoint={"every": 2}, **changes)
     training = ForkedTraining(path)
     deadline = time.monotonic() + 240
     while not (out / "checkpoints" / "stage2-00000004" / "complete.json").exists():
-        assert not training.ended(), training.said.read_text()
+        assert not training.has_ended(), training.output.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
     training.kill()
     assert (out / "stage1" / "manifest.json").is_file()
     assert not (out / "stage2").exists()
-    kept = sorted((out / "checkpoints").glob("stage2-????????"))
-    biggest = max(kept[-1].rglob("*.pt"), key=lambda file: file.stat().st_size)
+    checkpoints = sorted((out / "checkpoints").glob("stage2-????????"))
+    biggest = max(checkpoints[-1].rglob("*.pt"), key=lambda file: file.stat().st_size)
     os.truncate(biggest, biggest.stat().st_size // 2)
-    said = forked(path)
-    if len(kept) > 1:
-        assert f"{kept[-1].name} is damaged" in said
-        assert f"resumed after step {int(kept[-2].name[-8:])}" in said
-    assert losses(out) == losses(whole)
+    output = train_in_forks(path)
+    if len(checkpoints) > 1:
+        assert f"{checkpoints[-1].name} is damaged" in output
+        assert f"resumed after step {int(checkpoints[-2].name[-8:])}" in output
+    assert losses(out) == losses(baseline)
     assert [(e["stage"], e["step"]) for e in read_log(out / "log.jsonl")] == [
         (f"stage{s}", n) for s in (1, 2, 3) for n in range(1, STEPS[s - 1] + 1)
     ]
     for name, tensor in weights(out / "stage3").items():
-        assert torch.equal(tensor, weights(whole / "stage3")[name])
+        assert torch.equal(tensor, weights(baseline / "stage3")[name])
 
 
 def test_second_run_does_nothing(
@@ -315,7 +317,7 @@ def test_text_model_trains_on_text(chain: Path, tmp_path: Path) -> None:
         grids=None,
         stages=[stage],
     )
-    forked(path)
+    train_in_forks(path)
     first, *_, last = losses(out)
     assert last < first
     assert weights(out / "text").keys() == weights(chain / "llm").keys()
@@ -340,6 +342,54 @@ def test_another_recipe_is_refused(
     assert str(out) in line
 
 
+def test_another_training_is_replaced_only_where_asked(
+    chain: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stages, checkpoints and logs go, also those of stages that there are no more; what else lies there stays."""
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    (out / "notes.txt").write_text("mine")
+    (out / "mine").mkdir()
+    stage = {"name": "one", "unfreeze": 0.0, "learning_rate": 1e-3, "mixture": MIXTURES[0]}
+    changes: dict[str, object] = {"stages": [stage], "max_steps": 2}
+    assert "stages.0.name was 'stage1', is 'one'" in refused(capsys, recipe(chain, out, **changes))
+    named_mine = {"stages": [stage | {"name": "mine"}], "max_steps": 2, "overwrite": True}
+    assert "no training has made it" in refused(capsys, recipe(chain, out, **named_mine))
+    assert losses(out) == losses(reference)
+    train_in_forks(recipe(chain, out, **changes, overwrite=True))
+    assert len(losses(out)) == 2
+    assert sorted(path.name for path in out.glob("*") if path.is_dir()) == [
+        "mine",
+        "one",
+        "prepared",
+        "tensorboard",
+    ]
+    assert (out / "notes.txt").read_text() == "mine"
+    train_in_forks(recipe(chain, out, **changes, overwrite=True))  # which is finished, and stays
+    assert len(losses(out)) == 2
+
+
+def test_a_plan_is_what_the_training_says_and_writes_nothing(
+    chain: Path, reference: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options = Recipe.find(recipe(chain, out)).training()
+    plan = plan_training(options)
+    output = reference.with_name("output").read_text()
+    assert all(line in output for line in plan.splitlines())
+    assert not out.exists()
+    shutil.copytree(reference, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert plan_training(options) == plan
+    options.optimizer.weight_decay = 0.2
+    with pytest.raises(FingerprintError, match=r"weight_decay was 0\.1, is 0\.2"):
+        plan_training(options)
+    options.overwrite = True
+    options.max_steps = 3
+    assert "stage1: 3 steps" in plan_training(options)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
 def test_nodes_with_other_copies_are_found(chain: Path, tmp_path: Path) -> None:
     """Each node has its own `model`, under the same path; one of them is another."""
     for node in ("0", "1"):
@@ -349,7 +399,7 @@ def test_nodes_with_other_copies_are_found(chain: Path, tmp_path: Path) -> None:
     path = recipe(chain, tmp_path / "run", ranks=2, model="model")
     training = ForkedTraining(path, 2, nodes=[tmp_path / "0", tmp_path / "1"])
     assert training.statuses(60) == [2, 2]
-    assert training.said.read_text().count("error: model: not the same files on all nodes") == 2
+    assert training.output.read_text().count("error: model: not the same files on all nodes") == 2
 
 
 def test_second_training_in_the_same_folder_is_refused(

@@ -59,8 +59,10 @@ class ChatFormat:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._name = tokenizer.name_or_path or "tokenizer"
-        added = tokenizer.added_tokens_decoder.values()
-        self.specials = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+        added_tokens = tokenizer.added_tokens_decoder.values()
+        self.specials = {str(token) for token in added_tokens if token.special} | set(
+            tokenizer.all_special_tokens
+        )
         self._exchanges = cache(self._take_apart)
         self._bos_text = ""
         bos = tokenizer.bos_token
@@ -106,16 +108,16 @@ class ChatFormat:
 
     def _take_apart(self, count: int, system: bool = False) -> list[_Exchange]:
         """The fixed text around each of `count` questions and answers."""
-        before, *around = self._render(count, system)
+        before, *fixed_texts = self._render(count, system)
         before = before.removeprefix(self._bos_text)
-        after_system = around.pop(0) if system else ""
+        after_system = fixed_texts.pop(0) if system else ""
         exchanges = []
-        for after_question, after_answer in zip(around[::2], around[1::2], strict=True):
+        for after_question, after_answer in zip(fixed_texts[::2], fixed_texts[1::2], strict=True):
             # Tokenizers join a space to the word behind it, so one in front of an answer belongs to the answer.
-            stripped = after_question.rstrip(" ")
-            space = after_question[len(stripped) :]
+            before_space = after_question.rstrip(" ")
+            space = after_question[len(before_space) :]
             end = self._end_of_turn(after_answer)
-            exchanges.append(_Exchange(before, after_system, stripped, space, after_answer[:end]))
+            exchanges.append(_Exchange(before, after_system, before_space, space, after_answer[:end]))
             before, after_system = after_answer[end:], ""
         return exchanges
 
@@ -132,15 +134,15 @@ class ChatFormat:
             )
         except Exception as error:  # whatever a template raises
             raise ModelError(f"{self._name}: its chat template fails on plain turns: {error}") from error
-        around = []
+        fixed_texts = []
         for mark in marks:
             before, separator, text = text.partition(mark)
             if not separator or mark in text:
                 raise ModelError(
                     f"{self._name}: its chat template does not write each turn's text once, in order"
                 )
-            around.append(before)
-        return [*around, text]
+            fixed_texts.append(before)
+        return [*fixed_texts, text]
 
     def _end_of_turn(self, text: str) -> int:
         """Where in the text behind an answer its end-of-turn token ends."""

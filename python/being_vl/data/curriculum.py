@@ -94,8 +94,8 @@ class Curriculum:
         self._seed = seed
 
         # The keys in effect, and the records of each: those of its groups, one group after the other.
-        nonempty = [group for group, group_lengths in lengths.items() if len(group_lengths)]
-        groups = assign_groups([*mixture, *end], nonempty)
+        nonempty_groups = [group for group, group_lengths in lengths.items() if len(group_lengths)]
+        groups = assign_groups([*mixture, *end], nonempty_groups)
         # Sorted, so that the order in which a recipe names them does not matter.
         self._names = sorted(name for name in groups if mixture.get(name) or end.get(name))
         self._groups = [groups[name] for name in self._names]
@@ -140,12 +140,12 @@ class Curriculum:
         # Of the keys that are not ahead of their share the one that is due first.
         balances, scale = self._credits, self._scale
         costs = [length for _, length in self._next] if self._by_tokens else [1] * len(balances)
-        key, earliest = -1, math.inf
+        key, earliest_due = -1, math.inf
         for candidate, share in enumerate(shares):
             if balances[candidate] + share * costs[candidate] > 0:
                 due = (costs[candidate] * scale - balances[candidate]) / share if share else math.inf
-                if due < earliest or key < 0:
-                    key, earliest = candidate, due
+                if due < earliest_due or key < 0:
+                    key, earliest_due = candidate, due
 
         # Every key is credited its share of the record's cost; the chosen key pays the cost.
         for candidate, share in enumerate(shares):

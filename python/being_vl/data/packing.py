@@ -70,16 +70,18 @@ class _Pool:
 
     def take_oldest(self) -> Entry:
         """The record that has waited longest, of the keys that are not far ahead."""
-        oldest = None
+        oldest_entry = None
         for key, queue in self._by_age.items():
             while queue and queue[0].position not in self._entries:
                 queue.popleft()
             is_candidate = queue and self._lead[key] <= self._max_lead // 2
-            if is_candidate and (oldest is None or queue[0].position < oldest.position):
-                oldest = queue[0]
-        assert oldest is not None  # the leads add up to 0
-        order = self._by_length[oldest.key]
-        return self._take(oldest.key, bisect_right(order, (oldest.length, -oldest.position)) - 1)
+            if is_candidate and (oldest_entry is None or queue[0].position < oldest_entry.position):
+                oldest_entry = queue[0]
+        assert oldest_entry is not None  # the leads add up to 0
+        order = self._by_length[oldest_entry.key]
+        return self._take(
+            oldest_entry.key, bisect_right(order, (oldest_entry.length, -oldest_entry.position)) - 1
+        )
 
     def take_longest(self, space: int) -> Entry | None:
         """The longest record of at most `space` tokens; None if there is none."""
@@ -88,10 +90,12 @@ class _Pool:
             for key, order in self._by_length.items()
             if self._lead[key] < self._max_lead
         }
-        fitting = [(self._by_length[key][index], key, index) for key, index in indices.items() if index >= 0]
-        if not fitting:
+        candidates = [
+            (self._by_length[key][index], key, index) for key, index in indices.items() if index >= 0
+        ]
+        if not candidates:
             return None
-        _, key, index = max(fitting)
+        _, key, index = max(candidates)
         return self._take(key, index)
 
     @property

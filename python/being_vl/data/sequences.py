@@ -21,6 +21,7 @@ from being_vl.files import to_jsonable
 from being_vl.fingerprints import compute_fingerprint
 from being_vl.layout import LAYOUT_FILE, VOCABULARY_FILE, VocabularyLayout, num_text_tokens
 from being_vl.options import StrPath
+from being_vl.quantizer_names import check_same_quantizer
 from being_vl.tokenizer.visual_bpe import VisualBPE
 
 if TYPE_CHECKING:
@@ -163,10 +164,12 @@ class SequenceBuilder:
                 raise ModelError(
                     f"the tokenizer has {text_tokens} ids, the model {layout.text_size} rows for text"
                 )
-            if grids is not None and grids.quantizer_fingerprint != layout.quantizer_fingerprint:
-                raise QuantizerError(
-                    f"the grids were made by quantizer {grids.quantizer_name!r} ({grids.quantizer_fingerprint[:12]}), "
-                    f"the model expects {layout.quantizer_name!r} ({layout.quantizer_fingerprint[:12]})"
+            if grids is not None:
+                check_same_quantizer(
+                    "the grids",
+                    (grids.quantizer_name, grids.quantizer_fingerprint),
+                    "the model",
+                    (layout.quantizer_name, layout.quantizer_fingerprint),
                 )
         self.tokenizer = tokenizer
         self.layout = layout
@@ -260,8 +263,8 @@ class SequenceBuilder:
             sequence = self._join(record, pieces, images, tokens)
             if not sequence.weights.any():
                 record_faults.append(Fault("no label", f"{record.where}: no answer to learn from"))
-            elif fitting := self._fit(record, sequence, images, tokens, record_faults):
-                sequences.append(fitting)
+            elif short_sequence := self._fit(record, sequence, images, tokens, record_faults):
+                sequences.append(short_sequence)
 
         if faults is not None:
             faults += record_faults
@@ -392,16 +395,16 @@ class SequenceBuilder:
         length, limit = len(sequence.ids), f"max_length is {self.max_length}"
         if length <= self.max_length:
             return sequence
-        shorter = record
-        while self.too_long == "truncate" and sum(turn.role == "user" for turn in shorter.turns) > 1:
+        rest = record
+        while self.too_long == "truncate" and sum(turn.role == "user" for turn in rest.turns) > 1:
             # Cut a question and its answer, and build the sequence anew.
-            shorter = _without_last_exchange(shorter)
-            pieces = self._write(shorter.turns, len(shorter.images))
+            rest = _without_last_exchange(rest)
+            pieces = self._write(rest.turns, len(rest.images))
             texts = {piece for piece, _ in pieces if isinstance(piece, str)}
             tokens |= self._text.encode(texts - tokens.keys())
-            sequence = self._join(shorter, pieces, images, tokens)
+            sequence = self._join(rest, pieces, images, tokens)
             if len(sequence.ids) <= self.max_length and sequence.weights.any():
-                cut = f"cut its last {len(record.turns) - len(shorter.turns)} turns"
+                cut = f"cut its last {len(record.turns) - len(rest.turns)} turns"
                 text = f"{record.where}: {length} tokens, {limit}: {cut}, {len(sequence.ids)} tokens left"
                 faults.append(Fault(TRUNCATED, text))
                 return sequence
@@ -446,10 +449,10 @@ class SequenceBuilder:
             reason = self.grids.failures.get(key, "not among the quantized images")
             return Fault("missing image", f"the image {key!r} has no grid ({reason})")
         grid = self.grids[key]
-        outside = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]
-        if outside.size:
+        outside_ids = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]
+        if outside_ids.size:
             reason = f"outside the codebook of {self.bpe.base_vocab_size}"
-            return Fault("bad grid", f"the grid of {key!r} holds the id {outside[0]}, {reason}")
+            return Fault("bad grid", f"the grid of {key!r} holds the id {outside_ids[0]}, {reason}")
         return grid
 
     def _frame(self, tokens: NDArray[Any]) -> NDArray[np.int32]:
@@ -471,11 +474,12 @@ def check_vocabulary(layout: VocabularyLayout, bpe: VisualBPE) -> None:
             f"the vocabulary has a codebook of {bpe.base_vocab_size} and {bpe.num_merges} merges, the model "
             f"{layout.codebook_size} and {layout.num_merges}"
         )
-    if bpe.quantizer_fingerprint not in (None, layout.quantizer_fingerprint):
-        raise QuantizerError(
-            f"the vocabulary was made for quantizer {bpe.quantizer_name!r} ({bpe.quantizer_fingerprint[:12]}), the "
-            f"model for {layout.quantizer_name!r} ({layout.quantizer_fingerprint[:12]})"
-        )
+    check_same_quantizer(
+        "the vocabulary",
+        (bpe.quantizer_name, bpe.quantizer_fingerprint),
+        "the model",
+        (layout.quantizer_name, layout.quantizer_fingerprint),
+    )
 
 
 def _without_last_exchange(record: Record) -> Record:

@@ -47,11 +47,11 @@ class TextEncoder:
         parts = {text: text.split(_CUT) for text in texts}
         if not parts:
             return {}
-        distinct = list({part for pieces in parts.values() for part in pieces})
-        encodings = self._backend.encode_batch(distinct, add_special_tokens=False)
+        distinct_parts = list({part for pieces in parts.values() for part in pieces})
+        encodings = self._backend.encode_batch(distinct_parts, add_special_tokens=False)
         ids = {
             part: np.asarray(encoding.ids, np.int32)
-            for part, encoding in zip(distinct, encodings, strict=True)
+            for part, encoding in zip(distinct_parts, encodings, strict=True)
         }
         return {text: np.concatenate([ids[part] for part in pieces]) for text, pieces in parts.items()}
 

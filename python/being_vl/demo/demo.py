@@ -29,10 +29,10 @@ from being_vl.train.options import (
     TrainOptions,
 )
 
-MOST_THREADS = 4
+MAX_THREADS = 4
 """A model this small gains nothing from more."""
 
-SHORT: dict[str, Any] = {
+TEXT_TRAINING: dict[str, Any] = {
     "sequences": SequenceOptions(max_length=256),
     "batches": BatchOptions(micro_batch_size=16),
     "optimizer": OptimizerOptions(betas=(0.9, 0.98)),
@@ -85,7 +85,7 @@ def make_data(options: DataOptions) -> None:
 
 
 def demo(options: DemoOptions) -> Path:
-    """Run the chain, print what came of it, and write pictures of it.
+    """Run the chain, print its results, and draw figures of them.
 
     Run again, finished steps are skipped.
 
@@ -93,23 +93,22 @@ def demo(options: DemoOptions) -> Path:
         The folder of the trained model.
 
     Raises:
-        ConfigError: if `options.out` holds a demo of another size or seed.
+        FingerprintError: if `options.out` holds a demo of another size or seed, and `overwrite` is not set.
     """
     from being_vl.train.engine import train  # takes seconds to import
 
-    torch.set_num_threads(min(MOST_THREADS, torch.get_num_threads()))
-    out, size, seed = options.out, QUICK_SIZE if options.quick else FULL_SIZE, options.seed
-    steps = Steps(out)
-    steps.do(
-        "data", make_data, DataOptions(out, size.pictures, size.text_scenes, size.held_out_pictures, seed)
-    )
-    llama = TinyLlamaOptions(out / "text" / "text.json", out / "text" / "untrained", seed=seed)
+    torch.set_num_threads(min(MAX_THREADS, torch.get_num_threads()))
+    out, size = options.out, QUICK_SIZE if options.quick else FULL_SIZE
+    steps = Steps(out, options.overwrite)
+    # Pictures, and an LLM that has only read text.
+    data = DataOptions(out, size.pictures, size.text_scenes, size.held_out_pictures, options.seed)
+    steps.do("data", make_data, data)
+    llama = TinyLlamaOptions(out / "text" / "text.json", out / "text" / "untrained", seed=options.seed)
     steps.do("llm", make_llama, llama)
-    text = TrainOptions(
-        llama.out, [llama.records], out / "text", stages=[text_stage(size)], seed=seed, **SHORT
-    )
-    steps.do("text", train, text)
-    model = run(run_options(out, size, seed))
+    steps.do("text", train, text_options(llama, size, options))
+    # The same chain as for one's own images.
+    model = run(run_options(size, options))
+    # What it has learned.
     steps.do("exam", take_exam, ExamOptions(model, out / "held-out", out / "exam", size.held_out_pictures))
     steps.do("photographs", draw_photographs, PhotosOptions(out / "vocabulary.json", out / "photographs"))
     steps.do("drawings", draw_all, DrawingsOptions(out, out / "drawings"))
@@ -117,23 +116,34 @@ def demo(options: DemoOptions) -> Path:
     return model
 
 
-def text_stage(size: Size) -> StageOptions:
+def text_options(llama: TinyLlamaOptions, size: Size, options: DemoOptions) -> TrainOptions:
     """The training on text alone that stands for an LLM's pretraining."""
     mixture = {"foundation": 20.0, "perception": 50.0, "reasoning": 15.0, "instruction": 15.0}
-    return StageOptions(
+    stage = StageOptions(
         "pretrained", "all", 2e-3, mixture, accumulation=2, warmup=0.05, max_steps=size.text_steps
+    )
+    return TrainOptions(
+        llama.out,
+        [llama.records],
+        options.out / "text",
+        stages=[stage],
+        seed=options.seed,
+        overwrite=options.overwrite,
+        **TEXT_TRAINING,
     )
 
 
-def run_options(out: Path, size: Size, seed: int) -> RunOptions:
-    """The packaged recipe with its paths in `out`."""
+def run_options(size: Size, options: DemoOptions) -> RunOptions:
+    """The packaged recipe with its paths in the demo's folder."""
+    out, seed = options.out, options.seed
     flags = ["--images", out / "train" / "images", "--records", out / "train" / "train.json"]
     flags += ["--llm", out / "text" / "pretrained", "--out", out, "--train.seed", seed, "--expand.seed", seed]
-    options = Recipe.find(FOLDER / "demo.yaml").run([str(word) for word in flags])
+    flags += ["--overwrite"] * options.overwrite
+    recipe = Recipe.find(FOLDER / "demo.yaml").run([str(word) for word in flags])
     if size.stage_steps:
-        stages = zip(options.train.stages, size.stage_steps, strict=True)
-        options.train.stages = [replace(stage, max_steps=steps) for stage, steps in stages]
-    return options
+        stages = zip(recipe.train.stages, size.stage_steps, strict=True)
+        recipe.train.stages = [replace(stage, max_steps=steps) for stage, steps in stages]
+    return recipe
 
 
 def summary(out: Path, model: Path) -> str:

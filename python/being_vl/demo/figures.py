@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from being_vl.errors import ConfigError
+from being_vl.extras import install_hint
 from being_vl.files import write_aside
 from being_vl.options import StrPath
 
@@ -194,7 +195,7 @@ def _make_axes(rows: int, columns: int, width: float, height: float) -> tuple["F
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError(f"figures need matplotlib ({error}); pip install 'being-vl[train]'") from None
+        raise ConfigError(f"figures: {install_hint('matplotlib')} ({error})") from None
     figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]

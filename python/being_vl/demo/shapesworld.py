@@ -294,7 +294,8 @@ def generate(
 
     Writes `out/images/<split>-00000.png` and so on, `out/<split>.json` (LLaVA JSON; beside the usual fields
     each record has `kinds`, the kind of each of its questions) and `out/<split>-scenes.json` (image name →
-    scene). The same arguments give the same bytes, and picture n does not depend on `count`.
+    scene). The same arguments give the same bytes, and picture n does not depend on `count`. Pictures that an earlier
+    call with a larger `count` has left are removed.
     """
     out = Path(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
@@ -307,6 +308,9 @@ def generate(
         scenes[f"{name}.png"] = asdict(scene)
         for category, questions in conversations(scene, rng):
             records.append(_record(name, category, questions, f"{name}.png", "<image>"))
+    for path in (out / "images").glob(f"{split}-*.png"):
+        if path.name not in scenes:
+            path.unlink()
     _write_lines(out / f"{split}.json", records)
     write_json(out / f"{split}-scenes.json", scenes)
 

@@ -100,7 +100,7 @@ def read_stages(options: PlanOptions, training: TrainOptions, ranks: int) -> lis
     """
     from being_vl.data.sequences import RecordGroup
     from being_vl.train.engine import load_sequences
-    from being_vl.train.schedule import plan
+    from being_vl.train.schedule import make_schedules
 
     at_hand = all(path.exists() for path in training.records) and training.model.is_dir()
     if not options.records and at_hand:
@@ -113,7 +113,8 @@ def read_stages(options: PlanOptions, training: TrainOptions, ranks: int) -> lis
     else:
         return [_read_step(training, stage, options.mean_length, ranks) for stage in training.stages]
     return [
-        StageReading(stage.steps, stage.records, stage.tokens) for stage in plan(training, lengths, ranks)
+        StageReading(stage.steps, stage.records, stage.tokens)
+        for stage in make_schedules(training, lengths, ranks)
     ]
 
 
@@ -137,7 +138,7 @@ def estimate_stages(
         gpus: What it runs on.
     """
     dtype = compute_dtype(training)
-    label_tokens = max(1, round(options.labelled * row_length(training, shape)))
+    label_tokens = max(1, round(options.label_share * row_length(training, shape)))
     estimates = []
     with without_memory():
         plain = build_model(shape, training, dtype)
@@ -158,7 +159,9 @@ def estimate_stages(
             # Operations.
             cost = Cost.of(model)
             mean = max(1, round(reading.tokens / reading.records))
-            flops = cost.flops([mean], round(options.labelled * mean)) * reading.records if cost else math.nan
+            flops = (
+                cost.flops([mean], round(options.label_share * mean)) * reading.records if cost else math.nan
+            )
             estimates.append(
                 Estimate(
                     *(stage.name, states, activations, memory, host, resume, result),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from being_vl.train.kernels import recompute
+from being_vl.train.kernels import set_activation_checkpointing
 from being_vl.train.options import TrainOptions
-from being_vl.train.split import TrainedLM
+from being_vl.train.split import TwoPartLM
 
 REDUCE_BUCKET_SIZE = 500_000_000
 """Parameters of the buffer in which DeepSpeed collects gradients to send, its `reduce_bucket_size`."""
@@ -77,7 +77,7 @@ class States(NamedTuple):
     largest: int
 
     @classmethod
-    def of(cls, model: TrainedLM) -> "States":
+    def of(cls, model: TwoPartLM) -> "States":
         """Count a model's."""
         parameters = list(model.parameters())
         parts = [*model.layers(), model.embedding, model.head]
@@ -89,7 +89,7 @@ class States(NamedTuple):
         )
 
 
-def saved_bytes(model: TrainedLM, function: Callable[[], Tensor]) -> tuple[int, Tensor]:
+def saved_bytes(model: TwoPartLM, function: Callable[[], Tensor]) -> tuple[int, Tensor]:
     """Bytes that a computation saves for its backward pass beyond the model's own tensors, and its result."""
     model_storages = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     sizes: dict[int, int] = {}
@@ -107,7 +107,7 @@ def saved_bytes(model: TrainedLM, function: Callable[[], Tensor]) -> tuple[int, 
     return sum(sizes.values()), result
 
 
-def measure_activations(model: TrainedLM, length: int, label_tokens: int) -> Activations:
+def measure_activations(model: TwoPartLM, length: int, label_tokens: int) -> Activations:
     """Run one row through the model, as training does.
 
     Args:
@@ -125,9 +125,9 @@ def measure_activations(model: TrainedLM, length: int, label_tokens: int) -> Act
 
     # The decoder, with and without gradient checkpointing.
     row, hidden = saved_bytes(model, decode)
-    recompute(model.lm)
+    set_activation_checkpointing(model.lm, True)
     row_outside_layers, _ = saved_bytes(model, decode)
-    recompute(model.lm, False)
+    set_activation_checkpointing(model.lm, False)
     # The output head over all label tokens, and over one chunk of them.
     label_hidden = hidden[0, :label_tokens]
     head, _ = saved_bytes(model, lambda: model.head(label_hidden, targets))
@@ -136,7 +136,7 @@ def measure_activations(model: TrainedLM, length: int, label_tokens: int) -> Act
     if label_tokens > model.head.chunk:
         chunk, _ = saved_bytes(model, lambda: model.head(label_hidden[:chunk_size], targets[:chunk_size]))
     # Gradients of a chunk: of the float32 logits, and of those before.
-    rows = sum(len(part) for part in (model.head.text, model.head.new) if part is not None)
+    rows = sum(len(part) for part in (model.head.text_rows, model.head.new_rows) if part is not None)
     chunk += chunk_size * rows * (4 + hidden.element_size())
     return Activations(row + head, row_outside_layers + head, len(model.layers()), chunk)
 

@@ -19,7 +19,7 @@ class PlanOptions(Options):
         new_rows: Rows that expanding it adds; by default what the recipe says.
         records: Number of records of each category, where the recipe's are not at hand.
         mean_length: Their tokens, on average.
-        labelled: Share of the tokens that carry a loss.
+        label_share: Share of the tokens that carry loss.
         mfu: Share of the GPUs' peak that training reaches; the log of a training has it.
         tflops: Peak of one GPU in 10¹² floating-point operations per second, dense bf16; an A100 has 312, an H100 989.
         overrides: Flags of the training that override the recipe; behind `--` on the command line.
@@ -31,14 +31,14 @@ class PlanOptions(Options):
     new_rows: int | None = None
     records: dict[str, int] = field(default_factory=dict)
     mean_length: int = 512
-    labelled: float = 0.25
+    label_share: float = 0.25
     mfu: float = 0.4
     tflops: float = 312.0
     overrides: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("labelled", "mfu"):
+        for name in ("label_share", "mfu"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected a share above 0, at most 1, found {getattr(self, name)}")
         check_minimum("mean_length", self.mean_length, 1)

@@ -13,7 +13,7 @@ from being_vl.errors import ModelError
 from being_vl.options import StrPath
 from being_vl.recipes.recipe import FOLDER
 from being_vl.train.options import TrainOptions
-from being_vl.train.split import TrainedLM
+from being_vl.train.split import TwoPartLM
 
 SHAPES = FOLDER / "shapes"
 """The shapes that come with the package: a config.json each, named by the model."""
@@ -87,7 +87,7 @@ def without_memory() -> Iterator[None]:
         del ALL_ATTENTION_FUNCTIONS[UNMASKED]
 
 
-def build_model(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> TrainedLM:
+def build_model(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> TwoPartLM:
     """The model as training has it; call within `without_memory`."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -97,6 +97,6 @@ def build_model(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> Trai
     lm.tie_weights()
     if lm.config._attn_implementation == "sdpa":
         lm.set_attn_implementation(UNMASKED)
-    model = TrainedLM(lm, shape.text_size, options.loss_chunk)
+    model = TwoPartLM(lm, shape.text_size, options.loss_chunk)
     model.train()
     return model

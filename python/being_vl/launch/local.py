@@ -10,7 +10,7 @@ from being_vl.files import MANIFEST, to_jsonable, write_json
 from being_vl.launch.torchrun import local_command
 from being_vl.quantize.options import QuantizeOptions
 from being_vl.train.options import TrainOptions
-from being_vl.train.signals import pass_on_signals
+from being_vl.train.signals import forward_signals
 
 
 def train_on_ranks(options: TrainOptions, ranks: int | None = None, device: str = "auto") -> None:
@@ -85,7 +85,7 @@ def _run_ranks(words: list[str], ranks: int, environment: Mapping[str, str]) -> 
     """
     verbosity = {logging.DEBUG: ["-v"], logging.WARNING: ["-q"]}.get(logging.getLogger("being_vl").level, [])
     command = local_command(ranks, [*words, *verbosity])
-    with pass_on_signals():
+    with forward_signals():
         status = subprocess.run(command, env=os.environ | environment, check=False).returncode
     if status:
         raise BeingVLError(

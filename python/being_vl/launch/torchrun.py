@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from being_vl.launch.cluster import SINGLE_NODE_PORT, Cluster
-from being_vl.train.signals import pass_on_signals
+from being_vl.train.signals import forward_signals
 
 MODULE = [sys.executable, "-m", "being_vl.launch.torchrun"]
 
@@ -21,7 +21,7 @@ def main() -> None:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     from torch.distributed.run import main as torchrun
 
-    with pass_on_signals():
+    with forward_signals():
         torchrun()
 
 

@@ -39,9 +39,9 @@ class Assistant:
         self.builder = builder = processor.builder
         self.folder = Path(folder)
         tokenizer = builder.tokenizer
-        stored = model.generation_config.eos_token_id
+        eos_token_id = model.generation_config.eos_token_id
         stops = {builder.chat.end_of_turn, tokenizer.eos_token_id}
-        stops |= set(stored if isinstance(stored, list) else [stored])
+        stops |= set(eos_token_id if isinstance(eos_token_id, list) else [eos_token_id])
         self._stops = sorted(stops - {None})
         # The folder's own options of sampling are not used; here the caller decides.
         model.generation_config = GenerationConfig()
@@ -192,8 +192,8 @@ class _TokenChooser(LogitsProcessor):  # type: ignore[misc]
         noise = torch.stack(
             [torch.rand(scores.shape[1], generator=g, device=scores.device) for g in self.generators]
         )
-        tiny = torch.finfo(noise.dtype).tiny
-        return scores - torch.log(-torch.log(noise.clamp(min=tiny)))
+        smallest = torch.finfo(noise.dtype).tiny
+        return scores - torch.log(-torch.log(noise.clamp(min=smallest)))
 
 
 def generate(options: GenerateOptions) -> Iterator[str]:

@@ -23,6 +23,7 @@ from being_vl.model.rows import describe_rows, find_codebook, make_rows
 from being_vl.model.weights import GGUF, CausalLM, find_file, list_files, load_config, open_llm, save_weights
 from being_vl.options import StrPath, fixed_options
 from being_vl.quantize.base import Quantizer, load_quantizer
+from being_vl.quantizer_names import check_same_quantizer
 from being_vl.tokenizer.visual_bpe import VisualBPE
 
 log = logging.getLogger(__name__)
@@ -135,11 +136,11 @@ def _is_finished(out: Path, fields: dict[str, Any], overwrite: bool) -> bool:
     except FingerprintError:
         if not overwrite:
             raise
-    foreign = {path.name for path in out.iterdir()} - set(read_manifest(out, "model")["files"])
-    if foreign:
+    foreign_names = {path.name for path in out.iterdir()} - set(read_manifest(out, "model")["files"])
+    if foreign_names:
         raise ConfigError(
-            f"{out}: holds {', '.join(sorted(foreign))} besides the expanded model; move that away, or choose another "
-            "folder for the output"
+            f"{out}: holds {', '.join(sorted(foreign_names))} besides the expanded model; move that away, or choose "
+            "another folder for the output"
         )
     return False
 
@@ -178,10 +179,16 @@ def _make_new_rows(
         new_rows[name] = F.pad(rows, (0, 0, 0, layout.padding))
     if llm.bias:
         new_rows[llm.bias] = torch.zeros(layout.rows - layout.text_size)
-    for kind, of in statistics.items():
+    for kind, lengths in statistics.items():
         log.info(
             "%s: mean length of text rows %.4f, of new rows %.4f; spread %.4f and %.4f",
-            *(kind, of["text"]["norm"], of["new"]["norm"], of["text"]["spread"], of["new"]["spread"]),
+            *(
+                kind,
+                lengths["text"]["norm"],
+                lengths["new"]["norm"],
+                lengths["text"]["spread"],
+                lengths["new"]["spread"],
+            ),
         )
     return new_rows, statistics
 
@@ -214,11 +221,12 @@ def copy_companions(source: StrPath, target: StrPath) -> None:
 
 
 def _check_quantizer(bpe: VisualBPE, quantizer: Quantizer, options: ExpandOptions) -> None:
-    if bpe.quantizer_fingerprint not in (None, quantizer.fingerprint):
-        raise QuantizerError(
-            f"{options.vocabulary}: made for quantizer {bpe.quantizer_name!r} ({bpe.quantizer_fingerprint[:12]}), but "
-            f"{options.quantizer!r} is {quantizer.name!r} ({quantizer.fingerprint[:12]})"
-        )
+    check_same_quantizer(
+        str(options.vocabulary),
+        (bpe.quantizer_name, bpe.quantizer_fingerprint),
+        options.quantizer,
+        (quantizer.name, quantizer.fingerprint),
+    )
     if bpe.base_vocab_size != quantizer.codebook_size:
         raise QuantizerError(
             f"{options.vocabulary}: made for a codebook of {bpe.base_vocab_size}, but quantizer {quantizer.name!r} has "
@@ -244,8 +252,8 @@ def check_llm(llm: StrPath) -> None:
 
 def _add_tokens(tokenizer: Any, layout: VocabularyLayout, llm: str) -> None:
     """Give each id of the shared vocabulary a string; also the text rows that had none, since ids have no gaps."""
-    unnamed = range(num_text_tokens(tokenizer), layout.text_size)
-    names = [f"{TOKEN_PREFIX}unused_{row}|>" for row in unnamed] + layout.token_strings()
+    unnamed_rows = range(num_text_tokens(tokenizer), layout.text_size)
+    names = [f"{TOKEN_PREFIX}unused_{row}|>" for row in unnamed_rows] + layout.token_strings()
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     if tokenizer.convert_tokens_to_ids(names) != list(range(layout.size - len(names), layout.size)):
         raise ModelError(f"{llm}: its tokenizer does not take {names[0]} to {names[-1]} as its next ids")

@@ -14,12 +14,13 @@ from transformers import AutoProcessor, AutoTokenizer, BatchEncoding
 from being_vl.data.records import PLACEHOLDER, Turn
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.devices import find_device
-from being_vl.errors import ModelError, QuantizerError, RecordError
+from being_vl.errors import ModelError, RecordError
 from being_vl.files import write_json
 from being_vl.images.decode import read_image
 from being_vl.layout import VOCABULARY_FILE, VocabularyLayout
 from being_vl.options import StrPath
 from being_vl.quantize.base import Quantizer, load_quantizer
+from being_vl.quantizer_names import check_same_quantizer
 from being_vl.tokenizer.visual_bpe import VisualBPE
 
 QUANTIZER_FOLDER = "quantizer"
@@ -164,11 +165,12 @@ class BeingVLProcessor:
                 f"{folder}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}"
             ) from error
         quantizer = load_quantizer(folder / QUANTIZER_FOLDER, find_device(device))
-        if quantizer.fingerprint != layout.quantizer_fingerprint:
-            raise QuantizerError(
-                f"{folder / QUANTIZER_FOLDER}: is quantizer {quantizer.name!r} ({quantizer.fingerprint[:12]}), "
-                f"the model was made for {layout.quantizer_name!r} ({layout.quantizer_fingerprint[:12]})"
-            )
+        check_same_quantizer(
+            str(folder / QUANTIZER_FOLDER),
+            (quantizer.name, quantizer.fingerprint),
+            "the model",
+            (layout.quantizer_name, layout.quantizer_fingerprint),
+        )
         return cls(tokenizer, layout, bpe, quantizer)
 
 

@@ -149,7 +149,7 @@ def find_file(llm: str, name: str) -> str | None:
     return path
 
 
-def save_weights(folder: Path, llm: CausalLM, new_rows: dict[str, Tensor]) -> None:
+def save_weights(folder: StrPath, llm: CausalLM, new_rows: dict[str, Tensor]) -> None:
     """Write the weights as safetensors that the Auto classes load, holding one file's tensors at a time.
 
     Args:
@@ -157,6 +157,8 @@ def save_weights(folder: Path, llm: CausalLM, new_rows: dict[str, Tensor]) -> No
         llm: The model to write, each tensor in its own dtype.
         new_rows: Rows to append, by the tensor's name.
     """
+
+    folder = Path(folder)
 
     def enlarge(name: str) -> Tensor:
         tensor = llm.tensor(name)
@@ -199,10 +201,10 @@ def _distinct_tensors(model: Any) -> dict[str, Tensor]:
 def _stream_tensors(llm: str, model: Any) -> Callable[[str], Tensor] | None:
     """Reads tensors from safetensors; None if the files do not hold just what the model's state dict names."""
     index = find_file(llm, "model.safetensors.index.json")
-    single = find_file(llm, "model.safetensors")
-    if single is None and index is None:
+    single_file = find_file(llm, "model.safetensors")
+    if single_file is None and index is None:
         return None
-    files = [single] if single else get_checkpoint_shard_files(llm, index)[0]
+    files = [single_file] if single_file else get_checkpoint_shard_files(llm, index)[0]
     file_of: dict[str, str] = {}
     for file in files:
         with safe_open(file, "pt") as shard:
@@ -214,8 +216,8 @@ def _stream_tensors(llm: str, model: Any) -> Callable[[str], Tensor] | None:
         return value
 
     parameters = _distinct_tensors(model)
-    tied = model.state_dict().keys() - parameters.keys()
-    if tied & file_of.keys() or not parameters.keys() <= file_of.keys():
+    tied_names = model.state_dict().keys() - parameters.keys()
+    if tied_names & file_of.keys() or not parameters.keys() <= file_of.keys():
         return None
     same_shapes = all(tensor(name).shape == value.shape for name, value in parameters.items())
     return tensor if same_shapes else None

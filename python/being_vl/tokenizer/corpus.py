@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from being_vl.errors import ConfigError, GridError
+from being_vl.options import StrPath
+from being_vl.quantizer_names import check_same_quantizer
 
 if TYPE_CHECKING:
     from being_vl.shards.grids import Block, GridStore
@@ -109,33 +111,32 @@ class GridSource:
     quantizer_fingerprint: str | None = None
 
 
-def open_grids(paths: Sequence[Path], codebook_size: int | None) -> GridSource:
+def open_grids(paths: Sequence[StrPath], codebook_size: int | None) -> GridSource:
     """Open folders that `being-vl quantize` wrote, or .npy and .npz files.
 
     Raises:
         GridError, ManifestError: if one of them cannot be read.
-        ConfigError: if they do not belong together, or the codebook's size is missing or another one.
+        QuantizerError: if folders are of different quantizers, naming both.
+        ConfigError: if folders and arrays are mixed, or the codebook's size is missing or another one.
     """
-    folders = [path for path in paths if path.is_dir()]
+    locations = [Path(path) for path in paths]
+    folders = [path for path in locations if path.is_dir()]
     if not folders:
         if codebook_size is None:
-            raise ConfigError(f"{paths[0]}: give codebook_size, the number of ids of its quantizer")
-        return GridSource(Corpus(block for path in paths for block in _array_blocks(path)), codebook_size)
-    if len(folders) < len(paths):
-        array_path = next(path for path in paths if path not in folders)
+            raise ConfigError(f"{locations[0]}: give codebook_size, the number of ids of its quantizer")
+        return GridSource(Corpus(block for path in locations for block in _array_blocks(path)), codebook_size)
+    if len(folders) < len(locations):
+        array_path = next(path for path in locations if path not in folders)
         raise ConfigError(
             f"{array_path}: an array does not say which quantizer made it, so it cannot be joined to {folders[0]}"
         )
     from being_vl.shards.grids import GridStore
 
     stores = [GridStore.open(folder) for folder in folders]
-    name, fingerprint = stores[0].quantizer_name, stores[0].quantizer_fingerprint
+    quantizer = stores[0].quantizer_name, stores[0].quantizer_fingerprint
     for folder, store in zip(folders, stores, strict=True):
-        if store.quantizer_fingerprint != fingerprint:
-            raise ConfigError(
-                f"{folder}: made by quantizer {store.quantizer_name!r} ({store.quantizer_fingerprint[:12]}), but "
-                f"{folders[0]} by {name!r} ({fingerprint[:12]})"
-            )
+        store_quantizer = store.quantizer_name, store.quantizer_fingerprint
+        check_same_quantizer(str(folder), store_quantizer, str(folders[0]), quantizer)
     if codebook_size not in (None, stores[0].codebook_size):
         raise ConfigError(
             f"{folders[0]}: made with a codebook of {stores[0].codebook_size}, but codebook_size is {codebook_size}"
@@ -143,7 +144,7 @@ def open_grids(paths: Sequence[Path], codebook_size: int | None) -> GridSource:
     corpus = Corpus(block for pair in zip(folders, stores, strict=True) for block in _store_blocks(*pair))
     if not len(corpus):
         raise GridError(f"{', '.join(map(str, folders))}: no grid")
-    return GridSource(corpus, stores[0].codebook_size, name, fingerprint)
+    return GridSource(corpus, stores[0].codebook_size, *quantizer)
 
 
 def choose_held_out(count: int, share: float, every: int | None, seed: int) -> NDArray[np.bool_]:

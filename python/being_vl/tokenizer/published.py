@@ -1,26 +1,28 @@
-"""Reading the vocabularies that Being-VL-0.5 published as pickles, without running what a pickle may say."""
+"""Reading the vocabularies that Being-VL-0.5 published as pickles, without running code in a pickle."""
 
 import pickletools
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from being_vl._core import VocabularyError
 
-MOST_BYTES = 1 << 29
-"""A pickle of the most merges that a vocabulary may have is smaller."""
+MAX_BYTES = 1 << 29
+"""A pickle of as many merges as a vocabulary may have is smaller."""
 
 
-def read_published(path: Path) -> list[tuple[tuple[int, int], int]]:
+def read_published(path: str | PathLike[str]) -> list[tuple[tuple[int, int], int]]:
     """The merges ((a, b), new_id) in a pickle.
 
     Raises:
         VocabularyError: anything but a list of such merges.
         OSError: a file that cannot be read.
     """
-    if path.stat().st_size > MOST_BYTES:
+    path = Path(path)
+    if path.stat().st_size > MAX_BYTES:
         raise VocabularyError(f"{path}: {path.stat().st_size} bytes; no pickled list of merges is so large")
     try:
-        merges = _build(path.read_bytes())
+        merges = _unpickle(path.read_bytes())
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle raises almost anything
@@ -33,11 +35,11 @@ def read_published(path: Path) -> list[tuple[tuple[int, int], int]]:
     return merges
 
 
-def _build(data: bytes) -> Any:
-    """What a pickle of lists, tuples and ints holds.
+def _unpickle(data: bytes) -> Any:
+    """Unpickle lists, tuples and ints, and refuse everything else.
 
-    An interpreter of its own, so that nothing else can be built: the memo is a dict, since the standard library's
-    unpickler takes memory for the largest index in the file, and objects are not compared, hashed or called.
+    Nothing in the pickle is compared, hashed or called. The memo is a dict, since the standard library's unpickler
+    takes memory for the largest memo index in the file.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -84,7 +86,7 @@ def _build(data: bytes) -> Any:
                 return stack.pop()
             case name:
                 raise VocabularyError(f"byte {position}: {name} in a pickle that may hold only ints")
-    raise EOFError("it does not end")
+    raise EOFError("it has no end")
 
 
 def _is_merge(merge: Any) -> bool:

@@ -76,8 +76,8 @@ def last_worthwhile_merge_count(lengths: NDArray[np.int64]) -> int:
     """
     merges = np.arange(1, len(lengths))
     gains = 1 - lengths[merges] / lengths[merges * 10 // 11]
-    worthwhile = merges[gains >= MIN_GAIN]
-    return int(worthwhile[-1]) if len(worthwhile) else 0
+    worthwhile_counts = merges[gains >= MIN_GAIN]
+    return int(worthwhile_counts[-1]) if len(worthwhile_counts) else 0
 
 
 def cells_per_token(bpe: VisualBPE) -> list[int]:

@@ -28,7 +28,7 @@ def train_vocabulary(options: VocabularyOptions) -> VisualBPE:
 
     Raises:
         GridError, ManifestError: if the grids cannot be read or hold anything but ids of the codebook.
-        ConfigError: if grids and options do not fit together.
+        ConfigError, QuantizerError: if grids and options, or grids of several folders, do not fit together.
         FingerprintError: if `options.out` holds a vocabulary of other grids or options, unless `options.overwrite`.
     """
     start = time.perf_counter()
@@ -53,9 +53,9 @@ def train_vocabulary(options: VocabularyOptions) -> VisualBPE:
         held_out_stats = measure_encoding(bpe, source.corpus.select(held_out), options.num_threads)
     training_stats = training_stats or measure_encoding(bpe, training_grids, options.num_threads)
     content = build_report(bpe, options, training_stats, held_out_stats, time.perf_counter() - start)
-    write_json(output.report, content)
+    write_json(output.report_path, content)
     output.save(bpe)
-    log.info("%s\nmore in %s", format_report(content), output.report)
+    log.info("%s\nmore in %s", format_report(content), output.report_path)
     return bpe
 
 
@@ -63,8 +63,8 @@ def _learn(
     options: VocabularyOptions, source: GridSource, grids: Corpus, output: VocabularyOutput
 ) -> tuple[VisualBPE, EncodingStats | None]:
     """The vocabulary, and the lengths of the grids as training has counted them; None if no merge was to learn."""
-    partial = output.load_partial()
-    num_done = partial.num_merges if partial else 0
+    partial_bpe = output.load_partial()
+    num_done = partial_bpe.num_merges if partial_bpe else 0
     try:
         with progress_bar(options.num_merges, "merge", "vocab", num_done) as bar:
             progress = MergeProgress(bar)
@@ -78,7 +78,7 @@ def _learn(
                 min_frequency=options.min_frequency,
                 num_threads=options.num_threads,
                 progress=progress,
-                resume=partial,
+                resume=partial_bpe,
                 checkpoint=output.save_partial,
                 checkpoint_every=options.checkpoint_every,
                 quantizer_name=source.quantizer_name,
@@ -87,11 +87,11 @@ def _learn(
     except GridError as error:
         raise GridError(f"{', '.join(map(str, options.grids))}: {error}") from None
     except KeyboardInterrupt:
-        if output.partial.exists():
+        if output.partial_path.exists():
             log.info(
                 "%s: the %d merges learned so far, a vocabulary of its own; the same command goes on from there",
-                output.partial,
-                VisualBPE.load(output.partial).num_merges,
+                output.partial_path,
+                VisualBPE.load(output.partial_path).num_merges,
             )
         raise
     return bpe, progress.training_stats(bpe.num_grids)

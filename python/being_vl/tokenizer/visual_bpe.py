@@ -3,10 +3,10 @@
 import json
 import logging
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self, SupportsIndex, overload
+from typing import Any, Literal, NamedTuple, Protocol, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from being_vl import _core
 from being_vl._core import BeingVLError, GridError, VocabularyError
 from being_vl.files import write_aside
+from being_vl.tokenizer.batch import INT32_MAX, EncodedBatch, Regions
 from being_vl.tokenizer.published import read_published
 
 log = logging.getLogger(__name__)
@@ -22,29 +23,30 @@ MergeMode = Literal["pair", "oriented"]
 
 
 class GridBlocks(Protocol):
-    """Many grids, held as a few long arrays."""
+    """Many grids in a few long arrays."""
 
     def blocks(self) -> Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
         """Blocks of (ids, heights, widths): 1-D integer arrays, the grids one after the other in raster order.
 
-        Each block is asked for twice, so a sequence that reads them when indexed keeps one in memory at a time.
+        Each block is read twice, by its index. A sequence may read blocks from a file when they are indexed, so that
+        only one is in memory at a time.
         """
 
 
 Grids = ArrayLike | Iterable[ArrayLike]
-"""An (N, H, W) integer array, or (H, W) integer arrays; torch tensors on the CPU will do."""
+"""An (N, H, W) integer array, or (H, W) integer arrays; torch tensors on the CPU are arrays, too."""
 
 MAX_SIDE, MAX_CELLS, MAX_VOCAB_SIZE = 65_535, 2**28, 2**24
-INT32_MAX, INT64_MAX, UINT64_MAX = 2**31 - 1, 2**63 - 1, 2**64 - 1
+INT64_MAX, UINT64_MAX = 2**63 - 1, 2**64 - 1
 
 
 class MergeInfo(NamedTuple):
-    """A merge just learned, as the progress callback sees it."""
+    """A merge and its statistics when it was chosen; in the progress callback also how far training is."""
 
     done: int
     """Merges learned so far; this one made token `base_vocab_size + done - 1`."""
     total: int
-    """Merges asked for; training stops earlier when no candidate is left."""
+    """Most merges to learn; training stops earlier when no candidate is left."""
     a: int
     b: int
     dy: int | None
@@ -54,96 +56,22 @@ class MergeInfo(NamedTuple):
     n: int
     """Adjacent pairs (a, b) when the merge was chosen (N of the specification)."""
     n_offset: int
-    """Those of them at their most frequent offset."""
+    """Number of these pairs at their most frequent offset."""
     s: float
     """Spatial consistency S of the pair, 0 to 1."""
     cells: int | None = None
-    """Length of all grids in ids of the codebook; known while training."""
+    """Length of all grids in cells; known while training."""
     tokens: int | None = None
-    """Their length now, in tokens; known while training."""
+    """Length of all grids in tokens; known while training."""
     elapsed: float | None = None
     """Seconds since training was called; known while training."""
-
-
-class Regions(np.ndarray[tuple[int, int], np.dtype[np.int32]]):
-    """Which token covers which cell: an (H, W) int32 array of indices into the tokens that `encode` returned.
-
-    In pair mode these indices do not determine the grid: `a b c` in an L can come from more than one arrangement of
-    the same token. So the array carries a second one, `leaves`, that decoding uses. Slices and the results of
-    arithmetic have no leaves; to store regions, keep both arrays and join them again with `Regions(tokens, leaves)`.
-    """
-
-    leaves: NDArray[np.int32] | None
-    """(H, W): which of its token's ids each cell holds, where a token's ids are those of a, then those of b."""
-
-    def __new__(cls, tokens: ArrayLike, leaves: ArrayLike) -> Self:
-        """Join the two arrays of one grid, each (H, W).
-
-        Raises:
-            GridError: not two arrays of the same size, or numbers that are negative or too large.
-            TypeError: not integers.
-        """
-        regions = _counts("regions", tokens).view(cls)
-        regions.leaves = _counts("regions.leaves", leaves)
-        if regions.ndim != 2 or regions.shape != regions.leaves.shape:
-            raise GridError(f"regions of shape {regions.shape} with leaves of shape {regions.leaves.shape}")
-        return regions
-
-    def __array_finalize__(self, source: object) -> None:
-        """Views and results start without leaves, since their cells may be others."""
-        self.leaves = None
-
-    def __reduce__(self) -> Any:
-        """Pickle with leaves."""
-        if self.leaves is None:
-            return np.asarray(self).__reduce__()
-        return type(self), (np.asarray(self), self.leaves)
-
-
-class EncodedBatch:
-    """The tokens of many grids, one after the other.
-
-    Attributes:
-        values: 1-D uint32, the tokens of grid 0, then of grid 1, and so on.
-        offsets: int64 of length n + 1; grid i's tokens are `values[offsets[i]:offsets[i + 1]]`.
-        regions: each grid's `Regions`, or None if they were not asked for.
-    """
-
-    def __init__(
-        self, values: NDArray[np.uint32], offsets: NDArray[np.int64], regions: list[Regions] | None = None
-    ) -> None:
-        """Take over the arrays as they are."""
-        self.values = values
-        self.offsets = offsets
-        self.regions = regions
-
-    def __len__(self) -> int:
-        """Number of grids."""
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: SupportsIndex) -> NDArray[np.uint32]:
-        """The tokens of one grid, a view."""
-        i = range(len(self))[operator.index(index)]
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
-
-    def __iter__(self) -> Iterator[NDArray[np.uint32]]:
-        """The tokens of grid after grid."""
-        return (self[i] for i in range(len(self)))
-
-    def tolist(self) -> list[list[int]]:
-        """Each grid's tokens as a list."""
-        return [ids.tolist() for ids in self]
-
-    def __repr__(self) -> str:
-        """Counts."""
-        return f"EncodedBatch({len(self)} grids, {len(self.values)} tokens)"
 
 
 class VisualBPE:
     """A visual BPE vocabulary: learn it with `train` or read it with `load`, then `encode` and `decode` grids.
 
-    Ids 0 to `base_vocab_size - 1` are the quantizer's, the others stand for merges in the order learned. Objects
-    don't change, compare equal if everything in their files is equal, and can be pickled.
+    Ids 0 to `base_vocab_size - 1` are the quantizer's, the others stand for merges in the order learned. Objects do not
+    change, can be pickled, and are equal if the contents of their files are equal.
     """
 
     def __init__(self, core: _core.Vocabulary) -> None:
@@ -186,21 +114,21 @@ class VisualBPE:
             num_threads: threads to use, by default one per core. The result does not depend on it.
             progress: called with a `MergeInfo` several times a second and after the last merge. An exception in it
                 stops the training.
-            resume: go on from this vocabulary, learned from the same grids with the same options; the result is the
-                one of training without a break.
-            checkpoint: called with what has been learned after every `checkpoint_every` merges, after the last one,
-                and when Ctrl-C or an exception in `progress` stops the training, before that is raised again.
+            resume: go on from this vocabulary, learned from the same grids with the same options. The result is that
+                of training without a break.
+            checkpoint: called with the vocabulary learned so far: after every `checkpoint_every` merges, after the
+                last one, and when Ctrl-C or an exception in `progress` stops the training, before it is raised again.
             checkpoint_every: merges from one call of `checkpoint` to the next, at least 1.
             quantizer_name: name of the quantizer, kept with the vocabulary.
             quantizer_fingerprint: hash of the quantizer's codebook, kept with the vocabulary.
 
         Raises:
             GridError: a grid of the wrong shape, or an id outside the codebook; names grid, row and column.
-            BeingVLError: an option that cannot be used, or a vocabulary to resume from that was learned otherwise.
+            BeingVLError: an option that cannot be used, or a vocabulary to resume from that has other options.
             TypeError: grids that are not integers.
         """
         save = None if checkpoint is None else lambda core: checkpoint(cls(core))
-        report = None if progress is None else lambda info: progress(MergeInfo(**info))
+        report = None if progress is None else lambda merge: progress(MergeInfo(**merge))
         bpe = cls(
             _core.Vocabulary.train(
                 grids,
@@ -231,8 +159,8 @@ class VisualBPE:
         """Read a vocabulary file and check all of it.
 
         Raises:
-            VocabularyError: not a vocabulary file, or one that is damaged or does not have the content that its
-                checksum promises; says where.
+            VocabularyError: not a vocabulary file, or one that is damaged or whose content does not match its checksum;
+                says where.
             OSError: a file that cannot be read.
         """
         try:
@@ -242,18 +170,22 @@ class VisualBPE:
 
     @classmethod
     def from_json(cls, text: str) -> "VisualBPE":
-        """Read a vocabulary from the content of its file."""
+        """Read a vocabulary from the text of its file.
+
+        Raises:
+            VocabularyError: as `load`.
+        """
         return cls(_core.Vocabulary.from_json(text))
 
     @classmethod
     def load_published(cls, path: str | PathLike[str], base_vocab_size: int = 8192) -> "VisualBPE":
         """Read a vocabulary as Being-VL-0.5 published it: a pickled list of ((a, b), new_id).
 
-        Such files say nothing of training: alpha is given as 0 and all counts as 1. Being-VL's own encoder is
-        one-dimensional after its first rule, so it merges other regions than this one does with the same rules.
+        Such files do not tell how they were learned, so alpha is 0 and all counts are 1. Being-VL's own encoder is
+        one-dimensional after its first merge, so it joins other regions than `VisualBPE` does with the same merges.
 
         Raises:
-            VocabularyError: a pickle of anything else, which is not executed, or merges that cannot be.
+            VocabularyError: a pickle of anything else, which is not executed, or merges that cannot be applied.
             OSError: a file that cannot be read.
         """
         merges = read_published(Path(path))
@@ -273,7 +205,11 @@ class VisualBPE:
             raise VocabularyError(f"{path}: {error}") from None
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the vocabulary to a JSON file, which appears only when it is complete."""
+        """Write the vocabulary to a JSON file, which appears only when it is complete.
+
+        Raises:
+            OSError: a file that cannot be written.
+        """
         path = Path(path)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
@@ -281,14 +217,14 @@ class VisualBPE:
             aside.write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
-        """The content of the vocabulary's file."""
+        """The text of the vocabulary's file."""
         return self._core.to_json()
 
     def truncate(self, num_merges: int) -> "VisualBPE":
-        """The vocabulary of the first merges, which is what training would have learned with this `num_merges`.
+        """The vocabulary of the first merges, which is what training learns with this `num_merges`.
 
         Raises:
-            BeingVLError: more merges than there are, or fewer than none.
+            BeingVLError: more merges than there are, or a negative number.
         """
         content = json.loads(self.to_json())
         del content["checksum"]
@@ -328,7 +264,7 @@ class VisualBPE:
             seed: for dropout, 0 to 2**64 - 1. Same seed, same tokens.
 
         Returns:
-            1-D uint32 tokens, and `Regions` if asked for.
+            1-D uint32 tokens; with `return_regions` also their `Regions`.
 
         Raises:
             GridError: not an (H, W) grid, or an id outside the codebook; names row and column.
@@ -353,7 +289,7 @@ class VisualBPE:
         Args:
             grids: an (N, H, W) integer array, or a sequence of (H, W) integer arrays of any sizes.
             num_threads: threads to use, by default one per core. The result does not depend on it.
-            return_regions: also keep which token covers which cell, in `EncodedBatch.regions`.
+            return_regions: also return which token covers which cell, in `EncodedBatch.regions`.
             dropout: probability with which each merge is skipped (BPE-dropout), 0 to 1.
             seed: for dropout; grid i is encoded as `encode` does with `seed + i`.
 
@@ -398,8 +334,8 @@ class VisualBPE:
         leaves = getattr(regions, "leaves", None)
         if leaves is None:
             raise GridError(
-                "regions without leaves: expected the Regions that encode returned, whole and unchanged "
-                "(an array of indices alone leaves open which cell of a token holds which id)"
+                "regions without leaves: expected the Regions that encode returned, no slice or result of arithmetic "
+                "(an array of indices alone does not tell which cell of a token holds which id)"
             )
         return self._core.decode(ids, height, width, regions=(np.asarray(regions), leaves))
 
@@ -414,7 +350,7 @@ class VisualBPE:
         Args:
             batch: what `encode_batch` returned, or the 1-D tokens of grid after grid.
             sizes: (height, width) of each grid, or one for all.
-            regions: each grid's `Regions`, needed in pair mode; by default those that the batch has.
+            regions: each grid's `Regions`, needed in pair mode; by default those of the batch.
 
         Returns:
             (height, width) uint32 arrays.
@@ -430,15 +366,15 @@ class VisualBPE:
                 shapes = [(int(height), int(width))] * len(tokens)
             case _:
                 shapes = list(sizes)
-        kept: list[Regions | None] = [None] * len(tokens) if regions is None else list(regions)
-        if not len(tokens) == len(shapes) == len(kept):
-            raise GridError(f"tokens of {len(tokens)} grids, {len(shapes)} sizes, {len(kept)} regions")
+        all_regions: list[Regions | None] = [None] * len(tokens) if regions is None else list(regions)
+        if not len(tokens) == len(shapes) == len(all_regions):
+            raise GridError(f"tokens of {len(tokens)} grids, {len(shapes)} sizes, {len(all_regions)} regions")
         grids = []
-        for i, (ids, shape, covered) in enumerate(zip(tokens, shapes, kept, strict=True)):
+        for i, (ids, shape, grid_regions) in enumerate(zip(tokens, shapes, all_regions, strict=True)):
             try:
                 match shape:
                     case (height, width):
-                        grids.append(self.decode(ids, height, width, covered))
+                        grids.append(self.decode(ids, height, width, grid_regions))
                     case _:
                         raise TypeError(f"size {shape!r}, expected (height, width)")
             except (BeingVLError, TypeError) as error:
@@ -446,7 +382,10 @@ class VisualBPE:
         return grids
 
     def token_to_cells(self, token: int) -> list[tuple[int, int, int]]:
-        """The cells of a token of fixed shape, as (dy, dx, id) seen from its first cell; in raster order.
+        """The cells of a token of fixed shape, in raster order.
+
+        Returns:
+            (dy, dx, id) of each cell: rows down and columns right from the token's first cell, and the codebook id.
 
         Raises:
             GridError: no such token, or a merged one in pair mode, where shapes are not fixed.
@@ -469,14 +408,14 @@ class VisualBPE:
     def merges(self) -> list[tuple[int, ...]]:
         """The merges in the order learned: (a, b), or (a, b, dy, dx) in oriented mode."""
         return [
-            (a, b) if dy is None or dx is None else (a, b, dy, dx) for a, b, dy, dx, *_ in self._core.rules()
+            (a, b) if dy is None or dx is None else (a, b, dy, dx) for a, b, dy, dx, *_ in self._core.merges()
         ]
 
     @property
     def merge_infos(self) -> list[MergeInfo]:
         """The merges with their statistics at the time they were chosen."""
         total = self.num_merges
-        return [MergeInfo(i, total, *rule) for i, rule in enumerate(self._core.rules(), 1)]
+        return [MergeInfo(i, total, *rule) for i, rule in enumerate(self._core.merges(), 1)]
 
     @property
     def base_vocab_size(self) -> int:
@@ -515,7 +454,7 @@ class VisualBPE:
 
     @property
     def quantizer_name(self) -> str | None:
-        """Name of the quantizer whose ids were learned from."""
+        """Name of the quantizer whose ids the merges were learned from."""
         return self._core.quantizer_name
 
     @property
@@ -525,7 +464,7 @@ class VisualBPE:
 
     @property
     def grid_sizes(self) -> dict[tuple[int, int], int]:
-        """Sizes (height, width) of the grids learned from, and how many there were of each."""
+        """Per (height, width), the number of grids learned from."""
         return {(height, width): grids for height, width, grids in self._core.grid_sizes()}
 
     @property
@@ -534,7 +473,7 @@ class VisualBPE:
         return sum(self.grid_sizes.values())
 
     def __eq__(self, other: object) -> bool:
-        """Whether everything in the two vocabularies' files is equal."""
+        """Whether the contents of the two vocabularies' files are equal."""
         return self._core == other._core if isinstance(other, VisualBPE) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
@@ -544,24 +483,11 @@ class VisualBPE:
         return VisualBPE.from_json, (self.to_json(),)
 
     def __repr__(self) -> str:
-        """The options that matter most."""
+        """The most important options."""
         return (
             f"VisualBPE(base_vocab_size={self.base_vocab_size}, num_merges={self.num_merges}, "
             f"merge_mode={self.merge_mode!r}, alpha={self.alpha}, sigma={self.sigma})"
         )
-
-
-def _counts(name: str, values: ArrayLike) -> NDArray[np.int32]:
-    """An array of integers of at least 0, as int32."""
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise GridError(f"{name}: {error}") from None
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
-    if array.size and not 0 <= array.min() <= array.max() <= INT32_MAX:
-        raise GridError(f"{name}: {array.min()} to {array.max()}, expected 0 to {INT32_MAX}")
-    return array.astype(np.int32, copy=False)
 
 
 def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
@@ -576,12 +502,12 @@ def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
 
 
 def _threads(num_threads: int | None) -> int:
-    """The core's number of threads, where 0 means one per core."""
+    """The number of threads for the core, where 0 means one per core."""
     return 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
 
 
 def _seed(dropout: float, seed: int | None) -> int:
-    """The seed of dropout, which must be given if it is used."""
+    """The seed for the core; an error if there is dropout without a seed."""
     if seed is None:
         if dropout:
             raise BeingVLError(f"dropout = {dropout} needs a seed")

@@ -21,10 +21,16 @@ from torch import distributed as dist
 
 from being_vl.errors import CheckpointError
 from being_vl.files import fsync, remove, write_json
+from being_vl.options import StrPath
+from being_vl.train.ranks import any_rank
 
 log = logging.getLogger(__name__)
+
 COMPLETE = "complete.json"
-PIECE = 8 << 20
+"""File that makes a checkpoint's folder count: its step, ranks and ZeRO stage, sizes and checksums of its files."""
+
+FLUSH_BYTES = 8 << 20
+"""Bytes that are written to a file before they are flushed to the disk."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,8 @@ class Checkpoint:
     zero: int
 
     @property
-    def partitioned(self) -> bool:
-        """Whether each rank wrote a part of the optimizer's state, which other numbers of ranks must have converted."""
+    def needs_conversion(self) -> bool:
+        """Whether each rank wrote a part of the optimizer's state, and there are other numbers of ranks now."""
         return self.ranks != dist.get_world_size() and any(self.folder.glob("*_optim_states.pt"))
 
 
@@ -63,36 +69,42 @@ class Checkpoints:
             stays.
     """
 
-    def __init__(self, engine: Any, root: Path, stage: str, keep: int) -> None:
-        self._engine, self._root, self._stage, self._keep = engine, root, stage, keep
-        self._frozen = {
+    def __init__(self, engine: Any, root: StrPath, stage: str, keep: int) -> None:
+        self._engine, self._root, self._stage, self._keep = engine, Path(root), stage, keep
+        self._frozen_names = {
             n for n, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad
         }
+        # Memory of the last copy, by where in the state each tensor stands.
         self._copies: dict[tuple[Any, ...], torch.Tensor] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._jobs: list[Future[dict[str, Any] | None]] = []
-        self._written: int | None = None
+        self._tasks: list[Future[dict[str, Any] | None]] = []
+        # The step whose files the tasks write; None when it is published, too.
+        self._unpublished_step: int | None = None
         engine.checkpoint_engine.save = self._write  # DeepSpeed decides which state belongs in which file
 
-    def resume(self, found: Checkpoint | None) -> int:
-        """Load what `newest` found into the engine; returns the steps that it holds, 0 without one.
+    def resume(self, checkpoint: Checkpoint | None) -> int:
+        """Load a checkpoint into the engine; returns the steps that it holds, 0 without one.
 
         Raises:
             CheckpointError: if it was written under a ZeRO stage that has its state in other files.
         """
-        if found is None:
+        if checkpoint is None:
             return 0
         zero = self._engine.zero_optimization_stage()
-        if found.zero != zero and {found.zero, zero} != {1, 2}:
+        if checkpoint.zero != zero and {checkpoint.zero, zero} != {1, 2}:
             raise CheckpointError(
-                f"{found.folder}: was written with zero {found.zero}, and zero {zero} cannot read it; finish this "
-                f"stage with zero {found.zero} (the next one may have another), or remove {self._root} to start it anew"
+                f"{checkpoint.folder}: was written with zero {checkpoint.zero}, and zero {zero} cannot read it; finish "
+                f"this stage with zero {checkpoint.zero} (the next one may have another), or remove {self._root} to "
+                "start it anew"
             )
+        # What a checkpoint's groups must not change: names, learning rates, weight decay.
         settings = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self._engine.basic_optimizer.param_groups
         ]
-        with _universal(found) if found.partitioned else contextlib.nullcontext(found.folder) as folder:
+        # Load it, converted if other ranks wrote it.
+        convert = checkpoint.needs_conversion
+        with _convert(checkpoint) if convert else contextlib.nullcontext(checkpoint.folder) as folder:
             path, state = self._engine.load_checkpoint(
                 str(folder.parent), tag=folder.name, load_module_strict=False
             )
@@ -100,19 +112,19 @@ class Checkpoints:
             raise CheckpointError(f"{folder}: DeepSpeed could not load it")
         # A universal checkpoint gives all groups the settings of the first, and ZeRO-3 one count of steps to share.
         optimizer = self._engine.basic_optimizer
-        for group, own in zip(optimizer.param_groups, settings, strict=True):
-            group.update(own)
+        for group, setting in zip(optimizer.param_groups, settings, strict=True):
+            group.update(setting)
         for moments in optimizer.state.values():
             moments["step"] = deepcopy(moments["step"])
         step = int(state["step"])
         if dist.get_rank() == 0:
-            log.info("%s: resumed after step %d from %s", self._stage, step, found.folder)
+            log.info("%s: resumed after step %d from %s", self._stage, step, checkpoint.folder)
         return step
 
     def save(self, step: int) -> None:
         """Copy the state after `step` and have it written; waits first for a copy that is still being written."""
         self.finish()
-        tag = _aside(self._folder(step)).name
+        tag = _temporary_path(self._folder(step)).name
         self._engine.save_checkpoint(
             str(self._root),
             tag=tag,
@@ -120,28 +132,31 @@ class Checkpoints:
             exclude_frozen_parameters=True,
             client_state={"step": step},
         )
-        self._written = step
+        self._unpublished_step = step
 
     def agree(self, stop: bool = False) -> bool:
         """Whether any rank says `stop`; also makes a checkpoint count that all have written. Once per step."""
-        failed = next((e for job in self._jobs if job.done() and (e := job.exception())), None)
-        working = any(not job.done() for job in self._jobs)
-        any_stop, any_failed, any_working = any_rank(stop, failed is not None, working)
-        if any_failed:
+        # What this rank's thread is at, and then what the threads of all ranks are at.
+        error = next((e for task in self._tasks if task.done() and (e := task.exception())), None)
+        is_busy = any(not task.done() for task in self._tasks)
+        any_stop, any_error, any_busy = any_rank(stop, error is not None, is_busy)
+        if any_error:
             raise CheckpointError(
-                f"could not save a checkpoint, the earlier ones stay: {failed or 'another rank says why'}"
+                f"could not save a checkpoint, the earlier ones stay: {error or 'another rank says why'}"
             )
-        if not any_working:
-            finished, self._jobs = [job.result() for job in self._jobs], []
-            if self._written is not None:
-                self._publish(self._written, finished)
-                self._written = None
+        # All ranks have written their files: rank 0 may rename the folder.
+        if not any_busy:
+            files, self._tasks = [task.result() for task in self._tasks], []
+            if self._unpublished_step is not None:
+                self._publish(self._unpublished_step, files)
+                self._unpublished_step = None
         return any_stop
 
     def finish(self) -> None:
         """Wait until what has been saved counts."""
-        for _ in ("written", "published"):
-            wait(self._jobs)
+        # Once for the files of all ranks, once for rank 0 to publish them.
+        for _ in range(2):
+            wait(self._tasks)
             self.agree()
 
     def close(self) -> None:
@@ -149,73 +164,82 @@ class Checkpoints:
         self.finish()
         self._thread.shutdown()
         if dist.get_rank() == 0:
-            for old in _found(self._root, self._stage):
-                remove(old)
+            for folder in _list_folders(self._root, self._stage):
+                remove(folder)
 
     def _folder(self, step: int) -> Path:
         return self._root / f"{self._stage}-{step:08d}"
 
     def _write(self, state_dict: dict[str, Any], path: str) -> None:
+        """Copy a file's state and have the thread write it, in place of DeepSpeed's `torch.save`."""
+        # Frozen parameters are in the model that the stage starts from.
         state_dict = dict(state_dict)
         if "module" in state_dict:
-            state_dict["module"] = {n: v for n, v in state_dict["module"].items() if n not in self._frozen}
+            state_dict["module"] = {
+                n: v for n, v in state_dict["module"].items() if n not in self._frozen_names
+            }
+        # The copy is complete before the next step changes what it is of.
         copy = self._copy(state_dict, (Path(path).name,), {})
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
-        self._jobs.append(self._thread.submit(_write_file, copy, Path(path)))
+        self._tasks.append(self._thread.submit(_write_file, copy, Path(path)))
 
-    def _copy(self, item: Any, where: tuple[Any, ...], seen: dict[Any, torch.Tensor]) -> Any:
-        """A copy of `item` in host memory, in the memory of the copy before: new memory takes five times as long."""
+    def _copy(self, item: Any, where: tuple[Any, ...], copies: dict[Any, torch.Tensor]) -> Any:
+        """A copy of `item` in host memory, in the memory of the copy before: new memory takes five times as long.
+
+        Args:
+            item: Tensors, in dictionaries, lists and tuples.
+            where: The keys and indexes that lead to it.
+            copies: Those of this save, by the memory that they are of, so that what is shared is copied once.
+        """
         if isinstance(item, dict):
-            return {key: self._copy(value, (*where, key), seen) for key, value in item.items()}
+            return {key: self._copy(value, (*where, key), copies) for key, value in item.items()}
         if type(item) in (list, tuple):
-            return type(item)(self._copy(value, (*where, index), seen) for index, value in enumerate(item))
+            return type(item)(self._copy(value, (*where, index), copies) for index, value in enumerate(item))
         if not torch.is_tensor(item):
             return item
-        same = (item.data_ptr(), item.shape, item.stride(), item.dtype)
-        if same not in seen:
-            held = self._copies.get(where)
-            if held is None or held.shape != item.shape or held.dtype != item.dtype:
-                held = torch.empty(item.shape, dtype=item.dtype, pin_memory=item.is_cuda)
-                self._copies[where] = held
-            seen[same] = held.copy_(item.detach(), non_blocking=True)
-        return seen[same]
+        # A tensor: into the buffer of its place, unless the same memory has been copied.
+        memory = (item.data_ptr(), item.shape, item.stride(), item.dtype)
+        if memory not in copies:
+            buffer = self._copies.get(where)
+            if buffer is None or buffer.shape != item.shape or buffer.dtype != item.dtype:
+                buffer = torch.empty(item.shape, dtype=item.dtype, pin_memory=item.is_cuda)
+                self._copies[where] = buffer
+            copies[memory] = buffer.copy_(item.detach(), non_blocking=True)
+        return copies[memory]
 
     def _publish(self, step: int, files: list[dict[str, Any] | None]) -> None:
         """Make a folder that all ranks have finished writing the newest checkpoint, on the thread of rank 0."""
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, files)
+        files_of_ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(files_of_ranks, files)
         if dist.get_rank() != 0:
             return
-        final, ranks, zero = self._folder(step), len(gathered), self._engine.zero_optimization_stage()
-        listed = [file for of_rank in gathered for file in of_rank]
+        folder, zero = self._folder(step), self._engine.zero_optimization_stage()
+        head = {
+            "step": step,
+            "ranks": len(files_of_ranks),
+            "zero": zero,
+            "files": [file for files_of_rank in files_of_ranks for file in files_of_rank],
+        }
 
-        def rename() -> None:
-            write_json(
-                _aside(final) / COMPLETE, {"step": step, "ranks": ranks, "zero": zero, "files": listed}
-            )
-            remove(final)
-            _aside(final).rename(final)
+        # The list of files first, then the name that counts, then one checkpoint too many goes.
+        def publish() -> None:
+            write_json(_temporary_path(folder) / COMPLETE, head)
+            remove(folder)
+            _temporary_path(folder).rename(folder)
             fsync(self._root)
-            for old in _found(self._root, self._stage)[: -self._keep]:
-                remove(old)
+            for surplus in _list_folders(self._root, self._stage)[: -self._keep]:
+                remove(surplus)
 
-        self._jobs.append(self._thread.submit(rename))
-
-
-def any_rank(*flags: bool) -> list[bool]:
-    """For each flag, whether it is set on any rank."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    found = torch.tensor(flags, dtype=torch.int32, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in found.tolist()]
+        self._tasks.append(self._thread.submit(publish))
 
 
-def _aside(folder: Path) -> Path:
+def _temporary_path(folder: Path) -> Path:
+    """Where a checkpoint is written or converted before it has its place."""
     return folder.with_name(folder.name + ".tmp")
 
 
-class _HashedFile:
+class _HashWriter:
     """What `torch.save` writes to: bytes are hashed on their way, and every few MB are flushed to the disk.
 
     What is on the disk leaves the page cache, so that a file of any size goes through the same few pages: new ones are
@@ -223,17 +247,17 @@ class _HashedFile:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._waiting = file, 0
+        self._file, self._buffer_bytes = file, 0
         self.checksum = xxhash.xxh3_128()
 
     def write(self, data: Any) -> int:
         data = memoryview(data).cast("B")
-        for start in range(0, len(data), PIECE):
-            piece = data[start : start + PIECE]
+        for start in range(0, len(data), FLUSH_BYTES):
+            piece = data[start : start + FLUSH_BYTES]
             self.checksum.update(piece)
             self._file.write(piece)
-            self._waiting += len(piece)
-            if self._waiting >= PIECE:
+            self._buffer_bytes += len(piece)
+            if self._buffer_bytes >= FLUSH_BYTES:
                 self.flush()
         return len(data)
 
@@ -242,62 +266,65 @@ class _HashedFile:
         os.fsync(self._file.fileno())
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._waiting = 0
+        self._buffer_bytes = 0
 
 
 @contextlib.contextmanager
 def _without_crc32() -> Iterator[None]:
     """`torch.save` without the CRC-32 of each tensor, which takes as long as writing it, and which nobody reads."""
-    before = torch.serialization.get_crc32_options()
+    option = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
         yield
     finally:
-        torch.serialization.set_crc32_options(before)
+        torch.serialization.set_crc32_options(option)
 
 
 def _write_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Write a file of a checkpoint; returns its name, size and checksum."""
     try:
         with path.open("wb") as file, _without_crc32():
-            hashed = _HashedFile(file)
-            torch.save(state, cast(BinaryIO, hashed))
-            hashed.flush()
+            writer = _HashWriter(file)
+            torch.save(state, cast(BinaryIO, writer))
+            writer.flush()
     except Exception as error:  # torch may put an error of its own over that of a full disk
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         free = shutil.disk_usage(path.parent).free
         raise CheckpointError(f"{path}: {reason}; {free / 1e6:,.0f} MB are free there") from error
-    return {"name": path.name, "bytes": path.stat().st_size, "xxh3_128": hashed.checksum.hexdigest()}
+    return {"name": path.name, "bytes": path.stat().st_size, "xxh3_128": writer.checksum.hexdigest()}
 
 
-def newest(root: Path, stage: str) -> Checkpoint | None:
+def find_newest(root: StrPath, stage: str) -> Checkpoint | None:
     """The newest complete checkpoint of a stage; a damaged one is passed over with a warning. All ranks call it.
 
     Each rank reads its share of the files to compare their checksums. Leftovers of interrupted saves are removed.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    listed = [_found(root, stage)]
+    root, rank, ranks = Path(root), dist.get_rank(), dist.get_world_size()
+    folders = [_list_folders(root, stage)]
     if rank == 0:
         for leftover in root.glob(f"{stage}-*.tmp"):
             remove(leftover)
-    dist.broadcast_object_list(listed)
-    for folder in reversed(listed[0]):
-        problems: list[str | None] = [None] * world
-        dist.all_gather_object(problems, _problem(folder, rank, world))
-        problem = next(filter(None, problems), None)
-        if problem is None:
+    dist.broadcast_object_list(folders)
+    # From the newest back, until one is undamaged on all ranks.
+    for folder in reversed(folders[0]):
+        damages: list[str | None] = [None] * ranks
+        dist.all_gather_object(damages, _find_damage(folder, rank, ranks))
+        damage = next(filter(None, damages), None)
+        if damage is None:
             head = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
             return Checkpoint(folder, head["step"], head["ranks"], head["zero"])
         if rank == 0:
-            log.warning("checkpoint %s is damaged (%s); looking for the one before it", folder, problem)
+            log.warning("checkpoint %s is damaged (%s); looking for the one before it", folder, damage)
     return None
 
 
-def _found(root: Path, stage: str) -> list[Path]:
+def _list_folders(root: Path, stage: str) -> list[Path]:
+    """The complete checkpoints of a stage, the oldest first."""
     pattern = re.compile(re.escape(stage) + r"-\d{8}")
     return sorted(f for f in root.glob(f"{stage}-*") if pattern.fullmatch(f.name)) if root.is_dir() else []
 
 
-def _problem(folder: Path, rank: int, world: int) -> str | None:
+def _find_damage(folder: Path, rank: int, ranks: int) -> str | None:
     """What is wrong with the files of a checkpoint, of which this rank reads its share."""
     try:
         head = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
@@ -305,14 +332,15 @@ def _problem(folder: Path, rank: int, world: int) -> str | None:
         int(head["step"]), int(head["ranks"]), int(head["zero"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{COMPLETE}: {error}"
-    for name, size, checksum in files[rank::world]:
+    # This rank's share of the files.
+    for name, size, checksum in files[rank::ranks]:
         file = folder / name
         try:
             if file.stat().st_size != size:
                 return f"{name} is not {size} bytes long"
-            with file.open("rb") as opened:
-                found = hashlib.file_digest(opened, xxhash.xxh3_128).hexdigest()
-            if found != checksum:
+            with file.open("rb") as content:
+                checksum_now = hashlib.file_digest(content, xxhash.xxh3_128).hexdigest()
+            if checksum_now != checksum:
                 return f"{name} does not have the checksum that it was written with"
         except OSError as error:
             return f"{name}: {error.strerror}"
@@ -320,10 +348,10 @@ def _problem(folder: Path, rank: int, world: int) -> str | None:
 
 
 @contextlib.contextmanager
-def _universal(checkpoint: Checkpoint) -> Iterator[Path]:
+def _convert(checkpoint: Checkpoint) -> Iterator[Path]:
     """A copy of a checkpoint that any number of ranks can load, made by rank 0 and removed afterwards."""
-    folder = _aside(checkpoint.folder)
-    failed: list[str | None] = [None]
+    folder = _temporary_path(checkpoint.folder)
+    message: list[str | None] = [None]
     if dist.get_rank() == 0:
         remove(folder)
         log.info(
@@ -333,13 +361,13 @@ def _universal(checkpoint: Checkpoint) -> Iterator[Path]:
             dist.get_world_size(),
         )
         try:
-            _convert(checkpoint.folder, folder)
+            _write_universal(checkpoint.folder, folder)
         except Exception as error:
-            failed = [f"{type(error).__name__}: {error}"]
-    dist.broadcast_object_list(failed)
-    if failed[0] is not None:
+            message = [f"{type(error).__name__}: {error}"]
+    dist.broadcast_object_list(message)
+    if message[0] is not None:
         raise CheckpointError(
-            f"{checkpoint.folder}: could not be converted from {checkpoint.ranks} ranks ({failed[0]}); "
+            f"{checkpoint.folder}: could not be converted from {checkpoint.ranks} ranks ({message[0]}); "
             f"resume it on {checkpoint.ranks} ranks"
         )
     yield folder
@@ -349,11 +377,12 @@ def _universal(checkpoint: Checkpoint) -> Iterator[Path]:
         remove(folder.parent / "latest_universal")
 
 
-def _convert(folder: Path, universal: Path) -> None:
-    from deepspeed.checkpoint.ds_to_universal import main as convert
+def _write_universal(folder: Path, universal: Path) -> None:
+    """Convert a checkpoint's folder into DeepSpeed's universal format."""
+    from deepspeed.checkpoint.ds_to_universal import main
 
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        convert(
+    with Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink):
+        main(
             Namespace(
                 input_folder=str(folder),
                 output_folder=str(universal),

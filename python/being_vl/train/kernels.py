@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from being_vl.errors import ConfigError
+from being_vl.extras import install_hint
 from being_vl.train.options import PrecisionOptions
 
 log = logging.getLogger(__name__)
@@ -26,11 +27,11 @@ def attention_kernel(options: PrecisionOptions) -> str | None:
         return options.attention
     from transformers.utils import is_flash_attn_2_available
 
-    fits = compute_dtype(options) is torch.bfloat16 and is_flash_attn_2_available()
-    return "flash_attention_2" if fits else None
+    can_flash = compute_dtype(options) is torch.bfloat16 and is_flash_attn_2_available()
+    return "flash_attention_2" if can_flash else None
 
 
-def recompute(lm: Any, on: bool = True) -> None:
+def set_activation_checkpointing(lm: Any, on: bool) -> None:
     """Have a model's layers compute their activations again in the backward pass, or no longer."""
     # Transformers has called it one and then the other.
     prefix = "activation" if hasattr(lm, "activation_checkpointing_enable") else "gradient"
@@ -57,14 +58,15 @@ def use_liger(lm: Any) -> None:
             _apply_liger_kernel_to_instance,
         )
     except ImportError as error:
-        raise ConfigError("liger-kernel is not installed: pip install 'being-vl[liger]'") from error
+        raise ConfigError(f"precision.liger: {install_hint('liger_kernel')}") from error
     if lm.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         log.warning("liger: has no kernels for %s, so PyTorch's are used", lm.config.model_type)
         return
-    # It also exchanges the classes of all models to come, among them those that a saved stage is checked with.
-    family = vars(sys.modules[type(lm).__module__])
-    classes = dict(family)
+    # It also exchanges the classes of all models to come, among them those that a saved stage is checked with; these
+    # are put back.
+    namespace = vars(sys.modules[type(lm).__module__])
+    classes = dict(namespace)
     _apply_liger_kernel_to_instance(
         model=lm, rope=False, cross_entropy=False, fused_linear_cross_entropy=False
     )
-    family.update(classes)
+    namespace.update(classes)

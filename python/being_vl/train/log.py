@@ -1,74 +1,91 @@
-"""What training says: a JSON line per step, TensorBoard, and progress on the terminal."""
+"""What training says: a JSON line per step, TensorBoard, a progress bar or log lines."""
 
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import distributed as dist
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from being_vl.errors import ConfigError
-from being_vl.files import to_jsonable, write_aside
+from being_vl.extras import install_hint
+from being_vl.files import write_aside
 from being_vl.fingerprints import compute_fingerprint
-from being_vl.train.options import TrainOptions
+from being_vl.options import StrPath
+from being_vl.progress import progress_bar
 
 log = logging.getLogger(__name__)
+
+LOG_FILE = "log.jsonl"
+LINES_PER_STAGE = 20
+"""About how many log lines a stage writes where nobody sees a progress bar."""
 
 
 class TrainingLog:
     """Writes `log.jsonl` and `tensorboard/` in `out`, and shows progress of one stage; on rank 0, the others look on.
 
     Args:
-        options: Of the training, whose `out` is the run's folder.
+        out: Folder of the training.
         stage: Name of the stage.
         steps: Optimizer steps of the stage.
-        done: Steps that a checkpoint holds; what an earlier run logged beyond them is removed, so that a resumed
-            run leaves each step once.
-        before: Optimizer steps of the earlier stages, the origin of TensorBoard's step.
+        resumed_step: Steps that a checkpoint holds, 0 without one. What an earlier start logged beyond them is
+            removed, so that each step is logged once.
+        steps_before: Optimizer steps of the earlier stages, the origin of TensorBoard's step.
+        wandb: Project of Weights & Biases; None for none.
+        settings: What Weights & Biases shows as the training's options, plain JSON.
 
     Attributes:
         entries: This stage's steps so far, on every rank.
-        text_perplexity: What `probe` has logged last, in this stage or the one before; None at first.
+        text_perplexity: What `add_perplexity` has logged last, in this stage or the one before; None at first.
 
     Raises:
         ConfigError: if Weights & Biases is asked for but not installed.
     """
 
-    def __init__(self, options: TrainOptions, stage: str, steps: int, done: int, before: int) -> None:
-        self.stage, self.steps, self.before = stage, steps, before
-        out = options.out
-        path = out / "log.jsonl"
-        logged = read_log(path) if dist.get_rank() == 0 else []
-        kept = [entry for entry in logged if entry["stage"] != stage or 0 < done >= entry["step"]]
-        probes = [entry["text_perplexity"] for entry in kept if "text_perplexity" in entry]
-        steps_taken = [entry for entry in kept if entry["stage"] == stage and "loss" in entry]
-        shared: list[Any] = [steps_taken, probes[-1] if probes else None]
-        dist.broadcast_object_list(shared)
-        self.entries: list[dict[str, Any]] = shared[0]
-        self.text_perplexity: float | None = shared[1]
+    def __init__(
+        self,
+        out: StrPath,
+        stage: str,
+        steps: int,
+        resumed_step: int,
+        steps_before: int,
+        wandb: str | None = None,
+        settings: Any = None,
+    ) -> None:
+        self.stage, self.steps, self.steps_before = stage, steps, steps_before
+        out = Path(out)
+        path = out / LOG_FILE
         self._writes = dist.get_rank() == 0
+        # Rank 0 reads what earlier starts have logged, without the steps that are taken again.
+        entries = read_log(path) if self._writes else []
+        entries = [e for e in entries if e["stage"] != stage or 0 < resumed_step >= e["step"]]
+        perplexities = [entry["text_perplexity"] for entry in entries if "text_perplexity" in entry]
+        steps_logged = [entry for entry in entries if entry["stage"] == stage and "loss" in entry]
+        message: list[Any] = [steps_logged, perplexities[-1] if perplexities else None]
+        dist.broadcast_object_list(message)
+        self.entries: list[dict[str, Any]] = message[0]
+        self.text_perplexity: float | None = message[1]
         if not self._writes:
             return
+        # The log goes on behind what is left of it.
         with write_aside(path) as aside:
-            aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+            aside.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=before + done + 1)
-        self._wandb = _wandb(options, stage) if options.logging.wandb else None
-        self._every = max(1, steps // 20)
-        self._bar = tqdm(desc=stage, total=steps, initial=done, unit="step", disable=not sys.stderr.isatty())
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_before + resumed_step + 1)
+        self._wandb = _start_wandb(out.resolve(), wandb, settings) if wandb else None
+        self._line_interval = max(1, steps // LINES_PER_STAGE)
+        self._bar = progress_bar(steps, "step", stage, resumed_step)
 
-    def step(self, entry: dict[str, Any]) -> None:
-        """Log one optimizer step; `entry` has at least step, loss and learning_rate."""
+    def add_step(self, entry: dict[str, Any]) -> None:
+        """Log one optimizer step; `entry` has at least step, loss, learning_rate, tokens_per_second and mfu."""
         if not self._writes:
             return
         self._write(entry)
+        self._bar.set_postfix(loss=f"{entry['loss']:.4f}", refresh=False)
         self._bar.update()
-        self._bar.set_postfix(loss=f"{entry['loss']:.4f}")
-        if self._bar.disable and (entry["step"] % self._every == 0 or entry["step"] == self.steps):
+        if self._bar.disable and (entry["step"] % self._line_interval == 0 or entry["step"] == self.steps):
             log.info(
                 "%s step %d/%d: loss %.4f, learning rate %.2e, %.0f tokens/s, MFU %s",
                 self.stage,
@@ -80,7 +97,7 @@ class TrainingLog:
                 "n/a" if entry["mfu"] is None else f"{entry['mfu']:.1%}",
             )
 
-    def probe(self, step: int, perplexity: float) -> None:
+    def add_perplexity(self, step: int, perplexity: float) -> None:
         """Log the perplexity on a text after a step, 0 for before the first."""
         self.text_perplexity = perplexity
         if self._writes:
@@ -89,7 +106,7 @@ class TrainingLog:
 
     def _write(self, entry: dict[str, Any]) -> None:
         self._file.write(json.dumps({"stage": self.stage, **entry}) + "\n")
-        scalars, step = dict(_scalars(entry)), self.before + entry["step"]
+        scalars, step = dict(_scalars(entry)), self.steps_before + entry["step"]
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
         if self._wandb:
@@ -106,26 +123,24 @@ class TrainingLog:
         self._file.close()
 
 
-def _wandb(options: TrainOptions, stage: str) -> Any:
+def _start_wandb(out: Path, project: str, settings: Any) -> Any:
     """A run of Weights & Biases, the same one for all stages and when resumed; where it goes, its environment says."""
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError("wandb is not installed: pip install 'being-vl[wandb]'") from error
-    out = options.out.resolve()
-    identity = compute_fingerprint([str(out), options.logging.wandb])[:16]
+        raise ConfigError(f"logging.wandb: {install_hint('wandb')}") from error
     return wandb.init(
-        project=options.logging.wandb,
+        project=project,
         name=out.name,
-        id=identity,
+        id=compute_fingerprint([str(out), project])[:16],
         resume="allow",
         dir=str(out),
-        config=to_jsonable(options),
+        config=settings,
     )
 
 
 def _scalars(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of an entry but `step`, those of a dict under `its key/their key`."""
+    """The numbers of an entry but `step`, those of a dict under `outer/inner`."""
     for key, value in entry.items():
         if isinstance(value, dict):
             yield from _scalars(value, f"{prefix}{key}/")
@@ -133,8 +148,9 @@ def _scalars(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
             yield prefix + key, value
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: StrPath) -> list[dict[str, Any]]:
     """Read `log.jsonl`; a last line that kill -9 cut short is left out."""
+    path = Path(path)
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

@@ -318,7 +318,7 @@ class TrainOptions(Options):
         if self.offload != "none" and self.zero == 0:
             raise ConfigError("offload needs ZeRO 1, 2 or 3: set zero, or offload to none")
 
-    def in_order(self) -> list[StageOptions]:
+    def stages_in_order(self) -> list[StageOptions]:
         """The stages with their mixtures in the order asked for."""
         if self.order == "progressive":
             return self.stages
@@ -338,57 +338,18 @@ class CheckOptions(TrainOptions):
     Args:
         ranks: Number of processes that the training will have.
         show: Records of each category to show.
-        tolerated: Share of bad records, those without labels or images among them, above which the check fails.
+        tolerance: Share of records with faults, those without labels or images among them, above which the check
+            fails.
     """
 
     ranks: int = 1
     show: int = 2
-    tolerated: float = 0.0
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ranks < 1 or self.show < 0 or not 0 <= self.tolerated <= 1:
+        if self.ranks < 1 or self.show < 0 or not 0 <= self.tolerance <= 1:
             raise ConfigError(
-                f"ranks {self.ranks}, show {self.show}, tolerated {self.tolerated}; expected at least 1, at "
+                f"ranks {self.ranks}, show {self.show}, tolerance {self.tolerance}; expected at least 1, at "
                 "least 0, and a share in [0, 1]"
-            )
-
-
-@dataclass
-class PlanOptions(Options):
-    """Options of `being-vl plan`.
-
-    Args:
-        recipe: Recipe of a training or of a run: a file, or the name of a shipped one.
-        gpus: The GPUs, such as `8x80GB`, or `4x8x80GB` for four nodes of eight.
-        shape: Model to plan with, where the recipe's is not at hand: a folder, a config.json, or the name of a shipped
-            one, such as `Llama-3.1-8B`.
-        new_rows: Rows that expanding it adds; by default what the recipe says.
-        records: Number of records of each category, where the recipe's are not at hand.
-        mean_length: Their tokens, on average.
-        labelled: Share of the tokens that carry a loss.
-        mfu: Share of the GPUs' peak that training reaches; the log of a training has it.
-        tflops: Peak of one GPU in 10¹² floating-point operations per second, dense bf16; an A100 has 312, an H100 989.
-        overrides: Flags that override the recipe; behind `--` on the command line.
-    """
-
-    recipe: Path
-    gpus: str = "8x80GB"
-    shape: str | None = None
-    new_rows: int | None = None
-    records: dict[str, int] = field(default_factory=dict)
-    mean_length: int = 512
-    labelled: float = 0.25
-    mfu: float = 0.4
-    tflops: float = 312.0
-    overrides: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("labelled", "mfu"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share in (0, 1]")
-        if self.mean_length < 1 or self.tflops <= 0:
-            raise ConfigError(
-                f"mean_length {self.mean_length}, tflops {self.tflops}; expected positive numbers"
             )

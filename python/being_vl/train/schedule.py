@@ -19,13 +19,14 @@ from being_vl.errors import ConfigError, ModelError
 from being_vl.train.options import StageOptions, TrainOptions
 
 Lengths = Mapping[RecordGroup, NDArray[np.int32]]
+"""Of each group of records the tokens of each record."""
 
-_SAMPLE = 2000
+_SAMPLE_ROWS = 2000
 """Rows read ahead of training, through all of a stage's mixture, to know how many records and tokens a row holds."""
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class StageSchedule:
     """What a stage reads, whatever ranks and workers read it.
 
     Iterating gives the rows of each step, from the first step on, each time anew.
@@ -60,7 +61,7 @@ class StagePlan:
         curriculum = self.curriculum(total)
         if not self.packing:
             return ([curriculum.draw(row)] for row in range(total))
-        # Of few records fewer wait, lest many of them never come in a short training.
+        # With few records use a smaller window, so that short runs still read most of them.
         window = min(WINDOW, max(1, sum(curriculum.keys.values()) // 4))
         return islice(pack(curriculum.draw, self.packing, window), total)
 
@@ -72,20 +73,21 @@ class StagePlan:
     def describe(self) -> str:
         """The mixture in effect, and what was asked for without there being records of it."""
         curriculum = self.curriculum(1)
-        shares = [
-            ", ".join(f"{k} {w:.1%}" for k, w in m.items()) for m in (curriculum.weights, curriculum.end)
+        mixtures = [
+            ", ".join(f"{key} {weight:.1%}" for key, weight in mixture.items())
+            for mixture in (curriculum.weights, curriculum.end)
         ]
-        asked = {**self.stage.mixture, **(self.stage.mixture_end or {})}
-        missing = sorted(key for key, weight in asked.items() if weight and key not in curriculum.keys)
+        weights = {**self.stage.mixture, **(self.stage.mixture_end or {})}
+        missing = sorted(key for key, weight in weights.items() if weight and key not in curriculum.keys)
         return (
             f"{self.stage.name}: {self.steps} steps of {self.batch_size} rows, mixture by {self.stage.mixture_by}: "
-            + " to ".join(dict.fromkeys(shares))
+            + " to ".join(dict.fromkeys(mixtures))
             + (f"; no records of {', '.join(missing)}" if missing else "")
         )
 
 
-def plan(options: TrainOptions, lengths: Lengths, ranks: int) -> list[StagePlan]:
-    """Plan the stages of a training.
+def make_schedules(options: TrainOptions, lengths: Lengths, ranks: int) -> list[StageSchedule]:
+    """The schedules of a training's stages.
 
     Args:
         options: Of the training.
@@ -95,60 +97,70 @@ def plan(options: TrainOptions, lengths: Lengths, ranks: int) -> list[StagePlan]
     Raises:
         ConfigError: if a mixture cannot be, or names what there is not, or a record is longer than a packed row.
     """
-    longest = max((int(found.max()) for found in lengths.values() if len(found)), default=0)
     packing = options.batches.packing
-    if packing and longest > packing:
+    max_length = max((int(tokens.max()) for tokens in lengths.values() if len(tokens)), default=0)
+    if packing and max_length > packing:
         raise ConfigError(
-            f"packing is {packing} tokens, but there are records of {longest}; raise batches.packing, or lower "
+            f"packing is {packing} tokens, but there are records of {max_length}; raise batches.packing, or lower "
             "sequences.max_length"
         )
-    plans = []
-    for index, stage in enumerate(options.in_order()):
+    schedules = []
+    # Each stage has an order of its own, by its seed.
+    for index, stage in enumerate(options.stages_in_order()):
         batch_size = stage.batch_size or options.batches.micro_batch_size * ranks * stage.accumulation
-        blank = StagePlan(stage, lengths, options.seed + index, packing, batch_size)
-        try:
-            curriculum = blank.curriculum(1)
-        except ConfigError as error:
-            raise ConfigError(f"stage {stage.name!r}: {error}; {_listed(lengths)}") from None
-        for key in {**stage.mixture, **(stage.mixture_end or {})}:
-            if (
-                key not in curriculum.keys
-                and key not in options.sequences.categories
-                and stage.mixture.get(key) != 0
-            ):
-                taken = (
-                    f"; those without images belong to {TEXT_ONLY!r}" if TEXT_ONLY in curriculum.keys else ""
-                )
-                raise ConfigError(
-                    f"stage {stage.name!r}: there are no records of {key!r}; {_listed(lengths)}{taken}"
-                )
-        sample = list(blank.rows(_SAMPLE))
-        records = sum(map(len, sample)) / _SAMPLE
-        tokens = sum(entry.length for row in sample for entry in row) / _SAMPLE
-        if stage.mixture_by == "records":
-            rows = stage.epochs * sum(curriculum.keys.values()) / records
-        else:
-            rows = stage.epochs * curriculum.tokens / tokens
-        steps = stage.max_steps or math.ceil(rows / batch_size)
-        steps = min(steps, options.max_steps or steps)
-        total = steps * batch_size
-        plans.append(replace(blank, steps=steps, records=total * records, tokens=total * tokens))
-    return plans
+        schedule = StageSchedule(stage, lengths, options.seed + index, packing, batch_size)
+        _check_mixture(schedule, options.sequences.categories)
+        schedules.append(_count_steps(schedule, options.max_steps))
+    return schedules
 
 
-class Seen:
+def _check_mixture(schedule: StageSchedule, categories: list[str]) -> None:
+    """Raise a `ConfigError` if a stage's mixture cannot be, or names what is neither a category nor in the records."""
+    stage, lengths = schedule.stage, schedule.lengths
+    try:
+        curriculum = schedule.curriculum(1)
+    except ConfigError as error:
+        raise ConfigError(f"stage {stage.name!r}: {error}; {_list_groups(lengths)}") from None
+    # A key of weight 0 and a known category may lack records; any other key is a mistake.
+    for key in {**stage.mixture, **(stage.mixture_end or {})}:
+        if key not in curriculum.keys and key not in categories and stage.mixture.get(key) != 0:
+            hint = f"; those without images belong to {TEXT_ONLY!r}" if TEXT_ONLY in curriculum.keys else ""
+            raise ConfigError(
+                f"stage {stage.name!r}: there are no records of {key!r}; {_list_groups(lengths)}{hint}"
+            )
+
+
+def _count_steps(schedule: StageSchedule, max_steps: int | None) -> StageSchedule:
+    """The schedule with its number of steps, and estimates of the records and tokens that they read."""
+    stage, curriculum = schedule.stage, schedule.curriculum(1)
+    # How many records and tokens a row holds, by a sample of rows.
+    sample = list(schedule.rows(_SAMPLE_ROWS))
+    records_per_row = sum(map(len, sample)) / _SAMPLE_ROWS
+    tokens_per_row = sum(entry.length for row in sample for entry in row) / _SAMPLE_ROWS
+    # Rows of the epochs, by what the mixture counts.
+    if stage.mixture_by == "records":
+        rows = stage.epochs * sum(curriculum.keys.values()) / records_per_row
+    else:
+        rows = stage.epochs * curriculum.tokens / tokens_per_row
+    steps = stage.max_steps or math.ceil(rows / schedule.batch_size)
+    steps = min(steps, max_steps or steps)
+    total = steps * schedule.batch_size
+    return replace(schedule, steps=steps, records=total * records_per_row, tokens=total * tokens_per_row)
+
+
+class StageProgress:
     """What a stage has read so far, by the keys of its mixture."""
 
-    def __init__(self, plan: StagePlan) -> None:
-        self._plan = plan
-        self._sizes = plan.curriculum(1).keys
+    def __init__(self, schedule: StageSchedule) -> None:
+        self._schedule = schedule
+        self._sizes = schedule.curriculum(1).keys
         self._records: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
 
-    def after(self, done: int) -> Iterator[list[Row]]:
-        """The rows of the steps after the first `done`, which count as read."""
-        for number, rows in enumerate(self._plan):
-            if number < done:
+    def rows_after(self, step: int) -> Iterator[list[Row]]:
+        """The rows of each step after the first `step`, which count as read."""
+        for number, rows in enumerate(self._schedule):
+            if number < step:
                 self.add(rows)
             else:
                 yield rows
@@ -182,26 +194,26 @@ def check_packing(lm: Any, flat: bool) -> None:
         ModelError: if it differs.
     """
     ids, weights = np.arange(16, dtype=np.int32), np.ones(8, np.float32)
-    first, other, last = (TokenSequence(part, weights, "", "", "") for part in (ids[:8], ids[8:], ids[:8]))
+    a, b = (TokenSequence(half, weights, "", "", "") for half in (ids[:8], ids[8:]))
     device = next(lm.parameters()).device
-    found, training = [], lm.training
+    states, was_training = [], lm.training
     lm.eval()
     with torch.no_grad():
-        for row in ([first, last], [other, last]):
+        # Two rows that end in the same record, behind another one in each.
+        for row in ([a, a], [b, a]):
             batch = collate([row], 0, [""], flat)
             inputs = {name: batch[name].to(device) for name in ("input_ids", "position_ids")}
-            found.append(lm.get_decoder()(**inputs, use_cache=False).last_hidden_state[0, 8:].float())
-    lm.train(training)
-    if (found[0] - found[1]).abs().max() > 1e-3 * found[0].abs().max():
+            states.append(lm.get_decoder()(**inputs, use_cache=False).last_hidden_state[0, 8:].float())
+    lm.train(was_training)
+    if (states[0] - states[1]).abs().max() > 1e-3 * states[0].abs().max():
         raise ModelError(
             f"{lm.name_or_path}: its {type(lm).__name__} lets a record see the one before it in a packed row; train "
             "without packing"
         )
 
 
-def _listed(lengths: Lengths) -> str:
-    found = sorted(lengths)
+def _list_groups(lengths: Lengths) -> str:
     return "there are " + ", ".join(
         f"{len(lengths[group])} of {group.category}/{group.source}{' without images' * group.text_only}"
-        for group in found
+        for group in sorted(lengths)
     )

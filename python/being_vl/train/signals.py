@@ -11,41 +11,49 @@ from collections.abc import Iterator
 from types import FrameType
 
 log = logging.getLogger(__name__)
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-ONE_EVENT = 2.0
+
+SIGNAL_WINDOW_S = 2.0
 """Seconds in which further signals count as the first: Slurm signals ranks, and the launcher, which passes it on."""
 
-
-PATIENCE = 25.0
+GRACE_PERIOD_S = 25.0
 """Seconds after SIGTERM to end a step and copy it: torchrun and Slurm send it when a rank is lost and kill after 30."""
 
 
 class StopRequest:
-    """Whether this process has been asked to stop, by which signal, and whether all ranks have acted on it."""
+    """Whether this process has been asked to stop.
+
+    Attributes:
+        signal: Name of the signal that asked; None if none has.
+        agreement: Set when all ranks know that they stop, so that no rank waits for another one any more.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self.heard = threading.Event()
+        self.agreement = threading.Event()
 
     def _listen(self, wakeups: socket.socket) -> None:
-        first = 0.0
+        """Read signals' numbers from a socket, until it is closed."""
+        start = 0.0
         while data := wakeups.recv(1):
             number = data[0]
             if number not in SIGNALS:
                 continue
             if self.signal is None:
-                first, self.signal = time.monotonic(), signal.Signals(number).name
+                start, self.signal = time.monotonic(), signal.Signals(number).name
                 log.warning("%s: stopping after this step; a second signal stops at once", self.signal)
                 if number == signal.SIGTERM:
-                    threading.Thread(target=self._lose_patience, daemon=True).start()
-            elif time.monotonic() - first > ONE_EVENT:
+                    threading.Thread(target=self._end_after_grace_period, daemon=True).start()
+            elif time.monotonic() - start > SIGNAL_WINDOW_S:
                 log.warning("second signal: stopping at once")
                 os._exit(128 + number)
 
-    def _lose_patience(self) -> None:
-        if not self.heard.wait(PATIENCE):
+    def _end_after_grace_period(self) -> None:
+        if not self.agreement.wait(GRACE_PERIOD_S):
             log.error(
-                "no step ended within %.0f s of SIGTERM: another rank is lost or hangs; ending", PATIENCE
+                "no step ended within %.0f s of SIGTERM: another rank is lost or hangs; ending",
+                GRACE_PERIOD_S,
             )
             os._exit(128 + signal.SIGTERM)
 
@@ -58,33 +66,34 @@ def stop_on_signals() -> Iterator[StopRequest]:
     are forked meanwhile are ended by them as ever.
     """
     request = StopRequest()
-    wakeups, written = socket.socketpair()
-    written.setblocking(False)
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-    descriptor = signal.set_wakeup_fd(written.fileno())
-    active = True
+    # Python writes the number of each signal into one end of a pair of sockets; the thread reads the other.
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    descriptor = signal.set_wakeup_fd(writer.fileno())
+    is_active = True
 
     def restore() -> None:
         signal.set_wakeup_fd(descriptor)
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    os.register_at_fork(after_in_child=lambda: restore() if active else None)
-    threading.Thread(target=request._listen, args=(wakeups,), daemon=True).start()
+    os.register_at_fork(after_in_child=lambda: restore() if is_active else None)
+    threading.Thread(target=request._listen, args=(reader,), daemon=True).start()
     try:
         yield request
     finally:
-        active = False
+        is_active = False
         restore()
-        written.close()
+        writer.close()
 
 
 @contextlib.contextmanager
-def pass_on_signals() -> Iterator[None]:
+def forward_signals() -> Iterator[None]:
     """While this lasts, SIGTERM and SIGUSR1 go to the processes that this one has started and is waiting for."""
     import psutil
 
-    def pass_on(number: int, _: FrameType | None) -> None:
+    def forward(number: int, _: FrameType | None) -> None:
         children = psutil.Process().children()
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -92,9 +101,9 @@ def pass_on_signals() -> Iterator[None]:
         if not children:
             raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    handlers = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -5,55 +5,55 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from being_vl.errors import TrainingError
+from being_vl.train.options import SpikeOptions
 
 log = logging.getLogger(__name__)
 
-WINDOW, LEAST = 100, 20
+WINDOW, MIN_STEPS = 100, 20
 """Steps looked back on, and steps before anything is called a spike."""
-LONGEST = 10
+MAX_SKIPS = 10
 """Steps skipped one after another before training stops."""
-NARROWEST = 0.01
+MIN_DEVIATION = 0.01
 """Least standard deviation of the logarithms, for losses that hardly vary."""
 
 
-class Watch:
-    """Stands between DeepSpeed and the optimizer: a bad step is not taken, if so asked, and a NaN never is.
+class SpikeGuard:
+    """Stands between DeepSpeed and the optimizer: a spike is not taken, if so asked, and a NaN never is.
 
     A spike is a loss or gradient norm whose logarithm is more than `deviations` robust standard deviations (1.4826
     times the median absolute deviation) above the median of the last 100 steps that were taken. DeepSpeed knows the
-    norm only inside its own step, so it is there that the watch decides, from numbers that are the same on all ranks.
+    norm only inside its own step, so it is there that the guard decides, from numbers that are the same on all ranks.
 
     Args:
         engine: DeepSpeed's engine.
         optimizer: The optimizer that it was given; its `step` is replaced.
-        action: What is done about spikes.
-        deviations: From where on it is a spike.
-        before: The log's entries of the steps before, when resumed.
+        options: What a spike is, and what is done about it.
+        entries: The log's entries of the steps so far, when resumed.
     """
 
     def __init__(
         self,
         engine: Any,
         optimizer: torch.optim.Optimizer,
-        action: Literal["warn", "skip", "stop"],
-        deviations: float,
-        before: Sequence[dict[str, Any]],
+        options: SpikeOptions,
+        entries: Sequence[dict[str, Any]],
     ) -> None:
-        self._engine, self._action, self._deviations = engine, action, deviations
-        taken = [(entry["loss"], entry["gradient_norm"]) for entry in before if not entry["skipped"]]
-        self._history = deque(taken, maxlen=WINDOW)
-        flags = [entry["skipped"] for entry in reversed(before)]
-        self._skipped = flags.index(False) if False in flags else len(flags)
-        self._take = optimizer.step
-        optimizer.step = self._take_if_good  # type: ignore[method-assign]
+        self._engine, self._action, self._deviations = engine, options.action, options.deviations
+        history = [(entry["loss"], entry["gradient_norm"]) for entry in entries if not entry["skipped"]]
+        self._history = deque(history, maxlen=WINDOW)
+        # How many of the last steps, one after another, were skipped.
+        flags = [entry["skipped"] for entry in reversed(entries)]
+        self._skips_in_a_row = flags.index(False) if False in flags else len(flags)
+        self._optimizer_step = optimizer.step
+        optimizer.step = self._step_unless_skipped  # type: ignore[method-assign]
 
     def step(self, loss: float) -> dict[str, Any]:
-        """Have the engine take its step, unless it is a bad one.
+        """Have the engine take its step, unless it is to be skipped.
 
         Args:
             loss: Of the global batch, the same on all ranks.
@@ -61,15 +61,19 @@ class Watch:
         Returns:
             For the log: `gradient_norm` before clipping, whether the step was `skipped`, and `trouble` if there was.
         """
-        self._loss, self._norm, self._judged = loss, _norm_of_plain(self._engine), False
+        # None until this step has been looked at: ZeRO calls the optimizer's step, and thus the guard, several times.
+        self._trouble: str | None = None
+        self._loss, self._norm = loss, _gradient_norm(self._engine)
         self._engine.step()
-        trouble = self._look()  # DeepSpeed does not call the optimizer if it finds the gradient not finite
-        if self._skips():
-            self._skipped += 1
+        # DeepSpeed does not call the optimizer if it finds the gradient not finite.
+        trouble = self._find_trouble()
+        skip = self._must_skip()
+        if skip:
+            self._skips_in_a_row += 1
         else:
-            self._skipped = 0
+            self._skips_in_a_row = 0
             self._history.append((loss, self._norm))
-        entry = {"gradient_norm": self._norm, "skipped": self._skips()}
+        entry = {"gradient_norm": self._norm, "skipped": skip}
         return entry | ({"trouble": trouble} if trouble else {})
 
     def report(self, stage: str, entry: dict[str, Any]) -> None:
@@ -83,50 +87,51 @@ class Watch:
         what = f"{stage} step {entry['step']}: {entry['trouble']}; records: {'; '.join(entry['records'])}"
         if self._action == "stop":
             raise TrainingError(f"{what}. The step was not taken; spikes.action: skip would go on without it")
-        if self._skipped > LONGEST:
+        if self._skips_in_a_row > MAX_SKIPS:
             raise TrainingError(
-                f"{what}. {self._skipped} steps in a row were skipped; the model is beyond that"
+                f"{what}. {self._skips_in_a_row} steps in a row were skipped; the model is beyond that"
             )
         log.warning("%s; the step was %s", what, "skipped" if entry["skipped"] else "taken")
 
-    def _take_if_good(self, *args: Any, **kwargs: Any) -> Any:
+    def _step_unless_skipped(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer's step; ZeRO 1 and 2 call it for each group of parameters."""
-        self._look()
-        return None if self._skips() else self._take(*args, **kwargs)
+        self._find_trouble()
+        return None if self._must_skip() else self._optimizer_step(*args, **kwargs)
 
-    def _skips(self) -> bool:
-        finite = math.isfinite(self._loss) and math.isfinite(self._norm)
-        return not finite or (self._trouble != "" and self._action != "warn")
+    def _must_skip(self) -> bool:
+        is_finite = math.isfinite(self._loss) and math.isfinite(self._norm)
+        return not is_finite or (bool(self._trouble) and self._action != "warn")
 
-    def _look(self) -> str:
+    def _find_trouble(self) -> str:
         """What is wrong with this step; empty if nothing is."""
-        if not self._judged:
-            self._judged = True
+        if self._trouble is None:
             if math.isnan(self._norm) and hasattr(self._engine.optimizer, "_global_grad_norm"):
                 self._norm = float(self._engine.optimizer._global_grad_norm)
-            found = [self._judge("loss", self._loss, 0), self._judge("gradient norm", self._norm, 1)]
-            self._trouble = "; ".join(filter(None, found))
+            troubles = [self._judge("loss", self._loss, 0), self._judge("gradient norm", self._norm, 1)]
+            self._trouble = "; ".join(filter(None, troubles))
         return self._trouble
 
-    def _judge(self, name: str, value: float, place: int) -> str:
+    def _judge(self, name: str, value: float, column: int) -> str:
+        """What is wrong with a value, given that column of the history; empty if nothing is."""
         if not math.isfinite(value):
             return f"{name} is {value}"
-        if len(self._history) < LEAST:
+        if len(self._history) < MIN_STEPS:
             return ""
-        logs = [_log(entry[place]) for entry in self._history]
+        # Median and median absolute deviation, of logarithms: neither moves when a few steps are far off.
+        logs = [_log(entry[column]) for entry in self._history]
         middle = median(logs)
-        deviation = max(1.4826 * median(abs(log - middle) for log in logs), NARROWEST)
-        away = (_log(value) - middle) / deviation
-        if away <= self._deviations:
+        deviation = max(1.4826 * median(abs(log - middle) for log in logs), MIN_DEVIATION)
+        distance = (_log(value) - middle) / deviation
+        if distance <= self._deviations:
             return ""
-        return f"{name} {value:.4g} is {away:.0f} deviations above the median {math.exp(middle):.4g}"
+        return f"{name} {value:.4g} is {distance:.0f} deviations above the median {math.exp(middle):.4g}"
 
 
 def _log(value: float) -> float:
     return math.log(max(value, 1e-12))
 
 
-def _norm_of_plain(engine: Any) -> float:
+def _gradient_norm(engine: Any) -> float:
     """Norm of the gradient where DeepSpeed has no optimizer of its own that computes it (ZeRO 0 in fp32); else NaN."""
     if hasattr(engine.optimizer, "_global_grad_norm"):
         return math.nan

@@ -8,10 +8,13 @@ from torch import nn
 
 from being_vl.errors import ConfigError
 from being_vl.train.options import StageOptions
-from being_vl.train.split import LORA, TrainedLM
+from being_vl.train.split import LORA, TwoPartLM
+
+NEW_ROWS, TEXT_ROWS = "new visual rows", "text rows"
+"""Names of the groups of rows; all other groups are of layers or what stands beside them."""
 
 
-class Group(NamedTuple):
+class ParameterGroup(NamedTuple):
     """Parameters that are frozen or trained together."""
 
     name: str
@@ -24,34 +27,40 @@ class Group(NamedTuple):
         return sum(parameter.numel() for parameter in self.parameters)
 
 
-def groups(model: TrainedLM, stage: StageOptions) -> list[Group]:
-    """Every parameter of the model once, from input to output, grouped by whether the stage trains it.
+def group_parameters(model: TwoPartLM, stage: StageOptions) -> list[ParameterGroup]:
+    """Every parameter of the model once, from input to output, group_ids by whether the stage trains it.
 
     Raises:
         ConfigError: if `unfreeze` asks for layers or names that the model has not.
     """
     layers, unfreeze = model.layers(), stage.unfreeze
-    everything = unfreeze == "all"
-    text = [model.embedding.text] if model.tied else [model.embedding.text, model.head.text]
-    found = [
-        Group("new visual rows", model.visual_parameters(), True),
-        Group("text rows", text, everything if stage.text_rows is None else stage.text_rows),
+    train_all = unfreeze == "all"
+    # Rows first: the new ones always train, those of text as the stage says.
+    text_rows = (
+        [model.embedding.text_rows] if model.is_tied else [model.embedding.text_rows, model.head.text_rows]
+    )
+    groups = [
+        ParameterGroup(NEW_ROWS, model.visual_parameters(), True),
+        ParameterGroup(TEXT_ROWS, text_rows, train_all if stage.text_rows is None else stage.text_rows),
     ]
+    # Then the parameters that are named, or the first layers and the others.
     if isinstance(unfreeze, list):
-        found.append(Group("named", _named(model, stage.name, unfreeze), True))
+        groups.append(ParameterGroup("named", _find_parameters(model, stage.name, unfreeze), True))
     else:
-        first = _first(stage, len(layers))
-        found += [
-            Group(f"layers 0 to {first - 1}", list(layers[:first].parameters()), True),
-            Group(f"layers {first} to {len(layers) - 1}", list(layers[first:].parameters()), False),
+        count = _count_layers(stage, len(layers))
+        groups += [
+            ParameterGroup(f"layers 0 to {count - 1}", list(layers[:count].parameters()), True),
+            ParameterGroup(f"layers {count} to {len(layers) - 1}", list(layers[count:].parameters()), False),
         ]
-    known = {id(parameter) for group in found for parameter in group.parameters}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    found.append(Group("others" if isinstance(unfreeze, list) else "final norm, others", others, everything))
-    return [group for group in found if group.parameters]
+    # Last, what is in none of these.
+    group_ids = {id(parameter) for group in groups for parameter in group.parameters}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in group_ids]
+    name = "others" if isinstance(unfreeze, list) else "final norm, others"
+    groups.append(ParameterGroup(name, others, train_all))
+    return [group for group in groups if group.parameters]
 
 
-def _first(stage: StageOptions, layers: int) -> int:
+def _count_layers(stage: StageOptions, layers: int) -> int:
     """How many of the first layers train."""
     assert not isinstance(stage.unfreeze, list)
     if stage.unfreeze == "all":
@@ -65,7 +74,7 @@ def _first(stage: StageOptions, layers: int) -> int:
     return math.ceil(stage.unfreeze * layers)
 
 
-def _named(model: TrainedLM, stage: str, patterns: list[str]) -> list[nn.Parameter]:
+def _find_parameters(model: TwoPartLM, stage: str, patterns: list[str]) -> list[nn.Parameter]:
     """Parameters, rows not among them, whose names hold one of the patterns as whole parts between dots."""
     rows = {id(parameter) for part in (model.embedding, model.head) for parameter in part.parameters()}
     names = {f".{name}.": p for name, p in model.lm.named_parameters() if id(p) not in rows}
@@ -79,7 +88,7 @@ def _named(model: TrainedLM, stage: str, patterns: list[str]) -> list[nn.Paramet
     return [names[name] for name in dict.fromkeys(n for matching in matches.values() for n in matching)]
 
 
-def add_adapters(model: TrainedLM, stage: StageOptions) -> None:
+def add_adapters(model: TwoPartLM, stage: StageOptions) -> None:
     """Put LoRA adapters (arXiv 2106.09685) on the linear layers that the stage would train without them.
 
     Raises:
@@ -88,13 +97,15 @@ def add_adapters(model: TrainedLM, stage: StageOptions) -> None:
     assert stage.lora is not None
     from peft import LoraConfig, inject_adapter_in_model
 
-    rows = {id(model.embedding.text), id(model.head.text)}
-    trained = {id(p) for g in groups(model, stage) if g.trains for p in g.parameters} - rows
+    # The linear layers whose weights would train, the output head not among them.
+    rows = {id(model.embedding.text_rows), id(model.head.text_rows)}
+    groups = group_parameters(model, stage)
+    weights = {id(p) for group in groups if group.trains for p in group.parameters} - rows
     targets = [
         name
         for name, module in model.lm.named_modules()
         if isinstance(module, nn.Linear)
-        and id(module.weight) in trained
+        and id(module.weight) in weights
         and any(fnmatchcase(f".{name}.", f"*.{pattern}.*") for pattern in stage.lora.targets)
     ]
     if not targets:
@@ -108,32 +119,41 @@ def add_adapters(model: TrainedLM, stage: StageOptions) -> None:
     inject_adapter_in_model(config, model.lm)
 
 
-def freeze(model: TrainedLM, stage: StageOptions) -> str:
+def freeze(model: TwoPartLM, stage: StageOptions) -> str:
     """Set `requires_grad` as the stage says and return a table of what trains.
 
     Raises:
         ConfigError: if nothing is left to train.
     """
-    found = groups(model, stage)
+    # What is frozen and what trains.
+    groups = group_parameters(model, stage)
     if stage.lora:
-        adapters = {id(p) for name, p in model.lm.named_parameters() if LORA in name}
-        rows, rest = found[:2], found[2:]
-        found = [
-            *rows,
-            *(Group(g.name, [p for p in g.parameters if id(p) not in adapters], False) for g in rest),
-        ]
-        found.append(Group("adapters", [p for g in rest for p in g.parameters if id(p) in adapters], True))
-    for group in found:
+        groups = _with_adapters(model, groups)
+    for group in groups:
         for parameter in group.parameters:
             parameter.requires_grad_(group.trains)
-    total = sum(group.size for group in found)
-    trained = sum(group.size for group in found if group.trains)
-    if not trained:
+    # The table, a line for each group.
+    total_size = sum(group.size for group in groups)
+    trained_size = sum(group.size for group in groups if group.trains)
+    if not trained_size:
         raise ConfigError(
             f"stage {stage.name!r}: nothing would train; the model has no new visual rows (is it expanded?) "
             f"and unfreeze is {stage.unfreeze}"
         )
     lines = [f"{stage.name}: what trains (unfreeze {stage.unfreeze}, learning rate {stage.learning_rate:g})"]
-    lines += [f"  {g.name:<22}{g.size:>16,}  {'trains' if g.trains else 'frozen'}" for g in found]
-    lines += [f"  {'trained':<22}{trained:>16,}  of {total:,} ({trained / total:.2%})"]
+    lines += [f"  {g.name:<22}{g.size:>16,}  {'trains' if g.trains else 'frozen'}" for g in groups]
+    lines += [f"  {'trained':<22}{trained_size:>16,}  of {total_size:,} ({trained_size / total_size:.2%})"]
     return "\n".join(lines)
+
+
+def _with_adapters(model: TwoPartLM, groups: list[ParameterGroup]) -> list[ParameterGroup]:
+    """The groups of a stage whose adapters train in place of the weights that they are on; rows stay as they are."""
+    adapters = {id(p) for name, p in model.lm.named_parameters() if LORA in name}
+    rows = [group for group in groups if group.name in (NEW_ROWS, TEXT_ROWS)]
+    layers = [group for group in groups if group.name not in (NEW_ROWS, TEXT_ROWS)]
+    layer_groups = [
+        ParameterGroup(group.name, [p for p in group.parameters if id(p) not in adapters], False)
+        for group in layers
+    ]
+    parameters = [p for group in layers for p in group.parameters if id(p) in adapters]
+    return [*rows, *layer_groups, ParameterGroup("adapters", parameters, True)]

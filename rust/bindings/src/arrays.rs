@@ -1,10 +1,10 @@
 //! Arrays in: whatever numpy can read as integers becomes grids of the core.
 //!
 //! Another thread may write to an array at any time: Python code when it gets the GIL, numpy and torch even without it.
-//! To read memory that is being written is undefined in Rust, however little the value matters. So numpy copies an
-//! array's bytes, and Rust reads only the copy, which is a Python object that never changes. It can be read without the
-//! GIL, so ids are decoded and checked by the threads that encode them. A change made meanwhile can only make an id the
-//! old or the new one, and an id that is not in the codebook is an error as always.
+//! Reading memory that is being written is undefined behaviour in Rust. So numpy copies an array's bytes, and Rust
+//! reads only the copy, a Python object that never changes. It can be read without the GIL, so the threads that encode
+//! ids also decode and check them. If an array is changed while numpy copies it, each id is the old or the new one, and
+//! an id that is not in the codebook is an error as always.
 
 use being_vl_core::{Error, Grid, check_size};
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
@@ -16,11 +16,11 @@ use pyo3::types::{PyBytes, PyIterator, PySlice, PyTuple};
 
 use crate::errors::{GridError, to_python};
 
-/// A block is complete when it has this many cells: few, so that all threads get some; many, so that handing them over
-/// costs little beside encoding them.
-const BLOCK_CELLS: usize = 1 << 15;
+/// A block is complete when it has this many cells. With more, some threads may get none; with fewer, passing blocks to
+/// threads takes long compared with encoding them.
+const MIN_BLOCK_CELLS: usize = 1 << 15;
 
-/// What all grids together are called in messages.
+/// The name of all grids together in messages.
 const GRIDS: &str = "grids";
 
 /// A (height, width).
@@ -31,12 +31,12 @@ struct Numbers {
     bytes: PyBackedBytes,
     /// Bytes of a number.
     width: usize,
-    signed: bool,
-    swapped: bool,
+    is_signed: bool,
+    is_swapped: bool,
 }
 
 /// A number that is negative or too large.
-struct Outside {
+struct RangeFault {
     position: usize,
     value: i128,
 }
@@ -48,49 +48,49 @@ impl Numbers {
         let bytes = if array.is_c_contiguous() {
             array.call_method0(intern!(py, "tobytes"))?
         } else {
-            // Much faster than numpy's writing of single numbers.
+            // `tobytes` of such an array copies number by number, which is much slower.
             let numpy = py.import(intern!(py, "numpy"))?;
             numpy.call_method1("ascontiguousarray", (array,))?.call_method0("tobytes")?
         };
         Ok(Self {
             bytes: bytes.cast_into::<PyBytes>()?.into(),
             width: dtype.itemsize(),
-            signed: dtype.kind() == b'i',
-            swapped: dtype.is_native_byteorder() == Some(false),
+            is_signed: dtype.kind() == b'i',
+            is_swapped: dtype.is_native_byteorder() == Some(false),
         })
     }
 
     /// The numbers in these bytes, or the first that is not in `0..limit`.
-    fn decode(&self, bytes: &[u8], limit: u32) -> Result<Vec<u32>, Outside> {
+    fn decode(&self, bytes: &[u8], limit: u32) -> Result<Vec<u32>, RangeFault> {
         fn decode<T, const N: usize>(
             bytes: &[u8],
             limit: u32,
             number: impl Fn([u8; N]) -> T,
-        ) -> Result<Vec<u32>, Outside>
+        ) -> Result<Vec<u32>, RangeFault>
         where
             T: TryInto<u32> + Into<i128>,
         {
             let (chunks, _) = bytes.as_chunks::<N>();
-            let fitted = |&chunk: &[u8; N]| number(chunk).try_into().unwrap_or(u32::MAX);
-            let numbers: Vec<u32> = chunks.iter().map(fitted).collect();
+            let to_u32 = |&chunk: &[u8; N]| number(chunk).try_into().unwrap_or(u32::MAX);
+            let numbers: Vec<u32> = chunks.iter().map(to_u32).collect();
             match numbers.iter().max() {
-                Some(&largest) if largest >= limit => {
+                Some(&max) if max >= limit => {
                     let position = numbers.iter().position(|&number| number >= limit).unwrap_or(0);
-                    Err(Outside { position, value: number(chunks[position]).into() })
+                    Err(RangeFault { position, value: number(chunks[position]).into() })
                 }
                 _ => Ok(numbers),
             }
         }
         macro_rules! native_or_swapped {
             ($integer:ty) => {
-                if self.swapped {
+                if self.is_swapped {
                     decode(bytes, limit, |bytes| <$integer>::from_ne_bytes(bytes).swap_bytes())
                 } else {
                     decode(bytes, limit, <$integer>::from_ne_bytes)
                 }
             };
         }
-        match (self.signed, self.width) {
+        match (self.is_signed, self.width) {
             (false, 1) => native_or_swapped!(u8),
             (false, 2) => native_or_swapped!(u16),
             (false, 4) => native_or_swapped!(u32),
@@ -103,12 +103,12 @@ impl Numbers {
     }
 }
 
-/// Some grids, copied.
+/// Copies of some grids.
 pub(crate) struct Block {
     /// Index of the first of them.
     pub first: usize,
     sizes: Vec<Size>,
-    /// Those of grid after grid, of one or of several at a time.
+    /// The ids of grid after grid; each item has those of one grid or of several.
     numbers: Vec<Numbers>,
 }
 
@@ -139,19 +139,20 @@ impl Block {
             while !rest.is_empty()
                 && let Some((grid, &(height, width))) = sizes.next()
             {
-                let (bytes, after) = rest.split_at(rest.len().min(height * width * numbers.width));
-                let ids = numbers.decode(bytes, base_vocab_size).map_err(|Outside { position, value }| {
-                    let (row, column) = (position / width, position % width);
-                    Error::GridId { grid, row, column, id: value, base_vocab_size }
-                })?;
+                let (bytes, tail) = rest.split_at(rest.len().min(height * width * numbers.width));
+                let ids =
+                    numbers.decode(bytes, base_vocab_size).map_err(|RangeFault { position, value }| {
+                        let (row, column) = (position / width, position % width);
+                        Error::GridId { grid, row, column, id: value, base_vocab_size }
+                    })?;
                 grids.push(Grid::new(grid, height, width, ids)?);
-                rest = after;
+                rest = tail;
             }
         }
         Ok(grids)
     }
 
-    /// Copies what lies in an array, after the grids that are there already.
+    /// Copies the grids of an array to the end of the block.
     fn extend(&mut self, array: &Bound<'_, PyUntypedArray>, sizes: &[Size]) -> PyResult<()> {
         for (index, &(height, width)) in (self.end()..).zip(sizes) {
             check_size(index, height, width).map_err(|error| to_python(&error))?;
@@ -162,33 +163,33 @@ impl Block {
     }
 }
 
-/// Grids on their way in.
-pub(crate) enum Blocks<'py> {
-    Line(Line<'py>),
+/// Grids from Python, block by block.
+pub(crate) enum BlockReader<'py> {
+    Stack(GridStack<'py>),
     /// An iterator of (H, W) arrays, and the index of the next.
-    Each(Bound<'py, PyIterator>, usize),
+    Iterator(Bound<'py, PyIterator>, usize),
 }
 
-impl<'py> Blocks<'py> {
+impl<'py> BlockReader<'py> {
     /// Grids of an (N, H, W) array or of an iterable of (H, W) arrays.
     pub fn new(input: &Bound<'py, PyAny>) -> PyResult<Self> {
-        Ok(match stack(input)? {
-            Some(line) => Self::Line(line),
-            None => Self::Each(each(input)?, 0),
+        Ok(match grid_stack(input)? {
+            Some(stack) => Self::Stack(stack),
+            None => Self::Iterator(grid_iterator(input)?, 0),
         })
     }
 
     /// The next block.
     pub fn next(&mut self) -> PyResult<Option<Block>> {
         match self {
-            Self::Line(line) => line.next(),
-            Self::Each(items, index) => {
+            Self::Stack(stack) => stack.next(),
+            Self::Iterator(items, index) => {
                 let mut block = Block::new(*index);
                 let mut cells = 0;
-                while cells < BLOCK_CELLS
+                while cells < MIN_BLOCK_CELLS
                     && let Some(item) = items.next()
                 {
-                    let array = plane(&item?, *index)?;
+                    let array = grid_array(&item?, *index)?;
                     block.extend(&array, &[(array.shape()[0], array.shape()[1])])?;
                     cells += array.len();
                     *index += 1;
@@ -200,18 +201,18 @@ impl<'py> Blocks<'py> {
 }
 
 /// Grids in one array, one after the other: (N, H, W), or in raster order along a single axis.
-pub(crate) struct Line<'py> {
+pub(crate) struct GridStack<'py> {
     array: Bound<'py, PyUntypedArray>,
     sizes: Vec<Size>,
     /// Index of the first grid.
     first: usize,
-    /// Grids and items of the first axis that have been copied.
-    done: (usize, usize),
+    /// How many grids, and items of the first axis, have been copied.
+    position: (usize, usize),
 }
 
-impl<'py> Line<'py> {
+impl<'py> GridStack<'py> {
     pub fn new(array: Bound<'py, PyUntypedArray>, sizes: Vec<Size>, first: usize) -> Self {
-        Self { array, sizes, first, done: (0, 0) }
+        Self { array, sizes, first, position: (0, 0) }
     }
 
     pub fn sizes(&self) -> &[Size] {
@@ -220,10 +221,10 @@ impl<'py> Line<'py> {
 
     /// The next block.
     pub fn next(&mut self) -> PyResult<Option<Block>> {
-        let (grid, start) = self.done;
+        let (grid, start) = self.position;
         let mut cells = 0;
         let is_next = |(height, width): &&Size| {
-            let room = cells < BLOCK_CELLS;
+            let room = cells < MIN_BLOCK_CELLS;
             cells += if room { height * width } else { 0 };
             room
         };
@@ -236,13 +237,13 @@ impl<'py> Line<'py> {
         let part = self.array.get_item(slice)?.cast_into::<PyUntypedArray>()?;
         let mut block = Block::new(self.first + grid);
         block.extend(&part, &self.sizes[grid..grid + number])?;
-        self.done = (grid + number, end);
+        self.position = (grid + number, end);
         Ok(Some(block))
     }
 }
 
-/// The input if it is one array, not a sequence or another iterable of arrays.
-pub(crate) fn stack<'py>(input: &Bound<'py, PyAny>) -> PyResult<Option<Line<'py>>> {
+/// The input as a stack if it is one array, not a sequence or another iterable of arrays.
+pub(crate) fn grid_stack<'py>(input: &Bound<'py, PyAny>) -> PyResult<Option<GridStack<'py>>> {
     let is_array = match input.cast::<PyUntypedArray>() {
         Ok(array) => array.dtype().kind() != b'O' || array.ndim() == 0,
         Err(_) => input.hasattr("__array__")?,
@@ -257,26 +258,30 @@ pub(crate) fn stack<'py>(input: &Bound<'py, PyAny>) -> PyResult<Option<Line<'py>
             if number > 0 {
                 check_size(0, height, width).map_err(|error| to_python(&error))?;
             }
-            Ok(Some(Line::new(array, vec![(height, width); number], 0)))
+            Ok(Some(GridStack::new(array, vec![(height, width); number], 0)))
         }
-        _ => Err(GridError::new_err(no_grids(&shape(&array)))),
+        _ => Err(GridError::new_err(grids_message(&shape(&array)))),
     }
 }
 
 /// The items of an iterable of arrays.
-pub(crate) fn each<'py>(input: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyIterator>> {
+pub(crate) fn grid_iterator<'py>(input: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyIterator>> {
     input.try_iter().map_err(|_| match input.get_type().name() {
-        Ok(name) => PyTypeError::new_err(no_grids(&name.to_string())),
+        Ok(name) => PyTypeError::new_err(grids_message(&name.to_string())),
         Err(error) => error,
     })
 }
 
-fn no_grids(found: &str) -> String {
-    format!("{GRIDS}: expected an (N, H, W) array or a sequence of (H, W) arrays, got {found}")
+/// The message for an input that is no grids.
+fn grids_message(input: &str) -> String {
+    format!("{GRIDS}: expected an (N, H, W) array or a sequence of (H, W) arrays, got {input}")
 }
 
 /// An (H, W) array.
-pub(crate) fn plane<'py>(item: &Bound<'py, PyAny>, index: usize) -> PyResult<Bound<'py, PyUntypedArray>> {
+pub(crate) fn grid_array<'py>(
+    item: &Bound<'py, PyAny>,
+    index: usize,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
     let array = integers(item, &format!("grid {index}"))?;
     if array.ndim() == 2 {
         return Ok(array);
@@ -285,15 +290,18 @@ pub(crate) fn plane<'py>(item: &Bound<'py, PyAny>, index: usize) -> PyResult<Bou
 }
 
 /// Copies one (H, W) array.
-pub(crate) fn grid(input: &Bound<'_, PyAny>) -> PyResult<Block> {
-    let array = plane(input, 0)?;
+pub(crate) fn copy_grid(input: &Bound<'_, PyAny>) -> PyResult<Block> {
+    let array = grid_array(input, 0)?;
     let mut block = Block::new(0);
     block.extend(&array, &[(array.shape()[0], array.shape()[1])])?;
     Ok(block)
 }
 
 /// Copies a 1-D array of tokens.
-pub(crate) fn tokens(input: &Bound<'_, PyAny>, vocabulary: &being_vl_core::Vocabulary) -> PyResult<Vec<u32>> {
+pub(crate) fn copy_tokens(
+    input: &Bound<'_, PyAny>,
+    vocabulary: &being_vl_core::Vocabulary,
+) -> PyResult<Vec<u32>> {
     let array = integers(input, "ids")?;
     if array.ndim() != 1 {
         return Err(GridError::new_err(format!("ids: expected a 1-D array, got {}", shape(&array))));
@@ -301,23 +309,28 @@ pub(crate) fn tokens(input: &Bound<'_, PyAny>, vocabulary: &being_vl_core::Vocab
     let numbers = Numbers::copy(&array)?;
     numbers
         .decode(&numbers.bytes, vocabulary.vocab_size())
-        .map_err(|Outside { position, value }| to_python(&vocabulary.not_a_token(position, value)))
+        .map_err(|RangeFault { position, value }| to_python(&vocabulary.token_error(position, value)))
 }
 
-/// Copies an array of counts, which are not negative and have 31 bits; what they mean is checked by those who use them.
-pub(crate) fn counts(input: &Bound<'_, PyAny>, name: &str, expected: &[usize]) -> PyResult<Vec<u32>> {
+/// Copies an array of counts of this shape, which are not negative and have 31 bits.
+pub(crate) fn copy_counts(
+    input: &Bound<'_, PyAny>,
+    name: &str,
+    expected_shape: &[usize],
+) -> PyResult<Vec<u32>> {
     let array = integers(input, name)?;
-    if array.shape() != expected {
-        let message = format!("{name}: expected an array of {}, got {}", tuple(expected), shape(&array));
+    if array.shape() != expected_shape {
+        let message =
+            format!("{name}: expected an array of {}, got {}", tuple(expected_shape), shape(&array));
         return Err(GridError::new_err(message));
     }
     let numbers = Numbers::copy(&array)?;
-    numbers.decode(&numbers.bytes, 1 << 31).map_err(|Outside { position, value }| {
+    numbers.decode(&numbers.bytes, 1 << 31).map_err(|RangeFault { position, value }| {
         GridError::new_err(format!("{name}: item {position} is {value}, expected 0 to {}", i32::MAX))
     })
 }
 
-/// The input as a numpy array of integers, which may be the caller's own.
+/// The input as a numpy array of integers, which may be the caller's array itself.
 pub(crate) fn integers<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyUntypedArray>> {
     let array = match input.cast::<PyUntypedArray>() {
         Ok(array) => array.clone(),
@@ -327,7 +340,7 @@ pub(crate) fn integers<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<B
     if array.len() == 0 || matches!(array.dtype().kind(), b'i' | b'u') {
         Ok(array)
     } else {
-        Err(not_integers(&array, name, &array.dtype().to_string()))
+        Err(integers_error(&array, name, &array.dtype().to_string()))
     }
 }
 
@@ -341,15 +354,15 @@ fn as_array<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, P
     if !error.is_instance_of::<PyException>(py) || error.is_instance_of::<PyMemoryError>(py) {
         return Err(error);
     }
-    if let Some(message) = ragged(input, name) {
+    if let Some(message) = ragged_row_message(input, name) {
         return Err(GridError::new_err(message));
     }
-    // Tensors of a type that numpy lacks, or with a gradient, are of floats.
+    // A tensor of a type that numpy lacks, or with a gradient, has floats.
     let floats = input.call_method0("detach").and_then(|tensor| tensor.call_method0("double"));
     if let Ok(floats) = floats.and_then(|floats| numpy.call_method1("asarray", (floats,)))
         && let (Ok(floats), Ok(dtype)) = (floats.cast_into(), input.getattr("dtype"))
     {
-        return Err(not_integers(&floats, name, &dtype.to_string()));
+        return Err(integers_error(&floats, name, &dtype.to_string()));
     }
     let message = format!("{name}: {}", error.value(py));
     if error.is_instance_of::<PyValueError>(py) {
@@ -359,8 +372,8 @@ fn as_array<'py>(input: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, P
     }
 }
 
-/// What is wrong with rows of different lengths.
-fn ragged(input: &Bound<'_, PyAny>, name: &str) -> Option<String> {
+/// The message for rows of different lengths, if that is what the input is.
+fn ragged_row_message(input: &Bound<'_, PyAny>, name: &str) -> Option<String> {
     let first = input.get_item(0).and_then(|row| row.len()).ok()?;
     for (row, ids) in input.try_iter().ok()?.enumerate() {
         match ids.ok()?.len() {
@@ -372,9 +385,10 @@ fn ragged(input: &Bound<'_, PyAny>, name: &str) -> Option<String> {
     None
 }
 
-/// Names the first value that is no whole number, or else the first value.
-fn not_integers(array: &Bound<'_, PyUntypedArray>, name: &str, dtype: &str) -> PyErr {
-    let found = first_wrong(array).map(|(place, value)| match (place.as_slice(), name) {
+/// The error for an array that is not of integers; names the first value that is no whole number, or else the first
+/// value.
+fn integers_error(array: &Bound<'_, PyUntypedArray>, name: &str, dtype: &str) -> PyErr {
+    let name_and_value = first_non_integer(array).map(|(place, value)| match (place.as_slice(), name) {
         (&[], _) => (name.to_owned(), format!(" ({value})")),
         (&[position], _) => (name.to_owned(), format!(" ({value} at position {position})")),
         (&[row, column], _) => (name.to_owned(), format!(" ({value} at row {row}, column {column})")),
@@ -383,23 +397,26 @@ fn not_integers(array: &Bound<'_, PyUntypedArray>, name: &str, dtype: &str) -> P
         }
         (place, _) => (name.to_owned(), format!(" ({value} at index {place:?})")),
     });
-    let (name, value) = found.unwrap_or_else(|_| (name.to_owned(), String::new()));
+    let (name, value) = name_and_value.unwrap_or_else(|_| (name.to_owned(), String::new()));
     PyTypeError::new_err(format!("{name}: expected integers, got dtype {dtype}{value}"))
 }
 
-fn first_wrong(array: &Bound<'_, PyUntypedArray>) -> PyResult<(Vec<usize>, String)> {
+/// Place and text of the first value that is no whole number, or else of the first value.
+fn first_non_integer(array: &Bound<'_, PyUntypedArray>) -> PyResult<(Vec<usize>, String)> {
     let numpy = array.py().import("numpy")?;
     let position = match array.dtype().kind() {
         b'f' => {
-            let whole = numpy.call_method1("equal", (array, numpy.call_method1("floor", (array,))?))?;
-            let finite = numpy.call_method1("isfinite", (array,))?;
-            numpy.call_method1("argmin", (numpy.call_method1("logical_and", (whole, finite))?,))?.extract()?
+            let is_whole = numpy.call_method1("equal", (array, numpy.call_method1("floor", (array,))?))?;
+            let is_finite = numpy.call_method1("isfinite", (array,))?;
+            numpy
+                .call_method1("argmin", (numpy.call_method1("logical_and", (is_whole, is_finite))?,))?
+                .extract()?
         }
         b'O' => {
-            let wrong = |item: PyResult<Bound<'_, PyAny>>| {
+            let is_no_integer = |item: PyResult<Bound<'_, PyAny>>| {
                 item.is_ok_and(|item| item.extract::<u64>().is_err() && item.extract::<i64>().is_err())
             };
-            array.getattr("flat")?.try_iter()?.position(wrong).unwrap_or(0)
+            array.getattr("flat")?.try_iter()?.position(is_no_integer).unwrap_or(0)
         }
         _ => 0_usize,
     };
@@ -414,6 +431,6 @@ pub(crate) fn shape(array: &Bound<'_, PyUntypedArray>) -> String {
 }
 
 fn tuple(sides: &[usize]) -> String {
-    let listed: Vec<String> = sides.iter().map(ToString::to_string).collect();
-    format!("shape ({}{})", listed.join(", "), if sides.len() == 1 { "," } else { "" })
+    let numbers: Vec<String> = sides.iter().map(ToString::to_string).collect();
+    format!("shape ({}{})", numbers.join(", "), if sides.len() == 1 { "," } else { "" })
 }

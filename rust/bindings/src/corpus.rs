@@ -5,41 +5,44 @@ use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use crate::arrays::{Block, Blocks, Line, Size, counts, each, integers, plane, shape, stack};
+use crate::arrays::{
+    Block, BlockReader, GridStack, Size, copy_counts, grid_array, grid_iterator, grid_stack, integers, shape,
+};
 use crate::errors::GridError;
 use crate::work::stream;
 
 /// Where grids come from.
 pub(crate) enum Corpus<'py> {
     /// One array.
-    Stack(Line<'py>),
+    Stack(GridStack<'py>),
     /// (H, W) arrays.
     Grids(Vec<Bound<'py, PyUntypedArray>>),
     /// A sequence of (ids of many grids, their heights, their widths).
-    Parts(Bound<'py, PyAny>),
+    Stacks(Bound<'py, PyAny>),
 }
 
 impl<'py> Corpus<'py> {
     pub fn new(input: &Bound<'py, PyAny>) -> PyResult<Self> {
         if let Ok(blocks) = input.getattr("blocks") {
-            return Ok(Self::Parts(blocks.call0()?));
+            return Ok(Self::Stacks(blocks.call0()?));
         }
-        if let Some(line) = stack(input)? {
-            return Ok(Self::Stack(line));
+        if let Some(stack) = grid_stack(input)? {
+            return Ok(Self::Stack(stack));
         }
-        let grids: PyResult<_> = each(input)?.enumerate().map(|(index, item)| plane(&item?, index)).collect();
+        let grids: PyResult<_> =
+            grid_iterator(input)?.enumerate().map(|(index, item)| grid_array(&item?, index)).collect();
         Ok(Self::Grids(grids?))
     }
 
     /// (height, width) of every grid.
     pub fn sizes(&self) -> PyResult<Vec<Size>> {
         match self {
-            Self::Stack(line) => Ok(line.sizes().to_vec()),
+            Self::Stack(stack) => Ok(stack.sizes().to_vec()),
             Self::Grids(grids) => Ok(grids.iter().map(|grid| (grid.shape()[0], grid.shape()[1])).collect()),
-            Self::Parts(parts) => {
+            Self::Stacks(stacks) => {
                 let mut sizes = Vec::new();
-                for number in 0..parts.len()? {
-                    sizes.extend_from_slice(part(parts, number, 0)?.sizes());
+                for number in 0..stacks.len()? {
+                    sizes.extend_from_slice(read_stack(stacks, number, 0)?.sizes());
                 }
                 Ok(sizes)
             }
@@ -56,71 +59,77 @@ impl<'py> Corpus<'py> {
         py: Python<'py>,
     ) -> PyResult<()> {
         let mut blocks = match self {
-            Self::Stack(line) => AllBlocks::One(Blocks::Line(line)),
-            Self::Grids(grids) => AllBlocks::One(Blocks::Each(PyList::new(py, grids)?.try_iter()?, 0)),
-            Self::Parts(parts) => AllBlocks::Parts { parts, next: 0, first: 0, line: None },
+            Self::Stack(stack) => CorpusReader::Blocks(BlockReader::Stack(stack)),
+            Self::Grids(grids) => {
+                CorpusReader::Blocks(BlockReader::Iterator(PyList::new(py, grids)?.try_iter()?, 0))
+            }
+            Self::Stacks(stacks) => CorpusReader::Stacks { stacks, next: 0, first: 0, stack: None },
         };
         let set = |block: Block, _: &Interrupt| {
             let grids = block.grids(base_vocab_size)?;
-            let known = grids.len().min(number.saturating_sub(block.first));
-            trainer.set(block.first, &grids[..known])?;
+            // The trainer has no room for grids that were not there when the sizes were read.
+            let num_expected = grids.len().min(number.saturating_sub(block.first));
+            trainer.set_grids(block.first, &grids[..num_expected])?;
             Ok(block.end())
         };
-        let mut filled = 0;
-        let note = |end: usize| {
-            filled = end;
+        let mut num_grids = 0;
+        let count = |end: usize| {
+            num_grids = end;
             Ok(())
         };
-        stream(py, num_threads, || blocks.next(), Block::cells, set, note)?;
-        if filled == number {
+        stream(py, num_threads, || blocks.next(), Block::cells, set, count)?;
+        if num_grids == number {
             return Ok(());
         }
         let message =
-            format!("the blocks had {number} grids when they were read first, and have {filled} now");
+            format!("the blocks had {number} grids when they were read first, and have {num_grids} now");
         Err(GridError::new_err(message))
     }
 }
 
-/// The blocks of a corpus.
-enum AllBlocks<'py> {
-    One(Blocks<'py>),
-    /// Of a sequence of parts, of which `line` is before `next`.
-    Parts {
-        parts: Bound<'py, PyAny>,
+/// The grids of a corpus, block by block.
+enum CorpusReader<'py> {
+    Blocks(BlockReader<'py>),
+    /// A sequence of stacks.
+    Stacks {
+        stacks: Bound<'py, PyAny>,
+        /// Number of the stack to read next.
         next: usize,
+        /// Index of the first grid that has not been read.
         first: usize,
-        line: Option<Line<'py>>,
+        /// The stack that is being read.
+        stack: Option<GridStack<'py>>,
     },
 }
 
-impl AllBlocks<'_> {
+impl CorpusReader<'_> {
     fn next(&mut self) -> PyResult<Option<Block>> {
-        let (parts, next, first, line) = match self {
-            Self::One(blocks) => return blocks.next(),
-            Self::Parts { parts, next, first, line } => (parts, next, first, line),
+        let (stacks, next, first, stack) = match self {
+            Self::Blocks(blocks) => return blocks.next(),
+            Self::Stacks { stacks, next, first, stack } => (stacks, next, first, stack),
         };
         loop {
-            if let Some(block) = line.as_mut().map_or(Ok(None), Line::next)? {
+            if let Some(block) = stack.as_mut().map_or(Ok(None), GridStack::next)? {
                 *first = block.end();
                 return Ok(Some(block));
             }
-            if *next == parts.len()? {
+            if *next == stacks.len()? {
                 return Ok(None);
             }
-            *line = Some(part(parts, *next, *first)?);
+            *stack = Some(read_stack(stacks, *next, *first)?);
             *next += 1;
         }
     }
 }
 
-/// Grids in raster order, one after the other.
-fn part<'py>(parts: &Bound<'py, PyAny>, number: usize, first: usize) -> PyResult<Line<'py>> {
-    let part = parts.get_item(number)?.cast_into::<PyTuple>()?;
+/// One of the stacks (ids, heights, widths) as grids in raster order, one after the other.
+fn read_stack<'py>(stacks: &Bound<'py, PyAny>, number: usize, first: usize) -> PyResult<GridStack<'py>> {
+    let stack = stacks.get_item(number)?.cast_into::<PyTuple>()?;
     let [ids, heights, widths] = [("ids", 0), ("heights", 1), ("widths", 2)]
-        .map(|(name, place)| integers(&part.get_item(place)?, &format!("{name} of block {number}")));
+        .map(|(name, place)| integers(&stack.get_item(place)?, &format!("{name} of block {number}")));
     let ids = ids?;
     let [heights, widths] = [(heights?, "heights"), (widths?, "widths")]
-        .map(|(sides, name)| counts(&sides, &format!("{name} of block {number}"), &[sides.len()]));
+        .map(|(sides, name)| copy_counts(&sides, &format!("{name} of block {number}"), &[sides.len()]));
     let (heights, widths) = (heights?, widths?);
     if ids.ndim() != 1 {
         let message = format!("ids of block {number}: expected a 1-D array, got {}", shape(&ids));
@@ -137,5 +146,5 @@ fn part<'py>(parts: &Bound<'py, PyAny>, number: usize, first: usize) -> PyResult
         )));
     }
     let sizes = heights.into_iter().zip(widths).map(|(height, width)| (height as usize, width as usize));
-    Ok(Line::new(ids, sizes.collect(), first))
+    Ok(GridStack::new(ids, sizes.collect(), first))
 }

@@ -18,7 +18,7 @@ pub(crate) fn to_python(error: &Error) -> PyErr {
         | Error::GridId { .. }
         | Error::Tokens { .. }
         | Error::Regions(_) => GridError::new_err(message),
-        Error::Format(_) | Error::Rule { .. } | Error::VocabularySize { .. } => {
+        Error::Format(_) | Error::Merge { .. } | Error::VocabularySize { .. } => {
             VocabularyError::new_err(message)
         }
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),

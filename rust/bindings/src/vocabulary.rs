@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use being_vl_core::{
-    Dropout, EncodeOptions, EncodedBatch, Encoder, Interrupt, MergeMode, Progress, Quantizer, Regions, Rule,
+    Dropout, EncodeOptions, EncodedBatch, Encoder, Interrupt, Merge, MergeMode, Progress, Quantizer, Regions,
     TrainOptions, Trainer,
 };
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
@@ -16,11 +16,12 @@ use crate::corpus::Corpus;
 use crate::errors::{BeingVLError, to_python};
 use crate::work;
 
-/// (token of each cell, leaf of each cell).
-type Planes<'py> = (Bound<'py, PyArray2<i32>>, Bound<'py, PyArray2<i32>>);
-type Encoded<'py> = (Bound<'py, PyArray1<u32>>, Option<Planes<'py>>);
-type EncodedGrids<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, Option<Vec<Planes<'py>>>);
-type RuleTuple = (u32, u32, Option<i32>, Option<i32>, u64, u64, f64);
+/// (token of each cell, leaf of each cell), as (H, W) arrays.
+type RegionArrays<'py> = (Bound<'py, PyArray2<i32>>, Bound<'py, PyArray2<i32>>);
+type EncodedGrid<'py> = (Bound<'py, PyArray1<u32>>, Option<RegionArrays<'py>>);
+type EncodedGrids<'py> =
+    (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, Option<Vec<RegionArrays<'py>>>);
+type MergeTuple = (u32, u32, Option<i32>, Option<i32>, u64, u64, f64);
 
 /// A learned vocabulary.
 #[pyclass(frozen, module = "being_vl._core")]
@@ -35,7 +36,7 @@ impl From<being_vl_core::Vocabulary> for Vocabulary {
     }
 }
 
-fn mode(name: &str) -> PyResult<MergeMode> {
+fn parse_merge_mode(name: &str) -> PyResult<MergeMode> {
     match name {
         "pair" => Ok(MergeMode::Pair),
         "oriented" => Ok(MergeMode::Oriented),
@@ -71,7 +72,7 @@ impl Vocabulary {
         let options = TrainOptions {
             base_vocab_size,
             num_merges,
-            merge_mode: mode(merge_mode)?,
+            merge_mode: parse_merge_mode(merge_mode)?,
             alpha,
             sigma,
             min_frequency,
@@ -85,36 +86,8 @@ impl Vocabulary {
         let mut trainer = Trainer::new(&sizes, options, resume).map_err(|error| to_python(&error))?;
         corpus.fill(&trainer, sizes.len(), base_vocab_size, num_threads, py)?;
 
-        let news = Mutex::new(None);
-        let progress = progress.map(|progress| progress.clone().unbind());
-        let tell = |py: Python<'_>| {
-            let Some(progress) = &progress else { return Ok(()) };
-            let latest = news.lock().ok().and_then(|mut news| news.take());
-            latest.map_or(Ok(()), |latest| progress.call1(py, (report(py, &latest, start)?,)).map(drop))
-        };
-        let note = |progress: Progress| {
-            if let Ok(mut news) = news.lock() {
-                *news = Some(progress);
-            }
-        };
-        let save = |trainer: &Trainer| {
-            checkpoint
-                .map_or(Ok(()), |checkpoint| checkpoint.call1((Self::from(trainer.vocabulary()),)).map(drop))
-        };
-        loop {
-            let before = trainer.num_rules();
-            let limit = if checkpoint.is_some() { before + checkpoint_every } else { num_merges };
-            let done = work::run(py, |interrupt| trainer.run(limit, note, interrupt), tell);
-            let done = done.and_then(|()| tell(py));
-            if done.is_err() || trainer.num_rules() > before {
-                // An error of training weighs more than one of saving.
-                let saved = save(&trainer);
-                done.and(saved)?;
-            }
-            if trainer.num_rules() < limit || trainer.num_rules() == num_merges {
-                return Ok(trainer.vocabulary().into());
-            }
-        }
+        learn_in_steps(&mut trainer, num_merges, progress, checkpoint, checkpoint_every, start, py)?;
+        Ok(trainer.vocabulary().into())
     }
 
     /// Read the content of a vocabulary file.
@@ -138,13 +111,14 @@ impl Vocabulary {
         regions: bool,
         dropout: f64,
         seed: u64,
-    ) -> PyResult<Encoded<'py>> {
+    ) -> PyResult<EncodedGrid<'py>> {
         let py = grid.py();
-        let options = options(regions, dropout, seed);
-        let block = arrays::grid(grid)?;
+        let options = encode_options(regions, dropout, seed);
+        let block = arrays::copy_grid(grid)?;
         let encode = |interrupt: &Interrupt| self.encode_block(&block, &options, interrupt);
         let EncodedBatch { values, regions, .. } = without_gil(py, block.cells(), encode)?;
-        let mut regions = block.sizes().iter().zip(regions).map(|(&size, regions)| planes(py, size, regions));
+        let mut regions =
+            block.sizes().iter().zip(regions).map(|(&size, regions)| region_arrays(py, size, regions));
         Ok((PyArray1::from_vec(py, values), regions.next().transpose()?))
     }
 
@@ -159,18 +133,18 @@ impl Vocabulary {
         seed: u64,
     ) -> PyResult<EncodedGrids<'py>> {
         let py = grids.py();
-        let mut blocks = arrays::Blocks::new(grids)?;
+        let mut blocks = arrays::BlockReader::new(grids)?;
         let mut batch = EncodedBatch::default();
-        let mut planes_of = Vec::new();
+        let mut arrays_of_grids = Vec::new();
         let encode = |block: Block, interrupt: &Interrupt| {
-            // Grid i of the whole batch is grid i - first of this block.
-            let options = options(regions, dropout, seed.wrapping_add(block.first as u64));
+            // Grid i of the batch is grid i - first of this block.
+            let options = encode_options(regions, dropout, seed.wrapping_add(block.first as u64));
             let encoded = self.encode_block(&block, &options, interrupt)?;
             Ok((block, encoded))
         };
         let gather = |(block, mut encoded): (Block, EncodedBatch)| {
             for (&size, regions) in block.sizes().iter().zip(std::mem::take(&mut encoded.regions)) {
-                planes_of.push(planes(py, size, regions)?);
+                arrays_of_grids.push(region_arrays(py, size, regions)?);
             }
             batch.append(encoded);
             Ok(())
@@ -181,7 +155,7 @@ impl Vocabulary {
             Some(*end)
         }));
         let offsets = PyArray1::from_vec(py, offsets.collect());
-        Ok((PyArray1::from_vec(py, batch.values), offsets, regions.then_some(planes_of)))
+        Ok((PyArray1::from_vec(py, batch.values), offsets, regions.then_some(arrays_of_grids)))
     }
 
     /// The (height, width) grid that became these tokens.
@@ -194,11 +168,11 @@ impl Vocabulary {
         regions: Option<(Bound<'py, PyAny>, Bound<'py, PyAny>)>,
     ) -> PyResult<Bound<'py, PyArray2<u32>>> {
         let py = ids.py();
-        let ids = arrays::tokens(ids, &self.core)?;
+        let ids = arrays::copy_tokens(ids, &self.core)?;
         let regions = regions
             .map(|(tokens, leaves)| {
-                let tokens = arrays::counts(&tokens, "regions", &[height, width])?;
-                let leaves = arrays::counts(&leaves, "regions.leaves", &[height, width])?;
+                let tokens = arrays::copy_counts(&tokens, "regions", &[height, width])?;
+                let leaves = arrays::copy_counts(&leaves, "regions.leaves", &[height, width])?;
                 Ok::<_, PyErr>(Regions { tokens, leaves })
             })
             .transpose()?;
@@ -214,13 +188,13 @@ impl Vocabulary {
         Ok(cells.into_iter().map(|(offset, id)| (offset.dy, offset.dx, id)).collect())
     }
 
-    /// Per rule: a, b, dy and dx (None in pair mode), and its statistics n, `n_offset`, s.
-    fn rules(&self) -> Vec<RuleTuple> {
-        let tuple = |rule: &Rule| {
-            let (dy, dx) = rule.offset.map(|offset| (offset.dy, offset.dx)).unzip();
-            (rule.a, rule.b, dy, dx, rule.count, rule.offset_count, rule.consistency)
+    /// Per merge: a, b, dy and dx (None in pair mode), and its statistics n, `n_offset`, s.
+    fn merges(&self) -> Vec<MergeTuple> {
+        let tuple = |merge: &Merge| {
+            let (dy, dx) = merge.offset.map(|offset| (offset.dy, offset.dx)).unzip();
+            (merge.a, merge.b, dy, dx, merge.count, merge.offset_count, merge.consistency)
         };
-        self.core.rules().iter().map(tuple).collect()
+        self.core.merges().iter().map(tuple).collect()
     }
 
     /// Per size of the training grids: height, width, number of grids.
@@ -235,7 +209,7 @@ impl Vocabulary {
 
     #[getter]
     fn num_merges(&self) -> usize {
-        self.core.rules().len()
+        self.core.merges().len()
     }
 
     #[getter]
@@ -289,13 +263,58 @@ impl Vocabulary {
     }
 }
 
-/// Does work on so many cells while other Python threads go on, and where it takes long, listens for Ctrl-C.
+/// Learns all merges: reports progress at every tick, and saves after every `checkpoint_every` merges.
+fn learn_in_steps(
+    trainer: &mut Trainer,
+    num_merges: usize,
+    progress: Option<&Bound<'_, PyAny>>,
+    checkpoint: Option<&Bound<'_, PyAny>>,
+    checkpoint_every: usize,
+    start: Instant,
+    py: Python<'_>,
+) -> PyResult<()> {
+    // The training thread leaves its progress here; the calling thread passes it to Python at the next tick.
+    let mailbox = Mutex::new(None);
+    let callback = progress.map(|progress| progress.clone().unbind());
+    let report_progress = |py: Python<'_>| {
+        let Some(callback) = &callback else { return Ok(()) };
+        let progress = mailbox.lock().ok().and_then(|mut mailbox| mailbox.take());
+        progress
+            .map_or(Ok(()), |progress| callback.call1(py, (progress_dict(py, &progress, start)?,)).map(drop))
+    };
+    let store_progress = |progress: Progress| {
+        if let Ok(mut mailbox) = mailbox.lock() {
+            *mailbox = Some(progress);
+        }
+    };
+    let save = |trainer: &Trainer| match checkpoint {
+        Some(checkpoint) => checkpoint.call1((Vocabulary::from(trainer.vocabulary()),)).map(drop),
+        None => Ok(()),
+    };
+    loop {
+        let num_before = trainer.num_merges();
+        let limit = if checkpoint.is_some() { num_before + checkpoint_every } else { num_merges };
+        let result =
+            work::run(py, |interrupt| trainer.run(limit, store_progress, interrupt), report_progress);
+        let result = result.and_then(|()| report_progress(py));
+        if result.is_err() || trainer.num_merges() > num_before {
+            // If both fail, the error of training is raised, not that of saving.
+            let save_result = save(trainer);
+            result.and(save_result)?;
+        }
+        if trainer.num_merges() < limit || trainer.num_merges() == num_merges {
+            return Ok(());
+        }
+    }
+}
+
+/// Does work on so many cells while other Python threads go on; listens for Ctrl-C if the cells are many.
 fn without_gil<T: Send>(
     py: Python<'_>,
     cells: usize,
     work: impl FnOnce(&Interrupt) -> being_vl_core::Result<T> + Send,
 ) -> PyResult<T> {
-    if cells < work::SMALL {
+    if cells < work::MIN_THREAD_CELLS {
         py.detach(|| work(&Interrupt::default())).map_err(|error| to_python(&error))
     } else {
         work::run(py, work, |_| Ok(()))
@@ -303,36 +322,36 @@ fn without_gil<T: Send>(
 }
 
 /// The cells' tokens and leaves as (H, W) arrays.
-fn planes(py: Python<'_>, (height, width): Size, regions: Regions) -> PyResult<Planes<'_>> {
+fn region_arrays(py: Python<'_>, (height, width): Size, regions: Regions) -> PyResult<RegionArrays<'_>> {
     // A grid has fewer than 2^31 cells.
-    let plane = |counts: Vec<u32>| {
+    let to_array = |counts: Vec<u32>| {
         let counts = counts.into_iter().map(u32::cast_signed).collect();
         PyArray1::<i32>::from_vec(py, counts).reshape([height, width])
     };
-    Ok((plane(regions.tokens)?, plane(regions.leaves)?))
+    Ok((to_array(regions.tokens)?, to_array(regions.leaves)?))
 }
 
-fn options(regions: bool, probability: f64, seed: u64) -> EncodeOptions {
-    // NaN is passed on, to be refused.
+fn encode_options(regions: bool, probability: f64, seed: u64) -> EncodeOptions {
+    // The core refuses NaN.
     let dropout = (probability != 0.0).then_some(Dropout { probability, seed });
     EncodeOptions { dropout, regions }
 }
 
-/// What the progress callback is told.
-fn report<'py>(py: Python<'py>, progress: &Progress, start: Instant) -> PyResult<Bound<'py, PyDict>> {
-    let Progress { merges, num_merges, rule, cells, tokens } = *progress;
-    let report = PyDict::new(py);
-    report.set_item("done", merges)?;
-    report.set_item("total", num_merges)?;
-    report.set_item("a", rule.a)?;
-    report.set_item("b", rule.b)?;
-    report.set_item("dy", rule.offset.map(|offset| offset.dy))?;
-    report.set_item("dx", rule.offset.map(|offset| offset.dx))?;
-    report.set_item("n", rule.count)?;
-    report.set_item("n_offset", rule.offset_count)?;
-    report.set_item("s", rule.consistency)?;
-    report.set_item("cells", cells)?;
-    report.set_item("tokens", tokens)?;
-    report.set_item("elapsed", start.elapsed().as_secs_f64())?;
-    Ok(report)
+/// The argument of the progress callback.
+fn progress_dict<'py>(py: Python<'py>, progress: &Progress, start: Instant) -> PyResult<Bound<'py, PyDict>> {
+    let Progress { merges, num_merges, merge, cells, tokens } = *progress;
+    let dict = PyDict::new(py);
+    dict.set_item("done", merges)?;
+    dict.set_item("total", num_merges)?;
+    dict.set_item("a", merge.a)?;
+    dict.set_item("b", merge.b)?;
+    dict.set_item("dy", merge.offset.map(|offset| offset.dy))?;
+    dict.set_item("dx", merge.offset.map(|offset| offset.dx))?;
+    dict.set_item("n", merge.count)?;
+    dict.set_item("n_offset", merge.offset_count)?;
+    dict.set_item("s", merge.consistency)?;
+    dict.set_item("cells", cells)?;
+    dict.set_item("tokens", tokens)?;
+    dict.set_item("elapsed", start.elapsed().as_secs_f64())?;
+    Ok(dict)
 }

@@ -1,4 +1,4 @@
-//! The parts of training and encoding by themselves, on made-up grids: `cargo bench -p being-vl-core`.
+//! The parts of training and encoding by themselves, on random grids: `cargo bench -p being-vl-core`.
 //!
 //! For the whole beside other programs, on grids of photographs, see `benchmarks/bpe`.
 
@@ -42,9 +42,9 @@ fn learn(grids: &[Grid], merge_mode: MergeMode) -> Vocabulary {
 }
 
 /// A trainer with all grids set.
-fn filled(grids: &[Grid], merge_mode: MergeMode) -> Trainer {
+fn trainer_with_grids(grids: &[Grid], merge_mode: MergeMode) -> Trainer {
     let trainer = Trainer::new(&vec![(SIDE, SIDE); grids.len()], options(merge_mode, 2048), None).unwrap();
-    trainer.set(0, grids).unwrap();
+    trainer.set_grids(0, grids).unwrap();
     trainer
 }
 
@@ -53,17 +53,17 @@ fn training(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("training");
     group.sample_size(10);
     let run = |trainer: &mut Trainer, limit| trainer.run(limit, |_| (), &Interrupt::default()).unwrap();
-    group.bench_function("set grids", |bench| bench.iter(|| filled(&grids, MergeMode::Pair)));
+    group.bench_function("set grids", |bench| bench.iter(|| trainer_with_grids(&grids, MergeMode::Pair)));
     group.bench_function("count and index", |bench| {
-        let start = || filled(&grids, MergeMode::Pair);
+        let start = || trainer_with_grids(&grids, MergeMode::Pair);
         bench.iter_batched_ref(start, |trainer| run(trainer, 0), BatchSize::LargeInput);
     });
     for mode in [MergeMode::Pair, MergeMode::Oriented] {
-        // The first rules are large ones, the last ones many small ones.
+        // The first merges join many regions each, the later ones few.
         for (from, to) in [(0, 64), (64, 2048)] {
-            group.bench_function(format!("rules {from} to {to}, {mode:?}"), |bench| {
+            group.bench_function(format!("merges {from} to {to}, {mode:?}"), |bench| {
                 let start = || {
-                    let mut trainer = filled(&grids, mode);
+                    let mut trainer = trainer_with_grids(&grids, mode);
                     run(&mut trainer, from);
                     trainer
                 };
@@ -80,11 +80,11 @@ fn encoding(criterion: &mut Criterion) {
         let vocabulary = learn(&grids, mode);
         let encoder = Encoder::new(&vocabulary);
         let interrupt = Interrupt::default();
-        let plain = EncodeOptions::default();
-        let with_regions = EncodeOptions { regions: true, ..plain };
+        let default_options = EncodeOptions::default();
+        let with_regions = EncodeOptions { regions: true, ..default_options };
         group.throughput(Throughput::Elements((SIDE * SIDE) as u64));
         group.bench_function(format!("one grid, {mode:?}"), |bench| {
-            bench.iter(|| encoder.encode(black_box(&grids[0]), &plain, &interrupt).unwrap());
+            bench.iter(|| encoder.encode(black_box(&grids[0]), &default_options, &interrupt).unwrap());
         });
         group.bench_function(format!("one grid with regions, {mode:?}"), |bench| {
             bench.iter(|| encoder.encode(black_box(&grids[0]), &with_regions, &interrupt).unwrap());
@@ -100,7 +100,7 @@ fn encoding(criterion: &mut Criterion) {
         }
         group.throughput(Throughput::Elements((grids.len() * SIDE * SIDE) as u64));
         group.bench_function(format!("500 grids, {mode:?}"), |bench| {
-            bench.iter(|| encoder.encode_batch(black_box(&grids), &plain, 1, &interrupt).unwrap());
+            bench.iter(|| encoder.encode_batch(black_box(&grids), &default_options, 1, &interrupt).unwrap());
         });
     }
 }

@@ -1,6 +1,6 @@
 //! How fast grids are encoded on one thread:
-//! `cargo run --release -p being-vl-core --example encode VOCABULARY.json GRIDS.npy`, where the grids are an (N, H, W) array of
-//! little-endian uint16 in C order.
+//! `cargo run --release -p being-vl-core --example encode VOCABULARY.json GRIDS.npy`, where the grids are an (N, H, W)
+//! array of little-endian uint16 in C order.
 
 use std::time::Instant;
 

@@ -1,18 +1,17 @@
 //! Decoding: tokens become a grid's ids again.
 
-use crate::encode::Regions;
 use crate::error::{Error, Result};
-use crate::grid::{Offset, check_size};
+use crate::grid::{Offset, Regions, check_size};
 use crate::vocabulary::{MergeMode, Vocabulary};
 
 /// A cell that no token covers yet; no id is this large.
 const FREE: u32 = u32::MAX;
 
 impl Vocabulary {
-    /// The ids, in raster order, of the `height`x`width` grid that became `ids`.
+    /// The codebook ids, in raster order, of the `height`x`width` grid that was encoded to `ids`.
     ///
-    /// In oriented mode every token goes with its anchor on the first free cell in raster order. In pair mode a
-    /// token's shape is not fixed, so `regions` must say what covers what; they work in oriented mode too.
+    /// In oriented mode every token is placed with its anchor on the first free cell in raster order. In pair mode a
+    /// token's shape is not fixed, so `regions` are needed; they work in oriented mode too.
     ///
     /// # Errors
     /// [`Error::Tokens`] naming the first token that does not fit, [`Error::Regions`] if the regions are missing or do
@@ -43,49 +42,51 @@ impl Vocabulary {
     /// # Errors
     /// [`Error::Tokens`] if there is no such token, or it has no fixed shape (pair mode), or more cells than any grid.
     pub fn token_to_cells(&self, token: u32) -> Result<Vec<(Offset, u32)>> {
-        let bad = |problem: String| Error::Tokens { position: 0, problem };
+        let error = |problem: String| Error::Tokens { position: 0, problem };
         self.check_token(0, token)?;
         if self.merge_mode == MergeMode::Pair && token >= self.base_vocab_size {
-            return Err(bad(format!("token {token} has no fixed shape, since merge_mode is pair")));
+            return Err(error(format!("token {token} has no fixed shape, since merge_mode is pair")));
         }
-        let largest = self.grid_sizes.iter().map(|size| u64::from(size.height) * u64::from(size.width)).max();
+        let max_cells =
+            self.grid_sizes.iter().map(|size| u64::from(size.height) * u64::from(size.width)).max();
         let mut cells = Vec::new();
         let fits = self.visit_leaves(token, |id, row, column| {
             cells.push((Offset { dy: row as i32, dx: column as i32 }, id));
-            (cells.len() as u64 <= largest.unwrap_or(1)).then_some(())
+            (cells.len() as u64 <= max_cells.unwrap_or(1)).then_some(())
         });
         match fits {
             Some(()) => Ok(cells),
             None => {
-                Err(bad(format!("token {token} has more cells than the largest grid of the training set")))
+                Err(error(format!("token {token} has more cells than the largest grid of the training set")))
             }
         }
     }
 
     /// The error for a number that is none of this vocabulary's tokens.
     #[must_use]
-    pub fn not_a_token(&self, position: usize, token: i128) -> Error {
+    pub fn token_error(&self, position: usize, token: i128) -> Error {
         let last = self.vocab_size() - 1;
         let problem = format!("token {token} is not in the vocabulary, expected 0 to {last}");
         Error::Tokens { position, problem }
     }
 
     fn check_token(&self, position: usize, token: u32) -> Result<()> {
-        if token < self.vocab_size() { Ok(()) } else { Err(self.not_a_token(position, token.into())) }
+        if token < self.vocab_size() { Ok(()) } else { Err(self.token_error(position, token.into())) }
     }
 
-    /// Calls `visit` with (id, row, column) of each of a token's cells, as seen from its anchor, until it says `None`.
+    /// Calls `visit` with (id, row, column) of each of a token's cells, as seen from its anchor, until it returns
+    /// `None`.
     ///
-    /// Rows and columns mean something in oriented mode only.
+    /// Rows and columns have a meaning in oriented mode only.
     fn visit_leaves(&self, token: u32, mut visit: impl FnMut(u32, i64, i64) -> Option<()>) -> Option<()> {
-        let mut pending = vec![(token, 0, 0)];
-        while let Some((token, row, column)) = pending.pop() {
-            match self.rule_of(token) {
+        let mut stack = vec![(token, 0, 0)];
+        while let Some((token, row, column)) = stack.pop() {
+            match self.merge_of(token) {
                 None => visit(token, row, column)?,
-                Some(rule) => {
-                    let Offset { dy, dx } = rule.offset.unwrap_or(Offset { dy: 0, dx: 0 });
-                    pending.push((rule.b, row + i64::from(dy), column + i64::from(dx)));
-                    pending.push((rule.a, row, column));
+                Some(merge) => {
+                    let Offset { dy, dx } = merge.offset.unwrap_or(Offset { dy: 0, dx: 0 });
+                    stack.push((merge.b, row + i64::from(dy), column + i64::from(dx)));
+                    stack.push((merge.a, row, column));
                 }
             }
         }
@@ -97,27 +98,31 @@ impl Vocabulary {
         let mut grid = vec![FREE; height * width];
         let mut free = 0..grid.len();
         for (position, &token) in ids.iter().enumerate() {
-            let bad = |problem| Error::Tokens { position, problem };
+            let error = |problem| Error::Tokens { position, problem };
             let Some(anchor) = free.find(|&cell| grid[cell] == FREE) else {
-                return Err(bad(format!("token {token} is one too many, the {height}x{width} grid is full")));
+                return Err(error(format!(
+                    "token {token} is one too many, the {height}x{width} grid is full"
+                )));
             };
             let (top, left) = ((anchor / width) as i64, (anchor % width) as i64);
-            let mut taken = (0, 0);
+            // The token's cells as long as they are in the grid and free; `last` is the first that is not.
+            let mut last = (0, 0);
             let fits = self.visit_leaves(token, |id, row, column| {
-                taken = (top + row, left + column);
-                let row = usize::try_from(taken.0).ok().filter(|&row| row < height)?;
-                let column = usize::try_from(taken.1).ok().filter(|&column| column < width)?;
+                last = (top + row, left + column);
+                let row = usize::try_from(last.0).ok().filter(|&row| row < height)?;
+                let column = usize::try_from(last.1).ok().filter(|&column| column < width)?;
                 let cell = &mut grid[row * width + column];
                 (*cell == FREE).then(|| *cell = id)
             });
             if fits.is_none() {
-                let (row, column) = taken;
-                return Err(bad(format!(
+                let (row, column) = last;
+                return Err(error(format!(
                     "token {token}, anchored at row {top}, column {left}, does not fit the {height}x{width} grid: \
                      the cell at row {row}, column {column} is outside or taken"
                 )));
             }
         }
+        // No cell may be left over.
         match free.find(|&cell| grid[cell] == FREE) {
             None => Ok(grid),
             Some(cell) => {
@@ -128,14 +133,15 @@ impl Vocabulary {
         }
     }
 
-    /// Any mode: every cell takes the leaf that the regions say.
+    /// Any mode: every cell takes the leaf that the regions name.
     fn fill(&self, ids: &[u32], cells: usize, regions: &Regions) -> Result<Vec<u32>> {
-        let bad = |problem: String| Err(Error::Regions(problem));
-        for (name, found) in [("tokens", regions.tokens.len()), ("leaves", regions.leaves.len())] {
-            if found != cells {
-                return bad(format!("{found} {name} for {cells} cells"));
+        let error = |problem: String| Err(Error::Regions(problem));
+        for (name, length) in [("tokens", regions.tokens.len()), ("leaves", regions.leaves.len())] {
+            if length != cells {
+                return error(format!("{length} {name} for {cells} cells"));
             }
         }
+        // The leaves of all tokens, one token after the other.
         let mut leaves = Vec::with_capacity(cells);
         let mut starts = Vec::with_capacity(ids.len() + 1);
         for (position, &token) in ids.iter().enumerate() {
@@ -154,15 +160,18 @@ impl Vocabulary {
             let problem = format!("the tokens cover {} cells of {cells}", leaves.len());
             return Err(Error::Tokens { position: ids.len(), problem });
         }
-        let mut taken = vec![false; cells];
+        // Each cell takes the leaf that the regions name, and each leaf is taken once.
+        let mut leaf_is_taken = vec![false; cells];
         let mut grid = Vec::with_capacity(cells);
         for (cell, (&index, &leaf)) in regions.tokens.iter().zip(&regions.leaves).enumerate() {
             let (index, leaf) = (index as usize, leaf as usize);
             let Some(&[start, end]) = starts.get(index..).and_then(|starts| starts.first_chunk()) else {
-                return bad(format!("cell {cell} belongs to token {index} of {}", ids.len()));
+                return error(format!("cell {cell} belongs to token {index} of {}", ids.len()));
             };
-            if leaf >= end - start || std::mem::replace(&mut taken[start + leaf], true) {
-                return bad(format!("cell {cell}: leaf {leaf} of token {index} does not exist or is taken"));
+            if leaf >= end - start || std::mem::replace(&mut leaf_is_taken[start + leaf], true) {
+                return error(format!(
+                    "cell {cell}: leaf {leaf} of token {index} does not exist or is taken"
+                ));
             }
             grid.push(leaves[start + leaf]);
         }

@@ -1,11 +1,11 @@
 //! Everything that can go wrong, with where it went wrong.
 
-use crate::grid::{MAX_CELLS, MAX_SIDE, MAX_VOCAB_SIZE};
+use crate::limits::{MAX_CELLS, MAX_SIDE, MAX_VOCAB_SIZE};
 
 /// The result of anything here that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What was wrong, and where. The first group is about grids and ids, the second about vocabularies.
+/// What is wrong, and where. The first group is about grids and ids, the second about vocabularies.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -23,7 +23,7 @@ pub enum Error {
         width: usize,
     },
     /// A number of ids that does not fill the grid.
-    #[error("grid {grid}: {found} ids for {height}x{width} cells")]
+    #[error("grid {grid}: {length} ids for {height}x{width} cells")]
     GridLength {
         /// Index of the grid in the input.
         grid: usize,
@@ -31,8 +31,8 @@ pub enum Error {
         height: usize,
         /// Columns.
         width: usize,
-        /// Number of ids given.
-        found: usize,
+        /// Number of ids.
+        length: usize,
     },
     /// An id that is negative or not in the codebook.
     #[error(
@@ -46,7 +46,7 @@ pub enum Error {
         row: usize,
         /// Column of the cell.
         column: usize,
-        /// The id found there.
+        /// Its id.
         id: i128,
         /// Number of ids in the codebook.
         base_vocab_size: u32,
@@ -54,7 +54,7 @@ pub enum Error {
     /// Tokens that do not tile the grid.
     #[error("position {position}: {problem}")]
     Tokens {
-        /// Index of the first bad token.
+        /// Index of the first token that does not fit.
         position: usize,
         /// What is wrong with it.
         problem: String,
@@ -84,11 +84,11 @@ pub enum Error {
     /// A vocabulary file that is not JSON, or lacks a field, or has one of the wrong type.
     #[error("not a visual BPE vocabulary: {0}")]
     Format(String),
-    /// A rule that cannot be.
-    #[error("merge {rule}: {problem}")]
-    Rule {
-        /// Index of the rule, in the order learned.
-        rule: usize,
+    /// A merge that cannot be.
+    #[error("merge {merge}: {problem}")]
+    Merge {
+        /// Index of the merge, in the order learned.
+        merge: usize,
         /// What is wrong with it.
         problem: String,
     },
@@ -103,7 +103,7 @@ pub enum Error {
     /// The operating system gave no threads.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {
-        /// Number of threads asked for.
+        /// Number of threads to start.
         threads: usize,
         /// The system's reason.
         reason: String,

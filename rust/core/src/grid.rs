@@ -1,16 +1,7 @@
-//! Grids of VQ ids, and offsets between cells.
+//! Grids of VQ ids, offsets between cells, and the regions that tokens cover.
 
 use crate::error::{Error, Result};
-
-/// The most rows or columns that a grid may have.
-pub const MAX_SIDE: usize = 65_535;
-
-/// The most cells that a grid may have, so that positions in it fit 31 bits with borders around it.
-pub const MAX_CELLS: usize = 1 << 28;
-
-/// The most tokens (codebook ids and merges) that a vocabulary may have, so that a table with a row per token is of
-/// reasonable size even if a file asks for more.
-pub const MAX_VOCAB_SIZE: u32 = 1 << 24;
+use crate::limits::{MAX_CELLS, MAX_SIDE};
 
 /// Where a region's anchor lies as seen from another anchor. Offsets are ordered by rows, then by columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,7 +18,7 @@ pub struct Grid {
     height: u32,
     width: u32,
     ids: Vec<u32>,
-    largest: u32,
+    max_id: u32,
 }
 
 impl Grid {
@@ -38,10 +29,10 @@ impl Grid {
     pub fn new(index: usize, height: usize, width: usize, ids: Vec<u32>) -> Result<Self> {
         check_size(index, height, width)?;
         if ids.len() != height * width {
-            return Err(Error::GridLength { grid: index, height, width, found: ids.len() });
+            return Err(Error::GridLength { grid: index, height, width, length: ids.len() });
         }
-        let largest = ids.iter().copied().max().unwrap_or(0);
-        Ok(Self { height: height as u32, width: width as u32, ids, largest })
+        let max_id = ids.iter().copied().max().unwrap_or(0);
+        Ok(Self { height: height as u32, width: width as u32, ids, max_id })
     }
 
     /// Number of rows.
@@ -67,7 +58,7 @@ impl Grid {
     /// # Errors
     /// [`Error::GridId`] naming the first id that is not.
     pub fn check_ids(&self, index: usize, base_vocab_size: u32) -> Result<()> {
-        if self.largest < base_vocab_size {
+        if self.max_id < base_vocab_size {
             return Ok(());
         }
         let position = self.ids.iter().position(|&id| id >= base_vocab_size).unwrap_or(0);
@@ -80,6 +71,16 @@ impl Grid {
             base_vocab_size,
         })
     }
+}
+
+/// Which token covers which cell, in raster order of cells.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Regions {
+    /// Per cell, the index of its token in the output sequence.
+    pub tokens: Vec<u32>,
+    /// Per cell, which of its token's leaves it is. A token's leaves are its codebook ids: those of `a`, then those of
+    /// `b`.
+    pub leaves: Vec<u32>,
 }
 
 /// Makes sure that a grid may have this size.

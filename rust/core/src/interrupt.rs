@@ -21,6 +21,8 @@ impl Interrupt {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Fails if the work was asked to stop.
+    ///
     /// # Errors
     /// [`Error::Interrupted`] if the work was asked to stop.
     pub fn check(&self) -> Result<()> {

@@ -1,18 +1,18 @@
-//! Large blocks of memory on huge pages, and fetching what is needed soon.
+//! Large blocks of memory on huge pages, and prefetching.
 
 #![expect(unsafe_code, reason = "neither an allocator nor a prefetch can be written without")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// Blocks of at least this many bytes are meant to lie on huge pages, as numpy's arrays are.
-const LARGE: usize = 1 << 22;
+/// Blocks of at least this many bytes go to huge pages, as numpy's arrays do.
+const MIN_HUGE_BLOCK: usize = 1 << 22;
 
-/// The system's allocator, which asks Linux for huge pages where blocks are large: cells are read all over, and each
-/// page costs once when it is touched first and again when it is looked up.
+/// The system's allocator, which asks Linux for huge pages where blocks are large. Cells are read in no order, and each
+/// page takes time when it is first written and whenever its address is looked up.
 pub struct HugePages;
 
-// SAFETY: every call goes to `System` with the same arguments, and what it returns is handed on; in between, the kernel
-// is only told how to back the memory, which changes neither what is in it nor where it is.
+// SAFETY: every call goes to `System` with the same arguments, and its result is returned. In between, the kernel is
+// only told how to back the memory, which changes neither its content nor its address.
 unsafe impl GlobalAlloc for HugePages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps the contract of `alloc`, which is the same.
@@ -35,22 +35,28 @@ unsafe impl GlobalAlloc for HugePages {
     }
 }
 
-/// Returns the block, its pages being huge if they are still to come and the kernel can.
+/// Returns the block; pages of it that are not in use yet will be huge, if the kernel can.
 #[inline]
 fn advise(block: *mut u8, size: usize) -> *mut u8 {
     #[cfg(target_os = "linux")]
-    if size >= LARGE && !block.is_null() {
+    if size >= MIN_HUGE_BLOCK && !block.is_null() {
         // SAFETY: asks for a number.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1) as usize;
-        let before = block as usize % page;
-        // SAFETY: this advice never changes memory, and an error means that nothing happens. The range is the block and
-        // what lies before it on its first page, so that a page that the allocator's own note begins is huge, too.
-        unsafe { libc::madvise(block.wrapping_sub(before).cast(), size + before, libc::MADV_HUGEPAGE) };
+        let offset_in_page = block as usize % page;
+        // SAFETY: this advice never changes memory, and an error means that nothing happens. The range begins at the
+        // start of the block's first page, where the allocator keeps data of its own, so that this page is huge, too.
+        unsafe {
+            libc::madvise(
+                block.wrapping_sub(offset_in_page).cast(),
+                size + offset_in_page,
+                libc::MADV_HUGEPAGE,
+            )
+        };
     }
     block
 }
 
-/// Begins to fetch an item's line of memory, if there is such an item and the processor can be asked to.
+/// Begins to load an item's cache line, if there is such an item and the processor has an instruction for it.
 #[inline]
 pub(crate) fn prefetch<T>(items: &[T], index: usize) {
     let address = items.as_ptr().wrapping_add(index);
@@ -73,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_there_can_be_prefetched() {
+    fn items_out_of_range_can_be_prefetched() {
         let items = [1_u64, 2, 3];
         for index in [0, 2, 3, 1 << 20, usize::MAX / 2, usize::MAX] {
             prefetch(&items, index);
@@ -86,12 +92,12 @@ mod tests {
     fn blocks_hold_what_is_written_when_they_grow_and_shrink() {
         for align in [1, 8, 4096] {
             let layout = |size| Layout::from_size_align(size, align).unwrap();
-            let sizes = [LARGE - 1, LARGE, 3 * LARGE, 5 * LARGE + 7, 100];
+            let sizes = [MIN_HUGE_BLOCK - 1, MIN_HUGE_BLOCK, 3 * MIN_HUGE_BLOCK, 5 * MIN_HUGE_BLOCK + 7, 100];
             // SAFETY: nothing is read or written but within the block, which is used with its layout and freed once.
             unsafe {
-                let zeroed = HugePages.alloc_zeroed(layout(LARGE));
-                assert!((0..LARGE).all(|i| *zeroed.add(i) == 0));
-                HugePages.dealloc(zeroed, layout(LARGE));
+                let zero_block = HugePages.alloc_zeroed(layout(MIN_HUGE_BLOCK));
+                assert!((0..MIN_HUGE_BLOCK).all(|i| *zero_block.add(i) == 0));
+                HugePages.dealloc(zero_block, layout(MIN_HUGE_BLOCK));
                 let mut block = HugePages.alloc(layout(sizes[0]));
                 (0..sizes[0]).for_each(|i| *block.add(i) = i as u8);
                 for pair in sizes.windows(2) {

@@ -13,14 +13,14 @@ pub(crate) fn tokens(key: u64) -> (u32, u32) {
 }
 
 /// The most frequent offset of a histogram in ascending order (ties: the smaller) and its count.
-pub(crate) fn most_frequent(histogram: &[(Offset, u64)]) -> (Offset, u64) {
-    let mut best = (Offset { dy: 0, dx: 0 }, 0);
+pub(crate) fn most_frequent_offset(histogram: &[(Offset, u64)]) -> (Offset, u64) {
+    let mut mode = (Offset { dy: 0, dx: 0 }, 0);
     for &(offset, count) in histogram {
-        if count > best.1 {
-            best = (offset, count);
+        if count > mode.1 {
+            mode = (offset, count);
         }
     }
-    best
+    mode
 }
 
 /// Spatial consistency S of a histogram in ascending order: the mean Gaussian closeness of offsets to their mean.
@@ -30,6 +30,7 @@ pub(crate) fn consistency(histogram: &[(Offset, u64)], sigma: f64) -> f64 {
     if let [_] = histogram {
         return 1.0;
     }
+    // The mean offset.
     let (mut n, mut sum_y, mut sum_x) = (0, 0.0, 0.0);
     for &(offset, count) in histogram {
         n += count;
@@ -38,6 +39,7 @@ pub(crate) fn consistency(histogram: &[(Offset, u64)], sigma: f64) -> f64 {
     }
     let n = n as f64;
     let (mean_y, mean_x) = (sum_y / n, sum_x / n);
+    // The mean closeness to it.
     let two_variances = 2.0 * (sigma * sigma);
     let mut sum = 0.0;
     for &(offset, count) in histogram {

@@ -35,15 +35,15 @@ impl Threads {
         self.0.as_ref()
     }
 
-    /// Calls `work` for every item, on all threads if it is `worthwhile`, and returns the results in order.
+    /// Calls `work` for every item, on all threads if `is_parallel`, and returns the results in order.
     pub fn map<T: Send, R: Send>(
         &self,
         items: &mut [T],
-        worthwhile: bool,
+        is_parallel: bool,
         work: impl Fn(&mut T) -> R + Sync + Send,
     ) -> Vec<R> {
         match &self.0 {
-            Some(pool) if worthwhile => pool.install(|| items.par_iter_mut().map(work).collect()),
+            Some(pool) if is_parallel => pool.install(|| items.par_iter_mut().map(work).collect()),
             _ => items.iter_mut().map(work).collect(),
         }
     }

@@ -1,15 +1,16 @@
-//! A learned vocabulary: the rules in order, how they were learned, and the file that keeps them.
+//! A learned vocabulary: the merges in order, how they were learned, and the file that keeps them.
 
 use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::grid::{MAX_SIDE, MAX_VOCAB_SIZE, Offset};
+use crate::grid::Offset;
+use crate::limits::{MAX_SIDE, MAX_VOCAB_SIZE};
 
 const FORMAT: &str = "being-vl/visual-bpe";
 const VERSION: u32 = 1;
 
-/// What a rule matches.
+/// What a merge matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MergeMode {
@@ -41,9 +42,9 @@ pub struct GridSize {
     pub grids: u64,
 }
 
-/// One rule `(a, b) → new token`, with the pair's statistics at the time it was chosen.
+/// One merge `(a, b) → new token`, with the pair's statistics at the time it was chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rule {
+pub struct Merge {
     /// Token of the region whose anchor comes first.
     pub a: u32,
     /// Token of the other region.
@@ -58,7 +59,7 @@ pub struct Rule {
     pub consistency: f64,
 }
 
-/// The rules of a visual BPE and how they were learned. Whoever holds one knows that its rules are sound.
+/// The merges of a visual BPE and how they were learned. Every vocabulary in memory has been checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Vocabulary {
     pub(crate) base_vocab_size: u32,
@@ -68,7 +69,7 @@ pub struct Vocabulary {
     pub(crate) min_frequency: u64,
     pub(crate) quantizer: Quantizer,
     pub(crate) grid_sizes: Vec<GridSize>,
-    pub(crate) rules: Vec<Rule>,
+    pub(crate) merges: Vec<Merge>,
 }
 
 impl Vocabulary {
@@ -78,13 +79,13 @@ impl Vocabulary {
         self.base_vocab_size
     }
 
-    /// Number of tokens: codebook ids and one per rule.
+    /// Number of tokens: codebook ids and one per merge.
     #[must_use]
     pub fn vocab_size(&self) -> u32 {
-        self.base_vocab_size + self.rules.len() as u32
+        self.base_vocab_size + self.merges.len() as u32
     }
 
-    /// What the rules match.
+    /// What the merges match.
     #[must_use]
     pub fn merge_mode(&self) -> MergeMode {
         self.merge_mode
@@ -120,42 +121,42 @@ impl Vocabulary {
         &self.grid_sizes
     }
 
-    /// The rules in the order learned; rule `i` makes token `base_vocab_size + i`.
+    /// The merges in the order learned; merge `i` makes token `base_vocab_size + i`.
     #[must_use]
-    pub fn rules(&self) -> &[Rule] {
-        &self.rules
+    pub fn merges(&self) -> &[Merge] {
+        &self.merges
     }
 
-    /// The rule that made a token, or `None` for an id of the codebook.
-    pub(crate) fn rule_of(&self, token: u32) -> Option<&Rule> {
-        self.rules.get(token.checked_sub(self.base_vocab_size)? as usize)
+    /// The merge that made a token, or `None` for an id of the codebook.
+    pub(crate) fn merge_of(&self, token: u32) -> Option<&Merge> {
+        self.merges.get(token.checked_sub(self.base_vocab_size)? as usize)
     }
 
-    /// Number of cells that each rule's token covers, at most `u64::MAX`.
+    /// Number of cells that each merge's token covers, at most `u64::MAX`.
     pub(crate) fn merged_sizes(&self) -> Vec<u64> {
-        let mut sizes: Vec<u64> = Vec::with_capacity(self.rules.len());
-        for rule in &self.rules {
+        let mut sizes: Vec<u64> = Vec::with_capacity(self.merges.len());
+        for merge in &self.merges {
             let size = |token: u32| token.checked_sub(self.base_vocab_size).map_or(1, |i| sizes[i as usize]);
-            sizes.push(size(rule.a).saturating_add(size(rule.b)));
+            sizes.push(size(merge.a).saturating_add(size(merge.b)));
         }
         sizes
     }
 
-    /// The vocabulary file's content: JSON with one rule per line.
+    /// The vocabulary file's content: JSON with one merge per line.
     ///
     /// # Errors
     /// None that could happen; numbers and strings always have a JSON form.
     pub fn to_json(&self) -> Result<String> {
-        let mut text = self.content()?;
+        let mut text = self.text_without_checksum()?;
         let checksum = checksum(&text);
         text.extend([",\n  \"checksum\": \"", &checksum, "\"\n}\n"]);
         Ok(text)
     }
 
     /// The file up to its checksum.
-    fn content(&self) -> Result<String> {
+    fn text_without_checksum(&self) -> Result<String> {
         let format = |error: serde_json::Error| Error::Format(error.to_string());
-        let head = Head {
+        let file = FileContent {
             format: FORMAT.to_owned(),
             version: VERSION,
             base_vocab_size: self.base_vocab_size,
@@ -166,98 +167,100 @@ impl Vocabulary {
             quantizer: self.quantizer.clone(),
             num_grids: self.grid_sizes.iter().map(|size| size.grids).sum(),
             grid_sizes: self.grid_sizes.clone(),
-            num_merges: self.rules.len() as u64,
+            num_merges: self.merges.len() as u64,
             merges: Vec::new(),
             checksum: None,
         };
-        let mut text = serde_json::to_string_pretty(&head).map_err(format)?;
-        // The head ends with an empty list of merges.
+        // All but the merges, as readable JSON.
+        let mut text = serde_json::to_string_pretty(&file).map_err(format)?;
+        // Its end, an empty list of merges, gives way to the merges, one per line.
         text.truncate(text.len() - "]\n}".len());
-        for (index, rule) in self.rules.iter().enumerate() {
+        for (index, merge) in self.merges.iter().enumerate() {
             text.push_str(if index == 0 { "\n    " } else { ",\n    " });
-            text.push_str(&serde_json::to_string(&Merge::from(rule)).map_err(format)?);
+            text.push_str(&serde_json::to_string(&MergeLine::from(merge)).map_err(format)?);
         }
-        text.push_str(if self.rules.is_empty() { "]" } else { "\n  ]" });
+        text.push_str(if self.merges.is_empty() { "]" } else { "\n  ]" });
         Ok(text)
     }
 
     /// Reads the content of a vocabulary file and checks all of it.
     ///
     /// # Errors
-    /// [`Error::Format`], [`Error::Option`], [`Error::VocabularySize`] or [`Error::Rule`], saying where.
+    /// [`Error::Format`], [`Error::Option`], [`Error::VocabularySize`] or [`Error::Merge`], saying where.
     pub fn from_json(text: &str) -> Result<Self> {
         let format = |error: serde_json::Error| Error::Format(error.to_string());
-        let Marks { format: found, version } = serde_json::from_str(text).map_err(format)?;
-        if found != FORMAT {
-            return Err(Error::Format(format!("its format is {found:?}, expected {FORMAT:?}")));
+        // Format and version first: another version may have other fields.
+        let FormatAndVersion { format: name, version } = serde_json::from_str(text).map_err(format)?;
+        if name != FORMAT {
+            return Err(Error::Format(format!("its format is {name:?}, expected {FORMAT:?}")));
         }
         if version != VERSION {
             return Err(Error::Format(format!("its version is {version}, this program reads {VERSION}")));
         }
-        let head: Head = serde_json::from_str(text).map_err(format)?;
-        if head.num_merges != head.merges.len() as u64 {
-            let (promised, found) = (head.num_merges, head.merges.len());
-            return Err(Error::Format(format!("num_merges is {promised}, but there are {found} merges")));
+        let file: FileContent = serde_json::from_str(text).map_err(format)?;
+        // What the file says of itself must agree with what it holds.
+        if file.num_merges != file.merges.len() as u64 {
+            let (num_merges, length) = (file.num_merges, file.merges.len());
+            return Err(Error::Format(format!("num_merges is {num_merges}, but there are {length} merges")));
         }
-        check_grid_sizes(&head)?;
-        let rules = head
-            .merges
-            .iter()
-            .enumerate()
-            .map(|(rule, merge)| merge.rule(head.merge_mode).map_err(|problem| Error::Rule { rule, problem }))
-            .collect::<Result<_>>()?;
+        check_grid_sizes(&file)?;
+        let merge = |(merge, line): (usize, &MergeLine)| {
+            line.merge(file.merge_mode).map_err(|problem| Error::Merge { merge, problem })
+        };
+        let merges = file.merges.iter().enumerate().map(merge).collect::<Result<_>>()?;
         let vocabulary = Self {
-            base_vocab_size: head.base_vocab_size,
-            merge_mode: head.merge_mode,
-            alpha: head.alpha,
-            sigma: head.sigma,
-            min_frequency: head.min_frequency,
-            quantizer: head.quantizer,
-            grid_sizes: head.grid_sizes,
-            rules,
-        }
-        .checked()?;
-        // Files without one are from before there were any, or were edited on purpose.
-        if let Some(promised) = head.checksum {
-            let found = checksum(&vocabulary.content()?);
-            if promised != found {
+            base_vocab_size: file.base_vocab_size,
+            merge_mode: file.merge_mode,
+            alpha: file.alpha,
+            sigma: file.sigma,
+            min_frequency: file.min_frequency,
+            quantizer: file.quantizer,
+            grid_sizes: file.grid_sizes,
+            merges,
+        };
+        vocabulary.check()?;
+        // A file without a checksum was edited on purpose; one with it must be as it was written.
+        if let Some(recorded_checksum) = file.checksum {
+            let content_checksum = checksum(&vocabulary.text_without_checksum()?);
+            if recorded_checksum != content_checksum {
                 return Err(Error::Format(format!(
-                    "it was altered: its checksum is {promised:?}, but its content has {found:?}"
+                    "it was altered: its checksum is {recorded_checksum:?}, but its content has {content_checksum:?}"
                 )));
             }
         }
         Ok(vocabulary)
     }
 
-    /// Makes sure that the options are legal and every rule is sound.
-    fn checked(self) -> Result<Self> {
-        check_options(self.base_vocab_size, self.rules.len(), self.alpha, self.sigma, self.min_frequency)?;
-        let mut seen = FxHashSet::default();
-        for (i, rule) in self.rules.iter().enumerate() {
+    /// Makes sure that the options are legal and that every merge can be applied.
+    fn check(&self) -> Result<()> {
+        check_options(self.base_vocab_size, self.merges.len(), self.alpha, self.sigma, self.min_frequency)?;
+        let mut pairs = FxHashSet::default();
+        for (i, merge) in self.merges.iter().enumerate() {
             let tokens = self.base_vocab_size + i as u32;
-            let problem = if rule.a >= tokens || rule.b >= tokens {
-                let (name, token) = if rule.a >= tokens { ("a", rule.a) } else { ("b", rule.b) };
+            // A merge may only join tokens that were made before it, and each pair once.
+            let problem = if merge.a >= tokens || merge.b >= tokens {
+                let (name, token) = if merge.a >= tokens { ("a", merge.a) } else { ("b", merge.b) };
                 Some(format!("{name} = {token} is not an earlier token, expected 0 to {}", tokens - 1))
-            } else if !seen.insert((rule.a, rule.b, rule.offset)) {
+            } else if !pairs.insert((merge.a, merge.b, merge.offset)) {
                 Some("the same merge stands earlier in the list".to_owned())
             } else {
-                rule.problem()
+                merge.problem()
             };
             if let Some(problem) = problem {
-                return Err(Error::Rule { rule: i, problem });
+                return Err(Error::Merge { merge: i, problem });
             }
         }
-        Ok(self)
+        Ok(())
     }
 }
 
-impl Rule {
-    /// What is wrong with the rule's own numbers, if anything is.
+impl Merge {
+    /// What is wrong with the merge's own numbers, if anything is.
     fn problem(&self) -> Option<String> {
         if let Some(Offset { dy, dx }) = self.offset {
             let side = MAX_SIDE as i32;
-            let later = dy > 0 || dy == 0 && dx > 0;
-            if !later || dy >= side || dx >= side || dx <= -side {
+            let leads_on = dy > 0 || dy == 0 && dx > 0;
+            if !leads_on || dy >= side || dx >= side || dx <= -side {
                 return Some(format!("offset ({dy}, {dx}) does not lead to a later cell of a grid"));
             }
         }
@@ -280,27 +283,27 @@ pub(crate) fn check_options(
     sigma: f64,
     min_frequency: u64,
 ) -> Result<()> {
-    let illegal = |name, value, expected| Err(Error::Option { name, value, expected });
+    let option_error = |name, value, expected| Err(Error::Option { name, value, expected });
     if base_vocab_size == 0 {
-        return illegal("base_vocab_size", "0".to_owned(), "at least 1");
+        return option_error("base_vocab_size", "0".to_owned(), "at least 1");
     }
     if base_vocab_size as usize + num_merges > MAX_VOCAB_SIZE as usize {
         return Err(Error::VocabularySize { base_vocab_size, num_merges });
     }
     if !(alpha.is_finite() && alpha >= 0.0) {
-        return illegal("alpha", alpha.to_string(), "a finite number of at least 0");
+        return option_error("alpha", alpha.to_string(), "a finite number of at least 0");
     }
     let two_variances = 2.0 * (sigma * sigma);
     if !(sigma > 0.0 && two_variances.is_normal()) {
-        return illegal("sigma", sigma.to_string(), "a positive number of ordinary size");
+        return option_error("sigma", sigma.to_string(), "a positive number of ordinary size");
     }
     if min_frequency == 0 {
-        return illegal("min_frequency", "0".to_owned(), "at least 1");
+        return option_error("min_frequency", "0".to_owned(), "at least 1");
     }
     Ok(())
 }
 
-/// FNV-1a, 64 bits: made for accidents, so that a digit that has changed does not pass for what was learned.
+/// FNV-1a, 64 bits: finds accidents such as a changed digit, not forgeries.
 fn checksum(text: &str) -> String {
     let hash = text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
@@ -308,10 +311,10 @@ fn checksum(text: &str) -> String {
     format!("{hash:016x}")
 }
 
-fn check_grid_sizes(head: &Head) -> Result<()> {
+fn check_grid_sizes(file: &FileContent) -> Result<()> {
     let side = MAX_SIDE as u32;
     let mut total = 0_u64;
-    for (i, size) in head.grid_sizes.iter().enumerate() {
+    for (i, size) in file.grid_sizes.iter().enumerate() {
         let GridSize { height, width, grids } = *size;
         let sides = 1..=side;
         if !sides.contains(&height) || !sides.contains(&width) || grids == 0 {
@@ -320,24 +323,24 @@ fn check_grid_sizes(head: &Head) -> Result<()> {
         }
         total = total.saturating_add(grids);
     }
-    if total != head.num_grids {
-        let promised = head.num_grids;
-        return Err(Error::Format(format!("num_grids is {promised}, but grid_sizes add up to {total}")));
+    if total != file.num_grids {
+        let num_grids = file.num_grids;
+        return Err(Error::Format(format!("num_grids is {num_grids}, but grid_sizes add up to {total}")));
     }
     Ok(())
 }
 
-/// The two fields that every version has.
+/// The two fields that every version of the format has.
 #[derive(Deserialize)]
-struct Marks {
+struct FormatAndVersion {
     format: String,
     version: u32,
 }
 
-/// The file as it is written.
+/// The file's fields.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Head {
+struct FileContent {
     format: String,
     version: u32,
     base_vocab_size: u32,
@@ -349,15 +352,16 @@ struct Head {
     num_grids: u64,
     grid_sizes: Vec<GridSize>,
     num_merges: u64,
-    // Last of what is written by serde, because `to_json` writes the lines itself, and the checksum after them.
-    merges: Vec<Merge>,
+    // Last of what serde writes: `to_json` writes the merges itself, and the checksum after them.
+    merges: Vec<MergeLine>,
     #[serde(default, skip_serializing)]
     checksum: Option<String>,
 }
 
+/// A merge as the file has it.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Merge {
+struct MergeLine {
     a: u32,
     b: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -369,29 +373,30 @@ struct Merge {
     s: f64,
 }
 
-impl From<&Rule> for Merge {
-    fn from(rule: &Rule) -> Self {
+impl From<&Merge> for MergeLine {
+    fn from(merge: &Merge) -> Self {
         Self {
-            a: rule.a,
-            b: rule.b,
-            dy: rule.offset.map(|offset| offset.dy),
-            dx: rule.offset.map(|offset| offset.dx),
-            n: rule.count,
-            n_offset: rule.offset_count,
-            s: rule.consistency,
+            a: merge.a,
+            b: merge.b,
+            dy: merge.offset.map(|offset| offset.dy),
+            dx: merge.offset.map(|offset| offset.dx),
+            n: merge.count,
+            n_offset: merge.offset_count,
+            s: merge.consistency,
         }
     }
 }
 
-impl Merge {
-    fn rule(&self, mode: MergeMode) -> std::result::Result<Rule, String> {
+impl MergeLine {
+    /// The merge, or what is wrong with it in this mode.
+    fn merge(&self, mode: MergeMode) -> std::result::Result<Merge, String> {
         let offset = match (mode, self.dy, self.dx) {
             (MergeMode::Pair, None, None) => None,
             (MergeMode::Oriented, Some(dy), Some(dx)) => Some(Offset { dy, dx }),
             (MergeMode::Pair, ..) => return Err("dy and dx belong to oriented mode only".to_owned()),
             (MergeMode::Oriented, ..) => return Err("oriented mode needs dy and dx".to_owned()),
         };
-        Ok(Rule {
+        Ok(Merge {
             a: self.a,
             b: self.b,
             offset,

@@ -1,9 +1,9 @@
-//! Threads that keep to their own items, for jobs that come thousands of times a second.
+//! Worker threads that keep to their own items, for jobs that come thousands of times a second.
 //!
-//! A pool's threads fall asleep between such jobs, and waking one takes longer than most of these jobs do; and as any
-//! thread takes any item, items wander from one core's cache to another's. These threads stay awake for a moment after
-//! each job, and work on the same items each time. Only items that their thread does not come to, perhaps because
-//! another program has its core, are taken over by the calling thread.
+//! A pool's threads fall asleep between such jobs, and waking one takes longer than most of these jobs. As any thread
+//! of a pool takes any item, items also move from one core's cache to another's. These threads stay awake for a moment
+//! after each job, and work on the same items each time. Only if a thread does not come to its items, perhaps because
+//! another program has its core, the calling thread works on them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,167 +13,172 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 
 /// How long a waiting thread stays awake: waking one takes tens of microseconds, in a virtual machine more.
-const AWAKE: Duration = Duration::from_micros(200);
+const SPIN_TIME: Duration = Duration::from_micros(200);
 
-/// How often it looks before it gives way to threads that wait for its core.
-const LOOKS: usize = 500;
+/// How often it checks before it gives way to threads that wait for its core.
+const CHECKS_PER_YIELD: usize = 500;
 
 type Work<T> = dyn Fn(&mut T) + Send + Sync;
 
 /// What all threads are to do.
 struct Job<T> {
-    /// Counts up.
+    /// Jobs are numbered from 1.
     number: usize,
     /// None ends the threads.
     work: Option<Arc<Work<T>>>,
-    /// Who waits for it, if anybody does.
+    /// The thread that waits for the job, if one does.
     caller: Option<Thread>,
 }
 
-/// In cache lines of its own, of which some processors fetch two at a time: neighbours are written by other threads.
+/// An item in cache lines of its own, since other threads write to its neighbours. Some processors load two lines at a
+/// time.
 #[repr(align(128))]
 struct Item<T> {
-    /// The last job for which a thread has taken it.
-    job: AtomicUsize,
+    /// The last job that a thread has begun on it.
+    last_job: AtomicUsize,
     content: Mutex<T>,
 }
 
-struct Shared<T> {
+struct SharedState<T> {
     items: Vec<Item<T>>,
     job: Mutex<Job<T>>,
     /// Number of the last job.
-    last: AtomicUsize,
-    /// Number of items on which the last job that is waited for is not done.
-    open: AtomicUsize,
+    last_job: AtomicUsize,
+    /// On how many items the last job that is waited for is not finished.
+    num_unfinished: AtomicUsize,
 }
 
 /// Items, and threads that work on them.
-pub(crate) struct Crew<T: Send + 'static> {
-    shared: Arc<Shared<T>>,
-    threads: usize,
-    workers: Vec<JoinHandle<()>>,
+pub(crate) struct Workers<T: Send + 'static> {
+    shared: Arc<SharedState<T>>,
+    num_threads: usize,
+    handles: Vec<JoinHandle<()>>,
 }
 
-impl<T: Send + 'static> Crew<T> {
+impl<T: Send + 'static> Workers<T> {
     /// For this many threads, the calling one among them; none is started yet.
     pub fn new(items: Vec<T>, threads: usize) -> Self {
-        let threads = threads.min(items.len());
-        let item = |content| Item { job: AtomicUsize::new(0), content: Mutex::new(content) };
-        let shared = Shared {
+        let num_threads = threads.min(items.len());
+        let item = |content| Item { last_job: AtomicUsize::new(0), content: Mutex::new(content) };
+        let shared = SharedState {
             items: items.into_iter().map(item).collect(),
             job: Mutex::new(Job { number: 0, work: None, caller: None }),
-            last: AtomicUsize::new(0),
-            open: AtomicUsize::new(0),
+            last_job: AtomicUsize::new(0),
+            num_unfinished: AtomicUsize::new(0),
         };
-        Self { shared: Arc::new(shared), threads, workers: Vec::new() }
+        Self { shared: Arc::new(shared), num_threads, handles: Vec::new() }
     }
 
-    /// Starts the threads. Before that, and after [`Crew::stop`], the calling thread does all work.
+    /// Starts the threads. Before that, and after [`Workers::stop`], the calling thread does all work.
     pub fn start(&mut self) -> Result<()> {
-        let (threads, last) = (self.threads, self.shared.last.load(Ordering::Acquire));
+        let (threads, last_job) = (self.num_threads, self.shared.last_job.load(Ordering::Acquire));
         for number in 1..threads {
             let shared = self.shared.clone();
-            let start = thread::Builder::new().spawn(move || shared.serve(number, threads, last));
-            let worker = start.map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
-            self.workers.push(worker);
+            let start = thread::Builder::new().spawn(move || shared.run_worker(number, threads, last_job));
+            let handle = start.map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+            self.handles.push(handle);
         }
         Ok(())
     }
 
     /// Ends the threads.
     pub fn stop(&mut self) {
-        self.hand_out(None, None);
-        for worker in self.workers.drain(..) {
-            // If it panicked, its item is poisoned, which says so.
-            let _ = worker.join();
+        self.publish(None, None);
+        for handle in self.handles.drain(..) {
+            // If it panicked, its item is poisoned, and the next lock of the item panics.
+            let _ = handle.join();
         }
     }
 
-    fn hand_out(&self, work: Option<Arc<Work<T>>>, caller: Option<Thread>) -> usize {
-        let Shared { items, job, last, open } = &*self.shared;
+    /// Gives the threads a job and returns its number.
+    fn publish(&self, work: Option<Arc<Work<T>>>, caller: Option<Thread>) -> usize {
+        let SharedState { items, job, last_job, num_unfinished } = &*self.shared;
         let mut job = lock(job);
         if caller.is_some() {
-            open.store(items.len(), Ordering::Relaxed);
+            num_unfinished.store(items.len(), Ordering::Relaxed);
         }
         *job = Job { number: job.number + 1, work, caller };
-        last.store(job.number, Ordering::Release);
+        // Threads that are awake see the number; the others are woken.
+        last_job.store(job.number, Ordering::Release);
         let number = job.number;
         drop(job);
-        self.workers.iter().for_each(|worker| worker.thread().unpark());
+        self.handles.iter().for_each(|handle| handle.thread().unpark());
         number
     }
 
-    /// Calls `work` for every item, on all threads if it is `worthwhile`.
-    pub fn each(&self, worthwhile: bool, work: impl Fn(&mut T) + Send + Sync + 'static) {
-        if !worthwhile || self.workers.is_empty() {
+    /// Calls `work` for every item, on all threads if `is_parallel`, and waits for it.
+    pub fn for_each(&self, is_parallel: bool, work: impl Fn(&mut T) + Send + Sync + 'static) {
+        if !is_parallel || self.handles.is_empty() {
             return self.shared.items.iter().for_each(|item| work(&mut lock(&item.content)));
         }
         let work: Arc<Work<T>> = Arc::new(work);
         let (caller, shared) = (thread::current(), &*self.shared);
-        let number = self.hand_out(Some(work.clone()), Some(caller));
-        let own = shared.items.iter().step_by(self.threads);
-        for item in own.chain(&shared.items) {
-            item.work(number, &*work, || shared.close());
+        let number = self.publish(Some(work.clone()), Some(caller));
+        // First this thread's own items, then those that no other thread has begun.
+        let items_of_caller = shared.items.iter().step_by(self.num_threads);
+        for item in items_of_caller.chain(&shared.items) {
+            item.work(number, &*work, || shared.finish_item());
         }
-        wait(|| shared.open.load(Ordering::Acquire) == 0);
-        // Fails if another thread has panicked.
-        drop(self.items());
+        wait(|| shared.num_unfinished.load(Ordering::Acquire) == 0);
+        // Panics if another thread has panicked.
+        drop(self.lock_all());
     }
 
-    /// Has the other threads call `work` for their items while the calling thread goes on. Nobody waits for it: it may come
-    /// after the next job, or never if that comes first.
-    pub fn meanwhile(&self, work: impl Fn(&mut T) + Send + Sync + 'static) {
-        if !self.workers.is_empty() {
-            self.hand_out(Some(Arc::new(work)), None);
+    /// Lets the other threads call `work` for their items while the calling thread goes on. Nobody waits for it: if the
+    /// next job comes first, it may not be called at all.
+    pub fn run_in_background(&self, work: impl Fn(&mut T) + Send + Sync + 'static) {
+        if !self.handles.is_empty() {
+            self.publish(Some(Arc::new(work)), None);
         }
     }
 
-    /// How many items there are.
+    /// Number of items.
     pub fn len(&self) -> usize {
         self.shared.items.len()
     }
 
-    /// The items, locked.
-    pub fn items(&self) -> Vec<MutexGuard<'_, T>> {
+    /// Locks all items.
+    pub fn lock_all(&self) -> Vec<MutexGuard<'_, T>> {
         self.shared.items.iter().map(|item| lock(&item.content)).collect()
     }
 
-    /// One item, locked.
-    pub fn item(&self, index: usize) -> MutexGuard<'_, T> {
+    /// Locks one item.
+    pub fn lock(&self, index: usize) -> MutexGuard<'_, T> {
         lock(&self.shared.items[index].content)
     }
 }
 
-impl<T: Send + 'static> Drop for Crew<T> {
+impl<T: Send + 'static> Drop for Workers<T> {
     fn drop(&mut self) {
         self.stop();
     }
 }
 
 impl<T> Item<T> {
-    /// Works on it, unless a thread already has for this job, and says when it is `done`, even if that panics.
-    fn work(&self, job: usize, work: &Work<T>, done: impl Fn()) {
-        if self.job.fetch_max(job, Ordering::Relaxed) < job {
-            let _done = OnDrop(done);
+    /// Works on it, unless a thread has begun to do so for this job, and then calls `finish`, even if the work panics.
+    fn work(&self, job: usize, work: &Work<T>, finish: impl Fn()) {
+        if self.last_job.fetch_max(job, Ordering::Relaxed) < job {
+            let _finish = OnDrop(finish);
             work(&mut lock(&self.content));
         }
     }
 }
 
-impl<T> Shared<T> {
-    /// Says that the last job is done on one more item.
-    fn close(&self) {
-        self.open.fetch_sub(1, Ordering::Release);
+impl<T> SharedState<T> {
+    /// Notes that the last job is finished on one more item.
+    fn finish_item(&self) {
+        self.num_unfinished.fetch_sub(1, Ordering::Release);
     }
 
-    /// What one of the threads does after job `last`.
-    fn serve(&self, thread: usize, threads: usize, mut last: usize) {
+    /// Runs one of the threads: works on its items for each job after `last_job`.
+    fn run_worker(&self, thread: usize, threads: usize, mut last_job: usize) {
         loop {
-            wait(|| self.last.load(Ordering::Acquire) != last);
+            wait(|| self.last_job.load(Ordering::Acquire) != last_job);
+            // Copy the job, so that the lock is held for a moment only.
             let (work, caller);
             {
                 let job = lock(&self.job);
-                last = job.number;
+                last_job = job.number;
                 caller = job.caller.clone();
                 work = match &job.work {
                     Some(work) => work.clone(),
@@ -181,9 +186,9 @@ impl<T> Shared<T> {
                 };
             }
             for item in self.items.iter().skip(thread).step_by(threads) {
-                item.work(last, &*work, || {
+                item.work(last_job, &*work, || {
                     if let Some(caller) = &caller {
-                        self.close();
+                        self.finish_item();
                         caller.unpark();
                     }
                 });
@@ -204,19 +209,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no thread panicked")
 }
 
-/// Waits until `ready`, at first awake. Whoever makes it ready then unparks this thread.
-fn wait(ready: impl Fn() -> bool) {
+/// Waits until `is_ready`, at first awake; after that, the thread that makes it ready must unpark this one.
+fn wait(is_ready: impl Fn() -> bool) {
     let since = Instant::now();
-    while since.elapsed() < AWAKE {
-        for _ in 0..LOOKS {
-            if ready() {
+    while since.elapsed() < SPIN_TIME {
+        for _ in 0..CHECKS_PER_YIELD {
+            if is_ready() {
                 return;
             }
             std::hint::spin_loop();
         }
         thread::yield_now();
     }
-    while !ready() {
+    while !is_ready() {
         thread::park();
     }
 }
@@ -230,38 +235,38 @@ mod tests {
     #[test]
     fn every_job_is_done_once_on_every_item() {
         for (items, threads) in [(1, 1), (2, 2), (3, 2), (2, 5), (7, 3)] {
-            let mut crew = Crew::new(vec![(Vec::new(), Vec::new()); items], threads);
+            let mut workers = Workers::new(vec![(Vec::new(), Vec::new()); items], threads);
             let jobs = 3000;
             for job in 0..jobs {
                 if job % 1000 == 0 {
-                    crew.stop();
-                    crew.start().unwrap();
+                    workers.stop();
+                    workers.start().unwrap();
                 }
                 // Sometimes the others are asleep by then.
                 if job % 500 == 0 {
                     thread::sleep(std::time::Duration::from_millis(1));
                 }
-                crew.each(job % 3 != 0, move |(done, _)| done.push(job));
+                workers.for_each(job % 3 != 0, move |(jobs, _)| jobs.push(job));
                 if job % 7 == 0 {
-                    crew.meanwhile(move |(_, meanwhile)| meanwhile.push(job));
+                    workers.run_in_background(move |(_, background_jobs)| background_jobs.push(job));
                 }
             }
-            crew.stop();
-            for item in crew.items() {
-                let (done, meanwhile) = &*item;
-                assert!(done.iter().copied().eq(0..jobs));
-                assert!(meanwhile.is_sorted_by(|one, next| one < next));
+            workers.stop();
+            for item in workers.lock_all() {
+                let (jobs_of_item, background_jobs) = &*item;
+                assert!(jobs_of_item.iter().copied().eq(0..jobs));
+                assert!(background_jobs.is_sorted_by(|one, next| one < next));
             }
         }
     }
 
     #[test]
     fn a_panic_of_any_thread_reaches_the_caller() {
-        for bad in 0..3 {
-            let mut crew = Crew::new(vec![0, 1, 2], 3);
-            crew.start().unwrap();
-            let work = move |item: &mut i32| assert!(*item != bad, "on purpose");
-            assert!(catch_unwind(AssertUnwindSafe(|| crew.each(true, work))).is_err());
+        for number in 0..3 {
+            let mut workers = Workers::new(vec![0, 1, 2], 3);
+            workers.start().unwrap();
+            let work = move |item: &mut i32| assert!(*item != number, "on purpose");
+            assert!(catch_unwind(AssertUnwindSafe(|| workers.for_each(true, work))).is_err());
         }
     }
 }

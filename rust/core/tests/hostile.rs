@@ -38,11 +38,11 @@ fn without_checksum(text: &str) -> String {
 #[test]
 fn every_truncation_is_refused() {
     for text in files() {
-        let whole = text.trim_end().len();
-        for end in 0..whole {
-            assert!(Vocabulary::from_json(&text[..end]).is_err(), "cut after {end} of {whole} bytes");
+        let length = text.trim_end().len();
+        for end in 0..length {
+            assert!(Vocabulary::from_json(&text[..end]).is_err(), "cut after {end} of {length} bytes");
         }
-        assert!(Vocabulary::from_json(&text[..whole]).is_ok());
+        assert!(Vocabulary::from_json(&text[..length]).is_ok());
     }
 }
 
@@ -51,21 +51,21 @@ fn every_truncation_is_refused() {
 #[test]
 fn every_byte_may_be_altered() {
     for text in files() {
-        let original = Vocabulary::from_json(&text).unwrap();
-        let altered = |text: &str, place: usize, byte| {
-            let mut altered = text.to_owned().into_bytes();
-            altered[place] = byte;
-            altered
+        let expected = Vocabulary::from_json(&text).unwrap();
+        let alter = |text: &str, place: usize, byte| {
+            let mut bytes = text.to_owned().into_bytes();
+            bytes[place] = byte;
+            bytes
         };
         for byte in *b"019-.eE\"\\{}[]:, xn\n\0" {
             for place in 0..text.len() {
-                let altered = String::from_utf8(altered(&text, place, byte)).unwrap();
-                if let Ok(read) = Vocabulary::from_json(&altered) {
-                    assert_eq!(read, original, "byte {place}");
+                let text_with_byte = String::from_utf8(alter(&text, place, byte)).unwrap();
+                if let Ok(vocabulary) = Vocabulary::from_json(&text_with_byte) {
+                    assert_eq!(vocabulary, expected, "byte {place}");
                 }
             }
-            let edited = without_checksum(&text);
-            (0..edited.len()).for_each(|place| read_vocabulary(&altered(&edited, place, byte)));
+            let edited_text = without_checksum(&text);
+            (0..edited_text.len()).for_each(|place| read_vocabulary(&alter(&edited_text, place, byte)));
         }
     }
 }

@@ -9,7 +9,7 @@ const K: u32 = 1 << 20;
 /// Ids in a row, which become one token.
 const ROW: u32 = 1 << 15;
 
-/// 2^20 rules over 2^20 ids: (i, i + 1) for every even id i, then pairs of what these made, and so on to tokens of
+/// 2^20 merges over 2^20 ids: (i, i + 1) for every even id i, then pairs of what these made, and so on to tokens of
 /// `ROW` cells; and (i, i) for the first ids.
 fn vocabulary(oriented: bool) -> Vocabulary {
     let mode = if oriented { "oriented" } else { "pair" };
@@ -19,17 +19,17 @@ fn vocabulary(oriented: bool) -> Vocabulary {
         "grid_sizes": [{{"height": 1024, "width": 1024, "grids": 1}}], "num_merges": {K}, "merges": ["#
     );
     // All tokens of a size.
-    let (mut tokens, mut size, mut rules) = ((0..K).collect::<Vec<_>>(), 1, Vec::new());
+    let (mut tokens, mut size, mut merges) = ((0..K).collect::<Vec<_>>(), 1, Vec::new());
     while size < ROW {
         let join = |pair: &[u32]| {
-            rules.push((pair[0], pair[1], size));
-            K + rules.len() as u32 - 1
+            merges.push((pair[0], pair[1], size));
+            K + merges.len() as u32 - 1
         };
         tokens = tokens.chunks_exact(2).map(join).collect();
         size *= 2;
     }
-    rules.extend((0..K - rules.len() as u32).map(|id| (id, id, 1)));
-    for (index, (a, b, size)) in rules.into_iter().enumerate() {
+    merges.extend((0..K - merges.len() as u32).map(|id| (id, id, 1)));
+    for (index, (a, b, size)) in merges.into_iter().enumerate() {
         let offset = if oriented { format!(r#""dy": 0, "dx": {size}, "#) } else { String::new() };
         let comma = if index == 0 { "" } else { "," };
         write!(text, r#"{comma}{{"a": {a}, "b": {b}, {offset}"n": 1, "n_offset": 1, "s": 1}}"#).unwrap();
@@ -43,7 +43,7 @@ fn a_million_ids_and_a_million_merges() {
         let vocabulary = vocabulary(oriented);
         assert_eq!(vocabulary.vocab_size(), 2 * K);
         let encoder = Encoder::new(&vocabulary);
-        // Every id, row after row; then the last rule, and strangers.
+        // Every id, row after row; then the last merge, and ids that nothing joins.
         let rows = (0..K / ROW).map(|row| (row * ROW..(row + 1) * ROW).collect::<Vec<_>>());
         let first_of_rows: u32 = K + (1..15).map(|level| K >> level).sum::<u32>();
         let mut expected: Vec<Vec<u32>> = (0..K / ROW).map(|row| vec![first_of_rows + row]).collect();

@@ -1,4 +1,4 @@
-//! The core against a plain implementation that counts everything anew for every rule, and against itself.
+//! The core against a plain implementation that counts everything anew for every merge, and against itself.
 
 mod plain;
 
@@ -6,14 +6,14 @@ use being_vl_core::{
     Dropout, EncodeOptions, Encoder, Encoding, Error, Grid, Interrupt, MAX_SIDE, MergeMode, TrainOptions,
     Trainer, Vocabulary, train,
 };
-use plain::Plain;
+use plain::PlainGrid;
 use proptest::prelude::*;
 
 fn learn(grids: &[Grid], options: &TrainOptions) -> Vocabulary {
     train(grids, options, |_| (), &Interrupt::default()).unwrap()
 }
 
-/// Learns up to `limit` rules, going on from a vocabulary if there is one.
+/// Learns up to each of `limits` merges, going on from a vocabulary if there is one.
 fn learn_from(
     grids: &[Grid],
     options: &TrainOptions,
@@ -22,7 +22,7 @@ fn learn_from(
 ) -> Vocabulary {
     let sizes: Vec<_> = grids.iter().map(|grid| (grid.height() as usize, grid.width() as usize)).collect();
     let mut trainer = Trainer::new(&sizes, options.clone(), resume).unwrap();
-    trainer.set(0, grids).unwrap();
+    trainer.set_grids(0, grids).unwrap();
     for &limit in limits {
         trainer.run(limit, |_| (), &Interrupt::default()).unwrap();
     }
@@ -138,13 +138,13 @@ fn config(cases: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(config(3000))]
 
-    /// Incremental training learns the same rules, with the same statistics, as counting anew every time, and encoding
+    /// Incremental training learns the same merges, with the same statistics, as counting anew every time, and encoding
     /// a training grid gives what became of it.
     #[test]
     fn training_equals_full_counts((options, grids, _) in cases()) {
-        let (rules, states) = plain::train(&grids, &options);
+        let (merges, states) = plain::train(&grids, &options);
         let vocabulary = learn(&grids, &options);
-        prop_assert_eq!(vocabulary.rules(), rules);
+        prop_assert_eq!(vocabulary.merges(), merges);
         prop_assert_eq!(encode(&vocabulary, &grids, options.num_threads), states);
     }
 }
@@ -152,16 +152,16 @@ proptest! {
 proptest! {
     #![proptest_config(config(1000))]
 
-    /// Encoding grids not seen in training in one pass equals applying rule after rule, regions too.
+    /// Encoding grids not seen in training in one pass equals applying merge after merge, regions too.
     #[test]
-    fn encoding_equals_rule_after_rule((options, grids, unseen) in cases()) {
+    fn encoding_equals_merge_after_merge((options, grids, new_grids) in cases()) {
         let vocabulary = learn(&grids, &options);
-        let row = Grid::new(0, 1, unseen[0].ids().len(), unseen[0].ids().to_vec()).unwrap();
-        for grid in unseen.iter().chain([&row]) {
-            let plain = Plain::encode(grid, &vocabulary);
+        let row = Grid::new(0, 1, new_grids[0].ids().len(), new_grids[0].ids().to_vec()).unwrap();
+        for grid in new_grids.iter().chain([&row]) {
+            let plain_grid = PlainGrid::encode(grid, &vocabulary);
             let encoding = encode_with(&vocabulary, grid, &EncodeOptions { regions: true, dropout: None });
-            prop_assert_eq!(&encoding.ids, &plain.tokens());
-            prop_assert_eq!(encoding.regions.unwrap().tokens, plain.regions());
+            prop_assert_eq!(&encoding.ids, &plain_grid.tokens());
+            prop_assert_eq!(encoding.regions.unwrap().tokens, plain_grid.regions());
             prop_assert_eq!(encode_with(&vocabulary, grid, &EncodeOptions::default()).ids, encoding.ids);
         }
     }
@@ -170,47 +170,47 @@ proptest! {
     #[test]
     fn order_threads_and_number_of_merges((options, grids, _) in cases(), seed in any::<u64>(), fewer in 0.0..1.0) {
         let vocabulary = learn(&grids, &options);
-        let mut shuffled = grids;
-        for i in (1..shuffled.len()).rev() {
-            shuffled.swap(i, (seed.rotate_left(i as u32 * 8) % (i as u64 + 1)) as usize);
+        let mut shuffled_grids = grids;
+        for i in (1..shuffled_grids.len()).rev() {
+            shuffled_grids.swap(i, (seed.rotate_left(i as u32 * 8) % (i as u64 + 1)) as usize);
         }
         for num_threads in 1..=4 {
             let options = TrainOptions { num_threads, ..options.clone() };
-            prop_assert_eq!(&learn(&shuffled, &options), &vocabulary);
+            prop_assert_eq!(&learn(&shuffled_grids, &options), &vocabulary);
         }
-        let num_merges = (fewer * vocabulary.rules().len() as f64) as usize;
-        let first = learn(&shuffled, &TrainOptions { num_merges, ..options });
-        prop_assert_eq!(first.rules(), &vocabulary.rules()[..num_merges]);
+        let num_merges = (fewer * vocabulary.merges().len() as f64) as usize;
+        let first = learn(&shuffled_grids, &TrainOptions { num_merges, ..options });
+        prop_assert_eq!(first.merges(), &vocabulary.merges()[..num_merges]);
     }
 
     /// Training that is stopped and resumed, by other numbers of threads, ends where uninterrupted training ends.
     #[test]
     fn resumed_training((options, grids, _) in cases(), one in 0.0..1.0, two in 0.0..1.0, num_threads in 1..=4_usize) {
-        let whole = learn(&grids, &options);
-        let first = (one * whole.rules().len() as f64) as usize;
-        let second = first + (two * (whole.rules().len() - first) as f64) as usize;
+        let expected = learn(&grids, &options);
+        let first = (one * expected.merges().len() as f64) as usize;
+        let second = first + (two * (expected.merges().len() - first) as f64) as usize;
         let part = learn_from(&grids, &options, None, &[first / 2, first]);
-        prop_assert_eq!(part.rules(), &whole.rules()[..first]);
+        prop_assert_eq!(part.merges(), &expected.merges()[..first]);
         let options = TrainOptions { num_threads, ..options };
-        prop_assert_eq!(learn_from(&grids, &options, Some(&part), &[second, usize::MAX]), whole);
+        prop_assert_eq!(learn_from(&grids, &options, Some(&part), &[second, usize::MAX]), expected);
     }
 
     /// Whatever was encoded, with dropout too, decodes to the grid: by regions in both modes, by ids in oriented mode.
     #[test]
     fn decoding_inverts_encoding(
-        (options, grids, unseen) in cases(),
+        (options, grids, new_grids) in cases(),
         probability in prop_oneof![Just(0.0), 0.0..=1.0],
         seed in any::<u64>(),
     ) {
         let vocabulary = learn(&grids, &options);
         let options = EncodeOptions { dropout: Some(Dropout { probability, seed }), regions: true };
-        for grid in grids.iter().chain(&unseen) {
+        for grid in grids.iter().chain(&new_grids) {
             let encoding = encode_with(&vocabulary, grid, &options);
             let (height, width) = (grid.height() as usize, grid.width() as usize);
-            let decoded = vocabulary.decode(&encoding.ids, height, width, encoding.regions.as_ref()).unwrap();
-            prop_assert_eq!(decoded.as_slice(), grid.ids());
+            let ids = vocabulary.decode(&encoding.ids, height, width, encoding.regions.as_ref()).unwrap();
+            prop_assert_eq!(ids.as_slice(), grid.ids());
             match vocabulary.decode(&encoding.ids, height, width, None) {
-                Ok(decoded) => prop_assert_eq!(decoded.as_slice(), grid.ids()),
+                Ok(ids) => prop_assert_eq!(ids.as_slice(), grid.ids()),
                 Err(error) => {
                     prop_assert_eq!(vocabulary.merge_mode(), MergeMode::Pair);
                     prop_assert!(matches!(error, Error::Regions(_)));
@@ -240,9 +240,9 @@ fn longest_sides() {
                 num_threads: 1,
                 ..TrainOptions::default()
             };
-            let (rules, states) = plain::train(&grid, &options);
+            let (merges, states) = plain::train(&grid, &options);
             let vocabulary = learn(&grid, &options);
-            assert_eq!(vocabulary.rules(), rules, "{height}x{width} {merge_mode:?} {base_vocab_size}");
+            assert_eq!(vocabulary.merges(), merges, "{height}x{width} {merge_mode:?} {base_vocab_size}");
             assert_eq!(encode(&vocabulary, &grid, 1), states);
         }
     }
@@ -261,9 +261,9 @@ fn blank_grid_becomes_few_regions() {
             num_threads: 1,
             ..TrainOptions::default()
         };
-        let (rules, states) = plain::train(&grid, &options);
+        let (merges, states) = plain::train(&grid, &options);
         let vocabulary = learn(&grid, &options);
-        assert_eq!(vocabulary.rules(), rules);
+        assert_eq!(vocabulary.merges(), merges);
         assert_eq!(encode(&vocabulary, &grid, 1), states);
         assert_eq!(states[0].len(), 1);
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from being_vl.errors import ConfigError
+from being_vl.fingerprints import compute_fingerprint
 from being_vl.images.decode import read_image
 from being_vl.images.files import list_image_files
 from being_vl.options import StrPath
@@ -164,6 +165,21 @@ class CropDataset(Dataset[list[CropBatch]]):
             self, batch_size=None, sampler=steps, num_workers=workers, persistent_workers=False
         )
         return iter(loader)
+
+
+def fingerprint_folders(folders: Sequence[StrPath]) -> dict[str, str]:
+    """Folder → fingerprint of the names and sizes of its images.
+
+    Raises:
+        ImageError: if a folder has no image.
+    """
+    sizes = {
+        str(folder): [
+            (path.relative_to(folder).as_posix(), path.stat().st_size) for path in _image_paths(folder)
+        ]
+        for folder in folders
+    }
+    return {folder: compute_fingerprint(files) for folder, files in sizes.items()}
 
 
 def _image_paths(folder: StrPath) -> list[Path]:

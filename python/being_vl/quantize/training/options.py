@@ -169,7 +169,7 @@ class QuantizerTrainOptions(Options):
         logging: What is logged.
         device: Where to train: `auto` is a GPU where there is one; `cpu`, `cuda`, `cuda:1`, …
         workers: Processes that read and cut images ahead of the networks.
-        overwrite: Replace what a training with other options left in `out`.
+        overwrite: Replace what a training with other options or images left in `out`.
     """
 
     images: list[Path]

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from being_vl.errors import CheckpointError, ConfigError, FingerprintError
-from being_vl.files import MANIFEST, remove, write_aside
+from being_vl.files import MANIFEST, read_manifest, remove, write_aside
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
 from being_vl.options import fixed_options
 from being_vl.progress import progress_bar
 from being_vl.quantize.models.tiled import VQGAN, network_parameters, new_model
 from being_vl.quantize.training.autoencoder import Autoencoder, ForwardPass
 from being_vl.quantize.training.codebook import Codebook
-from being_vl.quantize.training.crops import CropBatch, CropDataset, Crops
+from being_vl.quantize.training.crops import CropBatch, CropDataset, Crops, fingerprint_folders
 from being_vl.quantize.training.distributed import (
     all_mean,
     average_gradients,
@@ -36,7 +36,7 @@ from being_vl.quantize.training.start import start
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
-JOB = "quantizer train"
+KIND = "quantizer training"
 """How the fingerprint in an output folder names this job."""
 OUTPUTS = (
     MANIFEST,
@@ -66,21 +66,23 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
         the codes on held-out images, and some of those images in `reconstructions/`.
 
     Raises:
-        FingerprintError: if `options.out` holds what was made with other options or by another job.
+        FingerprintError: if `options.out` holds what was made with other options or images, and `overwrite` is not
+            set; or what something else made.
         ImageError: if a folder has no image, or an image can't be read.
         CheckpointError: if the checkpoint is damaged.
         ConfigError: if a folder has too few images, the ranks can't share a batch evenly, or a file of weights
             holds something else.
     """
     with process_group(options.device) as (rank, ranks, device):
-        has_output = _check_folder(options)
+        fields = _fingerprint_fields(options)
+        has_output = _check_folder(options, fields)
         wait_for_all_ranks()
         if has_output and (options.out / MANIFEST).is_file():
             log.info("%s: already finished", options.out)
             return options.out
         trainer = Trainer(options, rank, ranks, device)
         if rank == 0 and not has_output:
-            _claim_folder(options)
+            _claim_folder(options.out, fields)
         wait_for_all_ranks()
         trainer.run()
         if rank == 0:
@@ -89,35 +91,50 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
 
 
 def _fingerprint_fields(options: QuantizerTrainOptions) -> dict[str, Any]:
-    return {"job": JOB, **fixed_options(options)}
+    """What the quantizer follows from: options, and names and sizes of the images."""
+    files = fingerprint_folders([*options.images, *options.held_out_images])
+    return {"kind": KIND, **fixed_options(options), "files": files}
 
 
-def _check_folder(options: QuantizerTrainOptions) -> bool:
-    """Whether the output folder holds what these options made, finished or not.
+def _check_folder(options: QuantizerTrainOptions, fields: dict[str, Any]) -> bool:
+    """Whether the output folder holds what these options and images made, finished or not.
 
     Raises:
         FingerprintError: if it holds something else that may not be replaced.
+        ManifestError: if it is the finished output of another kind of job.
     """
     path = options.out / FINGERPRINT
-    if (options.out / MANIFEST).exists() and not path.is_file():
-        raise FingerprintError(
-            f"{options.out}: was not made by `being-vl {JOB}`; choose another folder for `out`"
-        )
+    if (options.out / MANIFEST).is_file():
+        read_manifest(options.out, "quantizer")
+        if not path.is_file():
+            raise FingerprintError(
+                f"{options.out}: holds a quantizer that no training here made; choose another folder for `out`"
+            )
+    if _read_kind(path) not in (None, KIND):
+        raise FingerprintError(f"{options.out}: holds what another kind of job made; choose another folder")
     try:
-        return check_fingerprint(path, _fingerprint_fields(options))
+        return check_fingerprint(path, fields)
     except FingerprintError:
-        if not options.overwrite or json.loads(path.read_text(encoding="utf-8")).get("job") != JOB:
+        if not options.overwrite:
             raise
         return False
 
 
-def _claim_folder(options: QuantizerTrainOptions) -> None:
+def _read_kind(path: Path) -> str | None:
+    """The kind of job that a fingerprint is of; None if there is none that can be read."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["kind"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _claim_folder(out: Path, fields: dict[str, Any]) -> None:
     """Remove what a training with other options left in the output folder, and say what this one follows from."""
-    if (options.out / FINGERPRINT).is_file():
+    if (out / FINGERPRINT).is_file():
         for name in OUTPUTS:
-            remove(options.out / name)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_fingerprint(options.out / FINGERPRINT, _fingerprint_fields(options))
+            remove(out / name)
+    out.mkdir(parents=True, exist_ok=True)
+    write_fingerprint(out / FINGERPRINT, fields)
 
 
 class Trainer:

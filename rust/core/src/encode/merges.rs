@@ -1,256 +1,268 @@
-//! The rules, arranged for finding which of them apply.
+//! A vocabulary's merges, indexed for finding which of them apply.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustc_hash::FxHashSet;
 
 use crate::grid::Offset;
-use crate::vocabulary::{MergeMode, Rule, Vocabulary};
+use crate::vocabulary::{Merge, MergeMode, Vocabulary};
 
-/// A vocabulary's rules, by number, and the ways to them: from two neighbouring cells, and from a token that has just
-/// appeared.
+/// A vocabulary's merges by number, and two ways to find them: by two neighbouring cells, and by a token that a merge
+/// has just made.
 #[derive(Debug)]
-pub(crate) struct Rules {
+pub(super) struct MergeIndex {
     pub base_vocab_size: u32,
     pub merge_mode: MergeMode,
-    pairs: Vec<Pair>,
-    /// The rules that join a merged token to one that is not newer, ordered by the merged token.
-    partners: Vec<u32>,
-    base: BaseTable,
-    /// Oriented mode, per rule: whether its two shapes touch. Found out when first needed.
-    touching: Vec<AtomicU8>,
+    entries: Vec<MergeEntry>,
+    /// The merges of two tokens of which at least one is merged, ordered by the newer of the two tokens.
+    by_newer_token: Vec<u32>,
+    cell_merges: CellMergeTable,
+    /// Oriented mode, per merge: whether its two shapes touch, worked out when first needed.
+    touch_states: Vec<AtomicU8>,
 }
 
-/// What a rule joins.
+/// One merge.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pair {
+pub(super) struct MergeEntry {
     pub a: u32,
     pub b: u32,
+    /// In oriented mode, from a's anchor to b's.
     pub offset: Offset,
-    /// Numbers of cells of a and b, at most `u32::MAX`.
+    /// Number of cells of a, at most `u32::MAX`.
     pub size_a: u32,
+    /// Number of cells of b, at most `u32::MAX`.
     pub size_b: u32,
-    /// The partners of the rule's own token: the first of them, and how many there are.
-    first_partner: u32,
-    num_partners: u32,
+    /// Where the merges of this merge's own token with tokens that are not newer begin in `by_newer_token`.
+    first_successor: u32,
+    num_successors: u32,
 }
 
-impl Rules {
+impl MergeIndex {
     pub fn new(vocabulary: &Vocabulary) -> Self {
         let k = vocabulary.base_vocab_size();
-        let rules = vocabulary.rules();
+        let merges = vocabulary.merges();
         let sizes = vocabulary.merged_sizes();
         let size = |token: u32| {
-            let size = token.checked_sub(k).map_or(1, |rule| sizes[rule as usize]);
+            let size = token.checked_sub(k).map_or(1, |merge| sizes[merge as usize]);
             u32::try_from(size).unwrap_or(u32::MAX)
         };
-
-        let newer = |rule: &Rule| rule.a.max(rule.b);
-        let mut merged: Vec<u32> =
-            (0..).zip(rules).filter(|(_, rule)| newer(rule) >= k).map(|(index, _)| index).collect();
-        merged.sort_by_key(|&index| newer(&rules[index as usize]));
-        let mut pairs: Vec<Pair> = rules
+        let mut entries: Vec<MergeEntry> = merges
             .iter()
-            .map(|rule| {
-                let offset = rule.offset.unwrap_or(Offset { dy: 0, dx: 0 });
-                let Rule { a, b, .. } = *rule;
-                Pair { a, b, offset, size_a: size(a), size_b: size(b), first_partner: 0, num_partners: 0 }
+            .map(|&Merge { a, b, offset, .. }| MergeEntry {
+                a,
+                b,
+                offset: offset.unwrap_or(Offset { dy: 0, dx: 0 }),
+                size_a: size(a),
+                size_b: size(b),
+                first_successor: 0,
+                num_successors: 0,
             })
             .collect();
-        for (position, &index) in (0..).zip(&merged) {
-            let pair = &mut pairs[(newer(&rules[index as usize]) - k) as usize];
-            if pair.num_partners == 0 {
-                pair.first_partner = position;
+
+        // A merge can match for the first time when the newer of its two tokens has been made.
+        let newer_token = |merge: u32| merges[merge as usize].a.max(merges[merge as usize].b);
+        let mut by_newer_token: Vec<u32> =
+            (0..merges.len() as u32).filter(|&merge| newer_token(merge) >= k).collect();
+        by_newer_token.sort_by_key(|&merge| newer_token(merge));
+        for (position, &merge) in (0..).zip(&by_newer_token) {
+            let entry = &mut entries[(newer_token(merge) - k) as usize];
+            if entry.num_successors == 0 {
+                entry.first_successor = position;
             }
-            pair.num_partners += 1;
+            entry.num_successors += 1;
         }
         Self {
             base_vocab_size: k,
             merge_mode: vocabulary.merge_mode(),
-            partners: merged,
-            base: BaseTable::new(k, rules),
-            touching: rules.iter().map(|_| AtomicU8::new(UNKNOWN)).collect(),
-            pairs,
+            by_newer_token,
+            cell_merges: CellMergeTable::new(k, merges),
+            touch_states: merges.iter().map(|_| AtomicU8::new(TOUCH_UNKNOWN)).collect(),
+            entries,
         }
     }
 
-    /// Number of rules.
+    /// Number of merges.
     pub fn len(&self) -> usize {
-        self.pairs.len()
+        self.entries.len()
     }
 
-    pub fn pair(&self, rule: u32) -> &Pair {
-        &self.pairs[rule as usize]
+    pub fn entry(&self, merge: u32) -> &MergeEntry {
+        &self.entries[merge as usize]
     }
 
-    /// The token that a rule makes.
-    pub fn token(&self, rule: u32) -> u32 {
-        self.base_vocab_size + rule
+    /// The token that a merge makes.
+    pub fn token(&self, merge: u32) -> u32 {
+        self.base_vocab_size + merge
     }
 
-    /// The rules that join a pair's token to tokens that are not newer.
-    pub fn partners(&self, pair: &Pair) -> &[u32] {
-        &self.partners[pair.first_partner as usize..][..pair.num_partners as usize]
+    /// The merges of this merge's token with tokens that are not newer.
+    pub fn successors(&self, entry: &MergeEntry) -> &[u32] {
+        &self.by_newer_token[entry.first_successor as usize..][..entry.num_successors as usize]
     }
 
-    /// The table for neighbouring cells.
-    pub fn base(&self) -> &BaseTable {
-        &self.base
+    /// The merges of two neighbouring cells.
+    pub fn cell_merges(&self) -> &CellMergeTable {
+        &self.cell_merges
     }
 
     /// The cells of a token, seen from its anchor, those of `a` before those of `b` (oriented mode).
     ///
-    /// To be asked only of tokens that a grid contains; others may have more cells than there is memory.
+    /// Only for tokens that a grid contains; others may have more cells than there is memory.
     pub fn cells(&self, token: u32) -> impl Iterator<Item = Offset> + '_ {
-        let mut pending = vec![(token, Offset { dy: 0, dx: 0 })];
+        // Depth first, a before b: a token is taken apart until it is a cell.
+        let mut stack = vec![(token, Offset { dy: 0, dx: 0 })];
         std::iter::from_fn(move || {
-            let (mut token, at) = pending.pop()?;
-            while let Some(rule) = token.checked_sub(self.base_vocab_size) {
-                let Pair { a, b, offset, .. } = *self.pair(rule);
-                pending.push((b, Offset { dy: at.dy + offset.dy, dx: at.dx + offset.dx }));
+            let (mut token, at) = stack.pop()?;
+            while let Some(merge) = token.checked_sub(self.base_vocab_size) {
+                let MergeEntry { a, b, offset, .. } = *self.entry(merge);
+                stack.push((b, Offset { dy: at.dy + offset.dy, dx: at.dx + offset.dx }));
                 token = a;
             }
             Some(at)
         })
     }
 
-    /// Oriented mode: whether two regions with a rule's tokens at its offset are adjacent, in a grid of so many cells.
-    /// Their shapes decide it, so it is found out once, when a grid that both fit into has one of them.
-    pub fn touches(&self, rule: u32, cells: usize) -> bool {
-        let known = &self.touching[rule as usize];
-        // Two threads may both find out; they find the same.
-        if known.load(Ordering::Relaxed) == UNKNOWN {
-            let Pair { a, b, size_a, size_b, offset: Offset { dy, dx }, .. } = *self.pair(rule);
+    /// Oriented mode: whether two regions with a merge's tokens at its offset are adjacent, in a grid of so many cells.
+    ///
+    /// Their shapes decide it, so it is worked out once, when a grid that both fit into has one of them.
+    pub fn touches(&self, merge: u32, cells: usize) -> bool {
+        let state = &self.touch_states[merge as usize];
+        // If two threads work it out at the same time, both get the same result.
+        if state.load(Ordering::Relaxed) == TOUCH_UNKNOWN {
+            let MergeEntry { a, b, size_a, size_b, offset: Offset { dy, dx }, .. } = *self.entry(merge);
             if size_a as usize + size_b as usize > cells {
                 return false;
             }
-            let first: FxHashSet<Offset> = self.cells(a).collect();
-            let beside = |cell: Offset| {
+            // They touch if a cell of b, moved by the offset, is beside a cell of a.
+            let cells_of_a: FxHashSet<Offset> = self.cells(a).collect();
+            let is_beside_a = |cell: Offset| {
                 [(0, 1), (0, -1), (1, 0), (-1, 0)].into_iter().any(|(down, right)| {
-                    first.contains(&Offset { dy: cell.dy + dy + down, dx: cell.dx + dx + right })
+                    cells_of_a.contains(&Offset { dy: cell.dy + dy + down, dx: cell.dx + dx + right })
                 })
             };
-            let found = if self.cells(b).any(beside) { YES } else { NO };
-            known.store(found, Ordering::Relaxed);
+            let answer = if self.cells(b).any(is_beside_a) { TOUCH_YES } else { TOUCH_NO };
+            state.store(answer, Ordering::Relaxed);
         }
-        known.load(Ordering::Relaxed) == YES
+        state.load(Ordering::Relaxed) == TOUCH_YES
     }
 }
 
-const UNKNOWN: u8 = 0;
-const YES: u8 = 1;
-const NO: u8 = 2;
+const TOUCH_UNKNOWN: u8 = 0;
+const TOUCH_YES: u8 = 1;
+const TOUCH_NO: u8 = 2;
 
-/// How two neighbouring cells lie, where rules tell it apart.
+/// Where the second of two neighbouring cells lies.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Beside {
+pub(super) enum Direction {
     Right = 0,
     Below = 1,
 }
 
-/// From two neighbouring cells to the rule that joins their ids. Most neighbours have none, and a filter small enough
-/// for the first-level cache says so at once.
+/// From two neighbouring cells to the merge of their ids. Most neighbours have none, and a filter small enough for the
+/// first-level cache answers for them.
 #[derive(Debug)]
-pub(crate) struct BaseTable {
-    /// One bit per hash of a pair: a pair whose bit is not set has no rule.
+pub(super) struct CellMergeTable {
+    /// One bit per hash of a pair: a pair whose bit is not set has no merge.
     filter: Box<[u64; FILTER_WORDS]>,
-    /// Open addressing: a rule stands at the first free place after where its pair's hash points.
-    places: Vec<Place>,
-    place_shift: u32,
-    /// In pair mode both ways of lying are looked up as one.
-    mask: u32,
+    /// Open addressing: a merge is in the first free slot at or after the one that its pair's hash names.
+    slots: Vec<Slot>,
+    slot_shift: u32,
+    /// 1 in oriented mode; 0 in pair mode, where both directions are looked up as one.
+    direction_mask: u32,
 }
 
 const FILTER_WORDS: usize = 1 << 11;
 
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    /// Of the two ids and how they lie.
+struct Slot {
+    /// Of the two ids and their direction.
     key: u64,
-    rule: u32,
+    merge: u32,
 }
 
-/// The key where no rule is; ids are smaller.
+/// The key of a free slot; keys of ids are smaller.
 const FREE: u64 = u64::MAX;
 
-impl BaseTable {
-    fn new(base_vocab_size: u32, rules: &[Rule]) -> Self {
-        let base: Vec<_> = (0..)
-            .zip(rules)
-            .filter(|(_, rule)| rule.a.max(rule.b) < base_vocab_size)
-            .filter_map(|(index, rule)| {
-                let beside = match rule.offset {
-                    None | Some(Offset { dy: 0, dx: 1 }) => Beside::Right,
-                    Some(Offset { dy: 1, dx: 0 }) => Beside::Below,
+impl CellMergeTable {
+    fn new(base_vocab_size: u32, merges: &[Merge]) -> Self {
+        let cell_merges: Vec<_> = (0..)
+            .zip(merges)
+            .filter(|(_, merge)| merge.a.max(merge.b) < base_vocab_size)
+            .filter_map(|(index, merge)| {
+                let direction = match merge.offset {
+                    None | Some(Offset { dy: 0, dx: 1 }) => Direction::Right,
+                    Some(Offset { dy: 1, dx: 0 }) => Direction::Below,
                     // Cells at other offsets are not adjacent.
                     Some(_) => return None,
                 };
-                Some((index, rule, beside))
+                Some((index, merge, direction))
             })
             .collect();
-        let place_bits = base.len().next_power_of_two().ilog2() + 1;
+        // Twice as many slots as merges, so that a free one is near.
+        let slot_bits = cell_merges.len().next_power_of_two().ilog2() + 1;
         let mut table = Self {
             filter: Box::new([0; FILTER_WORDS]),
-            places: vec![Place { key: FREE, rule: 0 }; 1 << place_bits],
-            place_shift: 64 - place_bits,
-            mask: base.iter().any(|(_, rule, _)| rule.offset.is_some()).into(),
+            slots: vec![Slot { key: FREE, merge: 0 }; 1 << slot_bits],
+            slot_shift: 64 - slot_bits,
+            direction_mask: cell_merges.iter().any(|(_, merge, _)| merge.offset.is_some()).into(),
         };
-        for (rule, Rule { a, b, .. }, beside) in base {
-            let key = table.key(*a, *b, beside);
-            let (word, bit) = filter_place(key);
+        for (merge, Merge { a, b, .. }, direction) in cell_merges {
+            let key = table.key(*a, *b, direction);
+            let (word, bit) = filter_bit(key);
             table.filter[word] |= 1 << bit;
-            let mut place = table.first_place(key);
-            while table.places[place].key != FREE {
-                place = table.next_place(place);
+            let mut slot = table.first_slot(key);
+            while table.slots[slot].key != FREE {
+                slot = table.next_slot(slot);
             }
-            table.places[place] = Place { key, rule };
+            table.slots[slot] = Slot { key, merge };
         }
         table
     }
 
-    /// 0 for most of the pairs that no rule joins, otherwise 1.
+    /// 0 for most of the pairs that have no merge, otherwise 1.
     #[inline]
-    pub fn may_join(&self, a: u32, b: u32, beside: Beside) -> u64 {
-        let (word, bit) = filter_place(self.key(a, b, beside));
+    pub fn may_contain(&self, a: u32, b: u32, direction: Direction) -> u64 {
+        let (word, bit) = filter_bit(self.key(a, b, direction));
         self.filter[word] >> bit & 1
     }
 
-    /// The rule that joins two neighbouring cells.
+    /// The merge of two neighbouring cells.
     #[inline]
-    pub fn get(&self, a: u32, b: u32, beside: Beside) -> Option<u32> {
-        let key = self.key(a, b, beside);
-        let mut index = self.first_place(key);
+    pub fn get(&self, a: u32, b: u32, direction: Direction) -> Option<u32> {
+        let key = self.key(a, b, direction);
+        let mut index = self.first_slot(key);
         loop {
-            let place = &self.places[index];
-            if place.key == key {
-                return Some(place.rule);
+            let slot = &self.slots[index];
+            if slot.key == key {
+                return Some(slot.merge);
             }
-            if place.key == FREE {
+            if slot.key == FREE {
                 return None;
             }
-            index = self.next_place(index);
+            index = self.next_slot(index);
         }
     }
 
-    fn key(&self, a: u32, b: u32, beside: Beside) -> u64 {
-        (u64::from(a) << 33) + (u64::from(b) << 1) + u64::from(beside as u32 & self.mask)
+    fn key(&self, a: u32, b: u32, direction: Direction) -> u64 {
+        (u64::from(a) << 33) + (u64::from(b) << 1) + u64::from(direction as u32 & self.direction_mask)
     }
 
-    fn first_place(&self, key: u64) -> usize {
-        (hash(key) >> self.place_shift) as usize
+    fn first_slot(&self, key: u64) -> usize {
+        (hash(key) >> self.slot_shift) as usize
     }
 
-    fn next_place(&self, place: usize) -> usize {
-        (place + 1) & (self.places.len() - 1)
+    fn next_slot(&self, slot: usize) -> usize {
+        (slot + 1) & (self.slots.len() - 1)
     }
 }
 
-fn filter_place(key: u64) -> (usize, u64) {
+/// The word and the bit of a key in the filter.
+fn filter_bit(key: u64) -> (usize, u64) {
     let bit = hash(key) >> (64 - FILTER_WORDS.ilog2() - 6);
     ((bit / 64) as usize, bit % 64)
 }
 
-/// The high bits are spread well.
+/// A hash whose high bits depend on all bits of the key.
 fn hash(key: u64) -> u64 {
     key.wrapping_mul(0xD6E8_FEB8_6659_FD93)
 }

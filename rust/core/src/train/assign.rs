@@ -1,32 +1,32 @@
 //! Which grid goes to which shard.
 //!
-//! Shards are worked on at the same time, rule after rule, so for every rule each should have as much to do as any other.
-//! What a rule merges comes in clusters: many times in one grid, and in grids that are alike. So a grid goes where its ids
-//! are rarest so far, which leaves a third of the difference that chance would.
+//! Shards are worked on at the same time, merge after merge, so for every merge each should have as much to do as any
+//! other. What a merge joins comes in clusters: many times in one grid, and in grids that are similar. So a grid goes
+//! to the shard in which its ids are rarest so far. Shards then differ a third as much as after a choice at random.
 
 use std::collections::BTreeMap;
 use std::vec::IntoIter;
 
 use crate::grid::Grid;
 
-/// One in so many ids is looked at; odd, so that these are of all columns.
-const STEP: usize = 13;
+/// One in so many ids is counted; odd, so that these are of all columns.
+const SAMPLING_STEP: usize = 13;
 
 /// A shard and a position there.
 type Place = (u32, u32);
 
-/// Deals out grids one by one.
+/// Assigns grids to shards one by one.
 #[derive(Debug)]
-pub(super) struct Dealer {
+pub(super) struct GridAssigner {
     /// Per height and width of grids, for each shard the positions that are free.
-    free: BTreeMap<(u32, u32), Vec<IntoIter<u32>>>,
-    /// Per shard, how often each id was seen in its grids.
-    seen: Vec<Vec<u32>>,
-    /// Per grid that was dealt.
+    free_positions: BTreeMap<(u32, u32), Vec<IntoIter<u32>>>,
+    /// Per shard, how often each id is in the samples of its grids.
+    id_counts: Vec<Vec<u32>>,
+    /// Per grid, its place once it has one.
     places: Vec<Option<Place>>,
 }
 
-impl Dealer {
+impl GridAssigner {
     /// For so many ids and grids, and these positions in shards.
     pub fn new(
         ids: u32,
@@ -34,38 +34,46 @@ impl Dealer {
         shards: usize,
         positions: impl Iterator<Item = ((u32, u32), Place)>,
     ) -> Self {
-        let mut free = BTreeMap::new();
+        let mut free_positions = BTreeMap::new();
         for (size, (shard, position)) in positions {
-            let of_size = free.entry(size).or_insert_with(|| vec![Vec::new(); shards]);
+            let of_size = free_positions.entry(size).or_insert_with(|| vec![Vec::new(); shards]);
             of_size[shard as usize].push(position);
         }
-        let free =
-            free.into_iter().map(|(size, shards)| (size, shards.into_iter().map(Vec::into_iter).collect()));
-        Self { free: free.collect(), seen: vec![vec![0; ids as usize]; shards], places: vec![None; grids] }
+        let free_positions = free_positions
+            .into_iter()
+            .map(|(size, shards)| (size, shards.into_iter().map(Vec::into_iter).collect()));
+        Self {
+            free_positions: free_positions.collect(),
+            id_counts: vec![vec![0; ids as usize]; shards],
+            places: vec![None; grids],
+        }
     }
 
-    /// The places of grid `first` and those after it.
-    pub fn deal(&mut self, first: usize, grids: &[Grid]) -> Vec<Place> {
+    /// The places of grid `first` and those after it; a grid that has one keeps it.
+    pub fn assign(&mut self, first: usize, grids: &[Grid]) -> Vec<Place> {
         let place = |(index, grid): (usize, &Grid)| {
-            let place = self.places[index].unwrap_or_else(|| self.next(grid));
+            let place = self.places[index].unwrap_or_else(|| self.find_place(grid));
             self.places[index] = Some(place);
             place
         };
         (first..).zip(grids).map(place).collect()
     }
 
-    fn next(&mut self, grid: &Grid) -> Place {
-        let free = self.free.get_mut(&(grid.height(), grid.width())).expect("grids of these sizes");
+    fn find_place(&mut self, grid: &Grid) -> Place {
+        let size = (grid.height(), grid.width());
+        let free_positions = self.free_positions.get_mut(&size).expect("grids of these sizes");
         // One shard needs no choice.
-        let ids = if self.seen.len() > 1 { grid.ids() } else { &[] };
-        let sample = || ids.iter().step_by(STEP).map(|&id| id as usize);
-        let alike = |seen: &[u32]| sample().map(|id| u64::from(seen[id])).sum::<u64>();
-        let seen = (0..).zip(&mut self.seen);
-        let with_room = seen.zip(free).filter(|(_, free)| free.len() > 0);
-        let all = with_room.min_by_key(|((_, seen), _)| alike(seen));
-        let ((shard, seen), free) = all.expect("room for every grid");
-        sample().for_each(|id| seen[id] += 1);
-        (shard, free.next().expect("room for this one"))
+        let ids = if self.id_counts.len() > 1 { grid.ids() } else { &[] };
+        let sample = || ids.iter().step_by(SAMPLING_STEP).map(|&id| id as usize);
+        let similarity = |counts: &[u32]| sample().map(|id| u64::from(counts[id])).sum::<u64>();
+        // Among the shards with a free position, the one whose grids are least similar.
+        let shards = (0..).zip(&mut self.id_counts).zip(free_positions);
+        let shards_with_room = shards.filter(|(_, positions)| positions.len() > 0);
+        let choice = shards_with_room.min_by_key(|((_, counts), _)| similarity(counts));
+        let ((shard, counts), positions) = choice.expect("room for every grid");
+        // Its ids count from now on.
+        sample().for_each(|id| counts[id] += 1);
+        (shard, positions.next().expect("room for this grid"))
     }
 }
 
@@ -77,9 +85,9 @@ mod tests {
 
     use super::*;
 
-    fn dealer(sizes: &[(u32, u32)], shards: usize) -> Dealer {
+    fn assigner(sizes: &[(u32, u32)], shards: usize) -> GridAssigner {
         let place = |(number, &size)| (size, (number as u32 % shards as u32, number as u32));
-        Dealer::new(10, sizes.len(), shards, (0..).zip(sizes).map(place))
+        GridAssigner::new(10, sizes.len(), shards, (0..).zip(sizes).map(place))
     }
 
     proptest! {
@@ -94,10 +102,10 @@ mod tests {
                 Grid::new(index, height, width, vec![index as u32 % 10; height * width]).unwrap()
             };
             let grids: Vec<_> = sizes.iter().enumerate().map(grid).collect();
-            let mut dealer = dealer(&sizes, shards);
+            let mut assigner = assigner(&sizes, shards);
             let first = first.index(grids.len());
-            let last = dealer.deal(first, &grids[first..]);
-            let places = dealer.deal(0, &grids);
+            let last = assigner.assign(first, &grids[first..]);
+            let places = assigner.assign(0, &grids);
             prop_assert_eq!(&places[first..], last);
             prop_assert_eq!(places.iter().collect::<HashSet<_>>().len(), grids.len());
             for (size, (shard, position)) in sizes.iter().zip(places) {
@@ -107,9 +115,9 @@ mod tests {
         }
 
         #[test]
-        fn alike_grids_are_parted(ids in Just((0..40).map(|id| id / 10).collect::<Vec<u32>>()).prop_shuffle()) {
+        fn similar_grids_go_to_different_shards(ids in Just((0..40).map(|id| id / 10).collect::<Vec<u32>>()).prop_shuffle()) {
             let grids: Vec<_> = ids.iter().map(|&id| Grid::new(0, 4, 4, vec![id; 16]).unwrap()).collect();
-            let places = dealer(&[(4, 4); 40], 2).deal(0, &grids);
+            let places = assigner(&[(4, 4); 40], 2).assign(0, &grids);
             for kind in 0..4 {
                 let of_kind = ids.iter().zip(&places).filter(|(id, _)| **id == kind);
                 prop_assert_eq!(of_kind.filter(|(_, (shard, _))| *shard == 0).count(), 5);

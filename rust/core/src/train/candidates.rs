@@ -1,20 +1,20 @@
-//! The indexed pairs and the choice of the next one.
+//! The candidates, which are the indexed pairs, and the choice of the next merge among them.
 
 use std::cmp::Reverse;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::count_regions::Count;
+use super::pair::Count;
 use crate::error::Result;
 use crate::grid::Offset;
 use crate::memory::prefetch;
 use crate::statistics::priority;
 
-/// What a pair's histogram says.
+/// What follows from a pair's histogram of offsets.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Evaluation {
-    /// What counts as the pair's frequency: N, or the count at the most frequent offset.
+    /// The pair's frequency: N in pair mode, the count at the most frequent offset in oriented mode.
     pub frequency: u64,
     /// The most frequent offset.
     pub offset: Offset,
@@ -25,30 +25,30 @@ pub(super) struct Evaluation {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Pair {
+struct Candidate {
     key: u64,
     count: Count,
-    /// The frequency is no higher: it was no higher before, and it never rises.
+    /// An upper bound of the frequency: once a bound, always one, since frequencies never rise.
     bound: u64,
-    /// Where its evaluation is, or `NONE`.
+    /// The number of its evaluation, or `NO_EVALUATION`.
     evaluation: u32,
-    /// Whether it still holds.
-    evaluated: bool,
+    /// Whether that evaluation is of the current count.
+    is_evaluated: bool,
 }
 
-const NONE: u32 = u32::MAX;
+const NO_EVALUATION: u32 = u32::MAX;
 
 /// A pair to evaluate.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Fresh {
+pub(super) struct EvaluationRequest {
     pub pair: u32,
     pub key: u64,
     pub count: Count,
 }
 
-/// The winner among indexed pairs.
+/// The candidate of the highest priority.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Best {
+pub(super) struct Winner {
     pub pair: u32,
     pub key: u64,
     pub count: u64,
@@ -57,38 +57,40 @@ pub(super) struct Best {
     pub max_frequency: u64,
 }
 
-/// All indexed pairs, ordered so that the best is found without looking at most of them.
+/// All indexed pairs, ordered so that the one of the highest priority is found without looking at most of them.
 ///
 /// A pair's consistency is worked out when the pair comes near the top, and again after each change of its count:
-/// consistency can rise while the count falls.
+/// consistency can rise while the count falls. So a candidate is either ranked, with an evaluation of its current
+/// count, or it is queued by an upper bound of its frequency.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
-    pairs: Vec<Pair>,
-    /// Per pair, whether it has not been dropped. Apart, because most pairs of a rule's tokens lose nothing by it.
-    indexed: Vec<bool>,
+    /// By index.
+    pairs: Vec<Candidate>,
+    /// Per pair, whether it has not been dropped. Apart, because most pairs of a merge's tokens lose nothing by it.
+    is_indexed: Vec<bool>,
     /// Of those pairs that were ever evaluated.
     evaluations: Vec<Evaluation>,
-    /// Pairs without an evaluation, by an upper bound of their frequencies, and some that have one by now.
-    fresh: Vec<Vec<u32>>,
-    /// No bucket above this one holds anything.
+    /// The queued pairs, in buckets by an upper bound of their frequencies, and some that are ranked by now.
+    queue: Vec<Vec<u32>>,
+    /// The highest bucket of the queue that may not be empty.
     top: usize,
-    /// The evaluated pairs, in bands of consistency, so that in each band those of high priority have high frequencies.
-    ranked: [Band; BANDS],
+    /// The ranked pairs, in bands of consistency, so that in each band those of high priority have high frequencies.
+    ranking: [Band; NUM_BANDS],
 }
 
 /// Per frequency: pairs by falling consistency (as bits, which have the same order), then by key.
 type Band = BTreeMap<u64, BTreeSet<(Reverse<u64>, u64, u32)>>;
 
-/// About how many pairs are evaluated at once. Then threads are not needed for each, and few counts change before they are
-/// compared.
-const BATCH: usize = 64;
+/// About how many pairs are evaluated at once: with more, more counts change before their evaluations are compared;
+/// with fewer, threads are woken more often.
+const BATCH_SIZE: usize = 64;
 
 /// A power of two, so that bands have exact bounds.
-const BANDS: usize = 16;
+const NUM_BANDS: usize = 16;
 
 /// The band of a consistency.
 fn band(consistency: f64) -> usize {
-    ((consistency * BANDS as f64) as usize).min(BANDS - 1)
+    ((consistency * NUM_BANDS as f64) as usize).min(NUM_BANDS - 1)
 }
 
 /// Bits of a count that tell buckets apart.
@@ -102,6 +104,7 @@ fn bucket(count: u64) -> usize {
 
 /// The largest count in a bucket.
 fn bucket_end(bucket: usize) -> u64 {
+    // Above the buckets of one count each, every `half` buckets double the number of counts in a bucket.
     let half = 1 << (BUCKET_BITS - 1);
     let shift = (bucket / half).saturating_sub(1);
     let mantissa = (bucket - shift * half) as u64;
@@ -109,67 +112,74 @@ fn bucket_end(bucket: usize) -> u64 {
 }
 
 impl Candidates {
-    /// None, with room for some pairs.
+    /// No candidates, with room for some.
     pub fn with_capacity(pairs: usize) -> Self {
-        Self { pairs: Vec::with_capacity(pairs), indexed: Vec::with_capacity(pairs), ..Self::default() }
+        Self { pairs: Vec::with_capacity(pairs), is_indexed: Vec::with_capacity(pairs), ..Self::default() }
     }
 
-    /// Takes up a pair and returns its index.
+    /// Adds a pair and returns its index.
     pub fn insert(&mut self, key: u64, count: Count) -> u32 {
         let pair = self.pairs.len() as u32;
-        self.pairs.push(Pair { key, count, bound: count.all, evaluation: NONE, evaluated: false });
-        self.indexed.push(true);
-        self.push_fresh(pair, count.all);
+        self.pairs.push(Candidate {
+            key,
+            count,
+            bound: count.total,
+            evaluation: NO_EVALUATION,
+            is_evaluated: false,
+        });
+        self.is_indexed.push(true);
+        self.enqueue(pair, count.total);
         pair
     }
 
-    fn push_fresh(&mut self, pair: u32, bound: u64) {
+    fn enqueue(&mut self, pair: u32, bound: u64) {
         let bucket = bucket(bound);
-        if self.fresh.len() <= bucket {
-            self.fresh.resize_with(bucket + 1, Vec::new);
+        if self.queue.len() <= bucket {
+            self.queue.resize_with(bucket + 1, Vec::new);
         }
-        self.fresh[bucket].push(pair);
+        self.queue[bucket].push(pair);
         self.top = self.top.max(bucket);
     }
 
     /// Whether a pair has not been dropped.
     pub fn is_indexed(&self, pair: u32) -> bool {
-        self.indexed[pair as usize]
+        self.is_indexed[pair as usize]
     }
 
-    /// Begins to fetch what [`Candidates::remove`] needs.
-    pub fn fetch(&self, pair: u32) {
+    /// Begins to load what [`Candidates::remove`] needs.
+    pub fn prefetch(&self, pair: u32) {
         prefetch(&self.pairs, pair as usize);
     }
 
     /// Lowers a pair's count. Drops the pair and returns false if its frequency must be below the threshold.
-    pub fn remove(&mut self, pair: u32, removed: Count, threshold: u64) -> bool {
-        let Pair { key, count, bound, evaluation, evaluated } = &mut self.pairs[pair as usize];
-        *count -= removed;
-        let before = std::mem::take(evaluated).then(|| self.evaluations[*evaluation as usize]);
-        *bound = before.map_or(*bound, |before| before.frequency).min(count.all);
+    pub fn remove(&mut self, pair: u32, removals: Count, threshold: u64) -> bool {
+        let Candidate { key, count, bound, evaluation, is_evaluated } = &mut self.pairs[pair as usize];
+        // The new bound is the last known frequency, or the count if that is lower.
+        *count -= removals;
+        let old_evaluation = std::mem::take(is_evaluated).then(|| self.evaluations[*evaluation as usize]);
+        *bound = old_evaluation.map_or(*bound, |evaluation| evaluation.frequency).min(count.total);
         let (key, bound) = (*key, *bound);
-        self.indexed[pair as usize] = bound >= threshold;
-        if let Some(before) = before {
-            self.withdraw(pair, key, before);
+        self.is_indexed[pair as usize] = bound >= threshold;
+        if let Some(evaluation) = old_evaluation {
+            self.unrank(pair, key, evaluation);
         }
         if bound < threshold {
             return false;
         }
-        // Without an evaluation, the pair waits in the bucket of a bound that it had, which is looked at in time.
-        if before.is_some() {
-            self.push_fresh(pair, bound);
+        // A queued pair stays in the bucket of an earlier bound, which is higher and comes in time.
+        if old_evaluation.is_some() {
+            self.enqueue(pair, bound);
         }
         true
     }
 
     fn rank(&mut self, pair: u32, key: u64, Evaluation { frequency, consistency, .. }: Evaluation) {
-        let level = self.ranked[band(consistency)].entry(frequency).or_default();
+        let level = self.ranking[band(consistency)].entry(frequency).or_default();
         level.insert((Reverse(consistency.to_bits()), key, pair));
     }
 
-    fn withdraw(&mut self, pair: u32, key: u64, Evaluation { frequency, consistency, .. }: Evaluation) {
-        if let Entry::Occupied(mut level) = self.ranked[band(consistency)].entry(frequency) {
+    fn unrank(&mut self, pair: u32, key: u64, Evaluation { frequency, consistency, .. }: Evaluation) {
+        if let Entry::Occupied(mut level) = self.ranking[band(consistency)].entry(frequency) {
             level.get_mut().remove(&(Reverse(consistency.to_bits()), key, pair));
             if level.get().is_empty() {
                 level.remove();
@@ -177,54 +187,59 @@ impl Candidates {
         }
     }
 
-    /// The pair with the highest priority; `evaluate` says of each whether `None`, to drop it.
+    /// The pair with the highest priority (ties: the smaller key). `evaluate` returns `None` for pairs to drop.
     ///
-    /// Evaluates until none of the others could win even with full consistency. All of this is exact in floating
+    /// Evaluates until none of the queued pairs could win even with full consistency. All of this is exact in floating
     /// point, because rounding keeps the order of what it rounds.
-    pub fn best(
+    pub fn find_winner(
         &mut self,
         alpha: f64,
-        mut evaluate: impl FnMut(&[Fresh]) -> Result<Vec<Option<Evaluation>>>,
-    ) -> Result<Option<Best>> {
+        mut evaluate: impl FnMut(&[EvaluationRequest]) -> Result<Vec<Option<Evaluation>>>,
+    ) -> Result<Option<Winner>> {
         loop {
+            // The best of the ranked pairs wins if the queue is empty, or if its pairs can neither beat that priority
+            // nor raise the maximum that frequencies are relative to.
             self.lower_top();
-            let best = self.best_ranked(alpha);
+            let winner = self.find_ranked_winner(alpha);
             if self.top == 0 {
-                return Ok(best);
+                return Ok(winner);
             }
             let bound = bucket_end(self.top);
-            if let Some(Best { priority: reached, max_frequency, .. }) = best
+            if let Some(Winner { priority: winning_priority, max_frequency, .. }) = winner
                 && bound <= max_frequency
-                && priority(bound, max_frequency, alpha, 1.0) < reached
+                && priority(bound, max_frequency, alpha, 1.0) < winning_priority
             {
-                return Ok(best);
+                return Ok(winner);
             }
-            let batch = self.take_fresh();
-            for (fresh, evaluation) in batch.iter().zip(evaluate(&batch)?) {
-                self.set_evaluation(fresh, evaluation);
+            // Otherwise the top of the queue is evaluated and ranked.
+            let batch = self.dequeue_batch();
+            for (request, evaluation) in batch.iter().zip(evaluate(&batch)?) {
+                self.set_evaluation(request, evaluation);
             }
         }
     }
 
+    /// Lowers the top of the queue to the highest bucket that is not empty.
     fn lower_top(&mut self) {
-        while self.top > 0 && self.fresh[self.top].is_empty() {
+        while self.top > 0 && self.queue[self.top].is_empty() {
             self.top -= 1;
         }
     }
 
     /// Takes pairs out of the top buckets, one bucket after the other.
-    fn take_fresh(&mut self) -> Vec<Fresh> {
-        let mut batch = Vec::with_capacity(2 * BATCH);
-        while self.top > 0 && (batch.is_empty() || batch.len() + self.fresh[self.top].len() <= BATCH) {
-            for pair in std::mem::take(&mut self.fresh[self.top]) {
-                let Pair { key, count, bound, evaluated, .. } = self.pairs[pair as usize];
-                if evaluated || !self.indexed[pair as usize] {
+    fn dequeue_batch(&mut self) -> Vec<EvaluationRequest> {
+        let mut batch = Vec::with_capacity(2 * BATCH_SIZE);
+        while self.top > 0 && (batch.is_empty() || batch.len() + self.queue[self.top].len() <= BATCH_SIZE) {
+            // Of a bucket, skip pairs that were ranked or dropped since, and move those whose bound has fallen.
+            for pair in std::mem::take(&mut self.queue[self.top]) {
+                let Candidate { key, count, bound, is_evaluated, .. } = self.pairs[pair as usize];
+                if is_evaluated || !self.is_indexed[pair as usize] {
                     continue;
                 }
                 if bucket(bound) < self.top {
-                    self.push_fresh(pair, bound);
+                    self.enqueue(pair, bound);
                 } else {
-                    batch.push(Fresh { pair, key, count });
+                    batch.push(EvaluationRequest { pair, key, count });
                 }
             }
             self.lower_top();
@@ -232,52 +247,62 @@ impl Candidates {
         batch
     }
 
-    fn set_evaluation(&mut self, &Fresh { pair: index, key, .. }: &Fresh, evaluation: Option<Evaluation>) {
+    fn set_evaluation(
+        &mut self,
+        &EvaluationRequest { pair, key, .. }: &EvaluationRequest,
+        evaluation: Option<Evaluation>,
+    ) {
         let Some(evaluation) = evaluation else {
-            self.indexed[index as usize] = false;
+            self.is_indexed[pair as usize] = false;
             return;
         };
-        let pair = &mut self.pairs[index as usize];
-        pair.evaluated = true;
-        if pair.evaluation == NONE {
-            pair.evaluation = self.evaluations.len() as u32;
+        // A pair keeps its place among the evaluations for the next one.
+        let candidate = &mut self.pairs[pair as usize];
+        candidate.is_evaluated = true;
+        if candidate.evaluation == NO_EVALUATION {
+            candidate.evaluation = self.evaluations.len() as u32;
             self.evaluations.push(evaluation);
         }
-        self.evaluations[pair.evaluation as usize] = evaluation;
-        self.rank(index, key, evaluation);
+        self.evaluations[candidate.evaluation as usize] = evaluation;
+        self.rank(pair, key, evaluation);
     }
 
-    /// The best of the evaluated pairs.
-    fn best_ranked(&self, alpha: f64) -> Option<Best> {
-        let most_frequent = self.ranked.iter().filter_map(|band| band.last_key_value());
+    /// The ranked pair with the highest priority. In each band, walks from high frequencies to low ones until no lower
+    /// one can win.
+    fn find_ranked_winner(&self, alpha: f64) -> Option<Winner> {
+        let most_frequent = self.ranking.iter().filter_map(|band| band.last_key_value());
         let max_frequency = *most_frequent.map(|(frequency, _)| frequency).max()?;
-        let mut best: Option<(f64, Reverse<u64>, u32)> = None;
-        for (band, levels) in self.ranked.iter().enumerate().rev() {
-            let most_consistent = (band + 1) as f64 / BANDS as f64;
+        let mut winner: Option<(f64, Reverse<u64>, u32)> = None;
+        for (band, levels) in self.ranking.iter().enumerate().rev() {
+            // Bands of high consistency first: their winner leaves less to look at in the others.
+            let max_consistency = (band + 1) as f64 / NUM_BANDS as f64;
             for (&frequency, level) in levels.iter().rev() {
-                let bound = priority(frequency, max_frequency, alpha, most_consistent);
-                if best.is_some_and(|(reached, ..)| bound < reached) {
+                // An upper bound of the priorities in this band, for this frequency and lower ones.
+                let bound = priority(frequency, max_frequency, alpha, max_consistency);
+                if winner.is_some_and(|(winning_priority, ..)| bound < winning_priority) {
                     break;
                 }
+                // Of one frequency, pairs by falling consistency, as long as they can win.
                 let mut next = level.first();
                 while let Some(&(consistency, key, pair)) = next {
                     let priority = priority(frequency, max_frequency, alpha, f64::from_bits(consistency.0));
-                    if best.is_some_and(|(reached, ..)| priority < reached) {
+                    if winner.is_some_and(|(winning_priority, ..)| priority < winning_priority) {
                         break;
                     }
-                    if best.is_none_or(|best| (priority, Reverse(key)) > (best.0, best.1)) {
-                        best = Some((priority, Reverse(key), pair));
+                    if winner.is_none_or(|winner| (priority, Reverse(key)) > (winner.0, winner.1)) {
+                        winner = Some((priority, Reverse(key), pair));
                     }
-                    // Other consistencies may have the same priority; of one consistency, the first has the smallest key.
-                    let after = (consistency, u64::MAX, u32::MAX);
-                    next = level.range((Bound::Excluded(after), Bound::Unbounded)).next();
+                    // Another consistency may give the same priority; of one consistency, the first pair has the
+                    // smallest key.
+                    let end_of_consistency = (consistency, u64::MAX, u32::MAX);
+                    next = level.range((Bound::Excluded(end_of_consistency), Bound::Unbounded)).next();
                 }
             }
         }
-        let (priority, Reverse(key), pair) = best?;
-        let Pair { count, evaluation, .. } = self.pairs[pair as usize];
+        let (priority, Reverse(key), pair) = winner?;
+        let Candidate { count, evaluation, .. } = self.pairs[pair as usize];
         let evaluation = self.evaluations[evaluation as usize];
-        Some(Best { pair, key, count: count.all, evaluation, priority, max_frequency })
+        Some(Winner { pair, key, count: count.total, evaluation, priority, max_frequency })
     }
 }
 

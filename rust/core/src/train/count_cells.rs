@@ -1,184 +1,226 @@
-//! Counting pairs while every cell is a region of its own: with the cells sorted by token, the pairs that begin with one
-//! token are counted in one small table, exactly, and those that are frequent enough are listed at once.
+//! Counting pairs while every cell is a region of its own.
+//!
+//! With the cells sorted by token, the pairs that begin with one token are counted in one small table, exactly, and
+//! those that are frequent enough are listed at once:
+//! 1. The tokens are parted into groups, and the cells of one group after the other are sorted by token.
+//! 2. From a sample of the first group's tokens the threshold is estimated that leaves about the target number of
+//!    pairs.
+//! 3. For each token, the pairs that begin with it are counted, and those at or above the threshold are listed.
 
 use std::cmp::Reverse;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::count_regions::Count;
-use super::occurrences::{Found, Places};
-use super::regions::{Canvas, Word};
+use super::occurrences::{Occurrences, PairOccurrences};
+use super::pair::Count;
+use super::regions::RegionMap;
+use super::word::Word;
 use crate::interrupt::Interrupt;
 use crate::statistics::key;
 use crate::threads::Threads;
 
 /// About how many cells are sorted at a time, unless there are many more.
-const MOST_SORTED: usize = 1 << 25;
+const MAX_SORTED_CELLS: usize = 1 << 25;
 
-/// Most parts in which they are sorted. All cells are read for each; with fewer parts, learning from a million grids takes
+/// Most groups of tokens. All cells are read for each group; with fewer groups, learning from a million grids takes
 /// more memory.
-const MOST_GROUPS: usize = 4;
+const MAX_GROUPS: usize = 4;
 
 /// Tokens are of one of so many classes, each a fair sample of them.
-const CLASSES: u32 = 8;
+const NUM_CLASSES: u32 = 8;
 
 /// With fewer tokens than this, one class does not tell how frequent pairs are.
-const FEW_TOKENS: u32 = 1 << 12;
+const MIN_SAMPLED_TOKENS: u32 = 1 << 12;
 
 /// With fewer cells than this, waking threads is not worth it.
-const PARALLEL_CELLS: usize = 1 << 14;
+const MIN_PARALLEL_CELLS: usize = 1 << 14;
 
-/// With fewer cells than this, counts of pairs fit 32 bits.
-const FEW_CELLS: usize = 1 << 31;
+/// With fewer cells than this, a count of pairs fits 32 bits, so that a [`Count`] fits one `u64`.
+const MAX_U64_CELLS: usize = 1 << 31;
 
-/// Most places for which memory is kept from token to token.
-const MOST_KEPT: usize = 1 << 20;
+/// Most positions for which memory is kept from token to token.
+const MAX_KEPT_POSITIONS: usize = 1 << 20;
 
-fn class(token: u32) -> u32 {
-    token.wrapping_mul(0x9E37_79B1) >> (u32::BITS - CLASSES.ilog2())
+fn class_of(token: u32) -> u32 {
+    token.wrapping_mul(0x9E37_79B1) >> (u32::BITS - NUM_CLASSES.ilog2())
 }
 
-/// Frequent pairs of cells.
+/// The group of a token; a group is one class or several.
+fn group_of(token: u32, num_groups: u32) -> u32 {
+    class_of(token) * num_groups / NUM_CLASSES
+}
+
+/// The frequent pairs of cells.
 #[derive(Debug, Default)]
-pub(super) struct Frequent {
-    /// No other pair is as frequent.
+pub(super) struct FrequentPairs {
+    /// All pairs with at least this count are here.
     pub threshold: u64,
     pub counts: Vec<(u64, Count)>,
-    /// Per canvas, where they occur, and memory for lists to come: fresh memory takes long where a virtual machine must
-    /// first be given it.
-    pub places: Vec<(Vec<Found>, Vec<u64>)>,
+    /// Per region map, where the pairs occur.
+    pub occurrences: Vec<Vec<PairOccurrences>>,
+    /// Per region map, memory to use again: new memory takes long where a virtual machine must first be given it.
+    pub memory: Vec<Vec<u64>>,
 }
 
-/// What a thread finds of them.
+/// The frequent pairs that one thread has counted.
 #[derive(Default)]
-struct Part {
+struct ThreadOutput {
     counts: Vec<(u64, Count)>,
-    /// Per canvas.
-    places: Vec<Listed>,
+    /// Per region map.
+    lists: Vec<PairLists>,
 }
 
-/// Keys of pairs and numbers of their places, and all these places.
-type Listed = (Vec<(u64, usize)>, Vec<u32>);
+/// Where pairs occur, one pair after the other.
+#[derive(Default)]
+struct PairLists {
+    /// Keys, and numbers of positions.
+    pairs: Vec<(u64, usize)>,
+    positions: Vec<u32>,
+}
 
-/// A search for the frequent pairs of some canvases, in which every cell is a region of its own.
-pub(super) struct Search<'a, W> {
-    pub canvases: &'a [&'a Canvas<W>],
-    /// About how many pairs the threshold is to leave.
-    pub wanted: usize,
-    /// Of the threshold; the lower one comes first.
+/// A search for the frequent pairs in region maps in which every cell is a region of its own.
+pub(super) struct CellPairSearch<'a, W> {
+    pub region_maps: &'a [&'a RegionMap<W>],
+    /// About how many pairs are to be at or above the threshold.
+    pub target: usize,
+    /// Bounds of the threshold; if no threshold within them leaves so many pairs, the lower one is taken.
     pub bounds: RangeInclusive<u64>,
     pub threads: &'a Threads,
     pub interrupt: &'a Interrupt,
 }
 
-impl<W: Word> Search<'_, W> {
-    /// Finds the pairs at or above a threshold that about the wanted number of pairs reach.
-    pub fn run(&self) -> Frequent {
-        let border = self.canvases.iter().map(|canvas| canvas.border).max().unwrap_or_default();
-        match (border <= u16::MAX.into(), self.cells() < FEW_CELLS) {
-            (true, true) => self.run_with::<Narrow, u64>(),
-            (true, false) => self.run_with::<Narrow, Count>(),
-            (false, true) => self.run_with::<Wide, u64>(),
-            (false, false) => self.run_with::<Wide, Count>(),
+impl<W: Word> CellPairSearch<'_, W> {
+    /// Finds the pairs at or above a threshold that about the target number of pairs reach.
+    pub fn run(&self) -> FrequentPairs {
+        let border = self.region_maps.iter().map(|regions| regions.border).max().unwrap_or_default();
+        match (border <= u16::MAX.into(), self.num_cells() < MAX_U64_CELLS) {
+            (true, true) => self.run_packed::<OneWord, u64>(),
+            (true, false) => self.run_packed::<OneWord, Count>(),
+            (false, true) => self.run_packed::<TwoWords, u64>(),
+            (false, false) => self.run_packed::<TwoWords, Count>(),
         }
     }
 
-    fn run_with<P: Packing, C: Tally>(&self) -> Frequent {
-        let mut all = Frequent { threshold: *self.bounds.start(), ..Frequent::default() };
-        let Some(&&Canvas { base_vocab_size, border, .. }) = self.canvases.first() else { return all };
-        let cells = self.cells();
-        // All cells are read for every group of classes, and those of its tokens sorted.
-        let groups = cells.div_ceil(MOST_SORTED).next_power_of_two().min(MOST_GROUPS) as u32;
-        let sampled = if base_vocab_size < FEW_TOKENS { CLASSES / groups } else { 1 };
+    fn run_packed<P: Packing, C: CellCount>(&self) -> FrequentPairs {
+        let mut result = FrequentPairs { threshold: *self.bounds.start(), ..FrequentPairs::default() };
+        let Some(&&RegionMap { base_vocab_size, border, .. }) = self.region_maps.first() else {
+            return result;
+        };
+        let num_cells = self.num_cells();
+        let num_groups = num_cells.div_ceil(MAX_SORTED_CELLS).next_power_of_two().min(MAX_GROUPS) as u32;
 
-        let mut counters: Vec<_> = (0..self.threads.count()).map(|_| Counter::<C>::new(border)).collect();
-        let mut sources: Vec<_> = self.canvases.iter().map(|&canvas| (canvas, Sorted::default())).collect();
-        all.places.resize_with(sources.len(), Default::default);
-        for group in 0..groups {
-            self.threads.map(&mut sources, cells >= PARALLEL_CELLS, |(canvas, sorted)| {
-                sorted.sort::<W, P>(canvas, group, groups);
+        let mut counters: Vec<_> = (0..self.threads.count()).map(|_| PairCounter::<C>::new(border)).collect();
+        let mut sources: Vec<_> =
+            self.region_maps.iter().map(|&regions| (regions, CellsByToken::default())).collect();
+        result.occurrences.resize_with(sources.len(), Vec::new);
+        for group in 0..num_groups {
+            // 1. Sort the cells of the group.
+            self.threads.map(&mut sources, num_cells >= MIN_PARALLEL_CELLS, |(regions, cells)| {
+                cells.sort::<W, P>(regions, group, num_groups);
             });
-            let sources: Vec<_> = sources.iter().map(|(_, sorted)| sorted).collect();
-            // The frequent ones first, so that no thread waits long for another.
+            let cells: Vec<_> = sources.iter().map(|(_, cells)| cells).collect();
+            // The most frequent tokens first, so that at the end no thread waits long for another.
             let mut tokens: Vec<u32> =
-                (0..base_vocab_size).filter(|&token| class(token) * groups / CLASSES == group).collect();
-            let count = |token: u32| sources.iter().map(|sorted| sorted.len(token)).sum::<usize>();
+                (0..base_vocab_size).filter(|&token| group_of(token, num_groups) == group).collect();
+            let count = |token: u32| cells.iter().map(|cells| cells.len(token)).sum::<usize>();
             tokens.sort_by_cached_key(|&token| Reverse(count(token)));
+            // 2. Estimate the threshold.
             if group == 0 {
-                let sample: Vec<u32> =
-                    tokens.iter().copied().filter(|&token| class(token) < sampled).collect();
-                // Most pairs are rarer than the lower bound, and do not tell what is above it.
-                let counts =
-                    self.count_each::<P, C, _>(&mut counters, &sample, &sources, |counter, _, found| {
-                        let counts = counter.found().map(|(_, count)| count.all);
-                        Vec::extend(found, counts.filter(|count| self.bounds.start() <= count));
-                    });
-                let mut counts = counts.concat();
-                let wanted = self.wanted * sampled as usize / CLASSES as usize;
-                if counts.len() > wanted {
-                    let (_, &mut reached, _) =
-                        counts.select_nth_unstable_by_key(wanted, |&count| Reverse(count));
-                    all.threshold = (reached + 1).min(*self.bounds.end()).max(*self.bounds.start());
-                }
+                let num_sampled_classes =
+                    if base_vocab_size < MIN_SAMPLED_TOKENS { NUM_CLASSES / num_groups } else { 1 };
+                result.threshold =
+                    self.estimate_threshold::<P, C>(&mut counters, &tokens, &cells, num_sampled_classes);
             }
-            let threshold = all.threshold;
-            let parts = self.count_each::<P, C, _>(
-                &mut counters,
-                &tokens,
-                &sources,
-                |counter, a, part: &mut Part| {
-                    if part.places.is_empty() {
-                        // Pages count when they are written.
-                        let room = |sorted: &&Sorted| sorted.words.len() / P::WORDS / self.threads.count();
-                        part.places = sources
-                            .iter()
-                            .map(|sorted| (Vec::new(), Vec::with_capacity(room(sorted))))
-                            .collect();
-                    }
-                    counter.list::<P>(a, &sources, threshold, part);
-                },
-            );
-            for Part { counts, places } in parts {
-                all.counts.extend(counts);
-                for ((found, _), (pairs, places)) in all.places.iter_mut().zip(places) {
-                    found.push(Found { pairs, places: Places::Cells(places) });
+            // 3. Count the pairs, and list the frequent ones.
+            for output in self.list_frequent::<P, C>(&mut counters, &tokens, &cells, result.threshold) {
+                result.counts.extend(output.counts);
+                for (occurrences, PairLists { pairs, positions }) in
+                    result.occurrences.iter_mut().zip(output.lists)
+                {
+                    occurrences.push(PairOccurrences { pairs, occurrences: Occurrences::Cells(positions) });
                 }
             }
         }
-        for ((_, memory), (_, sorted)) in all.places.iter_mut().zip(sources) {
-            *memory = sorted.words;
-        }
-        all
+        result.memory = sources.into_iter().map(|(_, cells)| cells.words).collect();
+        result
     }
 
-    fn cells(&self) -> usize {
-        self.canvases.iter().map(|canvas| canvas.len()).sum()
-    }
-
-    /// Counts the pairs that begin with each of `tokens`, on all threads; `take` makes of them what a thread returns.
-    fn count_each<P: Packing, C: Tally, R: Default + Send>(
+    /// The threshold within the bounds that about the target number of pairs reach, as far as the tokens of the first
+    /// classes tell.
+    fn estimate_threshold<P: Packing, C: CellCount>(
         &self,
-        counters: &mut [Counter<C>],
+        counters: &mut [PairCounter<C>],
         tokens: &[u32],
-        sources: &[&Sorted],
-        take: impl Fn(&mut Counter<C>, u32, &mut R) + Sync + Send,
+        cells: &[&CellsByToken],
+        num_sampled_classes: u32,
+    ) -> u64 {
+        let sample: Vec<u32> =
+            tokens.iter().copied().filter(|&token| class_of(token) < num_sampled_classes).collect();
+        // Most pairs are rarer than the lower bound, and do not count for a threshold above it.
+        let min_count = self.bounds.start();
+        let counts = self.count_each::<P, C, _>(counters, &sample, cells, |counter, _, counts| {
+            let totals = counter.counts().map(|(_, count)| count.total);
+            Vec::extend(counts, totals.filter(|total| min_count <= total));
+        });
+        let mut counts = counts.concat();
+        let target = self.target * num_sampled_classes as usize / NUM_CLASSES as usize;
+        if counts.len() <= target {
+            return *min_count;
+        }
+        let (_, &mut count, _) = counts.select_nth_unstable_by_key(target, |&count| Reverse(count));
+        (count + 1).min(*self.bounds.end()).max(*min_count)
+    }
+
+    /// Counts all pairs that begin with one of `tokens`, and lists those at or above the threshold.
+    fn list_frequent<P: Packing, C: CellCount>(
+        &self,
+        counters: &mut [PairCounter<C>],
+        tokens: &[u32],
+        cells: &[&CellsByToken],
+        threshold: u64,
+    ) -> Vec<ThreadOutput> {
+        self.count_each::<P, C, _>(counters, tokens, cells, |counter, a, output: &mut ThreadOutput| {
+            if output.lists.is_empty() {
+                // Much room at once: pages of memory that are not written cost nothing.
+                let room = |cells: &CellsByToken| cells.words.len() / P::WORDS / self.threads.count();
+                let lists = cells
+                    .iter()
+                    .map(|cells| PairLists { pairs: Vec::new(), positions: Vec::with_capacity(room(cells)) });
+                output.lists = lists.collect();
+            }
+            counter.list::<P>(a, cells, threshold, output);
+        })
+    }
+
+    fn num_cells(&self) -> usize {
+        self.region_maps.iter().map(|regions| regions.len()).sum()
+    }
+
+    /// Counts the pairs that begin with each of `tokens`, on all threads; `collect` adds them to the output of a
+    /// thread.
+    fn count_each<P: Packing, C: CellCount, R: Default + Send>(
+        &self,
+        counters: &mut [PairCounter<C>],
+        tokens: &[u32],
+        cells: &[&CellsByToken],
+        collect: impl Fn(&mut PairCounter<C>, u32, &mut R) + Sync + Send,
     ) -> Vec<R> {
         let next = AtomicUsize::new(0);
-        self.threads.map(counters, self.cells() >= PARALLEL_CELLS, |counter| {
-            let mut taken = R::default();
+        self.threads.map(counters, self.num_cells() >= MIN_PARALLEL_CELLS, |counter| {
+            let mut output = R::default();
             while let Some(&a) = tokens.get(next.fetch_add(1, Ordering::Relaxed))
                 && !self.interrupt.is_set()
             {
-                counter.count::<P>(a, sources);
-                take(counter, a, &mut taken);
+                counter.count::<P>(a, cells);
+                collect(counter, a, &mut output);
                 counter.clear();
             }
-            taken
+            output
         })
     }
 }
 
-/// A cell: its position and the tokens right of it and below it.
+/// A cell: its position, and the tokens of the cells right of it and below it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Cell {
     x: u32,
@@ -186,7 +228,7 @@ struct Cell {
     below: u32,
 }
 
-/// How a cell is packed.
+/// How a cell is packed into words of memory.
 trait Packing {
     /// Number of words.
     const WORDS: usize;
@@ -194,10 +236,10 @@ trait Packing {
     fn unpack(words: &[u64]) -> Cell;
 }
 
-/// For tokens of 16 bits.
-struct Narrow;
+/// Packs into one word, for tokens of 16 bits.
+struct OneWord;
 
-impl Packing for Narrow {
+impl Packing for OneWord {
     const WORDS: usize = 1;
     #[inline]
     fn pack(Cell { x, right, below }: Cell, words: &mut [u64]) {
@@ -210,10 +252,10 @@ impl Packing for Narrow {
     }
 }
 
-/// For any tokens.
-struct Wide;
+/// Packs into two words, for any tokens.
+struct TwoWords;
 
-impl Packing for Wide {
+impl Packing for TwoWords {
     const WORDS: usize = 2;
     #[inline]
     fn pack(Cell { x, right, below }: Cell, words: &mut [u64]) {
@@ -225,49 +267,50 @@ impl Packing for Wide {
     }
 }
 
-/// The packed cells of some tokens, token by token, in raster order.
+/// The packed cells of a group of tokens, token by token, in raster order.
 #[derive(Debug, Default)]
-struct Sorted {
-    /// How many cells each token has.
+struct CellsByToken {
+    /// Per token, the number of its cells.
     counts: Vec<u32>,
     words: Vec<u64>,
     /// Per token, where its cells begin and end.
     ranges: Vec<(u32, u32)>,
 }
 
-impl Sorted {
+impl CellsByToken {
     /// Sorts the cells of one group of tokens.
-    fn sort<W: Word, P: Packing>(&mut self, canvas: &Canvas<W>, group: u32, groups: u32) {
-        let group_of = |token: u32| class(token) * groups / CLASSES;
+    fn sort<W: Word, P: Packing>(&mut self, regions: &RegionMap<W>, group: u32, num_groups: u32) {
         let Self { counts, words, ranges } = self;
+        // The first time, take memory for the largest group.
         if counts.is_empty() {
-            *counts = vec![0; canvas.border as usize + 1];
-            canvas.for_each_cell(|_, token, _, _| counts[token as usize] += 1);
-            let mut sizes = vec![0; groups as usize];
-            for (token, &count) in (0..canvas.base_vocab_size).zip(&*counts) {
-                sizes[group_of(token) as usize] += count as usize;
+            *counts = vec![0; regions.border as usize + 1];
+            regions.for_each_cell(|_, token, _, _| counts[token as usize] += 1);
+            let mut sizes = vec![0; num_groups as usize];
+            for (token, &count) in (0..regions.base_vocab_size).zip(&*counts) {
+                sizes[group_of(token, num_groups) as usize] += count as usize;
             }
             *words = vec![0; (1 + sizes.into_iter().max().unwrap_or_default()) * P::WORDS];
         }
-        // Other cells are written, too, since a branch would be guessed wrong half the time: all to place 0.
+        // Counting sort, branchless: cells of other groups have cursor 0, and are all written to place 0.
         let mut end = 1;
         let mut cursors = vec![0_u32; counts.len()];
         *ranges = vec![(0, 0); counts.len()];
-        for (token, &count) in (0..canvas.base_vocab_size).zip(&*counts) {
-            if group_of(token) == group {
+        for (token, &count) in (0..regions.base_vocab_size).zip(&*counts) {
+            if group_of(token, num_groups) == group {
                 cursors[token as usize] = end;
                 ranges[token as usize] = (end, end + count);
                 end += count;
             }
         }
-        canvas.for_each_cell(|x, token, right, below| {
+        regions.for_each_cell(|x, token, right, below| {
             let cursor = &mut cursors[token as usize];
+            // Put the cell at the cursor of its token.
             P::pack(Cell { x, right, below }, &mut words[*cursor as usize * P::WORDS..]);
             *cursor += u32::from(*cursor > 0);
         });
     }
 
-    /// How many cells of a token there are.
+    /// Number of cells of a token.
     fn len(&self, token: u32) -> usize {
         let (start, end) = self.ranges[token as usize];
         (end - start) as usize
@@ -282,14 +325,15 @@ impl Sorted {
 }
 
 /// A [`Count`], perhaps in less memory.
-trait Tally: Copy + Default + Send {
+trait CellCount: Copy + Default + Send {
+    /// Counts one more pair, whose second cell is `below` the first or right of it.
     fn add(&mut self, below: bool);
     fn count(self) -> Count;
 }
 
-impl Tally for Count {
+impl CellCount for Count {
     fn add(&mut self, below: bool) {
-        self.all += 1;
+        self.total += 1;
         self.below += u64::from(below);
     }
     fn count(self) -> Count {
@@ -297,112 +341,125 @@ impl Tally for Count {
     }
 }
 
-/// For fewer than [`FEW_CELLS`]: all in the low half, below in the high half.
-impl Tally for u64 {
+/// For fewer than [`MAX_U64_CELLS`] cells: `total` in the low half, `below` in the high half.
+impl CellCount for u64 {
     #[inline]
     fn add(&mut self, below: bool) {
         *self += 1 | u64::from(below) << 32;
     }
     #[inline]
     fn count(self) -> Count {
-        Count { all: self & u64::from(u32::MAX), below: self >> 32 }
+        Count { total: self & u64::from(u32::MAX), below: self >> 32 }
     }
 }
 
 /// Counts the pairs that begin with one token.
-struct Counter<C> {
+struct PairCounter<C> {
     /// By the second token.
     counts: Vec<C>,
-    /// By the second token, where the pair's next place goes in `listed`; 0 for pairs that are not listed.
+    /// By the second token, where the pair's next occurrence goes in `positions`; 0 for pairs that are not listed.
     cursors: Vec<usize>,
-    /// The places of listed pairs, pair by pair.
-    listed: Vec<u32>,
-    /// The first `len` are the second tokens found.
-    others: Vec<u32>,
+    /// The occurrences of listed pairs, pair by pair.
+    positions: Vec<u32>,
+    /// The first `len` are the second tokens, each once.
+    second_tokens: Vec<u32>,
     len: usize,
     border: u32,
 }
 
-impl<C: Tally> Counter<C> {
+impl<C: CellCount> PairCounter<C> {
     fn new(border: u32) -> Self {
         let tokens = border as usize + 1;
         Self {
             counts: vec![C::default(); tokens],
             cursors: vec![0; tokens],
-            listed: Vec::new(),
-            others: vec![0; tokens + 1],
+            positions: Vec::new(),
+            // One more, which is written but does not count.
+            second_tokens: vec![0; tokens + 1],
             len: 0,
             border,
         }
     }
 
-    fn count<P: Packing>(&mut self, a: u32, sources: &[&Sorted]) {
-        let Self { counts, others, len, .. } = self;
-        let mut note = |token: u32, below: bool| {
+    /// Counts all pairs (a, any token). Branchless.
+    fn count<P: Packing>(&mut self, a: u32, sources: &[&CellsByToken]) {
+        let Self { counts, second_tokens, len, .. } = self;
+        let mut add = |token: u32, below: bool| {
             let count = &mut counts[token as usize];
-            others[*len] = token;
-            *len += usize::from(count.count().all == 0);
+            // A token is added when it is met first.
+            second_tokens[*len] = token;
+            *len += usize::from(count.count().total == 0);
             count.add(below);
         };
-        for Cell { right, below, .. } in sources.iter().flat_map(|sorted| sorted.cells::<P>(a)) {
-            note(right, false);
-            note(below, true);
+        for Cell { right, below, .. } in sources.iter().flat_map(|cells| cells.cells::<P>(a)) {
+            add(right, false);
+            add(below, true);
         }
     }
 
-    /// The pairs found, by their second token.
-    fn found(&self) -> impl Iterator<Item = (u32, Count)> {
-        let others = self.others[..self.len].iter().filter(|&&other| other != self.border);
-        others.map(|&other| (other, self.counts[other as usize].count()))
+    /// The second tokens, without the border, and the counts.
+    fn counts(&self) -> impl Iterator<Item = (u32, Count)> {
+        let tokens = self.second_tokens[..self.len].iter().filter(|&&token| token != self.border);
+        tokens.map(|&token| (token, self.counts[token as usize].count()))
     }
 
-    /// Lists where pairs at or above the threshold occur.
-    fn list<P: Packing>(&mut self, a: u32, sources: &[&Sorted], threshold: u64, part: &mut Part) {
-        let listed: Vec<_> = self.found().filter(|&(_, count)| count.all >= threshold).collect();
-        if listed.is_empty() {
+    /// Lists where the pairs at or above the threshold occur.
+    fn list<P: Packing>(
+        &mut self,
+        a: u32,
+        sources: &[&CellsByToken],
+        threshold: u64,
+        output: &mut ThreadOutput,
+    ) {
+        let frequent_pairs: Vec<_> = self.counts().filter(|&(_, count)| count.total >= threshold).collect();
+        if frequent_pairs.is_empty() {
             return;
         }
-        // Place 0 takes what is not listed: a branch would be guessed wrong half the time.
+        // Each frequent pair gets a part of `positions`, by its count.
         let mut end = 1;
-        let mut starts = Vec::with_capacity(listed.len());
-        for &(other, count) in &listed {
-            self.cursors[other as usize] = end;
+        let mut starts = Vec::with_capacity(frequent_pairs.len());
+        for &(b, count) in &frequent_pairs {
+            self.cursors[b as usize] = end;
             starts.push(end);
-            end += count.all as usize;
+            end += count.total as usize;
         }
-        self.listed.resize(self.listed.len().max(end), 0);
-        let Self { cursors, listed: places, border, .. } = self;
-        for (sorted, (pairs, found)) in sources.iter().zip(&mut part.places) {
+        self.positions.resize(self.positions.len().max(end), 0);
+        let Self { cursors, positions, border, .. } = self;
+        for (cells, PairLists { pairs, positions: pair_positions }) in sources.iter().zip(&mut output.lists) {
+            // Branchless: other pairs have cursor 0, and are all written to place 0.
             let mut list = |token: u32, x: u32| {
                 let cursor = &mut cursors[token as usize];
-                places[*cursor] = x;
+                positions[*cursor] = x;
                 *cursor += usize::from(*cursor > 0);
             };
-            for Cell { x, right, below } in sorted.cells::<P>(a) {
+            for Cell { x, right, below } in cells.cells::<P>(a) {
                 list(right, x);
-                // Once is enough.
+                // A cell is listed once, even if both its neighbours have the token.
                 list(if below == right { *border } else { below }, x);
             }
-            for (&(other, _), &start) in listed.iter().zip(&starts) {
-                let cursor = &mut cursors[other as usize];
-                let list = &places[start..*cursor];
-                pairs.push((key(a, other), list.len()));
-                found.extend_from_slice(list);
+            // The lists of this source go to the output, and the cursors back to where they began.
+            for (&(b, _), &start) in frequent_pairs.iter().zip(&starts) {
+                let cursor = &mut cursors[b as usize];
+                let list = &positions[start..*cursor];
+                pairs.push((key(a, b), list.len()));
+                pair_positions.extend_from_slice(list);
                 *cursor = start;
             }
         }
-        if places.len() > MOST_KEPT {
-            *places = Vec::new();
+        // Give back the memory of a very frequent token, and clear the cursors.
+        if positions.len() > MAX_KEPT_POSITIONS {
+            *positions = Vec::new();
         }
-        for &(other, count) in &listed {
-            cursors[other as usize] = 0;
-            part.counts.push((key(a, other), count));
+        for &(b, count) in &frequent_pairs {
+            cursors[b as usize] = 0;
+            output.counts.push((key(a, b), count));
         }
     }
 
+    /// Forgets the counts.
     fn clear(&mut self) {
-        for &other in &self.others[..self.len] {
-            self.counts[other as usize] = C::default();
+        for &token in &self.second_tokens[..self.len] {
+            self.counts[token as usize] = C::default();
         }
         self.len = 0;
     }
@@ -412,45 +469,45 @@ impl<C: Tally> Counter<C> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::regions::Short;
+    use super::super::word::Word32;
     use super::*;
 
     proptest! {
-        /// However cells and counts are packed, the same is found.
+        /// However cells and counts are packed, the counts and lists are the same.
         #[test]
         fn packings_make_no_difference(
             ids in prop::collection::vec(0..7_u32, 12..300),
             border in 7..60_000_u32,
-            wanted in 1..30_usize,
+            target in 1..30_usize,
         ) {
-            let mut canvas = Canvas::<Short<18>>::new(7, border);
-            let start = canvas.push(ids.len() as u32 / 6, 6);
+            let mut regions = RegionMap::<Word32<18>>::new(7, border);
+            let start = regions.add_grid(ids.len() as u32 / 6, 6);
             for (row, ids) in ids.chunks_exact(6).enumerate() {
-                canvas.set_row(start + 7 * row as u32, ids);
+                regions.set_row(start + 7 * row as u32, ids);
             }
             let (threads, interrupt) = (Threads::new(1).unwrap(), Interrupt::default());
-            let canvases = [&canvas];
-            let search = Search {
-                canvases: &canvases, wanted, bounds: 1..=100, threads: &threads, interrupt: &interrupt
+            let maps = [&regions];
+            let search = CellPairSearch {
+                region_maps: &maps, target, bounds: 1..=100, threads: &threads, interrupt: &interrupt
             };
-            let text = |Frequent { threshold, counts, places }: Frequent| {
-                format!("{threshold} {counts:?} {:?}", places.into_iter().map(|(found, _)| found).collect::<Vec<_>>())
+            let text = |FrequentPairs { threshold, counts, occurrences, .. }: FrequentPairs| {
+                format!("{threshold} {counts:?} {occurrences:?}")
             };
-            let found = text(search.run());
-            prop_assert_eq!(&text(search.run_with::<Narrow, Count>()), &found);
-            prop_assert_eq!(&text(search.run_with::<Wide, u64>()), &found);
-            prop_assert_eq!(&text(search.run_with::<Wide, Count>()), &found);
+            let expected = text(search.run());
+            prop_assert_eq!(&text(search.run_packed::<OneWord, Count>()), &expected);
+            prop_assert_eq!(&text(search.run_packed::<TwoWords, u64>()), &expected);
+            prop_assert_eq!(&text(search.run_packed::<TwoWords, Count>()), &expected);
         }
 
         #[test]
-        fn cells_are_unpacked_as_they_were_packed(x: u32, right: u32, below: u32) {
+        fn cells_are_the_same_after_packing(x: u32, right: u32, below: u32) {
             let mut words = [0; 2];
             let cell = Cell { x, right, below };
-            Wide::pack(cell, &mut words);
-            prop_assert_eq!(Wide::unpack(&words), cell);
+            TwoWords::pack(cell, &mut words);
+            prop_assert_eq!(TwoWords::unpack(&words), cell);
             let cell = Cell { x, right: right & 0xFFFF, below: below & 0xFFFF };
-            Narrow::pack(cell, &mut words);
-            prop_assert_eq!(Narrow::unpack(&words), cell);
+            OneWord::pack(cell, &mut words);
+            prop_assert_eq!(OneWord::unpack(&words), cell);
         }
     }
 }

@@ -1,23 +1,27 @@
-//! Counting all pairs of adjacent regions: first by hash, then exactly those that may be frequent.
+//! Counting all pairs of adjacent regions.
+//!
+//! There are too many pairs to count each exactly, so they are counted twice:
+//! 1. A [`Sketch`] counts them by a hash, in a table of fixed size, which gives upper bounds of their counts.
+//! 2. [`count_frequent`] counts exactly those pairs whose bound reaches the threshold, and lists where they occur.
 
-use std::ops::{AddAssign, SubAssign};
-
-use super::occurrences::{Places, pack};
-use super::regions::{Canvas, Word};
+use super::occurrences::{Occurrences, pack};
+use super::pair::Count;
+use super::regions::RegionMap;
+use super::word::Word;
 use crate::interrupt::Interrupt;
 use crate::statistics::{key, tokens};
 
-/// Parts that frequent pairs are sorted into before they are counted, by the high bits of their hash, so that what a
-/// part needs stays in the nearer caches.
-const PARTS: usize = 64;
+/// Pairs are sorted into so many buckets before they are counted, by the high bits of their hash, so that the counts
+/// that a bucket needs stay in the nearer caches.
+const NUM_BUCKETS: usize = 64;
 
-/// Most pairs that a part takes.
-const PART_SIZE: usize = 1 << 14;
+/// Most pairs in a bucket.
+const MAX_BUCKET_SIZE: usize = 1 << 14;
 
-/// Cells between two looks at the interrupt flag.
-const PIECE: usize = 1 << 18;
+/// Positions between two looks at the interrupt flag.
+const CHECK_INTERVAL: usize = 1 << 18;
 
-/// A hash whose high bits are spread well.
+/// A hash whose high bits depend on all bits of the tokens.
 #[inline]
 fn hash(a: u32, b: u32) -> u32 {
     let product = |token: u32, factor: u64| u64::from(token).wrapping_mul(factor);
@@ -26,47 +30,47 @@ fn hash(a: u32, b: u32) -> u32 {
 
 /// The high bits of a hash.
 #[inline]
-fn high(hash: u32, bits: u32) -> usize {
+fn high_bits(hash: u32, bits: u32) -> usize {
     (hash >> (u32::BITS - bits)) as usize
 }
 
-/// Items sorted by the high bits of a hash into parts, which are taken whenever they are full.
-struct Parts<T> {
+/// Items sorted by the high bits of a hash into buckets, each of which is counted whenever it is full.
+struct Buckets<T> {
     items: Vec<T>,
-    lens: [usize; PARTS],
+    lens: [usize; NUM_BUCKETS],
     size: usize,
 }
 
-impl<T: Copy + Default> Parts<T> {
+impl<T: Copy + Default> Buckets<T> {
     /// For about twice as many items as there are cells.
     fn new(cells: usize) -> Self {
-        // Longer parts serve more pairs of a kind at a time, and in all they should take little memory beside the cells.
-        let size = (cells / 512).clamp(16, PART_SIZE);
-        Self { items: vec![T::default(); PARTS * size], lens: [0; PARTS], size }
+        // Larger buckets count more pairs of a kind at a time, but all should take little memory beside the cells.
+        let size = (cells / 512).clamp(16, MAX_BUCKET_SIZE);
+        Self { items: vec![T::default(); NUM_BUCKETS * size], lens: [0; NUM_BUCKETS], size }
     }
 
-    /// Adds an item if it is `kept`. It is written in any case: a branch would be guessed wrong half the time.
+    /// Adds an item if `keep` is true, branchless; calls `count` for the items of the bucket if it is full.
     #[inline]
-    fn push(&mut self, hash: u32, item: T, kept: bool, take: &mut impl FnMut(&[T])) {
-        let part = high(hash, PARTS.ilog2());
-        let len = &mut self.lens[part];
-        self.items[part * self.size + *len] = item;
-        *len += usize::from(kept);
+    fn push(&mut self, hash: u32, item: T, keep: bool, count: &mut impl FnMut(&[T])) {
+        let bucket = high_bits(hash, NUM_BUCKETS.ilog2());
+        let len = &mut self.lens[bucket];
+        self.items[bucket * self.size + *len] = item;
+        *len += usize::from(keep);
         if *len == self.size {
             *len = 0;
-            take(&self.items[part * self.size..][..self.size]);
+            count(&self.items[bucket * self.size..][..self.size]);
         }
     }
 
-    /// Takes what is left.
-    fn finish(self, mut take: impl FnMut(&[T])) {
-        for (part, len) in self.lens.into_iter().enumerate() {
-            take(&self.items[part * self.size..][..len]);
+    /// Calls `count` for the items that remain.
+    fn finish(self, mut count: impl FnMut(&[T])) {
+        for (bucket, len) in self.lens.into_iter().enumerate() {
+            count(&self.items[bucket * self.size..][..len]);
         }
     }
 }
 
-/// Upper bounds of the counts of pairs: how many sides of cells have pairs of this hash.
+/// Upper bounds of the counts of pairs: by hash, how many sides of cells lie between regions of a pair with this hash.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sketch {
     bits: u32,
@@ -75,17 +79,17 @@ pub(super) struct Sketch {
 
 impl Sketch {
     /// Counts all pairs by a hash of so many bits.
-    pub fn new<W: Word>(canvas: &Canvas<W>, bits: u32, interrupt: &Interrupt) -> Self {
+    pub fn new<W: Word>(regions: &RegionMap<W>, bits: u32, interrupt: &Interrupt) -> Self {
         let mut counts = vec![0_u32; 1 << bits];
-        let mut parts = Parts::new(canvas.len());
-        let mut count = |hashes: &[u32]| hashes.iter().for_each(|&hash| counts[high(hash, bits)] += 1);
-        for (from, to) in pieces(canvas.len(), interrupt) {
-            canvas.for_each_side(from, to, &mut |a, b, of_two| {
+        let mut buckets = Buckets::new(regions.len());
+        let mut count = |hashes: &[u32]| hashes.iter().for_each(|&hash| counts[high_bits(hash, bits)] += 1);
+        for (from, to) in ranges(regions.len(), interrupt) {
+            regions.for_each_side(from, to, &mut |a, b, two_regions| {
                 let hash = hash(a, b);
-                parts.push(hash, hash, of_two, &mut count);
+                buckets.push(hash, hash, two_regions, &mut count);
             });
         }
-        parts.finish(count);
+        buckets.finish(count);
         Self { bits, counts }
     }
 
@@ -101,34 +105,32 @@ impl Sketch {
     }
 
     /// How many bounds reach a threshold.
-    pub fn count(&self, threshold: u64) -> usize {
+    pub fn num_reaching(&self, threshold: u64) -> usize {
         self.counts.iter().filter(|&&count| u64::from(count) >= threshold).count()
     }
 
-    /// The least threshold that at most `wanted` bounds reach.
-    pub fn threshold(&self, wanted: usize) -> u64 {
+    /// The least threshold that at most `max_reaching` bounds reach.
+    pub fn threshold(&self, max_reaching: usize) -> u64 {
         let mut largest: Vec<u32> = Vec::new();
-        let mut least = 0;
+        // All bounds above this one are in `largest`, which is cut whenever it is twice as long as needed.
+        let mut cutoff = 0;
         for &count in &self.counts {
-            if count > least {
+            if count > cutoff {
                 largest.push(count);
-                if largest.len() > 2 * wanted {
-                    let (_, &mut reached, _) =
-                        largest.select_nth_unstable_by(wanted, |one, other| other.cmp(one));
-                    least = reached;
-                    largest.truncate(wanted);
+                if largest.len() > 2 * max_reaching {
+                    cutoff = nth_largest(&mut largest, max_reaching);
+                    largest.truncate(max_reaching);
                 }
             }
         }
-        if largest.len() > wanted {
-            let (_, &mut reached, _) = largest.select_nth_unstable_by(wanted, |one, other| other.cmp(one));
-            least = reached;
+        if largest.len() > max_reaching {
+            cutoff = nth_largest(&mut largest, max_reaching);
         }
-        u64::from(least) + 1
+        u64::from(cutoff) + 1
     }
 
     /// One bit per hash: whether its bound reaches the threshold.
-    pub fn reaching(&self, threshold: u64) -> Vec<u64> {
+    pub fn bits_reaching(&self, threshold: u64) -> Vec<u64> {
         let word = |counts: &[u32]| {
             counts.iter().rev().fold(0, |word, &count| word << 1 | u64::from(u64::from(count) >= threshold))
         };
@@ -136,36 +138,18 @@ impl Sketch {
     }
 }
 
+/// The number with so many others before it in descending order; puts those before it first.
+fn nth_largest(numbers: &mut [u32], n: usize) -> u32 {
+    let (_, &mut number, _) = numbers.select_nth_unstable_by(n, |one, other| other.cmp(one));
+    number
+}
+
 /// A pair counted exactly.
 #[derive(Debug)]
-pub(super) struct Counted {
+pub(super) struct CountedPair {
     pub key: u64,
     pub count: Count,
-    pub places: Places,
-}
-
-/// How often a pair occurs.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Count {
-    pub all: u64,
-    /// How often the second lies below the first rather than right of it. Only kept up to date for two single cells of
-    /// the codebook's tokens, whose histogram this is.
-    pub below: u64,
-}
-
-impl AddAssign for Count {
-    fn add_assign(&mut self, other: Self) {
-        self.all += other.all;
-        self.below += other.below;
-    }
-}
-
-impl SubAssign for Count {
-    fn sub_assign(&mut self, other: Self) {
-        self.all -= other.all;
-        // Of other pairs than of single cells it means nothing.
-        self.below = self.below.wrapping_sub(other.below);
-    }
+    pub occurrences: Occurrences,
 }
 
 /// An occurrence of a pair: its tokens and anchors.
@@ -177,50 +161,53 @@ struct Occurrence {
     y: u32,
 }
 
-/// No pair.
-const NONE: u32 = u32::MAX;
+/// The content of a free slot.
+const FREE: u32 = u32::MAX;
 
-/// The pairs counted so far, and a hash table of where they are. A pair stands in the first free slot after where its
-/// hash points.
+/// The pairs counted so far, and a hash table of them: the number of a pair is in the first free slot at or after the
+/// one that its hash names.
 struct Table<'a> {
     /// Bounds of their counts.
     sketch: &'a Sketch,
     base_vocab_size: u32,
-    pairs: Vec<Counted>,
+    pairs: Vec<CountedPair>,
     slots: Vec<u32>,
     bits: u32,
 }
 
 impl<'a> Table<'a> {
-    /// For pairs of about so many hashes. Parts come one after the other, so a smaller table would be full in one place.
+    /// For pairs of about so many hashes. A bucket of pairs fills one part of the table, so the table has room to
+    /// spare.
     fn new(sketch: &'a Sketch, base_vocab_size: u32, hashes: u32) -> Self {
         let bits = (4 * hashes).max(1 << 10).ilog2() + 2;
-        Self { sketch, base_vocab_size, pairs: Vec::new(), slots: vec![NONE; 1 << bits], bits }
+        Self { sketch, base_vocab_size, pairs: Vec::new(), slots: vec![FREE; 1 << bits], bits }
     }
 
-    fn count(&mut self, occurrences: &[Occurrence]) {
-        for &Occurrence { a, b, x, y } in occurrences {
-            let number = self.find(a, b);
-            let Counted { count, places, .. } = &mut self.pairs[number as usize];
-            *count += Count { all: 1, below: u64::from(y != x + 1) };
-            match places {
-                Places::Regions(places) => places.push(pack(x, y)),
-                Places::Cells(places) => {
-                    let there = places.last() == Some(&x);
-                    places.push(x);
-                    places.truncate(places.len() - usize::from(there));
+    fn count(&mut self, bucket: &[Occurrence]) {
+        for &Occurrence { a, b, x, y } in bucket {
+            let number = self.find_or_insert(a, b);
+            let CountedPair { count, occurrences, .. } = &mut self.pairs[number as usize];
+            *count += Count { total: 1, below: u64::from(y != x + 1) };
+            match occurrences {
+                Occurrences::Regions(anchors) => anchors.push(pack(x, y)),
+                // A cell is listed once, even if one of the pair lies right of it and another below it. Branchless.
+                Occurrences::Cells(positions) => {
+                    let is_listed = positions.last() == Some(&x);
+                    positions.push(x);
+                    positions.truncate(positions.len() - usize::from(is_listed));
                 }
             }
         }
     }
 
     #[inline]
-    fn find(&mut self, a: u32, b: u32) -> u32 {
+    fn find_or_insert(&mut self, a: u32, b: u32) -> u32 {
+        // Follow the slots from the hash on, up to the pair or a free one.
         let (key, hash) = (key(a, b), hash(a, b));
-        let mut slot = high(hash, self.bits);
+        let mut slot = high_bits(hash, self.bits);
         loop {
             let number = self.slots[slot];
-            if number == NONE {
+            if number == FREE {
                 return self.insert(slot, key, hash);
             }
             if self.pairs[number as usize].key == key {
@@ -234,14 +221,16 @@ impl<'a> Table<'a> {
     fn insert(&mut self, slot: usize, key: u64, hash: u32) -> u32 {
         let number = self.pairs.len() as u32;
         self.slots[slot] = number;
-        let capacity = self.sketch.counts[high(hash, self.sketch.bits)] as usize;
+        // The sketch bounds how many occurrences there will be, so the list need not grow.
+        let capacity = self.sketch.counts[high_bits(hash, self.sketch.bits)] as usize;
         let (a, b) = tokens(key);
-        let places = if a.max(b) < self.base_vocab_size {
-            Places::Cells(Vec::with_capacity(capacity))
+        let occurrences = if a.max(b) < self.base_vocab_size {
+            Occurrences::Cells(Vec::with_capacity(capacity))
         } else {
-            Places::Regions(Vec::with_capacity(capacity))
+            Occurrences::Regions(Vec::with_capacity(capacity))
         };
-        self.pairs.push(Counted { key, count: Count::default(), places });
+        self.pairs.push(CountedPair { key, count: Count::default(), occurrences });
+        // At most half of the slots are in use, so that a free one is near.
         if 2 * self.pairs.len() > self.slots.len() {
             self.grow();
         }
@@ -250,11 +239,12 @@ impl<'a> Table<'a> {
 
     fn grow(&mut self) {
         self.bits += 1;
-        self.slots = vec![NONE; 1 << self.bits];
+        self.slots = vec![FREE; 1 << self.bits];
+        // Put all pairs into the new slots.
         for (number, pair) in (0..).zip(&self.pairs) {
             let (a, b) = tokens(pair.key);
-            let mut slot = high(hash(a, b), self.bits);
-            while self.slots[slot] != NONE {
+            let mut slot = high_bits(hash(a, b), self.bits);
+            while self.slots[slot] != FREE {
                 slot = (slot + 1) & (self.slots.len() - 1);
             }
             self.slots[slot] = number;
@@ -262,30 +252,32 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Counts exactly those pairs for which `reaching` has a bit. The sketch is of this canvas alone.
-pub(super) fn count<W: Word>(
-    canvas: &mut Canvas<W>,
+/// Counts exactly those pairs whose hash has a bit in `frequent_hashes`. The sketch is of these regions alone.
+pub(super) fn count_frequent<W: Word>(
+    regions: &mut RegionMap<W>,
     sketch: &Sketch,
-    reaching: &[u64],
+    frequent_hashes: &[u64],
     interrupt: &Interrupt,
-) -> Vec<Counted> {
-    let hashes = reaching.iter().map(|word| word.count_ones()).sum();
-    let mut table = Table::new(sketch, canvas.base_vocab_size, hashes);
-    let mut parts = Parts::new(canvas.len());
-    for (from, to) in pieces(canvas.len(), interrupt) {
-        canvas.for_each_pair(from, to, &mut |x, y, a, b| {
+) -> Vec<CountedPair> {
+    // One entry per frequent hash; more than one pair may have it.
+    let hashes = frequent_hashes.iter().map(|word| word.count_ones()).sum();
+    let mut table = Table::new(sketch, regions.base_vocab_size, hashes);
+    let mut buckets = Buckets::new(regions.len());
+    for (from, to) in ranges(regions.len(), interrupt) {
+        regions.for_each_pair(from, to, &mut |x, y, a, b| {
             let hash = hash(a, b);
-            let place = high(hash, sketch.bits);
-            let reaches = reaching[place / 64] >> (place % 64) & 1 != 0;
-            parts.push(hash, Occurrence { a, b, x, y }, reaches, &mut |part| table.count(part));
+            // Only pairs whose bound reaches the threshold.
+            let bit = high_bits(hash, sketch.bits);
+            let reaches = frequent_hashes[bit / 64] >> (bit % 64) & 1 != 0;
+            buckets.push(hash, Occurrence { a, b, x, y }, reaches, &mut |bucket| table.count(bucket));
         });
     }
-    parts.finish(|occurrences| table.count(occurrences));
+    buckets.finish(|bucket| table.count(bucket));
     table.pairs
 }
 
-/// Ranges of positions, until there is no more or somebody asks to stop.
-fn pieces(len: usize, interrupt: &Interrupt) -> impl Iterator<Item = (usize, usize)> {
-    let pieces = (0..len).step_by(PIECE).map(move |from| (from, len.min(from + PIECE)));
-    pieces.take_while(|_| !interrupt.is_set())
+/// Ranges that cover so many positions, or fewer if the interrupt flag is set on the way.
+fn ranges(len: usize, interrupt: &Interrupt) -> impl Iterator<Item = (usize, usize)> {
+    let ranges = (0..len).step_by(CHECK_INTERVAL).map(move |from| (from, len.min(from + CHECK_INTERVAL)));
+    ranges.take_while(|_| !interrupt.is_set())
 }

@@ -1,6 +1,8 @@
-//! Where indexed pairs occur. There are tens of thousands of lists, most of them short, which come and go: with a piece of
-//! memory for each, a tenth of the time would go to getting and giving it back, and more with threads that do so at once.
-//! So they lie one after the other in a few blocks.
+//! Where indexed pairs occur.
+//!
+//! There are tens of thousands of lists, most of them short, which come and go. With a piece of memory for each, a
+//! tenth of the time would go to getting memory and giving it back, and more with threads that do so at once. So lists
+//! lie one after the other in a few blocks.
 
 /// Two anchors as one number; numbers are in raster order of the first, then of the second.
 #[inline]
@@ -14,213 +16,222 @@ pub(super) fn unpack(anchors: u64) -> (u32, u32) {
     ((anchors >> 32) as u32, anchors as u32)
 }
 
-/// Places of pairs.
+/// Occurrences of pairs.
 #[derive(Debug)]
-pub(super) enum Places<Cells = Vec<u32>, Regions = Vec<u64>> {
-    /// Single cells of the codebook's tokens: the first of the two. The other lies right of it, below it, or both.
+pub(super) enum Occurrences<Cells = Vec<u32>, Regions = Vec<u64>> {
+    /// Of single cells: the first of the two. The other lies right of it, below it, or both.
     Cells(Cells),
-    /// Any regions: the anchors of both, packed.
+    /// Of any regions: the anchors of both, packed.
     Regions(Regions),
 }
 
-impl Places {
-    /// How many.
+impl Occurrences {
+    /// Number of occurrences.
     pub fn len(&self) -> usize {
         match self {
-            Self::Cells(places) => places.len(),
-            Self::Regions(places) => places.len(),
+            Self::Cells(positions) => positions.len(),
+            Self::Regions(anchors) => anchors.len(),
         }
     }
 }
 
-/// Places of some pairs, one pair after the other.
+/// Occurrences of some pairs, one pair after the other.
 #[derive(Debug)]
-pub(super) struct Found {
-    /// Keys and numbers of places.
+pub(super) struct PairOccurrences {
+    /// Keys and numbers of occurrences.
     pub pairs: Vec<(u64, usize)>,
-    pub places: Places,
+    pub occurrences: Occurrences,
 }
 
-/// Lists of places, by the index of their pair.
-#[derive(Debug, Default)]
-pub(super) struct Lists {
-    parts: Vec<Part>,
-    cells: Vec<Block<u32>>,
-    regions: Block<u64>,
+/// Lists of occurrences, by the index of their pair.
+#[derive(Debug)]
+pub(super) struct OccurrenceLists {
+    spans: Vec<Span>,
+    cell_blocks: Vec<Block<u32>>,
+    region_block: Block<u64>,
+    /// With fewer items, what is left of dropped lists does not take enough memory to be worth moving the other lists.
+    min_compaction: usize,
 }
 
-/// A part of a block.
+/// Where a list lies in a block.
 #[derive(Debug, Clone, Copy)]
-struct Part {
+struct Span {
     start: usize,
     len: u32,
-    /// The number of its block of cells, or `REGIONS`.
+    /// The number of its block of cells, or `REGION_BLOCK`.
     block: u32,
 }
 
-const REGIONS: u32 = u32::MAX;
+const REGION_BLOCK: u32 = u32::MAX;
 
-const NO_PART: Part = Part { start: 0, len: 0, block: REGIONS };
+const NO_SPAN: Span = Span { start: 0, len: 0, block: REGION_BLOCK };
 
-/// So many cells get a block of their own, since copying them would take long.
-const OWN_BLOCK: usize = 1 << 12;
+/// A batch of so many cells gets a block of its own, since copying it would take long.
+const MIN_OWN_BLOCK: usize = 1 << 12;
 
-/// With fewer places, what is left of dropped lists does not take memory enough to move the others. Tests have fewer.
-const FEW_PLACES: usize = if cfg!(test) { 1 << 8 } else { 1 << 21 };
-
-/// Lists, and what is left of others.
+/// Lists, and what is left of dropped ones.
 #[derive(Debug, Default)]
 struct Block<T> {
-    places: Vec<T>,
-    /// How many places are in lists.
-    listed: usize,
+    items: Vec<T>,
+    /// How many items are in lists.
+    num_listed: usize,
 }
 
-impl Lists {
-    /// None, with memory for those of regions.
-    pub fn new(mut memory: Vec<u64>) -> Self {
+impl OccurrenceLists {
+    /// No lists, with memory for those of regions. Blocks of cells with fewer items than `min_compaction` stay as they
+    /// are.
+    pub fn new(mut memory: Vec<u64>, min_compaction: usize) -> Self {
         memory.clear();
-        Self { regions: Block { places: memory, listed: 0 }, ..Self::default() }
+        Self {
+            spans: Vec::new(),
+            cell_blocks: Vec::new(),
+            region_block: Block { items: memory, num_listed: 0 },
+            min_compaction,
+        }
     }
 
-    /// Takes the places of those pairs that have an index, which is their place among `keys`.
-    pub fn extend(&mut self, keys: &[u64], Found { pairs, places }: Found) {
-        self.parts.resize(keys.len().max(self.parts.len()), NO_PART);
-        let (block, mut start) = match places {
-            Places::Cells(places) => {
-                if self.cells.is_empty() || places.len() >= OWN_BLOCK {
-                    self.cells.push(Block::default());
+    /// Adds the occurrences of those pairs that have an index, which is their key's place among `keys`.
+    pub fn extend(&mut self, keys: &[u64], PairOccurrences { pairs, occurrences }: PairOccurrences) {
+        self.spans.resize(keys.len().max(self.spans.len()), NO_SPAN);
+        // Put all occurrences at the end of a block: a large batch of cells in one of its own.
+        let (block, mut start) = match occurrences {
+            Occurrences::Cells(positions) => {
+                if self.cell_blocks.is_empty() || positions.len() >= MIN_OWN_BLOCK {
+                    self.cell_blocks.push(Block::default());
                 }
-                let block = self.cells.len() - 1;
-                (block as u32, self.cells[block].append(places))
+                let block = self.cell_blocks.len() - 1;
+                (block as u32, self.cell_blocks[block].append(positions))
             }
-            Places::Regions(places) => (REGIONS, self.regions.append(places)),
+            Occurrences::Regions(anchors) => (REGION_BLOCK, self.region_block.append(anchors)),
         };
         for (key, len) in pairs {
+            // Pairs with an index get a list; the items of others are in no list.
             if let Ok(pair) = keys.binary_search(&key) {
-                self.parts[pair] = Part { start, len: len as u32, block };
-                match self.cells.get_mut(block as usize) {
-                    Some(cells) => cells.listed += len,
-                    None => self.regions.listed += len,
+                self.spans[pair] = Span { start, len: len as u32, block };
+                match self.cell_blocks.get_mut(block as usize) {
+                    Some(cells) => cells.num_listed += len,
+                    None => self.region_block.num_listed += len,
                 }
             }
             start += len;
         }
     }
 
-    /// Adds lists of regions of these lengths for `first` and the pairs after it, to be filled: one after the other.
+    /// Adds lists of regions of these lengths for pair `first` and those after it, to be filled: one after the other.
     pub fn add(&mut self, first: u32, lens: &[usize], fill: impl FnOnce(&mut [u64])) {
-        self.regions.make_room(lens.iter().sum(), &mut self.parts);
-        self.parts.resize(first as usize, NO_PART);
-        let first = self.regions.places.len();
-        let mut start = first;
+        self.region_block.make_room(lens.iter().sum(), &mut self.spans);
+        // Pairs before the first one may have no list.
+        self.spans.resize(first as usize, NO_SPAN);
+        let begin = self.region_block.items.len();
+        let mut start = begin;
         for &len in lens {
-            self.parts.push(Part { start, len: len as u32, block: REGIONS });
+            self.spans.push(Span { start, len: len as u32, block: REGION_BLOCK });
             start += len;
         }
-        self.regions.listed += start - first;
-        self.regions.places.resize(start, 0);
-        fill(&mut self.regions.places[first..]);
+        self.region_block.num_listed += start - begin;
+        self.region_block.items.resize(start, 0);
+        fill(&mut self.region_block.items[begin..]);
     }
 
     /// The list of a pair.
-    pub fn get(&mut self, pair: u32) -> Places<&mut [u32], &mut [u64]> {
-        let Part { start, len, block } = self.parts.get(pair as usize).copied().unwrap_or(NO_PART);
+    pub fn get(&mut self, pair: u32) -> Occurrences<&mut [u32], &mut [u64]> {
+        let Span { start, len, block } = self.spans.get(pair as usize).copied().unwrap_or(NO_SPAN);
         let range = start..start + len as usize;
-        match self.cells.get_mut(block as usize) {
-            Some(cells) => Places::Cells(&mut cells.places[range]),
-            None => Places::Regions(&mut self.regions.places[range]),
+        match self.cell_blocks.get_mut(block as usize) {
+            Some(cells) => Occurrences::Cells(&mut cells.items[range]),
+            None => Occurrences::Regions(&mut self.region_block.items[range]),
         }
     }
 
-    /// Drops all but the first `len` places of a pair.
+    /// Drops all but the first `len` occurrences of a pair.
     pub fn truncate(&mut self, pair: u32, len: usize) {
-        let Some(part) = self.parts.get_mut(pair as usize) else { return };
-        let dropped = (part.len as usize).saturating_sub(len);
-        part.len -= dropped as u32;
-        match self.cells.get_mut(part.block as usize) {
-            Some(cells) => cells.listed -= dropped,
-            None => self.regions.listed -= dropped,
+        let Some(span) = self.spans.get_mut(pair as usize) else { return };
+        let num_dropped = (span.len as usize).saturating_sub(len);
+        span.len -= num_dropped as u32;
+        match self.cell_blocks.get_mut(span.block as usize) {
+            Some(cells) => cells.num_listed -= num_dropped,
+            None => self.region_block.num_listed -= num_dropped,
         }
     }
 
-    /// Whether it is time to [`tidy`](Lists::tidy) up: the block of regions is all but full, or half of one of cells is in no
-    /// list.
-    pub fn are_untidy(&self) -> bool {
-        self.regions.is_full_but_for(64) && self.regions.is_wasteful(&self.parts)
-            || self.cells.iter().any(|cells| cells.is_emptier_than(2.0))
+    /// Whether it is time to [`compact`](OccurrenceLists::compact): the block of regions is all but full, or half of a
+    /// block of cells is in no list.
+    pub fn should_compact(&self) -> bool {
+        self.region_block.is_full_but_for(64) && self.region_block.is_wasteful(&self.spans)
+            || self.cell_blocks.iter().any(|cells| cells.is_emptier_than(2.0, self.min_compaction))
     }
 
-    /// Leaves out places that are in no list, where they are many.
-    pub fn tidy(&mut self) {
-        if self.regions.is_full_but_for(8) && self.regions.is_wasteful(&self.parts) {
-            self.regions.compact(&mut self.parts, REGIONS);
+    /// Leaves out items that are in no list, in blocks with many of them.
+    pub fn compact(&mut self) {
+        if self.region_block.is_full_but_for(8) && self.region_block.is_wasteful(&self.spans) {
+            self.region_block.compact(&mut self.spans, REGION_BLOCK);
         }
-        for (number, cells) in (0..).zip(&mut self.cells) {
-            if cells.is_emptier_than(1.75) {
-                cells.compact(&mut self.parts, number);
-                cells.places.shrink_to_fit();
+        for (number, cells) in (0..).zip(&mut self.cell_blocks) {
+            if cells.is_emptier_than(1.75, self.min_compaction) {
+                cells.compact(&mut self.spans, number);
+                cells.items.shrink_to_fit();
             }
         }
     }
 }
 
 impl<T: Copy> Block<T> {
-    /// Adds places and returns where they begin.
-    fn append(&mut self, places: Vec<T>) -> usize {
-        let start = self.places.len();
+    /// Adds items and returns where they begin.
+    fn append(&mut self, items: Vec<T>) -> usize {
+        let start = self.items.len();
         if start == 0 {
-            self.places = places;
+            self.items = items;
         } else {
-            self.places.extend_from_slice(&places);
+            self.items.extend_from_slice(&items);
         }
         start
     }
 
-    /// Makes room for more places of regions: leaves out those that are in no list, if they are many, or else takes more
-    /// memory.
-    fn make_room(&mut self, more: usize, parts: &mut [Part]) {
-        if self.places.len() + more > self.places.capacity() {
-            if self.is_wasteful(parts) {
-                self.compact(parts, REGIONS);
+    /// Makes room for so many more items in the block of regions: leaves out those that are in no list, if they are
+    /// many, or else takes more memory.
+    fn make_room(&mut self, number: usize, spans: &mut [Span]) {
+        if self.items.len() + number > self.items.capacity() {
+            if self.is_wasteful(spans) {
+                self.compact(spans, REGION_BLOCK);
             }
-            if self.places.len() + more > self.places.capacity() {
-                self.places.reserve_exact(more + self.many(parts));
+            if self.items.len() + number > self.items.capacity() {
+                self.items.reserve_exact(number + self.growth(spans));
             }
         }
     }
 
-    /// So many places make a block large.
-    fn many(&self, parts: &[Part]) -> usize {
-        self.places.len() / 4 + parts.len()
+    /// How many items the block of regions grows by, and may hold that are in no list.
+    fn growth(&self, spans: &[Span]) -> usize {
+        self.items.len() / 4 + spans.len()
     }
 
-    /// Whether there is room for less than a part of the places, one of so many.
-    fn is_full_but_for(&self, parts: usize) -> bool {
-        self.places.len() + self.places.len() / parts > self.places.capacity()
+    /// Whether there is room for less than one in `share` more items.
+    fn is_full_but_for(&self, share: usize) -> bool {
+        self.items.len() + self.items.len() / share > self.items.capacity()
     }
 
-    /// Whether many places are in no list.
-    fn is_wasteful(&self, parts: &[Part]) -> bool {
-        self.places.len() - self.listed > self.many(parts)
+    /// Whether many items are in no list.
+    fn is_wasteful(&self, spans: &[Span]) -> bool {
+        self.items.len() - self.num_listed > self.growth(spans)
     }
 
-    /// Whether there are so many times as many places as are in lists.
-    fn is_emptier_than(&self, times: f64) -> bool {
-        self.places.len() > FEW_PLACES && self.places.len() as f64 > times * self.listed as f64
+    /// Whether the block has `min_items`, and so many times as many items as are in lists.
+    fn is_emptier_than(&self, times: f64, min_items: usize) -> bool {
+        self.items.len() > min_items && self.items.len() as f64 > times * self.num_listed as f64
     }
 
-    /// Leaves out places that are in no list, this being the block of that number.
-    fn compact(&mut self, parts: &mut [Part], number: u32) {
-        let mut parts: Vec<_> = parts.iter_mut().filter(|part| part.block == number).collect();
-        parts.sort_unstable_by_key(|part| part.start);
+    /// Leaves out items that are in no list, this being the block of that number.
+    fn compact(&mut self, spans: &mut [Span], number: u32) {
+        let mut spans: Vec<_> = spans.iter_mut().filter(|span| span.block == number).collect();
+        // Move the lists to the front in the order in which they lie, so that none is overwritten.
+        spans.sort_unstable_by_key(|span| span.start);
         let mut end = 0;
-        for part in parts {
-            self.places.copy_within(part.start..part.start + part.len as usize, end);
-            part.start = end;
-            end += part.len as usize;
+        for span in spans {
+            self.items.copy_within(span.start..span.start + span.len as usize, end);
+            span.start = end;
+            end += span.len as usize;
         }
-        self.places.truncate(end);
+        self.items.truncate(end);
     }
 }
 
@@ -231,47 +242,49 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// However many come and go, every list holds what was put there.
+        /// However many come and go, and whether small blocks are compacted or not, every list holds what was put
+        /// there.
         #[test]
         fn lists_hold_what_plain_ones_do(
-            at_first in prop::collection::vec(prop_oneof![0..300_usize, OWN_BLOCK..OWN_BLOCK + 300], 0..20),
+            lens_at_start in prop::collection::vec(prop_oneof![0..300_usize, MIN_OWN_BLOCK..MIN_OWN_BLOCK + 300], 0..20),
             steps in prop::collection::vec((prop::collection::vec(0..200_usize, 1..4), any::<u32>(), 0..100_usize), 0..200),
             memory in 0..1000_usize,
+            min_compaction in prop::sample::select(vec![1 << 8, 1 << 21]),
         ) {
-            let mut lists = Lists::new(vec![7; memory]);
-            let mut plain: Vec<Vec<u64>> = Vec::new();
-            // Of every second key there is no index.
-            let keys: Vec<u64> = (0..at_first.len() as u64).map(|number| 2 * number).collect();
-            for (key, &len) in keys.iter().zip(&at_first) {
-                let places: Vec<u32> = (0..2 * len as u32 + 5).collect();
-                plain.push(places[5..5 + len].iter().map(|&place| place.into()).collect());
-                lists.extend(&keys, Found {
+            let mut lists = OccurrenceLists::new(vec![7; memory], min_compaction);
+            let mut plain_lists: Vec<Vec<u64>> = Vec::new();
+            // Every second key has no index.
+            let keys: Vec<u64> = (0..lens_at_start.len() as u64).map(|number| 2 * number).collect();
+            for (key, &len) in keys.iter().zip(&lens_at_start) {
+                let positions: Vec<u32> = (0..2 * len as u32 + 5).collect();
+                plain_lists.push(positions[5..5 + len].iter().map(|&position| position.into()).collect());
+                lists.extend(&keys, PairOccurrences {
                     pairs: vec![(key + 1, 5), (*key, len), (key + 1, len)],
-                    places: Places::Cells(places),
+                    occurrences: Occurrences::Cells(positions),
                 });
             }
             for (step, (lens, pair, len)) in steps.iter().enumerate() {
-                lists.add(plain.len() as u32, lens, |places| {
-                    assert_eq!(places.len(), lens.iter().sum::<usize>());
-                    places.iter_mut().zip(step as u64 * 1000..).for_each(|(place, value)| *place = value);
+                lists.add(plain_lists.len() as u32, lens, |items| {
+                    assert_eq!(items.len(), lens.iter().sum::<usize>());
+                    items.iter_mut().zip(step as u64 * 1000..).for_each(|(item, value)| *item = value);
                 });
                 let mut values = step as u64 * 1000..;
-                plain.extend(lens.iter().map(|&len| values.by_ref().take(len).collect::<Vec<_>>()));
-                let pair = *pair as usize % (plain.len() + 1);
+                plain_lists.extend(lens.iter().map(|&len| values.by_ref().take(len).collect::<Vec<_>>()));
+                let pair = *pair as usize % (plain_lists.len() + 1);
                 lists.truncate(pair as u32, *len);
-                if let Some(list) = plain.get_mut(pair) {
+                if let Some(list) = plain_lists.get_mut(pair) {
                     list.truncate(*len);
                 }
                 if step % 5 == 0 {
-                    lists.tidy();
+                    lists.compact();
                 }
             }
-            for (pair, plain) in plain.iter().enumerate() {
-                let found: Vec<u64> = match lists.get(pair as u32) {
-                    Places::Cells(places) => places.iter().map(|&place| place.into()).collect(),
-                    Places::Regions(places) => places.to_vec(),
+            for (pair, plain_list) in plain_lists.iter().enumerate() {
+                let list: Vec<u64> = match lists.get(pair as u32) {
+                    Occurrences::Cells(positions) => positions.iter().map(|&position| position.into()).collect(),
+                    Occurrences::Regions(anchors) => anchors.to_vec(),
                 };
-                prop_assert_eq!(&found, plain);
+                prop_assert_eq!(&list, plain_list);
             }
         }
     }

@@ -1,4 +1,5 @@
-//! What the fuzz targets do with bytes; shared with `tests/hostile.rs`. Each returns normally or has found a bug.
+//! What the fuzz targets do with bytes; shared with `tests/hostile.rs`. A body that does not return normally shows a
+//! bug.
 
 use being_vl_core::{
     Dropout, EncodeOptions, Encoder, Grid, Interrupt, MergeMode, TrainOptions, Vocabulary, train,
@@ -37,9 +38,9 @@ pub fn encode_any(bytes: &[u8]) {
     };
     let ids = || cells.iter().map(|&cell| u32::from(cell % 9));
     let (height, width) = (usize::from(height % 24), usize::from(width % 24));
-    let whole = Grid::new(0, height, width, ids().cycle().take(height * width).collect());
+    let rectangle = Grid::new(0, height, width, ids().cycle().take(height * width).collect());
     let row = Grid::new(1, 1, cells.len(), ids().collect());
-    let grids: Vec<Grid> = [whole, row].into_iter().flatten().collect();
+    let grids: Vec<Grid> = [rectangle, row].into_iter().flatten().collect();
     let Ok(vocabulary) = train(&grids, &options, |_| (), &Interrupt::default()) else { return };
     let dropout = Dropout { probability: f64::from(flags >> 3 & 3) / 3.0, seed: merges.into() };
     for grid in &grids {
@@ -47,7 +48,7 @@ pub fn encode_any(bytes: &[u8]) {
     }
 }
 
-/// Decodes tokens that need not be anything.
+/// Decodes tokens that may be any numbers.
 pub fn decode_any(vocabulary: &Vocabulary, ids: &[u32]) {
     for (height, width) in [(5, 6), (1, ids.len()), (usize::MAX, 2)] {
         if let Ok(grid) = vocabulary.decode(ids, height, width, None) {
@@ -60,8 +61,8 @@ pub fn decode_any(vocabulary: &Vocabulary, ids: &[u32]) {
 fn round_trip(vocabulary: &Vocabulary, grid: &Grid, options: &EncodeOptions) {
     let encoding = Encoder::new(vocabulary).encode(grid, options, &Interrupt::default()).unwrap();
     let (height, width) = (grid.height() as usize, grid.width() as usize);
-    let decoded = vocabulary.decode(&encoding.ids, height, width, encoding.regions.as_ref()).unwrap();
-    assert_eq!(decoded, grid.ids());
+    let ids = vocabulary.decode(&encoding.ids, height, width, encoding.regions.as_ref()).unwrap();
+    assert_eq!(ids, grid.ids());
     if vocabulary.merge_mode() == MergeMode::Oriented {
         assert_eq!(vocabulary.decode(&encoding.ids, height, width, None).unwrap(), grid.ids());
     }

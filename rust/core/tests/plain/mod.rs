@@ -1,20 +1,20 @@
-//! Visual BPE written plainly from the specification: every rule counts everything anew, encoding goes through all
-//! rules. The core is compared with it.
+//! Visual BPE written plainly from the specification: every merge counts all pairs anew, and encoding applies all
+//! merges. The core is compared with it.
 
 use std::collections::BTreeMap;
 
-use being_vl_core::{Grid, MergeMode, Offset, Rule, TrainOptions, Vocabulary};
+use being_vl_core::{Grid, Merge, MergeMode, Offset, TrainOptions, Vocabulary};
 
 /// One grid's regions: per cell the anchor's cell number, and per anchor the token.
 #[derive(Clone)]
-pub struct Plain {
+pub struct PlainGrid {
     height: usize,
     width: usize,
     anchor: Vec<usize>,
     token: Vec<u32>,
 }
 
-impl Plain {
+impl PlainGrid {
     pub fn new(grid: &Grid) -> Self {
         let (height, width) = (grid.height() as usize, grid.width() as usize);
         Self { height, width, anchor: (0..height * width).collect(), token: grid.ids().to_vec() }
@@ -46,28 +46,28 @@ impl Plain {
         Offset { dy: place(y).0 - place(x).0, dx: place(y).1 - place(x).1 }
     }
 
-    /// Applies one rule to the pairs as they stand before it.
+    /// Applies one merge to the pairs as they stand before it.
     pub fn apply(&mut self, a: u32, b: u32, offset: Option<Offset>, token: u32) {
-        let mut consumed = vec![false; self.anchor.len()];
-        let mut joined: Vec<usize> = (0..self.anchor.len()).collect();
+        let mut is_consumed = vec![false; self.anchor.len()];
+        let mut new_anchor: Vec<usize> = (0..self.anchor.len()).collect();
         for (x, y) in self.pairs() {
-            let free = !consumed[x] && !consumed[y] && self.token[x] == a && self.token[y] == b;
-            if free && offset.is_none_or(|offset| offset == self.offset(x, y)) {
-                (consumed[x], consumed[y]) = (true, true);
+            let matches = !is_consumed[x] && !is_consumed[y] && self.token[x] == a && self.token[y] == b;
+            if matches && offset.is_none_or(|offset| offset == self.offset(x, y)) {
+                (is_consumed[x], is_consumed[y]) = (true, true);
                 self.token[x] = token;
-                joined[y] = x;
+                new_anchor[y] = x;
             }
         }
-        self.anchor.iter_mut().for_each(|anchor| *anchor = joined[*anchor]);
+        self.anchor.iter_mut().for_each(|anchor| *anchor = new_anchor[*anchor]);
     }
 
-    /// Applies all rules in the order learned.
+    /// Applies all merges in the order learned.
     pub fn encode(grid: &Grid, vocabulary: &Vocabulary) -> Self {
-        let mut plain = Self::new(grid);
-        for (token, rule) in (vocabulary.base_vocab_size()..).zip(vocabulary.rules()) {
-            plain.apply(rule.a, rule.b, rule.offset, token);
+        let mut plain_grid = Self::new(grid);
+        for (token, merge) in (vocabulary.base_vocab_size()..).zip(vocabulary.merges()) {
+            plain_grid.apply(merge.a, merge.b, merge.offset, token);
         }
-        plain
+        plain_grid
     }
 
     /// Tokens in raster order of anchors.
@@ -87,11 +87,11 @@ impl Plain {
     }
 }
 
-/// Learns rules; returns them and the grids' tokens after the last one.
-pub fn train(grids: &[Grid], options: &TrainOptions) -> (Vec<Rule>, Vec<Vec<u32>>) {
-    let mut states: Vec<Plain> = grids.iter().map(Plain::new).collect();
-    let mut rules = Vec::new();
-    while rules.len() < options.num_merges {
+/// Learns merges; returns them and the grids' tokens after the last one.
+pub fn train(grids: &[Grid], options: &TrainOptions) -> (Vec<Merge>, Vec<Vec<u32>>) {
+    let mut states: Vec<PlainGrid> = grids.iter().map(PlainGrid::new).collect();
+    let mut merges = Vec::new();
+    while merges.len() < options.num_merges {
         let mut counts: BTreeMap<(u32, u32), BTreeMap<Offset, u64>> = BTreeMap::new();
         for state in &states {
             for (x, y) in state.pairs() {
@@ -99,7 +99,7 @@ pub fn train(grids: &[Grid], options: &TrainOptions) -> (Vec<Rule>, Vec<Vec<u32>
                 *counts.entry(pair).or_default().entry(state.offset(x, y)).or_default() += 1;
             }
         }
-        let candidates: Vec<(u64, Rule)> = counts
+        let candidates: Vec<(u64, Merge)> = counts
             .into_iter()
             .map(|((a, b), histogram)| {
                 let count: u64 = histogram.values().sum();
@@ -110,29 +110,29 @@ pub fn train(grids: &[Grid], options: &TrainOptions) -> (Vec<Rule>, Vec<Vec<u32>
                     MergeMode::Pair => (count, None),
                     MergeMode::Oriented => (offset_count, Some(first)),
                 };
-                (frequency, Rule { a, b, offset, count, offset_count, consistency })
+                (frequency, Merge { a, b, offset, count, offset_count, consistency })
             })
             .filter(|(frequency, _)| *frequency >= options.min_frequency)
             .collect();
-        let Some(most) = candidates.iter().map(|(frequency, _)| *frequency).max() else { break };
-        let priority = |&(frequency, rule): &(u64, Rule)| {
-            frequency as f64 / most as f64 + options.alpha * rule.consistency
+        let Some(max_frequency) = candidates.iter().map(|(frequency, _)| *frequency).max() else { break };
+        let priority = |&(frequency, merge): &(u64, Merge)| {
+            frequency as f64 / max_frequency as f64 + options.alpha * merge.consistency
         };
-        // Candidates ascend by (a, b), so the first of the best is the one that wins ties.
-        let mut best = &candidates[0];
+        // Candidates ascend by (a, b), so the first one of the highest priority wins ties.
+        let mut winner = &candidates[0];
         for candidate in &candidates {
-            if priority(candidate) > priority(best) {
-                best = candidate;
+            if priority(candidate) > priority(winner) {
+                winner = candidate;
             }
         }
-        let rule = best.1;
-        let token = options.base_vocab_size + rules.len() as u32;
+        let merge = winner.1;
+        let token = options.base_vocab_size + merges.len() as u32;
         for state in &mut states {
-            state.apply(rule.a, rule.b, rule.offset, token);
+            state.apply(merge.a, merge.b, merge.offset, token);
         }
-        rules.push(rule);
+        merges.push(merge);
     }
-    (rules, states.iter().map(Plain::tokens).collect())
+    (merges, states.iter().map(PlainGrid::tokens).collect())
 }
 
 /// Section 2's S, with sums in ascending order of offsets.

@@ -1,0 +1,8 @@
+"""Grids of photographs, and the size of their codebook."""
+
+from pathlib import Path
+
+import numpy as np
+
+PHOTOS = np.load(Path(__file__).with_name("photo_grids.npz"))["grids"]
+PHOTOS_K = 1024
