@@ -13,7 +13,6 @@ import pytest
 
 import being_vl
 
-SOURCE = Path(being_vl.__file__)
 MODULES = {module.name for module in pkgutil.iter_modules(being_vl.__path__)}
 
 
@@ -42,19 +41,22 @@ def test_every_name_is_there() -> None:
         being_vl.nothing  # noqa: B018
 
 
-def test_type_checkers_see_the_same_names() -> None:
+@pytest.mark.parametrize("package", ["being_vl", "being_vl.data", "being_vl.model"])
+def test_type_checkers_see_the_same_names(package: str) -> None:
     """What stands under `if TYPE_CHECKING` is what `__getattr__` imports."""
-    block = next(node for node in ast.parse(SOURCE.read_text()).body if isinstance(node, ast.If))
+    face = import_module(package)
+    source = Path(str(face.__file__)).read_text()
+    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
     imports = {
         alias.name: node.module
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert imports.keys() == set(being_vl.__all__)
+    assert imports.keys() == set(face.__all__)
     for name, module in imports.items():
         assert module is not None
-        assert getattr(being_vl, name) is getattr(import_module(module), name)
+        assert getattr(face, name) is getattr(import_module(module), name)
 
 
 def test_an_options_class_is_there_for_every_function_that_takes_one() -> None:

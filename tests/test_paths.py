@@ -114,13 +114,11 @@ def test_writing(chain: Path, kind: Kind, tmp_path: Path) -> None:
 
 
 def test_jobs(chain: Path, kind: Kind, tmp_path: Path) -> None:
-    from being_vl.quantizer.job import quantize
-
     def place(*parts: str) -> Any:
         return kind(chain.joinpath(*parts))
 
     out = {name: kind(tmp_path / name) for name in ("grids", "tokens", "expanded", "sequences", "training")}
-    quantize(
+    being_vl.quantize(
         being_vl.QuantizeOptions(
             images=place("data", "images"), out=out["grids"], quantizer=place("quantizer")
         )

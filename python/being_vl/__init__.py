@@ -133,6 +133,4 @@ _MODULES = {
     ],
     "version": ["__version__"],
 }
-__getattr__, __dir__ = lazy_names(
-    __name__, {name: module for module, names in _MODULES.items() for name in names}
-)
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

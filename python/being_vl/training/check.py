@@ -21,7 +21,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def check(options: CheckOptions) -> Iterator[str]:
-    """Prepare the sequences as the training does; show records, counts, stages and faults. No GPU is used.
+    """Prepare the sequences as the training does; report records, counts, stages and faults. No GPU is used.
 
     Args:
         options: Of the training and the check. What is prepared in `out` is there for the training.
