@@ -31,6 +31,7 @@ from being_vl.training.signals import StopRequest, stop_on_signals
 from being_vl.training.stage import StageTrainer, end_if_asked
 
 
+@show_log_lines()
 def train(options: TrainOptions) -> Path:
     """Train a model stage by stage; called again after an interruption it goes on where it was.
 
@@ -46,13 +47,12 @@ def train(options: TrainOptions) -> Path:
         TrainingError: if a step is so bad that training must stop.
         SystemExit: with status 0, if SIGTERM or SIGUSR1 stopped the training before its end; it is saved.
     """
-    with show_log_lines():
-        start_ranks()
-        with hold_folder(options.out):
-            sequences = load_sequences(options)
-            schedules = _claim_folder(options, sequences.lengths)
-            with stop_on_signals() as stop:
-                return _train_stages(options, schedules, sequences, stop)
+    start_ranks()
+    with hold_folder(options.out):
+        sequences = load_sequences(options)
+        schedules = _claim_folder(options, sequences.lengths)
+        with stop_on_signals() as stop:
+            return _train_stages(options, schedules, sequences, stop)
 
 
 def _train_stages(
@@ -174,6 +174,7 @@ def load_sequences(options: TrainOptions, folder: StrPath | None = None) -> Prep
     return PreparedSequences(folder, builder, batches.bpe_dropout, options.seed, batches.packing)
 
 
+@show_log_lines()
 def plan_training(options: TrainOptions, ranks: int = 1) -> str:
     """Check a training before it starts, and say what its stages will train and read; nothing is written.
 
@@ -191,7 +192,7 @@ def plan_training(options: TrainOptions, ranks: int = 1) -> str:
     Raises:
         ConfigError, RecordError, QuantizerError, ModelError, FingerprintError: as `train`.
     """
-    with show_log_lines(), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         lengths = load_sequences(options, Path(folder) / "prepared").lengths
         # What is in `out` already: hashing the weights takes a while, and there need be nothing to compare with.
         path = options.out / FINGERPRINT
