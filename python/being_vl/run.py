@@ -12,6 +12,7 @@ from being_vl.files import sha256, write_json
 from being_vl.fingerprints import compute_fingerprint, differences
 from being_vl.options import StrPath, fixed_options
 from being_vl.quantizer.options import QuantizeOptions
+from being_vl.quantizer.training.options import QuantizerTrainOptions
 from being_vl.recipes.options import RunOptions
 
 log = logging.getLogger(__name__)
@@ -92,10 +93,12 @@ def dry_run(options: RunOptions) -> Iterator[str]:
 
 def list_steps(options: RunOptions) -> Iterator[Step]:
     """The steps of a run in their order, up to `until`."""
-    from being_vl.launch.local import quantize_on_ranks, train_on_ranks
+    from being_vl.launch.local import quantize_on_ranks, train_on_ranks, train_quantizer_on_ranks
     from being_vl.model.expand import expand
-    from being_vl.quantizer.training.trainer import train_quantizer
     from being_vl.tokenizer.train import train_vocabulary
+
+    def train_quantizer(step: QuantizerTrainOptions) -> None:
+        train_quantizer_on_ranks(step, options.ranks)
 
     def quantize(step: QuantizeOptions) -> None:
         quantize_on_ranks(step, options.ranks)

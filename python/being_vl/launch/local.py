@@ -9,6 +9,7 @@ from being_vl.errors import BeingVLError
 from being_vl.files import MANIFEST, to_jsonable, write_json
 from being_vl.launch.torchrun import local_command
 from being_vl.quantizer.options import QuantizeOptions
+from being_vl.quantizer.training.options import QuantizerTrainOptions
 from being_vl.training.options import TrainOptions
 from being_vl.training.signals import forward_signals
 
@@ -59,6 +60,29 @@ def quantize_on_ranks(options: QuantizeOptions, ranks: int | None = None) -> Non
     path = options.out.with_name(f"{options.out.name}.options.json")
     write_json(path, to_jsonable(options))
     _run_ranks(["quantize", "--recipe", str(path)], ranks, {})
+
+
+def train_quantizer_on_ranks(options: QuantizerTrainOptions, ranks: int | None = None) -> None:
+    """Train a quantizer in this process if one rank is enough, else in several that torchrun starts.
+
+    Args:
+        options: The training; its device `auto` is all GPUs where there are some. The ranks share its batch.
+        ranks: Number of processes; by default one per GPU, as many as share the batch evenly, or one on a CPU.
+
+    Raises:
+        BeingVLError: if a rank fails; it has said why.
+        ConfigError, ImageError: as `train_quantizer` does.
+    """
+    counts = range(count_ranks(options.device), 0, -1)
+    ranks = ranks or next(count for count in counts if options.batch_size % count == 0)
+    if ranks == 1:
+        from being_vl.quantizer.training.trainer import train_quantizer
+
+        train_quantizer(options)
+        return
+    path = options.out.with_name(f"{options.out.name}.options.json")
+    write_json(path, to_jsonable(options))
+    _run_ranks(["quantizer", "train", "--recipe", str(path)], ranks, {})
 
 
 def count_ranks(device: str) -> int:

@@ -22,6 +22,7 @@ from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, BeingVLPr
 from being_vl.model.rows import describe_rows, find_codebook, make_rows
 from being_vl.model.weights import GGUF, CausalLM, find_file, list_files, load_config, open_llm, save_weights
 from being_vl.options import StrPath, fixed_options
+from being_vl.progress import show_log_lines
 from being_vl.quantizer.base import Quantizer, load_quantizer
 from being_vl.quantizer_names import check_same_quantizer
 from being_vl.tokenizer.visual_bpe import VisualBPE
@@ -43,6 +44,7 @@ COMPANIONS = (
 """Patterns of the names of files that belong to a model's folder beside config and weights."""
 
 
+@show_log_lines()
 def expand(options: ExpandOptions) -> VocabularyLayout:
     """Add rows for BOI, EOI, the codebook and the merges to a causal LM (the paper's section 3.4).
 
