@@ -112,6 +112,7 @@ def _run_ranks(words: list[str], ranks: int, environment: Mapping[str, str]) -> 
     with forward_signals():
         status = subprocess.run(command, env=os.environ | environment, check=False).returncode
     if status:
+        name = " ".join(words[: words.index("--recipe")])
         raise BeingVLError(
-            f"being-vl {words[0]} on {ranks} ranks failed; see the messages above. Command: {' '.join(command)}"
+            f"being-vl {name} on {ranks} ranks failed; see the messages above. Command: {' '.join(command)}"
         )
