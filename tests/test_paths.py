@@ -140,6 +140,6 @@ def test_jobs(chain: Path, kind: Kind, tmp_path: Path) -> None:
         "sequences": being_vl.SequenceOptions(max_length=512),
     }
     being_vl.prepare(being_vl.PrepareOptions(**common, out=out["sequences"]))
-    being_vl.check(being_vl.CheckOptions(**common, out=out["training"]), lambda text: None)
+    list(being_vl.check(being_vl.CheckOptions(**common, out=out["training"])))
     written = {path.name for path in tmp_path.iterdir()}
     assert {os.path.basename(path) for path in out.values()} <= written  # noqa: PTH119

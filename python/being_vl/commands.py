@@ -85,42 +85,35 @@ class Command(NamedTuple):
             options: Of its dataclass.
         """
         place = f"{self.positional.upper()} " if self.positional else ""
-        rest = " [-- FLAGS OF THE TRAINING]" if REST in options else ""
-        usage = f"being-vl {name} {place}[OPTIONS]{rest}"
+        overrides = " [-- FLAGS OF THE TRAINING]" if REST in options else ""
+        usage = f"being-vl {name} {place}[OPTIONS]{overrides}"
         parser = Parser(prog=f"being-vl {name}", usage=usage, description=self.text)
-        if "recipe" not in options:
-            text = "YAML file of these options; flags override it."
-            absent = argparse.SUPPRESS
-            recipes = [parser.add_argument("--recipe", metavar="FILE", default=absent, help=text)]
-            if self.positional == "recipe":
-                text = "YAML file of these options, or the name of a shipped one; flags override it."
-                recipes[0].help = argparse.SUPPRESS
-                recipes.append(
-                    parser.add_argument("recipe", nargs="?", metavar="RECIPE", default=absent, help=text)
-                )
-            for action in recipes:
-                vars(action)["hint"] = Path
-            parser.add_argument(
-                "--print_config", action="store_true", help="Print all options as a recipe, and do nothing."
-            )
-            parser.add_argument(
-                "--print_schema",
-                action="store_true",
-                help="Print the JSON schema of such a recipe, for editors, and do nothing.",
-            )
+        switches = {
+            "-q --quiet": "Log warnings and errors alone.",
+            "-v --verbose": "Log more, with times, and where an error comes from.",
+        }
         if self.dry_run:
-            parser.add_argument(
-                "--dry_run", action="store_true", help="Check and plan everything, and write nothing."
+            switches["--dry_run"] = "Check and plan everything, and write nothing."
+        if "recipe" not in options:
+            self._add_recipe(parser)
+            switches["--print_config"] = "Print all options as a recipe, and do nothing."
+            switches["--print_schema"] = (
+                "Print the JSON schema of such a recipe, for editors, and do nothing."
             )
-        parser.add_argument("-q", "--quiet", action="store_true", help="Log warnings and errors alone.")
-        parser.add_argument(
-            "-v",
-            "--verbose",
-            action="store_true",
-            help="Log more, with times, and where an error comes from.",
-        )
+        for flags, text in switches.items():
+            parser.add_argument(*flags.split(), action="store_true", help=text)
         add_flags(parser, options, self.positional)
         return parser
+
+    def _add_recipe(self, parser: Parser) -> None:
+        """Add the recipe of the command's own options, by its place where that is free."""
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": "YAML file of these options"}
+        flag = parser.add_argument("--recipe", metavar="FILE", **settings)
+        vars(flag)["hint"] = Path
+        if self.positional == "recipe":
+            flag.help = argparse.SUPPRESS
+            settings["help"] += ", or the name of a shipped one"
+            vars(parser.add_argument("recipe", nargs="?", metavar="RECIPE", **settings))["hint"] = Path
 
     def parse(self, name: str, words: list[str]) -> Invocation:
         """Read the words after the command's name.
@@ -342,8 +335,8 @@ def build_parser() -> Parser:
         place = subcommands
         if group:
             if group not in groups:
-                of_group = subcommands.add_parser(group, help=GROUPS[group], description=GROUPS[group])
-                groups[group] = of_group.add_subparsers(metavar="COMMAND", parser_class=Parser)
+                child = subcommands.add_parser(group, help=GROUPS[group], description=GROUPS[group])
+                groups[group] = child.add_subparsers(metavar="COMMAND", parser_class=Parser)
             place = groups[group]
         template = command.parser(name, read_options(load(command.options)))
         place.add_parser(

@@ -69,7 +69,7 @@ def oracle(
     matrices = list(
         {id(m.weight): m.weight for m in (lm.get_input_embeddings(), lm.get_output_embeddings())}.values()
     )
-    entries = []
+    losses_of_steps = []
     for stage in range(stages):
         trained = [*matrices]
         if stage >= 1:
@@ -100,7 +100,7 @@ def oracle(
                 for kind, which in kinds.items()
                 if weights[which].any()
             }
-            entries.append({kind: mean.item() for kind, mean in means.items()})
+            losses_of_steps.append({kind: mean.item() for kind, mean in means.items()})
             lm.zero_grad()
             means["loss"].backward()
             text_rows = [matrix.detach()[: layout.text_size].clone() for matrix in matrices]
@@ -116,7 +116,7 @@ def oracle(
                 with torch.no_grad():
                     for matrix, rows in zip(matrices, text_rows, strict=True):
                         matrix[: layout.text_size] = rows
-    return entries
+    return losses_of_steps
 
 
 def test_without_a_recipe_the_stages_are_the_papers() -> None:

@@ -1,7 +1,7 @@
 """`being-vl check`: what a training will see, shown before it starts."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 
@@ -20,12 +20,14 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 """What the regions of an image are drawn with."""
 
 
-def check(options: CheckOptions, write: Callable[[str], None]) -> None:
-    """Prepare the sequences as the training does; show records, counts, stages and faults. No GPU is used.
+def check(options: CheckOptions) -> Iterator[str]:
+    """Prepare the sequences as the training does; report records, counts, stages and faults. No GPU is used.
 
     Args:
         options: Of the training and the check. What is prepared in `out` is there for the training.
-        write: Takes the report, a paragraph at a time.
+
+    Yields:
+        The report, a paragraph at a time.
 
     Raises:
         RecordError: if the share of records with faults is above `tolerance`; after the report.
@@ -37,11 +39,11 @@ def check(options: CheckOptions, write: Callable[[str], None]) -> None:
     counts = _count_categories(sequences)
     for category in counts:
         for sequence in islice(_read_category(sequences, category), options.show):
-            write(f"{category}: {_describe_sequence(sequences.builder, sequence)}\n")
-    write("\n".join(_describe_categories(counts)) + "\n")
-    write("\n".join(_describe_stages(options, sequences)))
+            yield f"{category}: {_describe_sequence(sequences.builder, sequence)}\n"
+    yield "\n".join(_describe_categories(counts)) + "\n"
+    yield "\n".join(_describe_stages(options, sequences))
     if faults := list(describe_faults(sequences.folder)):
-        write("\n".join(["", *faults]))
+        yield "\n".join(["", *faults])
     _check_share(sequences, options.tolerance)
 
 

@@ -235,12 +235,13 @@ class Trainer:
         batches = self.dataset[self.step] if batches is None else batches
         if self.step == 0:
             self._start()
+        # Who learns in this step, and how fast.
         self._set_learning_rates()
         freeze_encoder = self.step >= options.encoder_share * options.steps
         is_adversarial = (
             options.adversarial.weight > 0 and self.step >= options.adversarial.start * options.steps
         )
-
+        # Forward; then the networks learn, and the codebook follows the latents.
         images = [batch.pixels.to(self.device, non_blocking=True) for batch in batches]
         passes = [self.autoencoder(pixels, freeze_encoder) for pixels in images]
         losses, adversarial_weight = self._generator_step(images, passes, freeze_encoder, is_adversarial)
@@ -249,7 +250,7 @@ class Trainer:
         if not freeze_encoder:
             self._update_codebook(batches, passes)
         self.step += 1
-
+        # The log: all ranks' means, in one message.
         means = all_mean(torch.stack([loss.detach() for loss in losses.values()])).tolist()
         weight = {} if adversarial_weight is None else {"adversarial_weight": float(adversarial_weight)}
         return dict(zip(losses, means, strict=True)) | weight
