@@ -20,8 +20,8 @@ import torch
 from torch import distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from being_vl.train.checkpoint import Checkpoints
-from being_vl.train.ranks import start_ranks
+from being_vl.training.checkpoint import Checkpoints
+from being_vl.training.ranks import start_ranks
 
 WAYS = ("none", "background", "DeepSpeed")
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from being_vl import VisualBPE
-from being_vl.quantize.models.tiled import VQGAN, new_model
+from being_vl.quantizer.models.tiled import VQGAN, new_model
 
 CODEBOOK, MERGES = 8192, 1024
 

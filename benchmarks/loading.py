@@ -22,7 +22,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from being_vl.demo.llm import TinyLlamaOptions, make_llama
-from being_vl.launch.local import torchrun
+from being_vl.launch.torchrun import local_command
 
 SENTENCE = "a red square is left of the blue circle and two green stars"
 
@@ -45,7 +45,7 @@ def peak_memory(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float
     recipe.write_text(
         yaml.safe_dump(options | {"zero": zero, "precision": {"dtype": "bf16"}, "stages": [stage]})
     )
-    command = torchrun(ranks, recipe)
+    command = local_command(ranks, ["train", "--recipe", str(recipe)])
     log = out / "log.jsonl"
     private, resident = 0, 0
     with subprocess.Popen(

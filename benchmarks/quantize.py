@@ -19,9 +19,9 @@ from PIL import Image
 from being_vl.demo import shapesworld
 from being_vl.devices import find_device
 from being_vl.images.sources import find_images
-from being_vl.quantize.base import load_quantizer
-from being_vl.quantize.job import encode_batches
-from being_vl.quantize.loading import load_images
+from being_vl.quantizer.base import load_quantizer
+from being_vl.quantizer.job import encode_batches
+from being_vl.quantizer.loading import load_images
 
 
 def make_images(folder, count):

@@ -35,7 +35,7 @@ def command_reference() -> str:
     for name, command in COMMANDS.items():
         parts.append(command_section(name, command))
         if name == TRAIN:
-            from being_vl.train.options import LoraOptions, StageOptions
+            from being_vl.training.options import LoraOptions, StageOptions
 
             parts += [
                 options_section("A stage", StageOptions),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from being_vl import VisualBPE
 from being_vl.images.decode import read_image
-from being_vl.quantize.base import load_quantizer
+from being_vl.quantizer.base import load_quantizer
 
 PICTURE = "held-out-00000.png"
 QUESTION = "what is the colour of the square? → red"

@@ -26,8 +26,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from being_vl.demo import shapesworld
     from being_vl.model.expand import expand
     from being_vl.model.options import ExpandOptions
-    from being_vl.quantize.job import quantize
-    from being_vl.quantize.options import QuantizeOptions
+    from being_vl.quantizer.job import quantize
+    from being_vl.quantizer.options import QuantizeOptions
     from being_vl.tokenizer.options import VocabularyOptions
     from being_vl.tokenizer.train import train_vocabulary
     from helpers import tiny

@@ -13,7 +13,6 @@ import pytest
 
 import being_vl
 
-SOURCE = Path(being_vl.__file__)
 MODULES = {module.name for module in pkgutil.iter_modules(being_vl.__path__)}
 
 
@@ -36,29 +35,28 @@ def test_every_name_is_there() -> None:
     assert sorted(being_vl.__all__) == being_vl.__all__
     for name in being_vl.__all__:
         value = getattr(being_vl, name)
-        if name in MODULES:  # see RENAME
-            continue
         assert isinstance(value, str) or inspect.isclass(value) or inspect.isfunction(value), name
     assert being_vl.__version__ == version("being-vl")
     with pytest.raises(AttributeError, match="module 'being_vl' has no attribute 'nothing'"):
         being_vl.nothing  # noqa: B018
 
 
-def test_type_checkers_see_the_same_names() -> None:
+@pytest.mark.parametrize("package", ["being_vl", "being_vl.data", "being_vl.model"])
+def test_type_checkers_see_the_same_names(package: str) -> None:
     """What stands under `if TYPE_CHECKING` is what `__getattr__` imports."""
-    block = next(node for node in ast.parse(SOURCE.read_text()).body if isinstance(node, ast.If))
+    face = import_module(package)
+    source = Path(str(face.__file__)).read_text()
+    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
     imports = {
         alias.name: node.module
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert imports.keys() == set(being_vl.__all__)
+    assert imports.keys() == set(face.__all__)
     for name, module in imports.items():
         assert module is not None
-        if name in MODULES:  # see RENAME
-            continue
-        assert getattr(being_vl, name) is getattr(import_module(module), name)
+        assert getattr(face, name) is getattr(import_module(module), name)
 
 
 def test_an_options_class_is_there_for_every_function_that_takes_one() -> None:
@@ -71,21 +69,16 @@ def test_an_options_class_is_there_for_every_function_that_takes_one() -> None:
             assert not kind.endswith("Options") or kind in being_vl.__all__, (name, kind)
 
 
-RENAME = pytest.mark.xfail(reason="train/ and quantize/ are to be renamed to training/ and quantizer/")
-
-
-@RENAME
 def test_no_name_is_a_module_too() -> None:
     """Importing a submodule sets an attribute of its package, which would replace the function of that name."""
     assert not MODULES & set(being_vl.__all__)
 
 
-@RENAME
 @pytest.mark.parametrize("order", [1, -1])
 def test_functions_stay_functions_in_any_order_of_imports(order: int) -> None:
     imports = [
         "from being_vl import expand, quantize, train",
-        "import being_vl.model.expand, being_vl.quantize.job, being_vl.train.options",
+        "import being_vl.model.expand, being_vl.quantizer.job, being_vl.training.options",
     ]
     run_python(
         f"{'; '.join(imports[::order])}; import being_vl, inspect;"

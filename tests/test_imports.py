@@ -58,10 +58,10 @@ ROOMS = """
     run demo
     launch estimate
     recipes
-    train
+    training
     model
     data
-    quantize
+    quantizer
     tokenizer
     images shards
     flags

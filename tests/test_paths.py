@@ -114,13 +114,11 @@ def test_writing(chain: Path, kind: Kind, tmp_path: Path) -> None:
 
 
 def test_jobs(chain: Path, kind: Kind, tmp_path: Path) -> None:
-    from being_vl.quantize.job import quantize
-
     def place(*parts: str) -> Any:
         return kind(chain.joinpath(*parts))
 
     out = {name: kind(tmp_path / name) for name in ("grids", "tokens", "expanded", "sequences", "training")}
-    quantize(
+    being_vl.quantize(
         being_vl.QuantizeOptions(
             images=place("data", "images"), out=out["grids"], quantizer=place("quantizer")
         )
@@ -142,6 +140,6 @@ def test_jobs(chain: Path, kind: Kind, tmp_path: Path) -> None:
         "sequences": being_vl.SequenceOptions(max_length=512),
     }
     being_vl.prepare(being_vl.PrepareOptions(**common, out=out["sequences"]))
-    being_vl.check(being_vl.CheckOptions(**common, out=out["training"]), lambda text: None)
+    list(being_vl.check(being_vl.CheckOptions(**common, out=out["training"])))
     written = {path.name for path in tmp_path.iterdir()}
     assert {os.path.basename(path) for path in out.values()} <= written  # noqa: PTH119

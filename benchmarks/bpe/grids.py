@@ -25,7 +25,7 @@ def generate(path, count, images=None, quantizer="builtin", seed=0):
     from being_vl.demo import shapesworld
     from being_vl.images.decode import read_image
     from being_vl.images.files import list_image_files
-    from being_vl.quantize.base import load_quantizer
+    from being_vl.quantizer.base import load_quantizer
 
     rng = np.random.default_rng(seed)
     folder = images or Path(shapesworld.__file__).parent / "photographs"

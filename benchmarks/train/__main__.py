@@ -12,7 +12,7 @@ Three contenders read the same mixture of the same records and train the new row
 Each runs in a process of its own, turn about. Tokens are those of records, not padding; the time is a step's median but
 for the first two steps. Memory is what a process took at its peak above what it held before the model was loaded (on
 a GPU, what was allocated). Optimizer state is counted tensor by tensor. MFU needs `--peak_flops` on a CPU; all three
-have the operations that the task needs in its numerator, `being_vl.train.metrics.Cost`.
+have the operations that the task needs in its numerator, `being_vl.training.metrics.Cost`.
 """
 
 import argparse
@@ -39,17 +39,17 @@ from being_vl.demo.llm import word_tokenizer
 from being_vl.layout import VocabularyLayout
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
-from being_vl.quantize.job import quantize
-from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantizer.job import quantize
+from being_vl.quantizer.options import QuantizeOptions
 from being_vl.tokenizer.options import VocabOptions
 from being_vl.tokenizer.train import train_vocabulary
-from being_vl.train.engine import load_sequences, train
-from being_vl.train.log import read_log
-from being_vl.train.metrics import Cost, find_peak_flops
-from being_vl.train.options import BatchOptions, StageOptions, TrainOptions
-from being_vl.train.schedule import make_schedules
-from being_vl.train.split import TwoPartLM
-from being_vl.train.stages import freeze
+from being_vl.training.engine import load_sequences, train
+from being_vl.training.log import read_log
+from being_vl.training.metrics import Cost, find_peak_flops
+from being_vl.training.options import BatchOptions, StageOptions, TrainOptions
+from being_vl.training.schedule import make_schedules
+from being_vl.training.split import TwoPartLM
+from being_vl.training.stages import freeze
 
 CONTENDERS = ("masked", "packed", "being-vl")
 MIXTURE = {"foundation": 40.0, "perception": 30.0, "reasoning": 20.0, "instruction": 10.0}

@@ -15,14 +15,14 @@ from gather import gather
 from PIL import Image, ImageDraw
 
 from being_vl.demo import shapesworld
-from being_vl.quantize.training.options import (
+from being_vl.quantizer.training.options import (
     AdversarialOptions,
     CheckpointOptions,
     CodebookOptions,
     NetworkOptions,
     QuantizerTrainOptions,
 )
-from being_vl.quantize.training.trainer import train_quantizer
+from being_vl.quantizer.training.trainer import train_quantizer
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from being_vl import VisualBPE
 from being_vl.demo import shapesworld
 from being_vl.images.decode import read_image
 from being_vl.images.files import list_image_files
-from being_vl.quantize.base import Quantizer, load_quantizer
-from being_vl.quantize.models.tiled import to_tensor
-from being_vl.quantize.training.losses import ssim
+from being_vl.quantizer.base import Quantizer, load_quantizer
+from being_vl.quantizer.models.tiled import to_tensor
+from being_vl.quantizer.training.losses import ssim
 from being_vl.quantizer_names import describe_quantizer
 
 Scenes = list[shapesworld.Scene]

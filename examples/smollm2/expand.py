@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 from being_vl.demo import shapesworld
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
-from being_vl.quantize.job import quantize
-from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantizer.job import quantize
+from being_vl.quantizer.options import QuantizeOptions
 from being_vl.tokenizer.options import VocabularyOptions
 from being_vl.tokenizer.train import train_vocabulary
 

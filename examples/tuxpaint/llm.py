@@ -10,8 +10,8 @@ import logging
 from pathlib import Path
 
 from being_vl.demo.llm import TinyLlamaOptions, make_llama
-from being_vl.train.engine import train
-from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
+from being_vl.training.engine import train
+from being_vl.training.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
 
 DATA = Path("runs/tuxpaint/data/text.json")
 OUT = Path("runs/tuxpaint/llm")

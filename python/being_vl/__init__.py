@@ -19,19 +19,20 @@ if TYPE_CHECKING:
     from being_vl.model.expand import expand
     from being_vl.model.options import ExpandOptions, GenerateOptions
     from being_vl.model.processor import BeingVLProcessor
-    from being_vl.quantize.base import Quantizer, load_quantizer
-    from being_vl.quantize.job import quantize
-    from being_vl.quantize.options import QuantizeOptions
-    from being_vl.quantize.training.options import QuantizerTrainOptions
-    from being_vl.quantize.training.trainer import train_quantizer
+    from being_vl.quantizer.base import Quantizer, load_quantizer
+    from being_vl.quantizer.job import quantize
+    from being_vl.quantizer.options import QuantizeOptions
+    from being_vl.quantizer.training.options import QuantizerTrainOptions
+    from being_vl.quantizer.training.trainer import train_quantizer
     from being_vl.shards.grids import GridStore
+    from being_vl.tokenizer.batch import EncodedBatch, Regions
     from being_vl.tokenizer.encode import encode_grids
     from being_vl.tokenizer.options import EncodeOptions, VocabularyOptions
     from being_vl.tokenizer.train import train_vocabulary
-    from being_vl.tokenizer.visual_bpe import EncodedBatch, MergeInfo, Regions, VisualBPE
-    from being_vl.train.check import check
-    from being_vl.train.engine import train
-    from being_vl.train.options import (
+    from being_vl.tokenizer.visual_bpe import MergeInfo, VisualBPE
+    from being_vl.training.check import check
+    from being_vl.training.engine import train
+    from being_vl.training.options import (
         BatchOptions,
         CheckOptions,
         CheckpointOptions,
@@ -104,19 +105,20 @@ _MODULES = {
     "model.expand": ["expand"],
     "model.options": ["ExpandOptions", "GenerateOptions"],
     "model.processor": ["BeingVLProcessor"],
-    "quantize.base": ["Quantizer", "load_quantizer"],
-    "quantize.job": ["quantize"],
-    "quantize.options": ["QuantizeOptions"],
-    "quantize.training.options": ["QuantizerTrainOptions"],
-    "quantize.training.trainer": ["train_quantizer"],
+    "quantizer.base": ["Quantizer", "load_quantizer"],
+    "quantizer.job": ["quantize"],
+    "quantizer.options": ["QuantizeOptions"],
+    "quantizer.training.options": ["QuantizerTrainOptions"],
+    "quantizer.training.trainer": ["train_quantizer"],
     "shards.grids": ["GridStore"],
+    "tokenizer.batch": ["EncodedBatch", "Regions"],
     "tokenizer.encode": ["encode_grids"],
     "tokenizer.options": ["EncodeOptions", "VocabularyOptions"],
     "tokenizer.train": ["train_vocabulary"],
-    "tokenizer.visual_bpe": ["EncodedBatch", "MergeInfo", "Regions", "VisualBPE"],
-    "train.check": ["check"],
-    "train.engine": ["train"],
-    "train.options": [
+    "tokenizer.visual_bpe": ["MergeInfo", "VisualBPE"],
+    "training.check": ["check"],
+    "training.engine": ["train"],
+    "training.options": [
         "BatchOptions",
         "CheckOptions",
         "CheckpointOptions",
@@ -131,6 +133,4 @@ _MODULES = {
     ],
     "version": ["__version__"],
 }
-__getattr__, __dir__ = lazy_names(
-    __name__, {name: module for module, names in _MODULES.items() for name in names}
-)
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

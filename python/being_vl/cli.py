@@ -6,10 +6,14 @@ import os
 import sys
 import traceback
 from importlib.metadata import version
+from itertools import takewhile
 
 from being_vl.commands import COMMANDS, GROUPS, describe_commands
 from being_vl.errors import BeingVLError, ConfigError
 from being_vl.extras import install_hint
+
+SWITCHES = ("-q", "--quiet", "-v", "--verbose")
+"""Flags that may stand before the command, too."""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -26,12 +30,14 @@ def main(words: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
     words = list(sys.argv[1:] if words is None else words)
+    switches = list(takewhile(SWITCHES.__contains__, words))  # such as in `being-vl -q train`
+    words = words[len(switches) :]
     name = find_command(words)
     try:
         if name is None:
             _answer(words)
         else:
-            COMMANDS[name].run(name, words[len(name.split()) :])
+            COMMANDS[name].run(name, switches + words[len(name.split()) :])
     except KeyboardInterrupt:
         print("being-vl: stopped", file=sys.stderr)
         return 130

@@ -85,42 +85,35 @@ class Command(NamedTuple):
             options: Of its dataclass.
         """
         place = f"{self.positional.upper()} " if self.positional else ""
-        rest = " [-- FLAGS OF THE TRAINING]" if REST in options else ""
-        usage = f"being-vl {name} {place}[OPTIONS]{rest}"
+        overrides = " [-- FLAGS OF THE TRAINING]" if REST in options else ""
+        usage = f"being-vl {name} {place}[OPTIONS]{overrides}"
         parser = Parser(prog=f"being-vl {name}", usage=usage, description=self.text)
-        if "recipe" not in options:
-            text = "YAML file of these options; flags override it."
-            absent = argparse.SUPPRESS
-            recipes = [parser.add_argument("--recipe", metavar="FILE", default=absent, help=text)]
-            if self.positional == "recipe":
-                text = "YAML file of these options, or the name of a shipped one; flags override it."
-                recipes[0].help = argparse.SUPPRESS
-                recipes.append(
-                    parser.add_argument("recipe", nargs="?", metavar="RECIPE", default=absent, help=text)
-                )
-            for action in recipes:
-                vars(action)["hint"] = Path
-            parser.add_argument(
-                "--print_config", action="store_true", help="Print all options as a recipe, and do nothing."
-            )
-            parser.add_argument(
-                "--print_schema",
-                action="store_true",
-                help="Print the JSON schema of such a recipe, for editors, and do nothing.",
-            )
+        switches = {
+            "-q --quiet": "Log warnings and errors alone.",
+            "-v --verbose": "Log more, with times, and where an error comes from.",
+        }
         if self.dry_run:
-            parser.add_argument(
-                "--dry_run", action="store_true", help="Check and plan everything, and write nothing."
+            switches["--dry_run"] = "Check and plan everything, and write nothing."
+        if "recipe" not in options:
+            self._add_recipe(parser)
+            switches["--print_config"] = "Print all options as a recipe, and do nothing."
+            switches["--print_schema"] = (
+                "Print the JSON schema of such a recipe, for editors, and do nothing."
             )
-        parser.add_argument("-q", "--quiet", action="store_true", help="Log warnings and errors alone.")
-        parser.add_argument(
-            "-v",
-            "--verbose",
-            action="store_true",
-            help="Log more, with times, and where an error comes from.",
-        )
+        for flags, text in switches.items():
+            parser.add_argument(*flags.split(), action="store_true", help=text)
         add_flags(parser, options, self.positional)
         return parser
+
+    def _add_recipe(self, parser: Parser) -> None:
+        """Add the recipe of the command's own options, by its place where that is free."""
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": "YAML file of these options"}
+        flag = parser.add_argument("--recipe", metavar="FILE", **settings)
+        vars(flag)["hint"] = Path
+        if self.positional == "recipe":
+            flag.help = argparse.SUPPRESS
+            settings["help"] += ", or the name of a shipped one"
+            vars(parser.add_argument("recipe", nargs="?", metavar="RECIPE", **settings))["hint"] = Path
 
     def parse(self, name: str, words: list[str]) -> Invocation:
         """Read the words after the command's name.
@@ -203,32 +196,32 @@ COMMANDS = {
         extra="train",
     ),
     "quantize": Command(
-        "being_vl.quantize.job:quantize",
-        "being_vl.quantize.options:QuantizeOptions",
+        "being_vl.quantizer.job:quantize",
+        "being_vl.quantizer.options:QuantizeOptions",
         "Turn images into grids of ids.",
         "images",
     ),
     "grids info": Command(
-        "being_vl.quantize.inspect:info",
-        "being_vl.quantize.options:GridsInfoOptions",
+        "being_vl.quantizer.inspect:info",
+        "being_vl.quantizer.options:GridsInfoOptions",
         "Count grids, ids and neighbours.",
         "grids",
     ),
     "grids verify": Command(
-        "being_vl.quantize.inspect:verify",
-        "being_vl.quantize.options:GridsVerifyOptions",
+        "being_vl.quantizer.inspect:verify",
+        "being_vl.quantizer.options:GridsVerifyOptions",
         "Compare grids with the checksums of their manifest.",
         "grids",
     ),
     "grids decode": Command(
-        "being_vl.quantize.inspect:decode",
-        "being_vl.quantize.options:GridsDecodeOptions",
+        "being_vl.quantizer.inspect:decode",
+        "being_vl.quantizer.options:GridsDecodeOptions",
         "Draw grids as a sheet of reconstructions.",
         "grids",
     ),
     "quantizer train": Command(
-        "being_vl.quantize.training.trainer:train_quantizer",
-        "being_vl.quantize.training.options:QuantizerTrainOptions",
+        "being_vl.quantizer.training.trainer:train_quantizer",
+        "being_vl.quantizer.training.options:QuantizerTrainOptions",
         "Train a VQ-GAN on folders of images.",
     ),
     "encode": Command(
@@ -279,16 +272,16 @@ COMMANDS = {
         "Turn records and grids into sequences.",
     ),
     "check": Command(
-        "being_vl.train.check:check",
-        "being_vl.train.options:CheckOptions",
+        "being_vl.training.check:check",
+        "being_vl.training.options:CheckOptions",
         "Show what a training will see, before it starts.",
         extra="train",
     ),
     "train": Command(
-        "being_vl.train.engine:train",
-        "being_vl.train.options:TrainOptions",
+        "being_vl.training.engine:train",
+        "being_vl.training.options:TrainOptions",
         "Train an expanded model in stages, or a plain one on text.",
-        dry_run="being_vl.train.engine:plan_training",
+        dry_run="being_vl.training.engine:plan_training",
         extra="train",
     ),
     "launch": Command(
@@ -342,8 +335,8 @@ def build_parser() -> Parser:
         place = subcommands
         if group:
             if group not in groups:
-                of_group = subcommands.add_parser(group, help=GROUPS[group], description=GROUPS[group])
-                groups[group] = of_group.add_subparsers(metavar="COMMAND", parser_class=Parser)
+                child = subcommands.add_parser(group, help=GROUPS[group], description=GROUPS[group])
+                groups[group] = child.add_subparsers(metavar="COMMAND", parser_class=Parser)
             place = groups[group]
         template = command.parser(name, read_options(load(command.options)))
         place.add_parser(

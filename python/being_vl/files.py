@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and the manifest that stands beside every step's output."""
+"""Files that are either complete or absent, and the manifest that stands beside every step's output."""
 
 import dataclasses
 import hashlib
@@ -17,12 +17,13 @@ MANIFEST = "manifest.json"
 
 
 @contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
+def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it (file or folder) and rename it to `path`.
 
     The caller creates the file or folder at the yielded path. If the body raises, what it wrote is removed and
     `path` is untouched; after kill -9 a `.tmp` leftover remains and the next attempt replaces it.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
     remove(aside)
@@ -39,15 +40,16 @@ def write_aside(path: Path) -> Iterator[Path]:
         raise
 
 
-def remove(path: Path) -> None:
-    """Remove a file or a whole folder, if it exists."""
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove a file or a folder with all that is in it, if it exists."""
+    path = Path(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def fsync(path: Path) -> None:
+def fsync(path: str | os.PathLike[str]) -> None:
     """Flush a file or a folder's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -56,22 +58,22 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON; the file appears only when complete."""
     with write_aside(path) as aside:
         aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def sha256(path: Path) -> str:
+def sha256(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_version(path: Path) -> tuple[int, ...]:
+def file_version(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """A file's size in bytes and its time of change in nanoseconds: others when the file is; empty if it is missing."""
     try:
-        status = path.stat()
+        status = Path(path).stat()
     except OSError:
         return ()
     return status.st_size, status.st_mtime_ns
@@ -86,22 +88,22 @@ def to_jsonable(value: Any) -> Any:
     return json.loads(json.dumps(value, default=convert))
 
 
-def write_manifest(folder: Path, kind: str, fields: dict[str, Any]) -> None:
+def write_manifest(folder: str | os.PathLike[str], kind: str, fields: dict[str, Any]) -> None:
     """Write `folder/manifest.json`: format `being-vl/<kind>`, the version that made it, and `fields`.
 
     Written last, it is what makes the folder count as finished.
     """
     head = {"format": f"being-vl/{kind}", "format_version": 1, "being_vl": version("being-vl")}
-    write_json(folder / MANIFEST, head | fields)
+    write_json(Path(folder) / MANIFEST, head | fields)
 
 
-def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+def read_manifest(folder: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """Read `folder/manifest.json`.
 
     Raises:
         ManifestError: if it is missing, is no JSON, or is of another kind or a newer format version.
     """
-    path = folder / MANIFEST
+    path = Path(folder) / MANIFEST
     if not path.is_file():
         raise ManifestError(f"{folder}: no {MANIFEST}; expected a finished folder of kind {kind!r}")
     try:

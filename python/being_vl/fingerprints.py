@@ -9,6 +9,7 @@ from typing import Any
 
 from being_vl.errors import FingerprintError
 from being_vl.files import to_jsonable, write_json
+from being_vl.options import StrPath
 
 FINGERPRINT = "fingerprint.json"
 """Name of the file in a job's output folder that holds its fingerprint."""
@@ -19,7 +20,7 @@ def compute_fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def check_fingerprint(path: Path, fields: Mapping[str, Any], output: str | None = None) -> bool:
+def check_fingerprint(path: StrPath, fields: Mapping[str, Any], output: str | None = None) -> bool:
     """Compare what an output is to follow from with what `path` says that the one there follows from.
 
     Args:
@@ -33,6 +34,7 @@ def check_fingerprint(path: Path, fields: Mapping[str, Any], output: str | None 
     Raises:
         FingerprintError: if there is one of another job, naming every field that differs; or the file is damaged.
     """
+    path = Path(path)
     if not path.is_file():
         return False
     try:
@@ -53,7 +55,7 @@ def check_fingerprint(path: Path, fields: Mapping[str, Any], output: str | None 
     return True
 
 
-def write_fingerprint(path: Path, fields: Mapping[str, Any]) -> None:
+def write_fingerprint(path: StrPath, fields: Mapping[str, Any]) -> None:
     """Write what an output follows from, before the output itself."""
     write_json(path, dict(fields))
 

@@ -16,7 +16,8 @@ from being_vl.yaml_text import parse_yaml
 REST = "overrides"
 """Name of a field that takes what stands behind `--`: flags for what the command starts."""
 
-TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+TRUTHS = ("true", "yes", "on", "false", "no", "off")
+"""What YAML takes for a bool."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,10 +46,10 @@ def add_flags(parser: Parser, options: Mapping[str, Option], positional: str | N
             for inner, leaf in walk(option.options, f"{name}."):
                 _add_flag(group, inner, leaf)
         elif name == positional:
-            many = "*" if get_origin(option.hint) is list else "?"
+            nargs = "*" if get_origin(option.hint) is list else "?"
             text = option.help.replace("%", "%%")
             action = parser.add_argument(
-                name, nargs=many, default=argparse.SUPPRESS, help=text, metavar=name.upper()
+                name, nargs=nargs, default=argparse.SUPPRESS, help=text, metavar=name.upper()
             )
             vars(action)["hint"] = option.hint
         elif name != REST:
@@ -120,22 +121,22 @@ def read_flags(parser: Parser, options: Mapping[str, Option], words: list[str]) 
         ConfigError: that names the flag, what was expected and what was found.
     """
     leaves = dict(walk(options))
-    parsed, unknown = parser.parse_known_args(_join_truths(words, leaves))
-    for word in unknown:
+    namespace, strays = parser.parse_known_args(_join_truths(words, leaves))
+    for word in strays:
         if word.startswith("--"):
             message = unknown_option(word[2:].partition("=")[0], options)
             raise ConfigError("--" + message.replace("did you mean ", "did you mean --"))
         raise ConfigError(f"{show_value(word)}: nothing was expected here")
     values: dict[str, Any] = {}
-    for name, raw in vars(parsed).items():
+    for name, value in vars(namespace).items():
         if name not in leaves:
-            values[name] = raw
-        elif raw != []:  # what argparse gives for a list by its place that is not there
-            *path, last = name.split(".")
-            place = values
-            for part in path:
-                place = place.setdefault(part, {})
-            place[last] = _convert_words(raw, leaves[name].hint, f"--{name}")
+            values[name] = value
+        elif value != []:  # what argparse gives for a list by its place that is not there
+            *owners, last = name.split(".")
+            section = values
+            for owner in owners:
+                section = section.setdefault(owner, {})
+            section[last] = _convert_words(value, leaves[name].hint, f"--{name}")
     return values
 
 
@@ -146,27 +147,27 @@ def with_underscores(word: str) -> str:
 
 def _join_truths(words: list[str], leaves: Mapping[str, Option]) -> list[str]:
     """`--flag true` as one word, and a bare `--flag` too, so that what follows it is no value of its."""
-    joined: list[str] = []
-    rest = [with_underscores(word) for word in words]
-    while rest:
-        word = rest.pop(0)
+    result: list[str] = []
+    queue = [with_underscores(word) for word in words]
+    while queue:
+        word = queue.pop(0)
         option = leaves.get(word.removeprefix("--")) if word.startswith("--") else None
         if option is not None and bool in list_alternatives(option.hint):
-            truth = rest.pop(0) if rest and rest[0].lower() in (*TRUTH, "null") else "true"
+            truth = queue.pop(0) if queue and queue[0].lower() in (*TRUTHS, "null") else "true"
             word = f"{word}={truth}"
-        joined.append(word)
-    return joined
+        result.append(word)
+    return result
 
 
-def _convert_words(raw: str | list[str], hint: Any, key: str) -> Any:
-    """The value that a flag's words stand for."""
+def _convert_words(words: str | list[str], hint: Any, key: str) -> Any:
+    """The value that a flag's word or words stand for."""
     kinds = list_alternatives(hint)
-    if isinstance(raw, list):
-        if len(raw) == 1 and raw[0].startswith("[") and get_args(kinds[0])[0] not in (str, Path):
-            return convert(parse_yaml(raw[0]), hint, key)
-        item = get_args(next(kind for kind in kinds if kind is not NoneType))[0]
-        return convert([_read_word(word, (item,)) for word in raw], hint, key)
-    return convert(_read_word(raw, kinds), hint, key)
+    if isinstance(words, str):
+        return convert(_read_word(words, kinds), hint, key)
+    item = get_args(next(kind for kind in kinds if kind is not NoneType))[0]
+    if len(words) == 1 and words[0].startswith("[") and item not in (str, Path):
+        return convert(parse_yaml(words[0]), hint, key)
+    return convert([_read_word(word, (item,)) for word in words], hint, key)
 
 
 def _read_word(word: str, kinds: tuple[Any, ...]) -> Any:

@@ -11,7 +11,7 @@ from being_vl.errors import ConfigError, FingerprintError, RecordError
 from being_vl.files import sha256, write_json
 from being_vl.fingerprints import compute_fingerprint, differences
 from being_vl.options import StrPath, fixed_options
-from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantizer.options import QuantizeOptions
 from being_vl.recipes.options import RunOptions
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def dry_run(options: RunOptions) -> Iterator[str]:
     finished = True
     for step in list_steps(options):
         if step.name == "train" and finished:
-            from being_vl.train.engine import plan_training
+            from being_vl.training.engine import plan_training
 
             yield plan_training(step.options, options.ranks or 1)
         finished = steps.is_finished(step.name, step.options, step.inputs)
@@ -92,7 +92,7 @@ def list_steps(options: RunOptions) -> Iterator[Step]:
     """The steps of a run in their order, up to `until`."""
     from being_vl.launch.local import quantize_on_ranks, train_on_ranks
     from being_vl.model.expand import expand
-    from being_vl.quantize.training.trainer import train_quantizer
+    from being_vl.quantizer.training.trainer import train_quantizer
     from being_vl.tokenizer.train import train_vocabulary
 
     def quantize(step: QuantizeOptions) -> None:
@@ -126,7 +126,7 @@ def check_inputs(options: RunOptions) -> None:
             together.
     """
     from being_vl.model.expand import check_llm
-    from being_vl.quantize.base import load_quantizer
+    from being_vl.quantizer.base import load_quantizer
 
     if not options.images.is_dir():
         raise ConfigError(f"images: there is no folder {options.images}")

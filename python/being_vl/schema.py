@@ -264,8 +264,8 @@ def build_options(kind: Any, values: Mapping[str, Any], key: str = "") -> Any:
         if option.options is None:
             continue
         path = f"{key}.{name}" if key else name
-        given = values.get(name, {})
-        inner = dict(vars(given) if dataclasses.is_dataclass(given) else given)
+        section = values.get(name, {})
+        inner = dict(vars(section) if dataclasses.is_dataclass(section) else section)
         for fallback in fields[name].metadata.get(FALLBACKS, ()):
             if fallback in option.options and getattr(beside, fallback) is not None:
                 inner.setdefault(fallback, getattr(beside, fallback))

@@ -13,7 +13,7 @@ from being_vl.commands import COMMANDS, load
 from being_vl.recipes.options import RunOptions
 from being_vl.recipes.recipe import FOLDER, Recipe
 from being_vl.schema import REQUIRED, json_schema, read_options, walk
-from being_vl.train.options import TrainOptions
+from being_vl.training.options import TrainOptions
 from helpers.commands import being_vl, refused
 
 STAGE = "name: a, unfreeze: 0.5, learning_rate: 1e-3"

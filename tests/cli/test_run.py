@@ -11,7 +11,7 @@ import yaml
 
 from being_vl import VisualBPE
 from being_vl.shards.grids import GridStore
-from being_vl.train.log import read_log
+from being_vl.training.log import read_log
 from helpers.commands import being_vl, refused
 
 STAGES = [
@@ -157,7 +157,8 @@ def test_several_ranks_quantize_together(chain: Path, tmp_path: Path) -> None:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
-def test_max_steps_makes_a_trial(chain: Path, tmp_path: Path) -> None:
+def test_max_steps_makes_a_trial(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "0")  # `-q` sets it in this process
     path = write_recipe(chain, tmp_path / "run")
     assert being_vl("run", path, "--max-steps", 1, "-q") == 0
     entries = [entry for entry in read_log(tmp_path / "run" / "training" / "log.jsonl") if "loss" in entry]

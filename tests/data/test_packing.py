@@ -25,9 +25,9 @@ from being_vl.data.prepare import prepare
 from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, ModelError
-from being_vl.train.kernels import attention_kernel
-from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
-from being_vl.train.schedule import StageProgress, StageSchedule, check_packing, make_schedules
+from being_vl.training.kernels import attention_kernel
+from being_vl.training.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
+from being_vl.training.schedule import StageProgress, StageSchedule, check_packing, make_schedules
 from helpers import tiny
 
 PAD = 999

@@ -243,7 +243,9 @@ def test_parts_of_different_quantizers_are_refused_naming_both(
     with pytest.raises(QuantizerError, match=f"'other' .{other.fingerprint[:12]}.*'tiny'"):
         builder(layout=layout, bpe=bpe, grids=grids)
     changed = {"quantizer_name": "other", "quantizer_fingerprint": other.fingerprint}
-    with pytest.raises(QuantizerError, match=r"the vocabulary: is of quantizer 'tiny' .*the model is of 'other'"):
+    with pytest.raises(
+        QuantizerError, match=r"the vocabulary: is of quantizer 'tiny' .*the model is of 'other'"
+    ):
         builder(layout=dataclasses.replace(layout, **changed), bpe=bpe)
     with pytest.raises(QuantizerError, match="codebook of 16 and 5 merges, the model 16 and 6"):
         builder(layout=dataclasses.replace(layout, num_merges=6), bpe=bpe)

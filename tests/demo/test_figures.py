@@ -44,7 +44,7 @@ def test_token_map_outlines_tokens(tmp_path: Path) -> None:
 
 def test_losses_of_each_stage(tmp_path: Path) -> None:
     log = [{"stage": s, "step": n, "loss": 1 / n} for s in ("stage1", "stage2") for n in range(1, 40)]
-    draw_losses(tmp_path / "two.png", log)
+    draw_losses(str(tmp_path / "two.png"), log)
     draw_losses(tmp_path / "one.png", log[:39])
     two_stages, one_stage = (Image.open(tmp_path / f"{name}.png").size for name in ("two", "one"))
     assert two_stages[0] > 1.5 * one_stage[0]

@@ -29,7 +29,7 @@ def load(path: Path) -> Any:
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_others(world: Path, tmp_path: Path) -> None:
-    shapesworld.generate(tmp_path / "again", 20, seed=3)
+    shapesworld.generate(str(tmp_path / "again"), 20, seed=3)
     shapesworld.generate(tmp_path / "other", 20, seed=4)
     names = [f"train-{n:05d}.png" for n in range(20)]
     assert [f.name for f in sorted((tmp_path / "again" / "images").iterdir())] == names
@@ -37,6 +37,21 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(world: Path, tmp
         assert (tmp_path / "again/images" / name).read_bytes() == (world / "images" / name).read_bytes()
     assert load(tmp_path / "again" / "train.json") == load(world / "train.json")[:80]
     assert load(tmp_path / "other" / "train.json") != load(tmp_path / "again" / "train.json")
+
+
+def test_pictures_of_a_larger_world_do_not_stay(tmp_path: Path) -> None:
+    shapesworld.generate(tmp_path, 4, seed=0)
+    shapesworld.generate(tmp_path, 2, seed=0, split="held-out")
+    (tmp_path / "images" / "mine.png").write_bytes(b"")
+    shapesworld.generate(tmp_path, 3, seed=1)
+    names = [path.name for path in sorted((tmp_path / "images").iterdir())]
+    assert names == [
+        "held-out-00000.png",
+        "held-out-00001.png",
+        "mine.png",
+        *(f"train-{n:05d}.png" for n in range(3)),
+    ]
+    assert shapesworld.read_scenes(str(tmp_path / "train-scenes.json")).keys() == set(names[3:])
 
 
 def test_no_held_out_scene_is_trained_on() -> None:

@@ -20,11 +20,11 @@ from being_vl.files import to_jsonable
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
 from being_vl.recipes.recipe import FOLDER, Recipe
-from being_vl.train.kernels import compute_dtype, set_activation_checkpointing
-from being_vl.train.log import read_log
-from being_vl.train.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
-from being_vl.train.split import TwoPartLM
-from being_vl.train.stages import freeze
+from being_vl.training.kernels import compute_dtype, set_activation_checkpointing
+from being_vl.training.log import read_log
+from being_vl.training.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
+from being_vl.training.split import TwoPartLM
+from being_vl.training.stages import freeze
 from helpers import tiny
 from helpers.commands import being_vl, refused
 from helpers.ranks import FORKS, free_port, train_in_forks
@@ -65,8 +65,8 @@ def engine_bytes(rank: int, ranks: int, port: str, model: Path, cases: list[Any]
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    from being_vl.train.loading import load_model, place_parameters
-    from being_vl.train.optimizer import make_deepspeed_config, make_optimizer
+    from being_vl.training.loading import load_model, place_parameters
+    from being_vl.training.optimizer import make_deepspeed_config, make_optimizer
 
     torch.set_num_threads(1)
     __compatible_ops__["deepspeed_shm_comm"] = False

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from triton.language.extra import libdevice
 from triton.runtime import interpreter
 
-from being_vl.train.kernels import use_liger
-from being_vl.train.split import TwoPartLM
+from being_vl.training.kernels import use_liger
+from being_vl.training.split import TwoPartLM
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

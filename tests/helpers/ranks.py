@@ -19,7 +19,7 @@ from pathlib import Path
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 IMPORTS = [
     "being_vl.cli",
-    "being_vl.train.engine",
+    "being_vl.training.engine",
     "deepspeed",
     "torch._dynamo",
     "torch.utils.tensorboard",

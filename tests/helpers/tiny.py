@@ -30,8 +30,8 @@ from being_vl.data.sequences import RecordGroup, SequenceBuilder, TokenSequence
 from being_vl.files import write_manifest
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
-from being_vl.quantize.base import Quantizer
-from being_vl.quantize.models.tiled import VQGAN, cut_tiles, new_model
+from being_vl.quantizer.base import Quantizer
+from being_vl.quantizer.models.tiled import VQGAN, cut_tiles, new_model
 from being_vl.shards.arrow import shard_path, write_table
 from being_vl.shards.grids import GridRow, GridStore, grid_columns
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from being_vl.train.log import read_log
+from being_vl.training.log import read_log
 from helpers import tiny
 
 BATCH = 8

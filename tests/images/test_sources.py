@@ -24,8 +24,8 @@ from being_vl.cli import main
 from being_vl.errors import ImageError
 from being_vl.files import read_manifest, sha256
 from being_vl.images.sources import find_images
-from being_vl.quantize.job import quantize
-from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantizer.job import quantize
+from being_vl.quantizer.options import QuantizeOptions
 from being_vl.shards.grids import GridStore
 from helpers import tiny
 

@@ -270,7 +270,10 @@ def test_worker_killed_on_one_of_two_hosts_is_restarted(
     chain: Path, tmp_path: Path, hosts: Path, one_host: list[float]
 ) -> None:
     """By the printed lines, and ZeRO-3."""
-    path, more = recipe(chain, tmp_path / "out", steps=SOME), ["--", "--zero", 3, "--max-length", 300]
+    path, more = (
+        recipe(chain, tmp_path / "out", steps=SOME),
+        ["--", "--zero", 3, "--sequences.max-length", 300],
+    )
     lines = on_host(
         hosts, 0, launch(path, "--with=print", "--hostfile", hosts / "hostfile", "--max-restarts", 1, *more)
     ).communicate()[0]

@@ -21,7 +21,7 @@ from being_vl.model import weights
 from being_vl.model.assistant import Assistant
 from being_vl.model.expand import copy_companions, expand
 from being_vl.model.options import ExpandOptions, Initialisation
-from being_vl.quantize.base import load_quantizer
+from being_vl.quantizer.base import load_quantizer
 from helpers import tiny
 
 MERGES = 6

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from being_vl.quantize.models.tiled import VQGAN
+from being_vl.quantizer.models.tiled import VQGAN
 from helpers import tiny
 from helpers.commands import being_vl, refused
 
@@ -84,8 +84,8 @@ def test_info_of_single_cells(quantizer: tuple[Path, VQGAN], tmp_path: Path) -> 
 def test_verify_finds_what_is_missing_changed_or_too_much(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from being_vl.quantize.job import quantize
-    from being_vl.quantize.options import QuantizeOptions
+    from being_vl.quantizer.job import quantize
+    from being_vl.quantizer.options import QuantizeOptions
 
     out = tmp_path / "grids"
     quantize(QuantizeOptions(chain / "data" / "images", out, str(chain / "quantizer"), shard_size=5))

@@ -18,8 +18,8 @@ from being_vl.data.prepare import prepare
 from being_vl.errors import FingerprintError, ManifestError
 from being_vl.files import MANIFEST, read_manifest, write_manifest
 from being_vl.fingerprints import FINGERPRINT
-from being_vl.quantize.job import quantize
-from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantizer.job import quantize
+from being_vl.quantizer.options import QuantizeOptions
 from being_vl.shards.job import ShardedJob
 from being_vl.tokenizer.encode import encode_grids
 from being_vl.tokenizer.options import EncodeOptions

@@ -11,8 +11,8 @@ import pytest
 
 from being_vl import VisualBPE
 from being_vl.files import read_manifest, sha256
-from being_vl.quantize.job import quantize
-from being_vl.quantize.options import QuantizeOptions
+from being_vl.quantizer.job import quantize
+from being_vl.quantizer.options import QuantizeOptions
 from being_vl.shards.grids import GridStore
 from helpers import tiny
 from helpers.commands import being_vl, refused

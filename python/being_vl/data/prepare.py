@@ -18,7 +18,7 @@ from being_vl.data.sequences import DROPPED, TRUNCATED, Fault, SequenceBuilder
 from being_vl.data.store import KIND, sequence_columns
 from being_vl.errors import FingerprintError, RecordError
 from being_vl.files import MANIFEST, file_version, read_manifest, sha256, to_jsonable, write_aside
-from being_vl.options import fixed_options
+from being_vl.options import StrPath, fixed_options
 from being_vl.progress import progress_bar
 from being_vl.shards.job import Shard, ShardedJob
 from being_vl.shards.ranks import end_with_parent, rank_and_world_size
@@ -160,7 +160,7 @@ def _start_worker(worker: int) -> None:
     end_with_parent(worker)
 
 
-def find_grids(folder: Path, grids: Path | None) -> Path | None:
+def find_grids(folder: StrPath, grids: StrPath | None) -> Path | None:
     """The grids that sequences were made from.
 
     Args:
@@ -174,6 +174,7 @@ def find_grids(folder: Path, grids: Path | None) -> Path | None:
         FingerprintError: if there are other grids in it than the sequences were made from.
     """
     manifest = read_manifest(folder, KIND)
+    grids = None if grids is None else Path(grids)
     if grids is None and manifest["grids"] and (Path(manifest["grids"]) / MANIFEST).is_file():
         grids = Path(manifest["grids"])
     if grids and sha256(grids / MANIFEST) != manifest["grids_sha256"]:
@@ -183,7 +184,7 @@ def find_grids(folder: Path, grids: Path | None) -> Path | None:
     return grids
 
 
-def check_faults(folder: Path, lenient: bool) -> None:
+def check_faults(folder: StrPath, lenient: bool) -> None:
     """Log which records a preparation has left out or cut, and raise unless faults are tolerated.
 
     Raises:
@@ -202,10 +203,10 @@ def check_faults(folder: Path, lenient: bool) -> None:
     kinds = {kind: n for kind, n in kinds.items() if kind not in (DROPPED, TRUNCATED)} or kinds
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     first_fault = next(fault.text for fault in _read_faults(folder) if fault.kind in kinds)
-    raise RecordError(f"{summary} ({counts}; see {folder / FAULTS}); first: {first_fault}; {remedy}")
+    raise RecordError(f"{summary} ({counts}; see {Path(folder) / FAULTS}); first: {first_fault}; {remedy}")
 
 
-def describe_faults(folder: Path) -> Iterator[str]:
+def describe_faults(folder: StrPath) -> Iterator[str]:
     """Lines that count what a preparation has left out or cut, by kind, with the first few of each."""
     manifest = read_manifest(folder, KIND)
     examples: dict[str, list[str]] = {kind: [] for kind in manifest["faults"]}
@@ -216,7 +217,7 @@ def describe_faults(folder: Path) -> Iterator[str]:
         yield f"{kind}: {manifest['faults'][kind]:,} of {manifest['records']:,} records"
         yield from (f"  {text}" for text in texts)
     if examples:
-        yield f"all of them: {folder / FAULTS}"
+        yield f"all of them: {Path(folder) / FAULTS}"
 
 
 def _write_faults(folder: Path, faults: Sequence[Fault]) -> None:
@@ -225,8 +226,8 @@ def _write_faults(folder: Path, faults: Sequence[Fault]) -> None:
             file.write(json.dumps({"kind": kind, "fault": text}, ensure_ascii=False) + "\n")
 
 
-def _read_faults(folder: Path) -> Iterator[Fault]:
-    with (folder / FAULTS).open(encoding="utf-8") as file:
+def _read_faults(folder: StrPath) -> Iterator[Fault]:
+    with (Path(folder) / FAULTS).open(encoding="utf-8") as file:
         for line in file:
             entry = json.loads(line)
             yield Fault(entry["kind"], entry["fault"])

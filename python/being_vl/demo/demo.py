@@ -21,7 +21,7 @@ from being_vl.recipes.recipe import FOLDER, Recipe
 from being_vl.run import Steps, run
 from being_vl.shards.grids import GridStore
 from being_vl.tokenizer import VisualBPE
-from being_vl.train.options import (
+from being_vl.training.options import (
     BatchOptions,
     OptimizerOptions,
     PrecisionOptions,
@@ -95,7 +95,7 @@ def demo(options: DemoOptions) -> Path:
     Raises:
         FingerprintError: if `options.out` holds a demo of another size or seed, and `overwrite` is not set.
     """
-    from being_vl.train.engine import train  # takes seconds to import
+    from being_vl.training.engine import train  # takes seconds to import
 
     torch.set_num_threads(min(MAX_THREADS, torch.get_num_threads()))
     out, size = options.out, QUICK_SIZE if options.quick else FULL_SIZE

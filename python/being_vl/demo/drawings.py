@@ -15,7 +15,7 @@ from being_vl.demo.figures import (
 from being_vl.demo.scoring import normalise
 from being_vl.images.decode import read_image
 from being_vl.options import Options
-from being_vl.quantize.base import load_quantizer
+from being_vl.quantizer.base import load_quantizer
 from being_vl.tokenizer import VisualBPE
 
 NUM_PICTURES = 8

@@ -11,7 +11,7 @@ from being_vl.demo.figures import draw_reconstructions, draw_token_map
 from being_vl.files import write_json
 from being_vl.images.decode import decode_image
 from being_vl.options import Options
-from being_vl.quantize.base import load_quantizer
+from being_vl.quantizer.base import load_quantizer
 from being_vl.tokenizer import VisualBPE
 
 PIXELS = 256

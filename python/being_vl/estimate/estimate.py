@@ -16,9 +16,9 @@ from being_vl.errors import ConfigError
 from being_vl.estimate.memory import Activations, Memory, States, estimate_memory, measure_activations
 from being_vl.estimate.options import PlanOptions
 from being_vl.estimate.shapes import Shape, build_model, without_memory
-from being_vl.train.metrics import Cost
-from being_vl.train.options import StageOptions, TrainOptions
-from being_vl.train.stages import add_adapters, freeze
+from being_vl.training.metrics import Cost
+from being_vl.training.options import StageOptions, TrainOptions
+from being_vl.training.stages import add_adapters, freeze
 
 
 class Gpus(NamedTuple):
@@ -99,8 +99,8 @@ def read_stages(options: PlanOptions, training: TrainOptions, ranks: int) -> lis
         ranks: Number of GPUs.
     """
     from being_vl.data.sequences import RecordGroup
-    from being_vl.train.engine import load_sequences
-    from being_vl.train.schedule import make_schedules
+    from being_vl.training.engine import load_sequences
+    from being_vl.training.schedule import make_schedules
 
     at_hand = all(path.exists() for path in training.records) and training.model.is_dir()
     if not options.records and at_hand:

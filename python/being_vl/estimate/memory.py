@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from being_vl.train.kernels import set_activation_checkpointing
-from being_vl.train.options import TrainOptions
-from being_vl.train.split import TwoPartLM
+from being_vl.training.kernels import set_activation_checkpointing
+from being_vl.training.options import TrainOptions
+from being_vl.training.split import TwoPartLM
 
 REDUCE_BUCKET_SIZE = 500_000_000
 """Parameters of the buffer in which DeepSpeed collects gradients to send, its `reduce_bucket_size`."""

@@ -12,8 +12,8 @@ import torch
 from being_vl.errors import ModelError
 from being_vl.options import StrPath
 from being_vl.recipes.recipe import FOLDER
-from being_vl.train.options import TrainOptions
-from being_vl.train.split import TwoPartLM
+from being_vl.training.options import TrainOptions
+from being_vl.training.split import TwoPartLM
 
 SHAPES = FOLDER / "shapes"
 """The shapes that come with the package: a config.json each, named by the model."""

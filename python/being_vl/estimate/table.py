@@ -7,7 +7,7 @@ from typing import Any
 from being_vl.estimate.estimate import Estimate, Gpus, compute_dtype
 from being_vl.estimate.memory import Memory, estimate_memory
 from being_vl.estimate.options import PlanOptions
-from being_vl.train.options import TrainOptions
+from being_vl.training.options import TrainOptions
 
 RESERVED_SHARE = 0.1
 """Share of a GPU that a plan leaves free: CUDA's context, kernels' workspaces, fragments, short-lived tensors."""

@@ -12,7 +12,7 @@ from being_vl.launch.shell import forwarded_environment, shell_line
 from being_vl.launch.slurm import slurm_script, submit_job
 from being_vl.launch.torchrun import node_command
 from being_vl.recipes.recipe import Recipe
-from being_vl.train.options import TrainOptions
+from being_vl.training.options import TrainOptions
 
 
 def launch(options: LaunchOptions) -> str:

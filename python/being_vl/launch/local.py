@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from being_vl.errors import BeingVLError
 from being_vl.files import MANIFEST, to_jsonable, write_json
 from being_vl.launch.torchrun import local_command
-from being_vl.quantize.options import QuantizeOptions
-from being_vl.train.options import TrainOptions
-from being_vl.train.signals import forward_signals
+from being_vl.quantizer.options import QuantizeOptions
+from being_vl.training.options import TrainOptions
+from being_vl.training.signals import forward_signals
 
 
 def train_on_ranks(options: TrainOptions, ranks: int | None = None, device: str = "auto") -> None:
@@ -28,7 +28,7 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None, device: str 
     ranks = ranks or _count_ranks(device)
     visible = _visible_gpus(device)
     if ranks == 1 and not visible:
-        from being_vl.train.engine import train
+        from being_vl.training.engine import train
 
         train(options)
         return
@@ -52,7 +52,7 @@ def quantize_on_ranks(options: QuantizeOptions, ranks: int | None = None) -> Non
     """
     ranks = ranks or _count_ranks(options.device)
     if ranks == 1 or options.engine != "local":
-        from being_vl.quantize.job import quantize
+        from being_vl.quantizer.job import quantize
 
         quantize(options)
         return

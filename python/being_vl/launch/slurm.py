@@ -10,7 +10,7 @@ from being_vl.errors import ConfigError
 from being_vl.files import MANIFEST, write_aside
 from being_vl.launch.options import LaunchOptions
 from being_vl.launch.shell import forwarded_environment
-from being_vl.train.options import TrainOptions
+from being_vl.training.options import TrainOptions
 
 
 def slurm_script(options: LaunchOptions, training: TrainOptions, flags: list[str]) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from being_vl.launch.cluster import SINGLE_NODE_PORT, Cluster
-from being_vl.train.signals import forward_signals
+from being_vl.training.signals import forward_signals
 
 MODULE = [sys.executable, "-m", "being_vl.launch.torchrun"]
 

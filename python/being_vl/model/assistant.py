@@ -21,7 +21,7 @@ from being_vl.model.options import GenerateOptions
 from being_vl.model.processor import BeingVLProcessor, ImageInput
 from being_vl.model.weights import load_causal_lm
 from being_vl.options import StrPath
-from being_vl.quantize.base import Quantizer
+from being_vl.quantizer.base import Quantizer
 
 
 class Assistant:

@@ -22,7 +22,7 @@ from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, BeingVLPr
 from being_vl.model.rows import describe_rows, find_codebook, make_rows
 from being_vl.model.weights import GGUF, CausalLM, find_file, list_files, load_config, open_llm, save_weights
 from being_vl.options import StrPath, fixed_options
-from being_vl.quantize.base import Quantizer, load_quantizer
+from being_vl.quantizer.base import Quantizer, load_quantizer
 from being_vl.quantizer_names import check_same_quantizer
 from being_vl.tokenizer.visual_bpe import VisualBPE
 

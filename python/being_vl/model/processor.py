@@ -19,7 +19,7 @@ from being_vl.files import write_json
 from being_vl.images.decode import read_image
 from being_vl.layout import VOCABULARY_FILE, VocabularyLayout
 from being_vl.options import StrPath
-from being_vl.quantize.base import Quantizer, load_quantizer
+from being_vl.quantizer.base import Quantizer, load_quantizer
 from being_vl.quantizer_names import check_same_quantizer
 from being_vl.tokenizer.visual_bpe import VisualBPE
 

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from being_vl.model.options import ExpandOptions
 from being_vl.options import MAY_CHANGE, Options, check_minimum
-from being_vl.quantize.options import QuantizeOptions
-from being_vl.quantize.training.options import QuantizerTrainOptions
+from being_vl.quantizer.options import QuantizeOptions
+from being_vl.quantizer.training.options import QuantizerTrainOptions
 from being_vl.schema import FALLBACKS, LINKS
 from being_vl.tokenizer.options import VocabularyOptions
-from being_vl.train.options import TrainOptions
+from being_vl.training.options import TrainOptions
 
 
 def _quantizer(run: Any) -> str:

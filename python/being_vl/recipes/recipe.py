@@ -12,7 +12,7 @@ from being_vl.flags import Parser, add_flags, read_flags, with_underscores
 from being_vl.options import StrPath
 from being_vl.recipes.options import RunOptions
 from being_vl.schema import Option, build_options, check_values, read_options, show_value
-from being_vl.train.options import TrainOptions
+from being_vl.training.options import TrainOptions
 from being_vl.yaml_text import parse_yaml
 
 FOLDER = Path(__file__).parent
@@ -109,7 +109,7 @@ class Recipe:
         elif run.quantizer.partition("@")[0] == CHAMELEON:
             codebook_size = 8192
         else:
-            from being_vl.quantize.base import load_quantizer
+            from being_vl.quantizer.base import load_quantizer
 
             codebook_size = load_quantizer(run.quantizer).codebook_size
         return ModelSource(run.llm, 2 + codebook_size + run.vocab.num_merges)

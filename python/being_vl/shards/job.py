@@ -22,6 +22,7 @@ import pyarrow as pa
 from being_vl.errors import FingerprintError
 from being_vl.files import MANIFEST, read_manifest, sha256, to_jsonable, write_manifest
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, compute_fingerprint, write_fingerprint
+from being_vl.options import StrPath
 from being_vl.shards.arrow import read_metadata, shard_path, write_table
 from being_vl.shards.ranks import rank_and_world_size
 
@@ -76,9 +77,9 @@ class ShardedJob(Generic[Inputs]):
     """
 
     def __init__(
-        self, folder: Path, kind: str, fingerprint: Mapping[str, Any], overwrite: bool = False
+        self, folder: StrPath, kind: str, fingerprint: Mapping[str, Any], overwrite: bool = False
     ) -> None:
-        self.folder = folder
+        self.folder = Path(folder)
         self.kind = kind
         self.fingerprint: dict[str, Any] = to_jsonable({"kind": kind, **fingerprint})
         self.rank, self.world_size = rank_and_world_size()
@@ -109,7 +110,7 @@ class ShardedJob(Generic[Inputs]):
         )
 
     def claim(self) -> list[Shard[Inputs]]:
-        """Begin or continue the job.
+        """Begin or continue the job; other ranks wait for rank 0 here.
 
         Returns:
             The shards that this rank has to make: every n-th, but those that are there.

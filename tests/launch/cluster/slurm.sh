@@ -65,7 +65,7 @@ down() {
         ls "$dir"/*.pid >/dev/null 2>&1 || break
         sleep 0.1
     done
-    rm -rf "$dir"
+    rm -rf "$dir" || { sleep 2; rm -rf "$dir"; } # a daemon may write its state as it ends
 }
 
 case $action in

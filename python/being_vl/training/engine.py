@@ -1,0 +1,204 @@
+"""Staged training from its options to the last stage's model."""
+
+import gc
+import json
+import tempfile
+from pathlib import Path
+
+from torch import distributed as dist
+
+from being_vl.data.options import PrepareOptions
+from being_vl.data.prepare import check_faults, find_grids, tokenise
+from being_vl.data.sequences import SequenceBuilder
+from being_vl.data.store import PreparedSequences
+from being_vl.errors import FingerprintError
+from being_vl.files import MANIFEST, read_manifest
+from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
+from being_vl.options import StrPath
+from being_vl.progress import show_log_lines
+from being_vl.training.fingerprint import (
+    hash_inputs,
+    hash_inputs_of_nodes,
+    holds_training,
+    is_stage,
+    remove_outputs,
+    training_fingerprint,
+)
+from being_vl.training.loading import load_model_without_weights
+from being_vl.training.options import TrainOptions
+from being_vl.training.ranks import hold_folder, log_once, start_ranks
+from being_vl.training.schedule import Lengths, StageSchedule, make_schedules
+from being_vl.training.signals import StopRequest, stop_on_signals
+from being_vl.training.stage import StageTrainer, end_if_asked
+
+
+def train(options: TrainOptions) -> Path:
+    """Train a model stage by stage; called again after an interruption it goes on where it was.
+
+    Under `torchrun` or `deepspeed` every rank calls it; otherwise this process is the only rank.
+
+    Returns:
+        The folder of the last stage's model, loadable by `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        ConfigError, RecordError, QuantizerError, ModelError: if the inputs do not fit together; before training.
+        FingerprintError: if `out` holds a training of other options or inputs, unless `overwrite` is set.
+        CheckpointError: if another training is running in `out`, or a checkpoint cannot be written or read.
+        TrainingError: if a step is so bad that training must stop.
+        SystemExit: with status 0, if SIGTERM or SIGUSR1 stopped the training before its end; it is saved.
+    """
+    with show_log_lines():
+        start_ranks()
+        with hold_folder(options.out):
+            sequences = load_sequences(options)
+            schedules = _claim_folder(options, sequences.lengths)
+            with stop_on_signals() as stop:
+                return _train_stages(options, schedules, sequences, stop)
+
+
+def _train_stages(
+    options: TrainOptions,
+    schedules: list[StageSchedule],
+    sequences: PreparedSequences,
+    stop: StopRequest,
+) -> Path:
+    """Train the stages that are not finished, each from the one before; returns the last one's folder."""
+    source, steps_before = options.model, 0
+    for schedule in schedules:
+        folder = options.out / schedule.stage.name
+        if (folder / MANIFEST).is_file():
+            read_manifest(folder, "stage")
+            log_once(f"{folder.name}: finished before, kept ({folder})")
+        else:
+            end_if_asked(stop, folder.name)
+            StageTrainer(options, schedule, sequences, source, steps_before, stop).run()
+            # The engine's memory is free before the next one is made.
+            gc.collect()
+            dist.barrier()
+        source, steps_before = folder, steps_before + schedule.steps
+    return source
+
+
+def _claim_folder(options: TrainOptions, lengths: Lengths) -> list[StageSchedule]:
+    """Make sure that what is in `out` is of this training, and write its fingerprint there; all ranks call it.
+
+    Returns:
+        The stages' schedules, for batches as large as the first start of this training made them.
+
+    Raises:
+        FingerprintError: if there is another training, and `overwrite` is not set; or a stage's folder is something
+            else.
+    """
+    _check_stage_folders(options)
+    path = options.out / FINGERPRINT
+    inputs = hash_inputs_of_nodes(options.model, options.records, options.grids)
+    schedules, fingerprint = _schedule_and_fingerprint(options, lengths, dist.get_world_size(), inputs)
+    # Another training stays, or goes where that is asked for.
+    try:
+        check_fingerprint(path, fingerprint)
+    except FingerprintError:
+        if not options.overwrite or not holds_training(options.out):
+            raise
+        dist.barrier()  # until all ranks have read what rank 0 removes
+        if dist.get_rank() == 0:
+            remove_outputs(options.out)
+        dist.barrier()
+        schedules, fingerprint = _schedule_and_fingerprint(options, lengths, dist.get_world_size(), inputs)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        write_fingerprint(path, fingerprint)
+    return schedules
+
+
+def _schedule_and_fingerprint(
+    options: TrainOptions, lengths: Lengths, ranks: int, inputs: dict[str, list[str]]
+) -> tuple[list[StageSchedule], dict[str, object]]:
+    """Schedules and fingerprint of a training: for the ranks of its first start, if there was one, else for `ranks`."""
+    path = options.out / FINGERPRINT
+    if path.is_file():
+        ranks = json.loads(path.read_text(encoding="utf-8")).get("ranks", ranks)
+    schedules = make_schedules(options, lengths, ranks)
+    return schedules, training_fingerprint(options, schedules, ranks) | inputs
+
+
+def _check_stage_folders(options: TrainOptions) -> None:
+    """Raise a `FingerprintError` if a folder that a stage is to write is there and no stage has written it."""
+    for stage in options.stages:
+        folder = options.out / stage.name
+        if folder.exists() and not is_stage(folder):
+            raise FingerprintError(
+                f"{folder}: is there, and no training has made it; choose another out or another name for the stage"
+            )
+
+
+def load_sequences(options: TrainOptions, folder: StrPath | None = None) -> PreparedSequences:
+    """The sequences of a training, prepared on all ranks unless `records` is a folder where that was done.
+
+    Args:
+        options: Of the training.
+        folder: Where they are prepared; by default `prepared` in the training's `out`.
+
+    Raises:
+        RecordError: if records have faults, unless `lenient`; or none is left.
+        ConfigError, ModelError, QuantizerError, ManifestError: if the inputs do not fit together.
+        FingerprintError: if the folder holds sequences of other options, unless `overwrite` is set.
+    """
+    # Records, or a folder in which they were prepared.
+    is_prepared = len(options.records) == 1 and (options.records[0] / MANIFEST).is_file()
+    folder = options.records[0] if is_prepared else Path(folder or options.out / "prepared")
+    preparation = PrepareOptions(
+        options.model,
+        options.records,
+        folder,
+        find_grids(folder, options.grids) if is_prepared else options.grids,
+        options.sequences,
+        shard_size=options.shard_size,
+        workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    # Tokenise what is not tokenised yet; every rank makes some of the files.
+    sequences = options.sequences
+    builder = SequenceBuilder.from_model(
+        options.model, preparation.grids, sequences.max_length, sequences.too_long, sequences.loss
+    )
+    if not is_prepared:
+        tokenise(preparation, builder, inputs_may_move=True)
+        if dist.is_initialized():
+            dist.barrier()
+    check_faults(folder, options.lenient)
+    batches = options.batches
+    return PreparedSequences(folder, builder, batches.bpe_dropout, options.seed, batches.packing)
+
+
+def plan_training(options: TrainOptions, ranks: int = 1) -> str:
+    """Check a training before it starts, and say what its stages will train and read; nothing is written.
+
+    Records are prepared in a temporary folder, which takes the time that it takes in the training. Not checked is what
+    needs the weights or the devices: whether the weights can be read, the kernels are there, nodes have the same files,
+    and the memory is enough (`being-vl plan` estimates it).
+
+    Args:
+        options: Of the training.
+        ranks: Number of processes that it will have.
+
+    Returns:
+        For each stage a table of what trains, its steps and its mixture.
+
+    Raises:
+        ConfigError, RecordError, QuantizerError, ModelError, FingerprintError: as `train`.
+    """
+    with show_log_lines(), tempfile.TemporaryDirectory() as folder:
+        lengths = load_sequences(options, Path(folder) / "prepared").lengths
+        # What is in `out` already: hashing the weights takes a while, and there need be nothing to compare with.
+        path = options.out / FINGERPRINT
+        inputs = hash_inputs(options.model, options.records, options.grids) if path.is_file() else {}
+        schedules, fingerprint = _schedule_and_fingerprint(options, lengths, ranks, inputs)
+        _check_stage_folders(options)
+        if not options.overwrite or not holds_training(options.out):
+            check_fingerprint(path, fingerprint)
+        # Stages as they would train the model, without its weights.
+        paragraphs = []
+        for schedule in schedules:
+            _, table = load_model_without_weights(options.model, schedule.stage)
+            paragraphs += [table, schedule.describe()]
+    return "\n".join(paragraphs)

@@ -1,0 +1,102 @@
+"""What the losses of a training depend on, to be compared when it goes on."""
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import distributed as dist
+
+from being_vl.errors import ConfigError, ManifestError
+from being_vl.files import MANIFEST, read_manifest, remove, sha256
+from being_vl.fingerprints import FINGERPRINT
+from being_vl.options import StrPath, fixed_options
+from being_vl.training.log import LOG_FILE
+from being_vl.training.options import TrainOptions
+from being_vl.training.schedule import StageSchedule
+
+OUTPUTS = (LOG_FILE, "checkpoints", "tensorboard", "wandb", FINGERPRINT)
+"""What a training writes besides its stages' folders; `prepared` has a fingerprint of its own."""
+
+
+def training_fingerprint(
+    options: TrainOptions, schedules: Sequence[StageSchedule], ranks: int
+) -> dict[str, Any]:
+    """All options that the losses of a training depend on; `hash_inputs` gives the rest.
+
+    A stage's accumulation counts by the size of its batches.
+
+    Args:
+        options: Of the training.
+        schedules: Of its stages.
+        ranks: Number of ranks of the first start, by which the batches were made.
+    """
+    fields = fixed_options(options)
+    fields["stages"] = {}
+    for number, (stage, schedule) in enumerate(zip(options.stages, schedules, strict=True)):
+        stage_fields = fixed_options(stage) | {"batch_size": schedule.batch_size}
+        del stage_fields["accumulation"]
+        fields["stages"][str(number)] = stage_fields
+    return fields | {"ranks": ranks}
+
+
+def hash_inputs(model: StrPath, records: Sequence[StrPath], grids: StrPath | None) -> dict[str, list[str]]:
+    """SHA-256 of the files of model, records and grids, as lists under `model_sha256` and so on."""
+    files = {
+        "records": [path / MANIFEST if path.is_dir() else path for path in map(Path, records)],
+        "model": sorted(Path(model).glob("*.safetensors")),
+        "grids": [Path(grids) / MANIFEST] if grids else [],
+    }
+    # Hashing leaves the interpreter's lock, so threads share the files.
+    with ThreadPoolExecutor() as threads:
+        return {f"{name}_sha256": list(threads.map(sha256, paths)) for name, paths in files.items()}
+
+
+def hash_inputs_of_nodes(
+    model: StrPath, records: Sequence[StrPath], grids: StrPath | None
+) -> dict[str, list[str]]:
+    """`hash_inputs` by one rank on each node, since local copies may differ; all ranks call it.
+
+    Raises:
+        ConfigError: if they do differ.
+    """
+    is_first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
+    hashes = hash_inputs(model, records, grids) if is_first_of_node else None
+    hashes_of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(hashes_of_ranks, hashes)
+    hashes_of_nodes = list(filter(None, hashes_of_ranks))
+    names = [name for name in hashes_of_nodes[0] if len({str(node[name]) for node in hashes_of_nodes}) > 1]
+    # Nodes with copies of their own may hold others.
+    if names:
+        what = " and ".join(name.removesuffix("_sha256") for name in names)
+        raise ConfigError(f"{what}: not the same files on all nodes; copy them again")
+    return dict(hashes_of_nodes[0])
+
+
+def holds_training(out: StrPath) -> bool:
+    """Whether a folder's fingerprint is one of a training."""
+    path = Path(out) / FINGERPRINT
+    return path.is_file() and "stages" in json.loads(path.read_text(encoding="utf-8"))
+
+
+def is_stage(folder: StrPath) -> bool:
+    """Whether a folder is the finished output of a stage."""
+    try:
+        read_manifest(Path(folder), "stage")
+    except ManifestError:
+        return False
+    return True
+
+
+def remove_outputs(out: StrPath) -> None:
+    """Remove what an earlier training wrote into a folder, and nothing else."""
+    out = Path(out)
+    stages = json.loads((out / FINGERPRINT).read_text(encoding="utf-8"))["stages"].values()
+    for folder in (out / stage["name"] for stage in stages):
+        if is_stage(folder):
+            remove(folder)
+    # The fingerprint last: what is interrupted before can be done again.
+    for name in OUTPUTS:
+        remove(out / name)
