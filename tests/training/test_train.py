@@ -349,16 +349,15 @@ def test_another_training_is_replaced_only_where_asked(
         capsys, being_vl("train", "--recipe", recipe(chain, out, **changes))
     )
     named_mine = {"stages": [stage | {"name": "mine"}], "max_steps": 2, "overwrite": True}
-    assert "no training has made it" in refused(
-        capsys, being_vl("train", "--recipe", recipe(chain, out, **named_mine))
-    )
+    command = "train", "--recipe"
+    assert "no training has made it" in refused(capsys, being_vl(*command, recipe(chain, out, **named_mine)))
     from_within = changes | {"model": str(out / "stage2"), "overwrite": True}
     assert "was made with other options" in refused(
-        capsys, being_vl("train", "--recipe", recipe(chain, out, **from_within))
+        capsys, being_vl(*command, recipe(chain, out, **from_within))
     )
     assert losses(out) == losses(reference)
     (out / "fingerprint.json").write_text("{")
-    assert "cannot be read" in refused(capsys, being_vl("train", "--recipe", recipe(chain, out, **changes)))
+    assert "cannot be read" in refused(capsys, being_vl(*command, recipe(chain, out, **changes)))
     train_in_forks(recipe(chain, out, **changes, overwrite=True))
     assert len(losses(out)) == 2
     assert sorted(path.name for path in out.glob("*") if path.is_dir()) == [
