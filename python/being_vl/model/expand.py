@@ -2,8 +2,8 @@
 
 The folder is complete: weights, tokenizer (with a default chat template if it has none), `being_vl.json` (layout),
 `visual_vocabulary.json`, `quantizer/`, and last `manifest.json`, which also tells the lengths and the spread of text
-rows and new rows. Weights are read tensor by tensor and written file by file, so that memory holds one file of the result,
-and not the model (`being_vl.model.weights`).
+rows and new rows. Weights are read tensor by tensor and written file by file, so that memory holds one file of the
+result, and not the model (`being_vl.model.weights`).
 """
 
 import dataclasses
