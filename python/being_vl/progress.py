@@ -34,8 +34,8 @@ def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> A
 def show_log_lines() -> Iterator[None]:
     """While this lasts, the log lines of being_vl go to stderr, if nobody has set up logging.
 
-    For the functions that a script or a notebook calls: who has a handler, of the root logger or of `being_vl`, sees
-    what the handler shows; all others see the lines of level INFO, and none twice.
+    A decorator of the functions that a script or a notebook calls. Where the root logger or that of `being_vl` has a
+    handler, nothing changes; elsewhere the lines of level INFO are shown, and none twice.
     """
     logger = logging.getLogger("being_vl")
     if logger.hasHandlers():

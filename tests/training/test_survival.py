@@ -108,7 +108,7 @@ def test_ten_interruptions_do_not_change_the_losses(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("zero", "before", "then", "after"),
+    ("zero", "before", "other_zero", "after"),
     [(3, 1, 3, 2), (1, 2, 2, 4), (0, 2, 0, 1), (2, 2, 1, 2)],
 )
 def test_resumes_on_another_number_of_ranks(

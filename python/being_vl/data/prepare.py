@@ -19,7 +19,7 @@ from being_vl.data.store import KIND, sequence_columns
 from being_vl.errors import FingerprintError, RecordError
 from being_vl.files import MANIFEST, file_version, read_manifest, sha256, to_jsonable, write_aside
 from being_vl.options import StrPath, fixed_options
-from being_vl.progress import progress_bar
+from being_vl.progress import progress_bar, show_log_lines
 from being_vl.shards.job import Shard, ShardedJob
 from being_vl.shards.ranks import end_with_parent, rank_and_world_size
 
@@ -31,6 +31,7 @@ FAULTS = "faults.jsonl"
 RecordShard = Shard[range]
 
 
+@show_log_lines()
 def prepare(options: PrepareOptions) -> None:
     """Tokenise all records, as `tokenise` does, and report their faults.
 

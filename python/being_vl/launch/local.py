@@ -25,7 +25,7 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None, device: str 
         BeingVLError: if a rank fails; it has said why.
         SystemExit: with status 0, if a signal stopped the training before its end; it is saved.
     """
-    ranks = ranks or _count_ranks(device)
+    ranks = ranks or count_ranks(device)
     visible = _visible_gpus(device)
     if ranks == 1 and not visible:
         from being_vl.training.engine import train
@@ -50,7 +50,7 @@ def quantize_on_ranks(options: QuantizeOptions, ranks: int | None = None) -> Non
         BeingVLError: if a rank fails; it has said why.
         ImageError, QuantizerError: as `quantize` does.
     """
-    ranks = ranks or _count_ranks(options.device)
+    ranks = ranks or count_ranks(options.device)
     if ranks == 1 or options.engine != "local":
         from being_vl.quantizer.job import quantize
 
@@ -61,7 +61,7 @@ def quantize_on_ranks(options: QuantizeOptions, ranks: int | None = None) -> Non
     _run_ranks(["quantize", "--recipe", str(path)], ranks, {})
 
 
-def _count_ranks(device: str) -> int:
+def count_ranks(device: str) -> int:
     """One per GPU that `device` names."""
     import torch
 

@@ -17,7 +17,7 @@ from being_vl.devices import find_device
 from being_vl.errors import ImageError
 from being_vl.images.sources import ImageSource, find_images
 from being_vl.options import fixed_options
-from being_vl.progress import progress_bar
+from being_vl.progress import progress_bar, show_log_lines
 from being_vl.quantizer.base import Quantizer, load_quantizer
 from being_vl.quantizer.loading import LoadedImage, load_images
 from being_vl.quantizer.options import QuantizeOptions
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 ImageShard = Shard[Sequence[ImageSource]]
 
 
+@show_log_lines()
 def quantize(options: QuantizeOptions) -> GridStore | None:
     """Encode all images that `options.images` names.
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from being_vl.files import read_manifest, sha256
 from being_vl.options import fixed_options
-from being_vl.progress import progress_bar
+from being_vl.progress import progress_bar, show_log_lines
 from being_vl.quantizer_names import check_same_quantizer
 from being_vl.shards import grids
 from being_vl.shards.job import Shard, ShardedJob
@@ -23,6 +23,7 @@ KIND = "tokens"
 """Kind of the manifest of a folder of tokens."""
 
 
+@show_log_lines()
 def encode_grids(options: EncodeOptions) -> None:
     """Encode all grids of a folder, shard by shard.
 

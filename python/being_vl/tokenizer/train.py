@@ -7,7 +7,7 @@ from typing import Any
 from being_vl.errors import GridError
 from being_vl.files import write_json
 from being_vl.options import fixed_options
-from being_vl.progress import progress_bar
+from being_vl.progress import progress_bar, show_log_lines
 from being_vl.tokenizer.corpus import Corpus, CorpusSummary, GridSource, choose_held_out, open_grids
 from being_vl.tokenizer.options import VocabularyOptions
 from being_vl.tokenizer.output import VocabularyOutput
@@ -20,6 +20,7 @@ LOG_SECONDS = 10
 """Time between two lines on the progress, where there is no terminal."""
 
 
+@show_log_lines()
 def train_vocabulary(options: VocabularyOptions) -> VisualBPE:
     """Learn a vocabulary (Algorithm 1 of Being-VL-0.5), write it to `options.out`, and a report on it beside it.
 

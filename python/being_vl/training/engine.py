@@ -1,7 +1,6 @@
 """Staged training from its options to the last stage's model."""
 
 import gc
-import json
 import tempfile
 from pathlib import Path
 
@@ -12,16 +11,16 @@ from being_vl.data.prepare import check_faults, find_grids, tokenise
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import FingerprintError
-from being_vl.files import MANIFEST, read_manifest
+from being_vl.files import MANIFEST, read_manifest, remove
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
 from being_vl.options import StrPath
 from being_vl.progress import show_log_lines
 from being_vl.training.fingerprint import (
+    find_outputs,
     hash_inputs,
     hash_inputs_of_nodes,
-    holds_training,
     is_stage,
-    remove_outputs,
+    read_fields,
     training_fingerprint,
 )
 from being_vl.training.loading import load_model_without_weights
@@ -32,6 +31,7 @@ from being_vl.training.signals import StopRequest, stop_on_signals
 from being_vl.training.stage import StageTrainer, end_if_asked
 
 
+@show_log_lines()
 def train(options: TrainOptions) -> Path:
     """Train a model stage by stage; called again after an interruption it goes on where it was.
 
@@ -47,13 +47,12 @@ def train(options: TrainOptions) -> Path:
         TrainingError: if a step is so bad that training must stop.
         SystemExit: with status 0, if SIGTERM or SIGUSR1 stopped the training before its end; it is saved.
     """
-    with show_log_lines():
-        start_ranks()
-        with hold_folder(options.out):
-            sequences = load_sequences(options)
-            schedules = _claim_folder(options, sequences.lengths)
-            with stop_on_signals() as stop:
-                return _train_stages(options, schedules, sequences, stop)
+    start_ranks()
+    with hold_folder(options.out):
+        sequences = load_sequences(options)
+        schedules = _claim_folder(options, sequences.lengths)
+        with stop_on_signals() as stop:
+            return _train_stages(options, schedules, sequences, stop)
 
 
 def _train_stages(
@@ -97,11 +96,12 @@ def _claim_folder(options: TrainOptions, lengths: Lengths) -> list[StageSchedule
     try:
         check_fingerprint(path, fingerprint)
     except FingerprintError:
-        if not options.overwrite or not holds_training(options.out):
+        if not _may_overwrite(options):
             raise
         dist.barrier()  # until all ranks have read what rank 0 removes
         if dist.get_rank() == 0:
-            remove_outputs(options.out)
+            for output in find_outputs(options.out):
+                remove(output)
         dist.barrier()
         schedules, fingerprint = _schedule_and_fingerprint(options, lengths, dist.get_world_size(), inputs)
     dist.barrier()
@@ -114,11 +114,15 @@ def _schedule_and_fingerprint(
     options: TrainOptions, lengths: Lengths, ranks: int, inputs: dict[str, list[str]]
 ) -> tuple[list[StageSchedule], dict[str, object]]:
     """Schedules and fingerprint of a training: for the ranks of its first start, if there was one, else for `ranks`."""
-    path = options.out / FINGERPRINT
-    if path.is_file():
-        ranks = json.loads(path.read_text(encoding="utf-8")).get("ranks", ranks)
+    ranks = read_fields(options.out).get("ranks", ranks)
     schedules = make_schedules(options, lengths, ranks)
     return schedules, training_fingerprint(options, schedules, ranks) | inputs
+
+
+def _may_overwrite(options: TrainOptions) -> bool:
+    """Whether the training in `out` is to be replaced, and can be: this one must not start from what would go."""
+    outputs = {path.resolve() for path in find_outputs(options.out)}
+    return options.overwrite and bool(outputs) and options.model.resolve() not in outputs
 
 
 def _check_stage_folders(options: TrainOptions) -> None:
@@ -170,6 +174,7 @@ def load_sequences(options: TrainOptions, folder: StrPath | None = None) -> Prep
     return PreparedSequences(folder, builder, batches.bpe_dropout, options.seed, batches.packing)
 
 
+@show_log_lines()
 def plan_training(options: TrainOptions, ranks: int = 1) -> str:
     """Check a training before it starts, and say what its stages will train and read; nothing is written.
 
@@ -187,14 +192,14 @@ def plan_training(options: TrainOptions, ranks: int = 1) -> str:
     Raises:
         ConfigError, RecordError, QuantizerError, ModelError, FingerprintError: as `train`.
     """
-    with show_log_lines(), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         lengths = load_sequences(options, Path(folder) / "prepared").lengths
         # What is in `out` already: hashing the weights takes a while, and there need be nothing to compare with.
         path = options.out / FINGERPRINT
         inputs = hash_inputs(options.model, options.records, options.grids) if path.is_file() else {}
         schedules, fingerprint = _schedule_and_fingerprint(options, lengths, ranks, inputs)
         _check_stage_folders(options)
-        if not options.overwrite or not holds_training(options.out):
+        if not path.is_file() or not _may_overwrite(options):
             check_fingerprint(path, fingerprint)
         # Stages as they would train the model, without its weights.
         paragraphs = []

@@ -10,7 +10,7 @@ from typing import Any
 from torch import distributed as dist
 
 from being_vl.errors import ConfigError, ManifestError
-from being_vl.files import MANIFEST, read_manifest, remove, sha256
+from being_vl.files import MANIFEST, read_manifest, sha256
 from being_vl.fingerprints import FINGERPRINT
 from being_vl.options import StrPath, fixed_options
 from being_vl.training.log import LOG_FILE
@@ -75,10 +75,14 @@ def hash_inputs_of_nodes(
     return dict(hashes_of_nodes[0])
 
 
-def holds_training(out: StrPath) -> bool:
-    """Whether a folder's fingerprint is one of a training."""
+def read_fields(out: StrPath) -> dict[str, Any]:
+    """The fields of the fingerprint in a folder; empty if there is none, or it is damaged."""
     path = Path(out) / FINGERPRINT
-    return path.is_file() and "stages" in json.loads(path.read_text(encoding="utf-8"))
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        fields = {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def is_stage(folder: StrPath) -> bool:
@@ -90,13 +94,12 @@ def is_stage(folder: StrPath) -> bool:
     return True
 
 
-def remove_outputs(out: StrPath) -> None:
-    """Remove what an earlier training wrote into a folder, and nothing else."""
+def find_outputs(out: StrPath) -> list[Path]:
+    """What trainings have written into a folder; nothing if it holds the output of another kind of job."""
     out = Path(out)
-    stages = json.loads((out / FINGERPRINT).read_text(encoding="utf-8"))["stages"].values()
-    for folder in (out / stage["name"] for stage in stages):
-        if is_stage(folder):
-            remove(folder)
-    # The fingerprint last: what is interrupted before can be done again.
-    for name in OUTPUTS:
-        remove(out / name)
+    fields = read_fields(out)
+    if fields and "stages" not in fields:
+        return []
+    stages = [folder for folder in sorted(out.iterdir()) if folder.is_dir() and is_stage(folder)]
+    # The fingerprint last: a removal that is interrupted before can be done again.
+    return [*stages, *(out / name for name in OUTPUTS if (out / name).exists())]

@@ -15,7 +15,7 @@ from being_vl.errors import CheckpointError, ConfigError, FingerprintError
 from being_vl.files import MANIFEST, read_manifest, remove, write_aside
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
 from being_vl.options import fixed_options
-from being_vl.progress import progress_bar
+from being_vl.progress import progress_bar, show_log_lines
 from being_vl.quantizer.models.tiled import VQGAN, network_parameters, new_model
 from being_vl.quantizer.training.autoencoder import Autoencoder, ForwardPass
 from being_vl.quantizer.training.codebook import Codebook
@@ -51,6 +51,7 @@ OUTPUTS = (
 """All that a training writes into its folder."""
 
 
+@show_log_lines()
 def train_quantizer(options: QuantizerTrainOptions) -> Path:
     """Train a VQ-GAN and save it to `options.out`, for `load_quantizer`.
 
