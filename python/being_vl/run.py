@@ -12,6 +12,7 @@ from being_vl.files import sha256, write_json
 from being_vl.fingerprints import compute_fingerprint, differences
 from being_vl.options import StrPath, fixed_options
 from being_vl.quantizer.options import QuantizeOptions
+from being_vl.quantizer.training.options import QuantizerTrainOptions
 from being_vl.recipes.options import RunOptions
 
 log = logging.getLogger(__name__)
@@ -76,24 +77,28 @@ def dry_run(options: RunOptions) -> Iterator[str]:
     Raises:
         As `run` does before its first step.
     """
+    from being_vl.launch.local import count_ranks
+
     check_inputs(options)
     steps = Steps(options.out, options.overwrite)
-    finished = True
+    is_finished = True
     for step in list_steps(options):
-        if step.name == "train" and finished:
+        if step.name == "train" and is_finished:
             from being_vl.training.engine import plan_training
 
-            yield plan_training(step.options, options.ranks or 1)
-        finished = steps.is_finished(step.name, step.options, step.inputs)
-        yield f"{step.name + ':':<12}{'finished' if finished else 'to do':<10}{step.output}"
+            yield plan_training(step.options, options.ranks or count_ranks(options.device))
+        is_finished = steps.is_finished(step.name, step.options, step.inputs)
+        yield f"{step.name + ':':<12}{'finished' if is_finished else 'to do':<10}{step.output}"
 
 
 def list_steps(options: RunOptions) -> Iterator[Step]:
     """The steps of a run in their order, up to `until`."""
-    from being_vl.launch.local import quantize_on_ranks, train_on_ranks
+    from being_vl.launch.local import quantize_on_ranks, train_on_ranks, train_quantizer_on_ranks
     from being_vl.model.expand import expand
-    from being_vl.quantizer.training.trainer import train_quantizer
     from being_vl.tokenizer.train import train_vocabulary
+
+    def train_quantizer(step: QuantizerTrainOptions) -> None:
+        train_quantizer_on_ranks(step, options.ranks)
 
     def quantize(step: QuantizeOptions) -> None:
         quantize_on_ranks(step, options.ranks)
@@ -133,7 +138,7 @@ def check_inputs(options: RunOptions) -> None:
     _check_records(options)
     check_llm(options.llm)
     if not options.train_quantizer:
-        load_quantizer(options.quantizer)
+        load_quantizer(options.quantizer, "cpu")
 
 
 def _check_records(options: RunOptions) -> None:
@@ -152,8 +157,8 @@ def _check_records(options: RunOptions) -> None:
     for record in records.read():
         if isinstance(record, RecordError):
             faults.append(str(record))
-        elif lost := [image for image in record.images if image not in keys]:
-            faults.append(f"{record.where}: names the image {lost[0]!r}, which is not in {options.images}")
+        elif names := [name for name in record.images if name not in keys]:
+            faults.append(f"{record.where}: names the image {names[0]!r}, which is not in {options.images}")
     if faults:
         raise RecordError(
             f"{len(faults)} of {len(records)} records have faults, the first: {'; '.join(faults[:SHOWN_FAULTS])}; "
@@ -207,9 +212,9 @@ class Steps:
         path = self.folder / f"{name}.json"
         if not path.is_file():
             return False
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        earlier.pop("seconds")
-        changes = list(differences(earlier, fields))
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry.pop("seconds")
+        changes = list(differences(entry, fields))
         if changes and not self.overwrite:
             raise FingerprintError(
                 f"step {name!r} in {self.folder.parent} was finished with other options or inputs "

@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -53,20 +53,30 @@ def read_options(kind: Any, links: frozenset[str] = frozenset()) -> dict[str, Op
         if field.name in links:
             continue
         hint = hints[field.name]
-        inner = frozenset(field.metadata.get(LINKS, ()))
-        nested = read_options(hint, inner) if dataclasses.is_dataclass(hint) else None
-        for name in field.metadata.get(FALLBACKS, ()):
-            if nested and name in nested:
-                nested[name] = nested[name]._replace(default=None)
         default = REQUIRED
         if field.default is not dataclasses.MISSING:
             default = field.default
         elif field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        if nested is not None and default is not REQUIRED:
-            nested = {name: o._replace(default=getattr(default, name)) for name, o in nested.items()}
+        section, section_links = None, frozenset(field.metadata.get(LINKS, ()))
+        if dataclasses.is_dataclass(hint):
+            section = _read_section(hint, default, section_links, field.metadata.get(FALLBACKS, ()))
         alias = field.metadata.get("alias")
-        options[field.name] = Option(hint, default, texts.get(field.name, ""), alias, nested, inner)
+        help_text = texts.get(field.name, "")
+        options[field.name] = Option(hint, default, help_text, alias, section, section_links)
+    return options
+
+
+def _read_section(
+    kind: Any, default: Any, links: frozenset[str], fallbacks: Iterable[str]
+) -> dict[str, Option]:
+    """The options of a dataclass that is an option itself; their defaults are those of its default."""
+    options = read_options(kind, links)
+    if default is not REQUIRED:
+        return {name: option._replace(default=getattr(default, name)) for name, option in options.items()}
+    for name in fallbacks:
+        if name in options:
+            options[name] = options[name]._replace(default=None)
     return options
 
 
@@ -134,8 +144,8 @@ def unknown_option(path: str, options: Mapping[str, Option], prefix: str = "") -
     inner = [name for name, _ in walk(options) if name not in options]
     names = [f"{prefix}.{name}" if prefix else name for name in (*options, *inner)]
     by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
-    close = difflib.get_close_matches(path.rpartition(".")[2], by_last, n=1, cutoff=0.7)
-    return f"{path}: there is no such option" + (f"; did you mean {by_last[close[0]]}?" if close else "")
+    matches = difflib.get_close_matches(path.rpartition(".")[2], by_last, n=1, cutoff=0.7)
+    return f"{path}: there is no such option" + (f"; did you mean {by_last[matches[0]]}?" if matches else "")
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
@@ -174,8 +184,10 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         pairs = enumerate(zip(value, arguments, strict=True))
         return tuple(convert(item, kind, f"{key}[{index}]") for index, (item, kind) in pairs)
     if origin is dict and isinstance(value, Mapping):
-        names = {convert(name, arguments[0], key): name for name in value}
-        return {name: convert(value[raw], arguments[1], f"{key}.{name}") for name, raw in names.items()}
+        return {
+            convert(name, arguments[0], key): convert(item, arguments[1], f"{key}.{name}")
+            for name, item in value.items()
+        }
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return build_options(hint, check_values(value, read_options(hint), key), key)
     quotes = "; put it in quotes" if hint in (str, Path) and _is_scalar(value) else ""
@@ -259,7 +271,7 @@ def build_options(kind: Any, values: Mapping[str, Any], key: str = "") -> Any:
             arguments[name] = values.get(name, option.default)
             if arguments[name] is REQUIRED:
                 raise ConfigError(f"{key}.{name}: is required" if key else f"{name}: is required")
-    beside = SimpleNamespace(**arguments)
+    flat_options = SimpleNamespace(**arguments)
     for name, option in options.items():
         if option.options is None:
             continue
@@ -267,10 +279,10 @@ def build_options(kind: Any, values: Mapping[str, Any], key: str = "") -> Any:
         section = values.get(name, {})
         inner = dict(vars(section) if dataclasses.is_dataclass(section) else section)
         for fallback in fields[name].metadata.get(FALLBACKS, ()):
-            if fallback in option.options and getattr(beside, fallback) is not None:
-                inner.setdefault(fallback, getattr(beside, fallback))
+            if fallback in option.options and getattr(flat_options, fallback) is not None:
+                inner.setdefault(fallback, getattr(flat_options, fallback))
         links: Mapping[str, Callable[[Any], Any]] = fields[name].metadata.get(LINKS, {})
-        inner |= {link: compute(beside) for link, compute in links.items()}
+        inner |= {link: compute(flat_options) for link, compute in links.items()}
         if option.default is not REQUIRED:
             inner = vars(option.default) | inner
         arguments[name] = build_options(option.hint, inner, path)

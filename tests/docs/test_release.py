@@ -1,5 +1,6 @@
 """Files that a release stands on agree with each other."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,12 @@ def test_nothing_is_published_before_wheels_and_docs_are_built() -> None:
     assert "workflow_call" in read_yaml(ROOT / called)[True]  # YAML's `on` is a truth value
     assert release["jobs"]["publish-wheels"]["needs"] == ["wheels", "docs"]
     assert release["jobs"]["publish-docs"]["needs"] == ["publish-wheels"]
+
+
+def test_tests_of_the_wheels_are_there() -> None:
+    names = re.search(
+        r"tests/tokenizer/test_\{(.*?)\}\.py", (WORKFLOWS / "wheels.yml").read_text(encoding="utf-8")
+    )
+    assert names
+    for name in names[1].split(","):
+        assert (ROOT / "tests/tokenizer" / f"test_{name}.py").is_file()

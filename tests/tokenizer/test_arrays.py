@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from being_vl import VisualBPE
 from being_vl.errors import BeingVLError, GridError
@@ -42,6 +41,7 @@ def test_ids_that_are_in_no_codebook(bpe, id, order):
     check_refusal(bpe, grid[::-1], GridError, f"grid 1, row 0, column 2: id {id} ")
 
 
+torch = pytest.importorskip("torch")  # a wheel is tested where torch may not be had
 FLOATS = torch.tensor([[1.0, 2.0], [0.0, 2.5]])
 NOT_INTEGERS = {
     "NaN": (np.array([[0.0, 1.0], [np.nan, 0.5]]), "float64 (nan at row 1, column 0)"),

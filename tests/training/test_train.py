@@ -33,6 +33,7 @@ from being_vl.training.engine import plan_training
 from being_vl.training.log import read_log
 from being_vl.training.options import TrainOptions
 from helpers import tiny
+from helpers.commands import being_vl, refused
 from helpers.ranks import ForkedTraining, train_by_command, train_in_forks
 from helpers.training import BATCH, MIXTURES, losses, recipe, weights
 
@@ -324,20 +325,12 @@ def test_text_model_trains_on_text(chain: Path, tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(out / "text")("red").input_ids
 
 
-def refused(capsys: pytest.CaptureFixture[str], path: Path) -> str:
-    """Run the command in this process; it must refuse in one line before anything is trained."""
-    assert main(["train", "--recipe", str(path)]) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("being-vl: error: ")
-    return line
-
-
 def test_another_recipe_is_refused(
     chain: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(reference, out)
-    line = refused(capsys, recipe(chain, out, optimizer={"weight_decay": 0.2}))
+    line = refused(capsys, being_vl("train", "--recipe", recipe(chain, out, optimizer={"weight_decay": 0.2})))
     assert "optimizer.weight_decay was 0.1, is 0.2" in line
     assert str(out) in line
 
@@ -352,14 +345,19 @@ def test_another_training_is_replaced_only_where_asked(
     (out / "mine").mkdir()
     stage = {"name": "one", "unfreeze": 0.0, "learning_rate": 1e-3, "mixture": MIXTURES[0]}
     changes: dict[str, object] = {"stages": [stage], "max_steps": 2}
-    assert "stages.0.name was 'stage1', is 'one'" in refused(capsys, recipe(chain, out, **changes))
+    assert "stages.0.name was 'stage1', is 'one'" in refused(
+        capsys, being_vl("train", "--recipe", recipe(chain, out, **changes))
+    )
     named_mine = {"stages": [stage | {"name": "mine"}], "max_steps": 2, "overwrite": True}
-    assert "no training has made it" in refused(capsys, recipe(chain, out, **named_mine))
+    command = "train", "--recipe"
+    assert "no training has made it" in refused(capsys, being_vl(*command, recipe(chain, out, **named_mine)))
     from_within = changes | {"model": str(out / "stage2"), "overwrite": True}
-    assert "was made with other options" in refused(capsys, recipe(chain, out, **from_within))
+    assert "was made with other options" in refused(
+        capsys, being_vl(*command, recipe(chain, out, **from_within))
+    )
     assert losses(out) == losses(reference)
     (out / "fingerprint.json").write_text("{")
-    assert "cannot be read" in refused(capsys, recipe(chain, out, **changes))
+    assert "cannot be read" in refused(capsys, being_vl(*command, recipe(chain, out, **changes)))
     train_in_forks(recipe(chain, out, **changes, overwrite=True))
     assert len(losses(out)) == 2
     assert sorted(path.name for path in out.glob("*") if path.is_dir()) == [
@@ -413,19 +411,23 @@ def test_second_training_in_the_same_folder_is_refused(
     out.mkdir()
     with (out / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another training is running" in refused(capsys, recipe(chain, out))
+        assert "another training is running" in refused(
+            capsys, being_vl("train", "--recipe", recipe(chain, out))
+        )
     assert not list(out.glob("stage*"))
 
 
 def test_images_need_an_expanded_model_and_grids(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refused(capsys, recipe(chain, tmp_path / "a", model=str(chain / "llm")))
+    line = refused(
+        capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "a", model=str(chain / "llm")))
+    )
     assert "not expanded" in line
     assert "train.json" in line
-    line = refused(capsys, recipe(chain, tmp_path / "b", grids=None))
+    line = refused(capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "b", grids=None)))
     assert "--grids" in line
-    line = refused(capsys, recipe(chain, tmp_path / "c", model=str(tmp_path)))
+    line = refused(capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "c", model=str(tmp_path))))
     assert "no config.json" in line
 
 
@@ -436,7 +438,9 @@ def test_image_that_was_not_quantised_is_named(
     records[5]["image"] = "nowhere.png"
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps(records))
-    line = refused(capsys, recipe(chain, tmp_path / "run", records=[str(broken)]))
+    line = refused(
+        capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "run", records=[str(broken)]))
+    )
     assert "nowhere.png" in line
     assert "record 5" in line
     assert "broken.json" in line
@@ -452,8 +456,8 @@ def test_nothing_to_train_is_refused(chain: Path, tmp_path: Path, capsys: pytest
         records=[str(chain / "data" / "text.json")],
         stages=[stage],
     )
-    assert "nothing would train" in refused(capsys, path)
+    assert "nothing would train" in refused(capsys, being_vl("train", "--recipe", path))
     path.write_text(path.read_text().replace("foundation:", "nothing:").replace("perception: 20", ""))
-    line = refused(capsys, path)
+    line = refused(capsys, being_vl("train", "--recipe", path))
     assert "stage 'one': no category has both a weight and records: weights nothing" in line
     assert "there are" in line

@@ -64,6 +64,8 @@ class ChatFormat:
             tokenizer.all_special_tokens
         )
         self._exchanges = cache(self._take_apart)
+
+        # BOS opens every sequence if the template writes it, or the tokenizer itself.
         self._bos_text = ""
         bos = tokenizer.bos_token
         if bos is not None and (
@@ -72,6 +74,8 @@ class ChatFormat:
         ):
             self._bos_text = bos
         self.bos: list[int] = [tokenizer.bos_token_id] if self._bos_text else []
+
+        # What closes an answer, as the template writes it behind a single one.
         self.closing = self._exchanges(1)[0].after_answer
         self.end_of_turn: int = tokenizer(self.closing, add_special_tokens=False).input_ids[-1]
         try:

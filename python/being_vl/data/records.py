@@ -157,6 +157,8 @@ def _read_record(
         )
     # A table's rows have every field, null where a record has none.
     item = {name: value for name, value in item.items() if value is not None}
+
+    # The fields: id, category, images, and a conversation or a caption.
     name = item.get("id")
     record_id = str(index) if name is None else str(name)
     where = f"{path}: record {index} (id {record_id!r})"
@@ -174,6 +176,7 @@ def _read_record(
         _read_caption(item[field], images, where) if is_caption else _read_turns(item[field], field, where)
     )
 
+    # As many placeholders as images, or none where images come in front.
     count = sum(turn.text.count(PLACEHOLDER) for turn in turns)
     if count != len(images) and (count or not (is_caption or images_in_front)):
         raise RecordError(
@@ -221,6 +224,7 @@ def _read_turns(items: Any, field: str, where: str) -> tuple[Turn, ...]:
     for number, item in enumerate(items):
         place = f"'{field}[{number}]'"
         name, text = _read_turn(item, field, place, where)
+        # An empty system turn is no turn.
         if name == system and number == 0:
             num_system = 1
             turns += [Turn("system", text)] if text else []

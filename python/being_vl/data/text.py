@@ -30,11 +30,14 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: Any, chat: ChatFormat) -> None:
+        # A copy of the tokenizer that knows no visual tokens.
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state["added_tokens"] = [
             token for token in state["added_tokens"] if not token["content"].startswith(TOKEN_PREFIX)
         ]
         self._backend = Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
+
+        # All other special tokens; of two that begin alike, the longer is found first.
         names = [name for name in chat.specials - {PLACEHOLDER} if not name.startswith(TOKEN_PREFIX)]
         self._specials = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 

@@ -84,18 +84,19 @@ def advise(estimate: Estimate, training: TrainOptions, gpus: Gpus) -> str | None
     if singles:
         return f"{problem}. Any of these makes it fit: {'; '.join(singles)}"
     # As few options together as it takes.
-    together: dict[str, Any] = {}
+    combination: dict[str, Any] = {}
     for change in changes:
-        together |= change
-        if total(together) <= room:
-            return f"{problem}. Together these make it fit: {show_options(together)} ({total(together) / 1e9:.1f} GB)"
+        combination |= change
+        if total(combination) <= room:
+            gigabytes = total(combination) / 1e9
+            return f"{problem}. Together these make it fit: {show_options(combination)} ({gigabytes:.1f} GB)"
     # All of them on more GPUs.
-    together |= {"zero": 3}
+    combination |= {"zero": 3}
     counts = [gpus.number << doublings for doublings in range(1, 11)]
-    count = next((count for count in counts if total(together, count) <= room), None)
+    count = next((count for count in counts if total(combination, count) <= room), None)
     if count:
-        gigabytes = total(together, count) / 1e9
-        return f"{problem}. It takes {count} GPUs, with {show_options(together)} ({gigabytes:.1f} GB)"
+        gigabytes = total(combination, count) / 1e9
+        return f"{problem}. It takes {count} GPUs, with {show_options(combination)} ({gigabytes:.1f} GB)"
     return f"{problem}, nor in any number of such GPUs: lower sequences.max_length, or take a smaller model"
 
 

@@ -122,7 +122,7 @@ def _find_master(options: LaunchOptions, first: str | None) -> str:
         return master
     if options.launcher == "torchrun":
         raise ConfigError("several nodes meet at one of them: give its address as master, or a hostfile")
-    return own_address(None)
+    return local_address(None)
 
 
 def resolve_host(host: str) -> str:
@@ -138,7 +138,7 @@ def resolve_host(host: str) -> str:
         raise ConfigError(f"the host {host!r} is not known here ({reason})") from None
 
 
-def own_address(master: str | None) -> str:
+def local_address(master: str | None) -> str:
     """This machine's IP address on the way to `master`, or to the world; no packet is sent.
 
     Raises:

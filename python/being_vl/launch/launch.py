@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from being_vl.errors import ConfigError, ModelError, RecordError
 from being_vl.files import MANIFEST, to_jsonable, write_json
-from being_vl.launch.cluster import find_cluster, interface_of, is_this_machine, own_address, resolve_host
+from being_vl.launch.cluster import find_cluster, interface_of, is_this_machine, local_address, resolve_host
 from being_vl.launch.deepspeed import deepspeed_command
 from being_vl.launch.options import LaunchOptions
 from being_vl.launch.shell import forwarded_environment, shell_line
@@ -42,11 +42,11 @@ def launch(options: LaunchOptions) -> str:
     if options.launcher == "deepspeed":
         environment, command = deepspeed_command(options, cluster, training.out, flags)
     else:
-        here = own_address(cluster.master)
-        cluster = cluster._replace(interface=options.interface or interface_of(here))
+        address = local_address(cluster.master)
+        cluster = cluster._replace(interface=options.interface or interface_of(address))
         at_master = is_this_machine(resolve_host(cluster.master))
         environment = forwarded_environment(options, cluster)
-        command = node_command(cluster, here, at_master, ["train", *flags], options.max_restarts)
+        command = node_command(cluster, address, at_master, ["train", *flags], options.max_restarts)
     if not options.dry_run:
         os.execvpe(command[0], command, os.environ | environment)
     return shell_line(environment, command)

@@ -9,6 +9,7 @@ from being_vl.errors import BeingVLError
 from being_vl.files import MANIFEST, to_jsonable, write_json
 from being_vl.launch.torchrun import local_command
 from being_vl.quantizer.options import QuantizeOptions
+from being_vl.quantizer.training.options import QuantizerTrainOptions
 from being_vl.training.options import TrainOptions
 from being_vl.training.signals import forward_signals
 
@@ -25,7 +26,7 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None, device: str 
         BeingVLError: if a rank fails; it has said why.
         SystemExit: with status 0, if a signal stopped the training before its end; it is saved.
     """
-    ranks = ranks or _count_ranks(device)
+    ranks = ranks or count_ranks(device)
     visible = _visible_gpus(device)
     if ranks == 1 and not visible:
         from being_vl.training.engine import train
@@ -50,7 +51,7 @@ def quantize_on_ranks(options: QuantizeOptions, ranks: int | None = None) -> Non
         BeingVLError: if a rank fails; it has said why.
         ImageError, QuantizerError: as `quantize` does.
     """
-    ranks = ranks or _count_ranks(options.device)
+    ranks = ranks or count_ranks(options.device)
     if ranks == 1 or options.engine != "local":
         from being_vl.quantizer.job import quantize
 
@@ -61,7 +62,30 @@ def quantize_on_ranks(options: QuantizeOptions, ranks: int | None = None) -> Non
     _run_ranks(["quantize", "--recipe", str(path)], ranks, {})
 
 
-def _count_ranks(device: str) -> int:
+def train_quantizer_on_ranks(options: QuantizerTrainOptions, ranks: int | None = None) -> None:
+    """Train a quantizer in this process if one rank is enough, else in several that torchrun starts.
+
+    Args:
+        options: The training; its device `auto` is all GPUs where there are some. The ranks share its batch.
+        ranks: Number of processes; by default one per GPU, as many as share the batch evenly, or one on a CPU.
+
+    Raises:
+        BeingVLError: if a rank fails; it has said why.
+        ConfigError, ImageError: as `train_quantizer` does.
+    """
+    counts = range(count_ranks(options.device), 0, -1)
+    ranks = ranks or next(count for count in counts if options.batch_size % count == 0)
+    if ranks == 1:
+        from being_vl.quantizer.training.trainer import train_quantizer
+
+        train_quantizer(options)
+        return
+    path = options.out.with_name(f"{options.out.name}.options.json")
+    write_json(path, to_jsonable(options))
+    _run_ranks(["quantizer", "train", "--recipe", str(path)], ranks, {})
+
+
+def count_ranks(device: str) -> int:
     """One per GPU that `device` names."""
     import torch
 
@@ -88,6 +112,7 @@ def _run_ranks(words: list[str], ranks: int, environment: Mapping[str, str]) -> 
     with forward_signals():
         status = subprocess.run(command, env=os.environ | environment, check=False).returncode
     if status:
+        name = " ".join(words[: words.index("--recipe")])
         raise BeingVLError(
-            f"being-vl {words[0]} on {ranks} ranks failed; see the messages above. Command: {' '.join(command)}"
+            f"being-vl {name} on {ranks} ranks failed; see the messages above. Command: {' '.join(command)}"
         )

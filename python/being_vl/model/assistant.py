@@ -122,6 +122,7 @@ class Assistant:
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
+            # A generator for each prompt, so that its answer does not depend on the batch.
             seeds = (
                 [np.random.SeedSequence([seed, i]).generate_state(1)[0] for i in indices]
                 if temperature
@@ -210,6 +211,7 @@ def generate(options: GenerateOptions) -> Iterator[str]:
     """
     if not options.prompt:
         raise ConfigError("no prompt; give at least one")
+    # Questions about one image are asked about each, the others once about all images.
     images = {path: read_image(path) for path in options.image}
     questions = [
         ([path], prompt)

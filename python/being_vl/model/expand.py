@@ -1,4 +1,10 @@
-"""Enlarging a causal language model by the visual vocabulary (the paper's section 3.4)."""
+"""Enlarging a causal language model by the visual vocabulary (the paper's section 3.4).
+
+The folder is complete: weights, tokenizer (with a default chat template if it has none), `being_vl.json` (layout),
+`visual_vocabulary.json`, `quantizer/`, and last `manifest.json`, which also tells the lengths and the spread of text
+rows and new rows. Weights are read tensor by tensor and written file by file, so that memory holds one file of the
+result, and not the model (`being_vl.model.weights`).
+"""
 
 import dataclasses
 import logging
@@ -49,16 +55,10 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     """Add rows for BOI, EOI, the codebook and the merges to a causal LM (the paper's section 3.4).
 
     The text rows, all other weights and the dtype stay bit-identical; the result loads strictly with
-    `AutoModelForCausalLM.from_pretrained`. The folder is complete: tokenizer (with a default chat template if it has
-    none), `being_vl.json` (layout), `visual_vocabulary.json`, `quantizer/`, and last `manifest.json`. Called again with
-    the same options and inputs, it keeps the folder.
+    `AutoModelForCausalLM.from_pretrained`. Called again with the same options and inputs, it keeps the folder.
 
     New rows are as `options.init` says (`being_vl.model.rows`). Where the embeddings are untied, the head's rows are
-    drawn separately; where they are tied, one draw serves both. A bias of the head is 0. Log and manifest tell the
-    lengths and the spread of text rows and new rows.
-
-    Weights are read tensor by tensor and written file by file, so that memory holds one file of the result, and not
-    the model (`being_vl.model.weights`).
+    drawn separately; where they are tied, one draw serves both. A bias of the head is 0.
 
     Each id of the shared vocabulary is a special token of the tokenizer, `<|visual_start|>`, `<|visual_0|>` and so on,
     and rows of the LLM that its tokenizer had no token for are `<|visual_unused_…|>`.

@@ -188,6 +188,7 @@ def _read_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[ImageI
         role, content, text = message.get("role"), message.get("content"), ""
         if role not in ("system", "user", "assistant"):
             raise RecordError(f"message {number}: role is {role!r}; expected 'system', 'user' or 'assistant'")
+        # Text stays text, an image becomes a placeholder.
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
             kind = part.get("type")
             if kind == "image" and role == "user" and "image" in part:

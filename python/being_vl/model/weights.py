@@ -204,6 +204,8 @@ def _stream_tensors(llm: str, model: Any) -> Callable[[str], Tensor] | None:
     single_file = find_file(llm, "model.safetensors")
     if single_file is None and index is None:
         return None
+
+    # Which file holds which tensor.
     files = [single_file] if single_file else get_checkpoint_shard_files(llm, index)[0]
     file_of: dict[str, str] = {}
     for file in files:
@@ -215,6 +217,7 @@ def _stream_tensors(llm: str, model: Any) -> Callable[[str], Tensor] | None:
             value: Tensor = shard.get_tensor(name)  # maps the file; what is not looked at is not read
         return value
 
+    # The files must hold the parameters, by their names and shapes, and no tied tensor twice.
     parameters = _distinct_tensors(model)
     tied_names = model.state_dict().keys() - parameters.keys()
     if tied_names & file_of.keys() or not parameters.keys() <= file_of.keys():

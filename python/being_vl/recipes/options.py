@@ -34,7 +34,7 @@ class RunOptions(Options):
         out: Folder for everything that the run makes.
         train_quantizer: Train a VQ-GAN on the images first, instead of taking `quantizer`.
         quantizer: Named as for `being-vl quantize`: `builtin`, a folder, a file or a hub name.
-        ranks: Processes that quantize and train together; one per GPU by default, one on a CPU.
+        ranks: Processes that train the quantizer, quantize and train together; one per GPU by default, one on a CPU.
         seed: Seed of all steps whose section gives none.
         device: Where all steps run: `auto` is all GPUs where there are some; `cpu`, or `cuda:1` for one GPU alone.
         max_steps: Largest number of optimizer steps of each stage, and of training a quantizer, for a trial.

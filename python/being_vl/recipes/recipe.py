@@ -111,7 +111,7 @@ class Recipe:
         else:
             from being_vl.quantizer.base import load_quantizer
 
-            codebook_size = load_quantizer(run.quantizer).codebook_size
+            codebook_size = load_quantizer(run.quantizer, "cpu").codebook_size
         return ModelSource(run.llm, 2 + codebook_size + run.vocab.num_merges)
 
 
@@ -167,12 +167,12 @@ def merge_values(
 def _overlay(
     values: Mapping[str, Any], flags: Mapping[str, Any], options: Mapping[str, Option]
 ) -> dict[str, Any]:
-    merged = {**values, **flags}
+    result = {**values, **flags}
     for name in values.keys() & flags.keys():
-        inner = options[name].options
-        if inner is not None:
-            merged[name] = _overlay(values[name], flags[name], inner)
-    return merged
+        section = options[name].options
+        if section is not None:
+            result[name] = _overlay(values[name], flags[name], section)
+    return result
 
 
 def _read_words(kind: Any, words: Sequence[str]) -> dict[str, Any]:

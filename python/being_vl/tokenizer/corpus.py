@@ -119,6 +119,7 @@ def open_grids(paths: Sequence[StrPath], codebook_size: int | None) -> GridSourc
         QuantizerError: if folders are of different quantizers, naming both.
         ConfigError: if folders and arrays are mixed, or the codebook's size is missing or another one.
     """
+    # Arrays do not say which quantizer made them, so its number of ids must be given.
     locations = [Path(path) for path in paths]
     folders = [path for path in locations if path.is_dir()]
     if not folders:
@@ -132,6 +133,7 @@ def open_grids(paths: Sequence[StrPath], codebook_size: int | None) -> GridSourc
         )
     from being_vl.shards.grids import GridStore
 
+    # Folders know their quantizer; it must be the same one.
     stores = [GridStore.open(folder) for folder in folders]
     quantizer = stores[0].quantizer_name, stores[0].quantizer_fingerprint
     for folder, store in zip(folders, stores, strict=True):
@@ -262,6 +264,7 @@ def _grid_offsets(block: "Block") -> NDArray[np.int64]:
 def _select_grids(load: Callable[[], "Block"], mask: NDArray[np.bool_]) -> "Block":
     """The grids of a block at which `mask` is true: a view if they are neighbours, else a copy."""
     ids, heights, widths = block = load()
+    # Neighbours are cut out together, from the first of them to behind the last.
     offsets = _grid_offsets(block)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
     runs = [ids[offsets[begin] : offsets[end]] for begin, end in edges.reshape(-1, 2)]
@@ -277,6 +280,7 @@ def _check(lazy_block: LazyBlock, block: "Block", codebook_size: int) -> None:
     ids, _, widths = block
     if not ids.size or (ids.min() >= 0 and ids.max() < codebook_size):
         return
+    # Find the first id that is not, and the grid, row and column that it stands in.
     position = int(np.argmax((ids < 0) | (ids >= codebook_size)))
     offsets = _grid_offsets(block)
     grid = int(np.searchsorted(offsets, position, side="right")) - 1

@@ -201,6 +201,7 @@ def _find_token(bpe: VisualBPE, token: int, paths: Sequence[Path]) -> list[tuple
     """
     source = open_grids(paths, bpe.base_vocab_size)
     source.corpus.summarize(source.codebook_size)
+    # Encode block by block, until a grid has the token; its region says where the cells are.
     for block in source.corpus:
         grids = split_block(block)
         for grid, ids in zip(grids, bpe.encode_batch(grids), strict=True):
@@ -222,6 +223,7 @@ def _draw_token(bpe: VisualBPE, token: dict[str, Any]) -> list[str]:
     if cells is None:
         note = "in pair mode its shape is not fixed, --grids draws it as it lies in one of them"
         return [f"{title}, {len(ids)} cells; {note}. Its ids:", " ".join(map(str, ids))]
+    # A canvas as large as the token, with dots where it has no cell.
     rows, columns, _ = zip(*cells, strict=True)
     left_column, height, width = min(columns), max(rows) + 1, max(columns) - min(columns) + 1
     digits = len(str(max(ids)))

@@ -142,8 +142,10 @@ def build_report(
 
 def _report_on_held_out(bpe: VisualBPE, held_out: EncodingStats) -> dict[str, Any]:
     """What is unused, the length by number of merges, and how many merges are worthwhile."""
+    # The first m merges shorten the grids by the sum of the first m counts.
     counts = merge_counts(bpe, held_out.token_counts)
     lengths = held_out.cells - np.concatenate([[0], np.cumsum(counts)])
+    # Points of the curve, about equally far apart on a logarithmic scale.
     points = np.unique(np.geomspace(1, max(1, bpe.num_merges), 16).astype(int))
     points = points[points <= bpe.num_merges]
     codebook_counts, merged_counts = np.split(held_out.token_counts, [bpe.base_vocab_size])

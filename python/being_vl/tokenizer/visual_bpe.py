@@ -415,7 +415,7 @@ class VisualBPE:
     def merge_infos(self) -> list[MergeInfo]:
         """The merges with their statistics at the time they were chosen."""
         total = self.num_merges
-        return [MergeInfo(i, total, *rule) for i, rule in enumerate(self._core.merges(), 1)]
+        return [MergeInfo(i, total, *merge) for i, merge in enumerate(self._core.merges(), 1)]
 
     @property
     def base_vocab_size(self) -> int:

@@ -187,10 +187,7 @@ fn stream_on_threads<J: Send, R: Send>(
             }
             Ok(())
         };
-        let result = run();
-        if result.is_err() {
-            interrupt.set();
-        }
+        let result = run().inspect_err(|_: &PyErr| interrupt.set());
         // The workers end with the queue.
         drop(jobs);
         result

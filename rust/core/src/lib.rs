@@ -1,6 +1,6 @@
 //! Visual byte-pair encoding (visual BPE): a two-dimensional BPE over grids of VQ ids.
 //!
-//! The path of a grid through the crate: [`Grid`] holds the ids, [`train`] learns a [`Vocabulary`] from many grids,
+//! The path of a grid through the crate: [`Grid`] holds the ids, [`train()`] learns a [`Vocabulary`] from many grids,
 //! an [`Encoder`] turns a grid into tokens with it, and [`Vocabulary::decode`] turns tokens back into ids.
 
 mod decode;
