@@ -99,7 +99,7 @@ def test_ten_interruptions_do_not_change_the_losses(
             assert 0 not in full.statuses(GRACE)
             assert re.search(
                 r"could not save a checkpoint.*optim_states.pt: .*File too large; .*MB are free",
-                full.said.read_text(),
+                full.output.read_text(),
             )
             assert saved(out) == before
     assert "resumed after step" in train_in_forks(path, 2)
