@@ -335,6 +335,30 @@ def test_another_recipe_is_refused(
     assert str(out) in line
 
 
+@pytest.mark.parametrize("what", ["records", "model", "grids", "sequences"])
+def test_other_inputs_are_refused_before_anything_is_written(
+    chain: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """Also what the training has prepared stays, which the other one would prepare in the same place."""
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    records = tmp_path / "fewer.json"
+    records.write_text(json.dumps(json.loads((chain / "data" / "train.json").read_text())[:-1]))
+    shutil.copytree(chain / "grids", tmp_path / "grids")
+    (tmp_path / "grids" / "manifest.json").write_text((chain / "grids" / "manifest.json").read_text() + " ")
+    changes: dict[str, object] = {
+        "records": [str(records)],
+        "model": str(chain / "untied"),
+        "grids": str(tmp_path / "grids"),
+        "sequences": {"max_length": 1999},
+    }
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"}
+    line = refused(capsys, being_vl("train", "--recipe", recipe(chain, out, **{what: changes[what]})))
+    assert "was made with other options or inputs" in line
+    assert what in line
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"} == before
+
+
 def test_another_training_is_replaced_only_where_asked(
     chain: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import gc
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from torch import distributed as dist
 
@@ -26,7 +27,7 @@ from being_vl.training.fingerprint import (
 from being_vl.training.loading import load_model_without_weights
 from being_vl.training.options import TrainOptions
 from being_vl.training.ranks import hold_folder, log_once, start_ranks
-from being_vl.training.schedule import Lengths, StageSchedule, make_schedules
+from being_vl.training.schedule import StageSchedule, make_schedules
 from being_vl.training.signals import StopRequest, stop_on_signals
 from being_vl.training.stage import StageTrainer, end_if_asked
 
@@ -49,8 +50,18 @@ def train(options: TrainOptions) -> Path:
     """
     start_ranks()
     with hold_folder(options.out):
+        # What is in `out` is compared before anything is written there.
+        fingerprint = _fingerprint(
+            options, hash_inputs_of_nodes(options.model, options.records, options.grids)
+        )
+        is_replaced = _replaces_training(options, fingerprint)
         sequences = load_sequences(options)
-        schedules = _claim_folder(options, sequences.lengths)
+        if is_replaced:
+            _remove_outputs(options.out)
+            fingerprint["ranks"] = dist.get_world_size()
+        schedules = make_schedules(options, sequences.lengths, fingerprint["ranks"])
+        if dist.get_rank() == 0:
+            write_fingerprint(options.out / FINGERPRINT, fingerprint)
         with stop_on_signals() as stop:
             return _train_stages(options, schedules, sequences, stop)
 
@@ -78,45 +89,39 @@ def _train_stages(
     return source
 
 
-def _claim_folder(options: TrainOptions, lengths: Lengths) -> list[StageSchedule]:
-    """Make sure that what is in `out` is of this training, and write its fingerprint there; all ranks call it.
+def _fingerprint(
+    options: TrainOptions, inputs: dict[str, list[str]], ranks: int | None = None
+) -> dict[str, Any]:
+    """The fingerprint of a training: for the ranks of its first start, if there was one, else for those of now."""
+    return (
+        training_fingerprint(options, read_fields(options.out).get("ranks", ranks or dist.get_world_size()))
+        | inputs
+    )
 
-    Returns:
-        The stages' schedules, for batches as large as the first start of this training made them.
+
+def _replaces_training(options: TrainOptions, fingerprint: dict[str, Any]) -> bool:
+    """Whether `out` holds another training, which this one is to replace.
 
     Raises:
-        FingerprintError: if there is another training, and `overwrite` is not set; or a stage's folder is something
-            else.
+        FingerprintError: if it does, and `overwrite` is not set; or a stage's folder is something else.
     """
     _check_stage_folders(options)
-    path = options.out / FINGERPRINT
-    inputs = hash_inputs_of_nodes(options.model, options.records, options.grids)
-    schedules, fingerprint = _schedule_and_fingerprint(options, lengths, dist.get_world_size(), inputs)
-    # Another training stays, or goes where that is asked for.
     try:
-        check_fingerprint(path, fingerprint)
+        check_fingerprint(options.out / FINGERPRINT, fingerprint)
     except FingerprintError:
         if not _may_overwrite(options):
             raise
-        dist.barrier()  # until all ranks have read what rank 0 removes
-        if dist.get_rank() == 0:
-            for output in find_outputs(options.out):
-                remove(output)
-        dist.barrier()
-        schedules, fingerprint = _schedule_and_fingerprint(options, lengths, dist.get_world_size(), inputs)
-    dist.barrier()
+        return True
+    return False
+
+
+def _remove_outputs(out: Path) -> None:
+    """Remove what another training has left; all ranks call it."""
+    dist.barrier()  # until all ranks have read what rank 0 removes
     if dist.get_rank() == 0:
-        write_fingerprint(path, fingerprint)
-    return schedules
-
-
-def _schedule_and_fingerprint(
-    options: TrainOptions, lengths: Lengths, ranks: int, inputs: dict[str, list[str]]
-) -> tuple[list[StageSchedule], dict[str, object]]:
-    """Schedules and fingerprint of a training: for the ranks of its first start, if there was one, else for `ranks`."""
-    ranks = read_fields(options.out).get("ranks", ranks)
-    schedules = make_schedules(options, lengths, ranks)
-    return schedules, training_fingerprint(options, schedules, ranks) | inputs
+        for output in find_outputs(out):
+            remove(output)
+    dist.barrier()
 
 
 def _may_overwrite(options: TrainOptions) -> bool:
@@ -192,18 +197,17 @@ def plan_training(options: TrainOptions, ranks: int = 1) -> str:
     Raises:
         ConfigError, RecordError, QuantizerError, ModelError, FingerprintError: as `train`.
     """
+    # What is in `out` already: hashing the weights takes a while, and there need be nothing to compare with.
+    is_begun = (options.out / FINGERPRINT).is_file()
+    inputs = hash_inputs(options.model, options.records, options.grids) if is_begun else {}
+    fingerprint = _fingerprint(options, inputs, ranks)
+    if _replaces_training(options, fingerprint):
+        fingerprint["ranks"] = ranks
     with tempfile.TemporaryDirectory() as folder:
         lengths = load_sequences(options, Path(folder) / "prepared").lengths
-        # What is in `out` already: hashing the weights takes a while, and there need be nothing to compare with.
-        path = options.out / FINGERPRINT
-        inputs = hash_inputs(options.model, options.records, options.grids) if path.is_file() else {}
-        schedules, fingerprint = _schedule_and_fingerprint(options, lengths, ranks, inputs)
-        _check_stage_folders(options)
-        if not path.is_file() or not _may_overwrite(options):
-            check_fingerprint(path, fingerprint)
         # Stages as they would train the model, without its weights.
         paragraphs = []
-        for schedule in schedules:
+        for schedule in make_schedules(options, lengths, fingerprint["ranks"]):
             _, table = load_model_without_weights(options.model, schedule.stage)
             paragraphs += [table, schedule.describe()]
     return "\n".join(paragraphs)

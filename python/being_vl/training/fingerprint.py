@@ -15,29 +15,27 @@ from being_vl.fingerprints import FINGERPRINT
 from being_vl.options import StrPath, fixed_options
 from being_vl.training.log import LOG_FILE
 from being_vl.training.options import TrainOptions
-from being_vl.training.schedule import StageSchedule
+from being_vl.training.schedule import count_rows_of_step
 
 OUTPUTS = (LOG_FILE, "checkpoints", "tensorboard", "wandb", FINGERPRINT)
 """What a training writes besides its stages' folders; `prepared` has a fingerprint of its own."""
 
 
-def training_fingerprint(
-    options: TrainOptions, schedules: Sequence[StageSchedule], ranks: int
-) -> dict[str, Any]:
+def training_fingerprint(options: TrainOptions, ranks: int) -> dict[str, Any]:
     """All options that the losses of a training depend on; `hash_inputs` gives the rest.
 
     A stage's accumulation counts by the size of its batches.
 
     Args:
         options: Of the training.
-        schedules: Of its stages.
         ranks: Number of ranks of the first start, by which the batches were made.
     """
     fields = fixed_options(options)
     fields["stages"] = {}
-    for number, (stage, schedule) in enumerate(zip(options.stages, schedules, strict=True)):
-        stage_fields = fixed_options(stage) | {"batch_size": schedule.batch_size}
+    for number, stage in enumerate(options.stages):
+        stage_fields = fixed_options(stage)
         del stage_fields["accumulation"]
+        stage_fields["batch_size"] = count_rows_of_step(stage, options.batches, ranks)
         fields["stages"][str(number)] = stage_fields
     return fields | {"ranks": ranks}
 

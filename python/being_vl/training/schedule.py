@@ -16,7 +16,7 @@ from being_vl.data.curriculum import TEXT_ONLY, Curriculum
 from being_vl.data.packing import WINDOW, pack
 from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.errors import ConfigError, ModelError
-from being_vl.training.options import StageOptions, TrainOptions
+from being_vl.training.options import BatchOptions, StageOptions, TrainOptions
 
 Lengths = Mapping[RecordGroup, NDArray[np.int32]]
 """Of each group of records the tokens of each record."""
@@ -107,11 +107,16 @@ def make_schedules(options: TrainOptions, lengths: Lengths, ranks: int) -> list[
     schedules = []
     # Each stage has an order of its own, by its seed.
     for index, stage in enumerate(options.stages_in_order()):
-        batch_size = stage.batch_size or options.batches.micro_batch_size * ranks * stage.accumulation
+        batch_size = count_rows_of_step(stage, options.batches, ranks)
         schedule = StageSchedule(stage, lengths, options.seed + index, packing, batch_size)
         _check_mixture(schedule, options.sequences.categories)
         schedules.append(_count_steps(schedule, options.max_steps))
     return schedules
+
+
+def count_rows_of_step(stage: StageOptions, batches: BatchOptions, ranks: int) -> int:
+    """Rows of an optimizer step over all ranks: the stage's `batch_size`, or what so many ranks make them."""
+    return stage.batch_size or batches.micro_batch_size * ranks * stage.accumulation
 
 
 def _check_mixture(schedule: StageSchedule, categories: list[str]) -> None:
