@@ -117,7 +117,7 @@ def with_dropout(folder, model, row, rows, dropouts):
     builder = SequenceBuilder.from_model(model, find_grids(folder, None))
     print("| dropout | planned | read | longer by | of |\n|---|---|---|---|---|")
     for dropout in dropouts:
-        sequences = PreparedSequences(folder, builder, dropout, longest=row)
+        sequences = PreparedSequences(folder, builder, dropout, max_length=row)
         packed_rows = list(islice(pack(Curriculum(sequences.lengths, {}, seed=0).draw, row), rows))
         tokens = [
             int(batch["tokens"])

@@ -62,12 +62,15 @@ def command_section(name: str, command: Any) -> str:
         }
         options = {key: option for key, option in options.items() if option.options is None}
         links = [
-            f"`--{key}.…` those of [`{of}`](#{anchor(of)})"
-            for key, of in commands_by_options(sections).items()
+            f"`--{key}.…` those of [`{command_name}`](#{anchor(command_name)})"
+            for key, command_name in commands_by_options(sections).items()
         ]
         lines += ["Each step has a section of its own options: " + ", ".join(links) + ".", ""]
-    if name != TRAIN and (of_train := read_options(load(COMMANDS[TRAIN].options))).keys() <= options.keys():
-        options = {key: option for key, option in options.items() if key not in of_train}
+    if (
+        name != TRAIN
+        and (train_options := read_options(load(COMMANDS[TRAIN].options))).keys() <= options.keys()
+    ):
+        options = {key: option for key, option in options.items() if key not in train_options}
         lines += [f"Besides its own options it takes all of [`{TRAIN}`](#{TRAIN}).", ""]
     if command.dry_run:
         lines += ["`--dry_run` checks and plans everything, and writes nothing.", ""]
@@ -78,8 +81,8 @@ def commands_by_options(sections: Mapping[str, str]) -> dict[str, str]:
     """Section of a run → the command that has the same options."""
     from being_vl.commands import COMMANDS
 
-    by_options = {command.options.rpartition(":")[2]: name for name, command in COMMANDS.items()}
-    return {key: by_options[options] for key, options in sections.items()}
+    commands_of_classes = {command.options.rpartition(":")[2]: name for name, command in COMMANDS.items()}
+    return {key: commands_of_classes[options] for key, options in sections.items()}
 
 
 def type_name(hint: Any) -> str:
@@ -109,9 +112,9 @@ def table(options: Mapping[str, Any], prefix: str, positional: str | None = None
 
 def default_of(option: Any) -> str:
     """A default as YAML has it; nothing for None and for long lists, and a word for what must be given."""
-    from being_vl.schema import REQUIRED, show_value
+    from being_vl.schema import NO_DEFAULT, show_value
 
-    if option.default is REQUIRED:
+    if option.default is NO_DEFAULT:
         return "*required*"
     if option.default in (None, "", [], {}):
         return ""

@@ -26,12 +26,12 @@ class Box(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """An arrow from one box to another, `bend` pixels to the side of the straight line."""
+    """An arrow from one box to another, `curvature` pixels to the side of the straight line."""
 
     start: str
     end: str
     text: str = ""
-    bend: float = 0
+    curvature: float = 0
 
 
 def box_svg(box: Box) -> str:
@@ -52,7 +52,7 @@ def arrow_svg(arrow: Arrow, boxes: dict[str, Box]) -> str:
     dx, dy = x2 - x1, y2 - y1
     length = (dx * dx + dy * dy) ** 0.5
     # The control point of the curve stands beside the middle of the straight line.
-    cx, cy = (x1 + x2) / 2 - dy / length * arrow.bend, (y1 + y2) / 2 + dx / length * arrow.bend
+    cx, cy = (x1 + x2) / 2 - dy / length * arrow.curvature, (y1 + y2) / 2 + dx / length * arrow.curvature
     sx, sy = edge_point((x1, y1), (cx, cy))
     ex, ey = edge_point((x2, y2), (cx, cy))
     path = f'<path d="M{sx:.1f} {sy:.1f} Q{cx:.1f} {cy:.1f} {ex:.1f} {ey:.1f}" marker-end="url(#head)"/>'
@@ -62,9 +62,9 @@ def arrow_svg(arrow: Arrow, boxes: dict[str, Box]) -> str:
     )
 
 
-def edge_point(centre: tuple[float, float], towards: tuple[float, float]) -> tuple[float, float]:
+def edge_point(centre: tuple[float, float], target: tuple[float, float]) -> tuple[float, float]:
     """Where the line from a box's centre towards a point leaves the box, with a gap of 4 pixels."""
-    dx, dy = towards[0] - centre[0], towards[1] - centre[1]
+    dx, dy = target[0] - centre[0], target[1] - centre[1]
     half_width, half_height = WIDTH / 2 + 4, HEIGHT / 2 + 4
     scale = min(half_width / abs(dx) if dx else 1e9, half_height / abs(dy) if dy else 1e9)
     return centre[0] + dx * scale, centre[1] + dy * scale

@@ -199,7 +199,7 @@ def flops_per_token(folder, figures):
     text_size = VocabularyLayout.load(folder / "model").text_size
     model = TwoPartLM(AutoModelForCausalLM.from_pretrained(folder / "model"), text_size, 1024)
     freeze(model, StageOptions("stage1", 0, 1e-3, MIXTURE))
-    return Cost.of(model).flops(figures["lengths"], figures["label_tokens"]) / sum(figures["lengths"])
+    return Cost.from_model(model).flops(figures["lengths"], figures["label_tokens"]) / sum(figures["lengths"])
 
 
 def main():

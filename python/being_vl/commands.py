@@ -331,7 +331,7 @@ def build_parser() -> Parser:
     subcommands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     groups: dict[str, Any] = {}
     for name, command in COMMANDS.items():
-        group, _, last = name.rpartition(" ")
+        group, _, last_word = name.rpartition(" ")
         place = subcommands
         if group:
             if group not in groups:
@@ -340,7 +340,7 @@ def build_parser() -> Parser:
             place = groups[group]
         template = command.parser(name, read_options(load(command.options)))
         place.add_parser(
-            last, help=command.text, description=command.text, parents=[template], add_help=False
+            last_word, help=command.text, description=command.text, parents=[template], add_help=False
         )
     return parser
 

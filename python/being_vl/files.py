@@ -25,18 +25,20 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    remove(aside)
+    temporary_path = path.with_name(path.name + ".tmp")
+    remove(temporary_path)
     try:
-        yield aside
-        for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
+        yield temporary_path
+        for file in (
+            [temporary_path, *temporary_path.rglob("*")] if temporary_path.is_dir() else [temporary_path]
+        ):
             fsync(file)
         if path.is_dir():
             shutil.rmtree(path)
-        aside.replace(path)
+        temporary_path.replace(path)
         fsync(path.parent)
     except BaseException:
-        remove(aside)
+        remove(temporary_path)
         raise
 
 
@@ -60,8 +62,8 @@ def fsync(path: str | os.PathLike[str]) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON; the file appears only when complete."""
-    with write_aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with write_aside(path) as temporary_path:
+        temporary_path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -10,13 +10,13 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import yaml
 
 from being_vl.errors import ConfigError
-from being_vl.schema import REQUIRED, Option, convert, show_value, unknown_option, walk
+from being_vl.schema import NO_DEFAULT, Option, convert, show_value, unknown_option, walk
 from being_vl.yaml_text import parse_yaml
 
 REST = "overrides"
 """Name of a field that takes what stands behind `--`: flags for what the command starts."""
 
-TRUTHS = ("true", "yes", "on", "false", "no", "off")
+BOOLEAN_WORDS = ("true", "yes", "on", "false", "no", "off")
 """What YAML takes for a bool."""
 
 
@@ -43,8 +43,8 @@ def add_flags(parser: Parser, options: Mapping[str, Option], positional: str | N
     for name, option in options.items():
         if option.options is not None:
             group = parser.add_argument_group(name, option.help or None)
-            for inner, leaf in walk(option.options, f"{name}."):
-                _add_flag(group, inner, leaf)
+            for leaf_name, leaf in walk(option.options, f"{name}."):
+                _add_flag(group, leaf_name, leaf)
         elif name == positional:
             nargs = "*" if get_origin(option.hint) is list else "?"
             text = option.help.replace("%", "%%")
@@ -60,7 +60,7 @@ def _add_flag(container: Any, name: str, option: Option) -> None:
     """Add one flag. All values stay words here; `read_flags` converts them."""
     kinds = [kind for kind in list_alternatives(option.hint) if kind is not NoneType]
     text = option.help
-    if option.default is REQUIRED:
+    if option.default is NO_DEFAULT:
         text += " (required)"
     elif option.default not in (None, "", [], {}):
         text += f" (default: {_show_default(option.default)})"
@@ -82,11 +82,11 @@ def list_alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _takes_several(hint: Any) -> bool:
     """Whether a flag takes several words: lists of words, paths and numbers, and tuples."""
-    plain = (str, Path, int, float)
+    scalar_types = (str, Path, int, float)
     return any(
-        get_origin(kind) is tuple or (get_origin(kind) is list and get_args(kind)[0] in plain)
+        get_origin(kind) is tuple or (get_origin(kind) is list and get_args(kind)[0] in scalar_types)
         for kind in list_alternatives(hint)
-    ) and not any(kind in plain for kind in list_alternatives(hint))
+    ) and not any(kind in scalar_types for kind in list_alternatives(hint))
 
 
 def _name_value(kind: Any) -> str:
@@ -121,7 +121,7 @@ def read_flags(parser: Parser, options: Mapping[str, Option], words: list[str]) 
         ConfigError: that names the flag, what was expected and what was found.
     """
     leaves = dict(walk(options))
-    namespace, strays = parser.parse_known_args(_join_truths(words, leaves))
+    namespace, strays = parser.parse_known_args(_join_boolean_words(words, leaves))
     for word in strays:
         if word.startswith("--"):
             message = unknown_option(word[2:].partition("=")[0], options)
@@ -132,28 +132,28 @@ def read_flags(parser: Parser, options: Mapping[str, Option], words: list[str]) 
         if name not in leaves:
             values[name] = value
         elif value != []:  # what argparse gives for a list by its place that is not there
-            *owners, last = name.split(".")
+            *owners, option_name = name.split(".")
             section = values
             for owner in owners:
                 section = section.setdefault(owner, {})
-            section[last] = _convert_words(value, leaves[name].hint, f"--{name}")
+            section[option_name] = _convert_words(value, leaves[name].hint, f"--{name}")
     return values
 
 
-def with_underscores(word: str) -> str:
+def to_underscores(word: str) -> str:
     """A flag's name as its field has it: `--gpus-per-node` is `--gpus_per_node`."""
     return re.sub(r"^--[\w.-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)
 
 
-def _join_truths(words: list[str], leaves: Mapping[str, Option]) -> list[str]:
+def _join_boolean_words(words: list[str], leaves: Mapping[str, Option]) -> list[str]:
     """`--flag true` as one word, and a bare `--flag` too, so that what follows it is no value of its."""
     result: list[str] = []
-    queue = [with_underscores(word) for word in words]
+    queue = [to_underscores(word) for word in words]
     while queue:
         word = queue.pop(0)
         option = leaves.get(word.removeprefix("--")) if word.startswith("--") else None
         if option is not None and bool in list_alternatives(option.hint):
-            truth = queue.pop(0) if queue and queue[0].lower() in (*TRUTHS, "null") else "true"
+            truth = queue.pop(0) if queue and queue[0].lower() in (*BOOLEAN_WORDS, "null") else "true"
             word = f"{word}={truth}"
         result.append(word)
     return result

@@ -131,14 +131,14 @@ def num_text_tokens(tokenizer: Any) -> int:
     return 1 + max(ids[token] for token in ids if not token.startswith(TOKEN_PREFIX))
 
 
-def _shift(ids: ArrayLike, start: int, stop: int, by: int, what: str) -> NDArray[np.int64]:
-    """`ids` + `by`; ids that are not in `start` to `stop` - 1 are an error that calls them `what`."""
+def _shift(ids: ArrayLike, start: int, stop: int, offset: int, noun: str) -> NDArray[np.int64]:
+    """`ids` + `offset`; ids that are not in `start` to `stop` - 1 are an error that calls them `noun`."""
     array = np.asarray(ids)
     if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise ModelError(f"{what}s are {array.dtype}; expected integers")
+        raise ModelError(f"{noun}s are {array.dtype}; expected integers")
     array = array.astype(np.int64)
     outside_indices = np.flatnonzero((array < start) | (array >= stop))
     if outside_indices.size:
         index = outside_indices[0]
-        raise ModelError(f"{what} {array.flat[index]} at index {index} is outside {start}..{stop - 1}")
-    return array + by
+        raise ModelError(f"{noun} {array.flat[index]} at index {index} is outside {start}..{stop - 1}")
+    return array + offset

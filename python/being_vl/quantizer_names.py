@@ -9,17 +9,17 @@ def describe_quantizer(name: str | None, fingerprint: str | None) -> str:
 
 
 def check_same_quantizer(
-    what: str,
+    subject: str,
     quantizer: tuple[str | None, str | None],
-    other: str,
+    other_name: str,
     other_quantizer: tuple[str | None, str | None],
 ) -> None:
     """Refuse to mix things of two quantizers; what does not name its quantizer goes with any.
 
     Args:
-        what: What is checked, for the message: a file, a folder or `the grids`.
+        subject: What is checked, for the message: a file, a folder or `the grids`.
         quantizer: Name and fingerprint of its quantizer.
-        other: What it is to go with.
+        other_name: What it is to go with.
         other_quantizer: Name and fingerprint of that one's quantizer.
 
     Raises:
@@ -27,6 +27,6 @@ def check_same_quantizer(
     """
     if None not in (quantizer[1], other_quantizer[1]) and quantizer[1] != other_quantizer[1]:
         raise QuantizerError(
-            f"{what}: is of quantizer {describe_quantizer(*quantizer)}, but {other} is of "
+            f"{subject}: is of quantizer {describe_quantizer(*quantizer)}, but {other_name} is of "
             f"{describe_quantizer(*other_quantizer)}"
         )

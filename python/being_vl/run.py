@@ -158,7 +158,9 @@ def _check_records(options: RunOptions) -> None:
         if isinstance(record, RecordError):
             faults.append(str(record))
         elif names := [name for name in record.images if name not in keys]:
-            faults.append(f"{record.where}: names the image {names[0]!r}, which is not in {options.images}")
+            faults.append(
+                f"{record.location}: names the image {names[0]!r}, which is not in {options.images}"
+            )
     if faults:
         raise RecordError(
             f"{len(faults)} of {len(records)} records have faults, the first: {'; '.join(faults[:SHOWN_FAULTS])}; "
@@ -180,7 +182,7 @@ class Steps:
     def __init__(self, out: StrPath, overwrite: bool = False) -> None:
         self.folder = Path(out) / "steps"
         self.overwrite = overwrite
-        self._previous = ""
+        self._previous_fingerprint = ""
 
     def do(self, name: str, function: Callable[[Any], Any], options: Any, inputs: Any = None) -> None:
         """Call `function(options)`, unless the step is finished.
@@ -188,7 +190,7 @@ class Steps:
         Raises:
             FingerprintError: if it is finished, but with other options or inputs, and not to be overwritten.
         """
-        previous = self._previous
+        previous_fingerprint = self._previous_fingerprint
         if self.is_finished(name, options, inputs):
             log.info("%s: finished before, skipped", name)
             return
@@ -198,7 +200,7 @@ class Steps:
         start = time.perf_counter()
         function(options)
         seconds = round(time.perf_counter() - start, 1)
-        write_json(path, _step_fields(options, inputs, previous) | {"seconds": seconds})
+        write_json(path, _step_fields(options, inputs, previous_fingerprint) | {"seconds": seconds})
         log.info("%s: finished in %.1f s", name, seconds)
 
     def is_finished(self, name: str, options: Any, inputs: Any = None) -> bool:
@@ -207,8 +209,8 @@ class Steps:
         Raises:
             FingerprintError: if it is finished, but with others, and not to be overwritten.
         """
-        fields = _step_fields(options, inputs, self._previous)
-        self._previous = compute_fingerprint(fields)
+        fields = _step_fields(options, inputs, self._previous_fingerprint)
+        self._previous_fingerprint = compute_fingerprint(fields)
         path = self.folder / f"{name}.json"
         if not path.is_file():
             return False
@@ -223,9 +225,9 @@ class Steps:
         return not changes
 
 
-def _step_fields(options: Any, inputs: Any, previous: str) -> dict[str, Any]:
+def _step_fields(options: Any, inputs: Any, previous_fingerprint: str) -> dict[str, Any]:
     """What a step's output follows from."""
-    return {"options": fixed_options(options), "inputs": inputs, "previous": previous}
+    return {"options": fixed_options(options), "inputs": inputs, "previous": previous_fingerprint}
 
 
 def _listing(folder: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from being_vl.errors import ConfigError
 from being_vl.files import to_jsonable
 
-REQUIRED = object()
+NO_DEFAULT = object()
 """Default of an option that has none."""
 
 LINKS = "links"
@@ -30,7 +30,7 @@ class Option(NamedTuple):
 
     Args:
         hint: Its type.
-        default: Its value where nothing gives it; `REQUIRED` if something must.
+        default: Its value where nothing gives it; `NO_DEFAULT` if something must.
         help: What it does.
         alias: Another flag for it.
         options: The options in it by their names, if it is an options dataclass of its own.
@@ -53,7 +53,7 @@ def read_options(kind: Any, links: frozenset[str] = frozenset()) -> dict[str, Op
         if field.name in links:
             continue
         hint = hints[field.name]
-        default = REQUIRED
+        default = NO_DEFAULT
         if field.default is not dataclasses.MISSING:
             default = field.default
         elif field.default_factory is not dataclasses.MISSING:
@@ -72,7 +72,7 @@ def _read_section(
 ) -> dict[str, Option]:
     """The options of a dataclass that is an option itself; their defaults are those of its default."""
     options = read_options(kind, links)
-    if default is not REQUIRED:
+    if default is not NO_DEFAULT:
         return {name: option._replace(default=getattr(default, name)) for name, option in options.items()}
     for name in fallbacks:
         if name in options:
@@ -84,8 +84,8 @@ def _read_help(kind: Any) -> dict[str, str]:
     """What the `Args:` of a class and its bases say about each name."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        doc = inspect.cleandoc(base.__doc__ or "").partition("\nArgs:\n")[2]
-        for entry in re.split(r"\n(?=    \S)", doc.split("\n\n")[0]):
+        args_text = inspect.cleandoc(base.__doc__ or "").partition("\nArgs:\n")[2]
+        for entry in re.split(r"\n(?=    \S)", args_text.split("\n\n")[0]):
             name, colon, text = entry.strip().partition(":")
             if colon and name.isidentifier():
                 texts[name] = " ".join(text.split())
@@ -141,11 +141,13 @@ def check_values(
 
 def unknown_option(path: str, options: Mapping[str, Option], prefix: str = "") -> str:
     """The message for a name that no option has, with the likeliest one that was meant."""
-    inner = [name for name, _ in walk(options) if name not in options]
-    names = [f"{prefix}.{name}" if prefix else name for name in (*options, *inner)]
-    by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
-    matches = difflib.get_close_matches(path.rpartition(".")[2], by_last, n=1, cutoff=0.7)
-    return f"{path}: there is no such option" + (f"; did you mean {by_last[matches[0]]}?" if matches else "")
+    nested_names = [name for name, _ in walk(options) if name not in options]
+    names = [f"{prefix}.{name}" if prefix else name for name in (*options, *nested_names)]
+    names_by_last_word = {name.rpartition(".")[2]: name for name in reversed(names)}
+    matches = difflib.get_close_matches(path.rpartition(".")[2], names_by_last_word, n=1, cutoff=0.7)
+    return f"{path}: there is no such option" + (
+        f"; did you mean {names_by_last_word[matches[0]]}?" if matches else ""
+    )
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
@@ -234,8 +236,8 @@ def name_type(hint: Any) -> str:
         kinds = [
             kind for kind in arguments if kind is not NoneType and not (kind is int and float in arguments)
         ]
-        *words, last = dict.fromkeys(name_type(kind) for kind in kinds)
-        return f"{', '.join(words)} or {last}" if words else last
+        *words, last_word = dict.fromkeys(name_type(kind) for kind in kinds)
+        return f"{', '.join(words)} or {last_word}" if words else last_word
     if origin is Literal:
         choices = ", ".join(map(str, arguments))
         return f"one of {choices}" if len(arguments) > 1 else f"`{choices}`"
@@ -269,7 +271,7 @@ def build_options(kind: Any, values: Mapping[str, Any], key: str = "") -> Any:
     for name, option in options.items():
         if option.options is None:
             arguments[name] = values.get(name, option.default)
-            if arguments[name] is REQUIRED:
+            if arguments[name] is NO_DEFAULT:
                 raise ConfigError(f"{key}.{name}: is required" if key else f"{name}: is required")
     flat_options = SimpleNamespace(**arguments)
     for name, option in options.items():
@@ -277,15 +279,15 @@ def build_options(kind: Any, values: Mapping[str, Any], key: str = "") -> Any:
             continue
         path = f"{key}.{name}" if key else name
         section = values.get(name, {})
-        inner = dict(vars(section) if dataclasses.is_dataclass(section) else section)
+        section_values = dict(vars(section) if dataclasses.is_dataclass(section) else section)
         for fallback in fields[name].metadata.get(FALLBACKS, ()):
             if fallback in option.options and getattr(flat_options, fallback) is not None:
-                inner.setdefault(fallback, getattr(flat_options, fallback))
+                section_values.setdefault(fallback, getattr(flat_options, fallback))
         links: Mapping[str, Callable[[Any], Any]] = fields[name].metadata.get(LINKS, {})
-        inner |= {link: compute(flat_options) for link, compute in links.items()}
-        if option.default is not REQUIRED:
-            inner = vars(option.default) | inner
-        arguments[name] = build_options(option.hint, inner, path)
+        section_values |= {link: compute(flat_options) for link, compute in links.items()}
+        if option.default is not NO_DEFAULT:
+            section_values = vars(option.default) | section_values
+        arguments[name] = build_options(option.hint, section_values, path)
     try:
         return kind(**arguments)
     except ConfigError as error:
@@ -300,7 +302,7 @@ def dump_values(options: Mapping[str, Option], values: Mapping[str, Any]) -> dic
     for name, option in options.items():
         if option.options is not None:
             content[name] = dump_values(option.options, values.get(name, {}))
-        elif name in values or option.default not in (REQUIRED, None):
+        elif name in values or option.default not in (NO_DEFAULT, None):
             content[name] = to_jsonable(values.get(name, option.default))
     return content
 
@@ -310,27 +312,29 @@ def json_schema(options: Mapping[str, Option], title: str) -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": title,
-        **_schema_of_options(options, complete=False),
+        **_schema_of_options(options, is_complete=False),
     }
 
 
-def _schema_of_options(options: Mapping[str, Option], complete: bool) -> dict[str, Any]:
-    """Of a recipe, whose missing options may be given as flags, or of an item of a list, which must be `complete`."""
+def _schema_of_options(options: Mapping[str, Option], is_complete: bool) -> dict[str, Any]:
+    """Of a recipe, or of an item of a list; only the latter must have all options without a default."""
     properties = {}
     for name, option in options.items():
         if option.options is not None:
-            schema = _schema_of_options(option.options, complete)
+            schema = _schema_of_options(option.options, is_complete)
         else:
             schema = _schema_of_type(option.hint)
-            if option.default not in (REQUIRED, None):
+            if option.default not in (NO_DEFAULT, None):
                 schema["default"] = to_jsonable(option.default)
         properties[name] = {"description": option.help, **schema} if option.help else schema
-    required = [name for name, option in options.items() if complete and option.default is REQUIRED]
+    required_names = [
+        name for name, option in options.items() if is_complete and option.default is NO_DEFAULT
+    ]
     return {
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
-        **({"required": required} if required else {}),
+        **({"required": required_names} if required_names else {}),
     }
 
 
@@ -348,7 +352,7 @@ def _schema_of_type(hint: Any) -> dict[str, Any]:
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema_of_type(arguments[1])}
     if dataclasses.is_dataclass(hint):
-        return _schema_of_options(read_options(hint), complete=True)
+        return _schema_of_options(read_options(hint), is_complete=True)
     names = {
         bool: "boolean",
         int: "integer",

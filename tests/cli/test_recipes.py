@@ -12,7 +12,7 @@ import yaml
 from being_vl.commands import COMMANDS, load
 from being_vl.recipes.options import RunOptions
 from being_vl.recipes.recipe import FOLDER, Recipe
-from being_vl.schema import REQUIRED, json_schema, read_options, walk
+from being_vl.schema import NO_DEFAULT, json_schema, read_options, walk
 from being_vl.training.options import TrainOptions
 from helpers.commands import being_vl, refused
 
@@ -301,4 +301,4 @@ def test_required_options_have_no_default_in_help() -> None:
     for name in ("train", "run"):
         options = read_options(load(COMMANDS[name].options))
         assert all(option.help for _, option in walk(options)), name
-        assert options["out"].default is REQUIRED
+        assert options["out"].default is NO_DEFAULT

@@ -54,7 +54,7 @@ def test_shares_of_tokens_hold_to_the_longest_record_in_every_prefix(
     lengths = records(counts, seed % 1000)
     total = sum(weights.values())
     seen: Counter[str] = Counter()
-    for entry in drawn(Curriculum(lengths, weights, seed, by="tokens"), n):
+    for entry in drawn(Curriculum(lengths, weights, seed, unit="tokens"), n):
         assert entry.length == lengths[entry.group][entry.number]
         seen[entry.key] += entry.length
         for name in counts:
@@ -64,18 +64,18 @@ def test_shares_of_tokens_hold_to_the_longest_record_in_every_prefix(
 @settings(max_examples=8)
 @given(st.data(), st.sampled_from(["records", "tokens"]))
 def test_realised_shares_are_within_half_a_percent_over_ten_thousand_records(
-    data: st.DataObject, by: str
+    data: st.DataObject, unit: str
 ) -> None:
     counts = {name: data.draw(st.integers(1, 5000)) for name in NAMES}
     start, end = ({name: data.draw(st.integers(0, 100)) for name in NAMES} for _ in range(2))
     start["foundation"] = end["foundation"] = 7
-    if by == "tokens":  # rows of other lengths bend the line
+    if unit == "tokens":  # rows of other lengths bend the line
         end = start
-    stream = Curriculum(records(counts), start, 0, end, total=10_000, by=by)
+    stream = Curriculum(records(counts), start, 0, end, total=10_000, unit=unit)
     seen: Counter[str] = Counter()
     for row in range(10_000):
         entry = stream.draw(row)
-        seen[entry.key] += entry.length if by == "tokens" else 1
+        seen[entry.key] += entry.length if unit == "tokens" else 1
     for name in NAMES:  # the mean of a line is that of its ends
         asked = (start[name] / sum(start.values()) + end[name] / sum(end.values())) / 2
         assert abs(seen[name] / seen.total() - asked) < 0.005
@@ -147,7 +147,7 @@ def test_without_a_mixture_each_category_has_its_size() -> None:
     lengths = records({"a": 30, "b": 10})
     assert Curriculum(lengths, {}, 0).weights == {"a": 0.75, "b": 0.25}
     sizes = [int(found.sum()) for found in lengths.values()]
-    weights = Curriculum(lengths, {}, 0, by="tokens").weights
+    weights = Curriculum(lengths, {}, 0, unit="tokens").weights
     assert weights == {"a": sizes[0] / sum(sizes), "b": sizes[1] / sum(sizes)}
 
 

@@ -75,7 +75,7 @@ def test_packing_loses_nothing_and_fits(lengths: list[int], capacity: int, windo
 
 @pytest.mark.parametrize("by", ["records", "tokens"])
 @pytest.mark.parametrize("row", [2048, 8192])
-def test_rows_keep_the_mixture_whatever_fits_best(row: int, by: Any) -> None:
+def test_rows_keep_the_mixture_whatever_fits_best(row: int, unit: Any) -> None:
     """Within 0.5 % over 10,000 records; with the lengths of these keys each row would take the long ones first."""
     generator = np.random.default_rng(0)
     spans = {
@@ -90,10 +90,10 @@ def test_rows_keep_the_mixture_whatever_fits_best(row: int, by: Any) -> None:
         for key, span in spans.items()
     }
     read: Counter[str] = Counter()
-    for rows in pack(Curriculum(lengths, mixture, seed=0, by=by).draw, row):
+    for rows in pack(Curriculum(lengths, mixture, seed=0, unit=unit).draw, row):
         for entry in rows:
-            read[entry.key] += entry.length if by == "tokens" else 1
-        if sum(read.values()) >= (10_000 if by == "records" else 10_000 * 400):
+            read[entry.key] += entry.length if unit == "tokens" else 1
+        if sum(read.values()) >= (10_000 if unit == "records" else 10_000 * 400):
             break
     for key, share in mixture.items():
         assert read[key] / sum(read.values()) == pytest.approx(share / 100, abs=0.005), key
@@ -138,7 +138,7 @@ def test_a_batch_is_padded_on_the_right_and_positions_restart() -> None:
     assert batch["labels"][0].tolist() == [-100, *a.ids[1:], -100, *b.ids[1:]]
     assert batch["labels"][1].tolist() == [-100, *c.labels[1:], *[-100] * (length - len(c.ids))]
     assert ((batch["weights"] > 0) == (batch["labels"] != -100)).all()
-    flat = collate([[a, b], [c]], 7, CATEGORIES, flat=True)
+    flat = collate([[a, b], [c]], 7, CATEGORIES, is_flat=True)
     assert flat["input_ids"].tolist() == [[*a.ids, *b.ids, *c.ids]]
     assert flat["position_ids"].tolist() == [[*range(len(a.ids)), *range(len(b.ids)), *range(len(c.ids))]]
 
@@ -267,7 +267,7 @@ def test_a_model_that_lets_records_see_each_other_is_refused() -> None:
     """BLOOM knows positions by an attention bias and no position_ids."""
     model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4))
     with pytest.raises(ModelError, match="lets a record see the one before it"):
-        check_packing(model, flat=False)
+        check_packing(model, is_flat=False)
 
 
 # ------------------------------------------------------------------------------------------------ the plan of steps

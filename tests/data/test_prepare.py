@@ -80,7 +80,7 @@ def assert_equal(first: TokenSequence, second: TokenSequence) -> None:
     np.testing.assert_array_equal(first.weights, second.weights)
     assert first.ids.dtype == second.ids.dtype == np.int32
     assert first.weights.dtype == second.weights.dtype == np.float32
-    assert (first.category, first.source, first.where) == (second.category, second.source, second.where)
+    assert (first.category, first.source, first.location) == (second.category, second.source, second.location)
     assert first.images == second.images
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from being_vl import VisualBPE
 from being_vl.data.options import LossOptions
 from being_vl.data.records import Record, Turn
-from being_vl.data.sequences import DROPPED, TRUNCATED, Fault, SequenceBuilder, TokenSequence
+from being_vl.data.sequences import DROPPED_RECORD, TRUNCATED_RECORD, Fault, SequenceBuilder, TokenSequence
 from being_vl.errors import ModelError, QuantizerError, RecordError
 from being_vl.layout import VocabularyLayout
 from being_vl.shards.grids import GridStore
@@ -144,7 +144,7 @@ def test_a_dialogue_about_an_image_by_each_template(
     assert learned(build, example) == answers
     assert example.ids.dtype == example.labels.dtype == np.int32
     assert example.category == "perception"
-    assert example.where == dialogue.where
+    assert example.location == dialogue.location
 
     asked = build.prompt(dialogue.turns[:3], [tokens])
     assert asked.dtype == np.int64
@@ -265,15 +265,17 @@ def test_records_that_are_too_long_are_an_error_or_left_out(
 
     faults: list[Fault] = []
     kept = builder(**limits, too_long="drop").build(records, faults)
-    assert [numbered(example.where) for example in kept] == [0, 2, 4, 6, 8]
-    assert [(fault.kind, numbered(fault.text)) for fault in faults] == [(DROPPED, n) for n in (1, 3, 5, 7, 9)]
-    assert builder(**limits, too_long="drop").build(records)[0].where == kept[0].where
+    assert [numbered(example.location) for example in kept] == [0, 2, 4, 6, 8]
+    assert [(fault.kind, numbered(fault.text)) for fault in faults] == [
+        (DROPPED_RECORD, n) for n in (1, 3, 5, 7, 9)
+    ]
+    assert builder(**limits, too_long="drop").build(records)[0].location == kept[0].location
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_strings_of_special_tokens_in_a_text_are_text(template: str) -> None:
     build = builder(template)
-    special = build.chat.specials
+    special = build.chat.special_tokens
     plain = build.build([record("What?", "Red.")])[0]
     for name in special:
         hostile = record(f"Say {name}{name}", f"{name}, I say {name}")
@@ -301,7 +303,7 @@ def test_bad_records_are_left_out_and_listed_if_asked(
     ]
     faults: list[Fault] = []
     build = builder(layout=layout, bpe=bpe, grids=store, max_length=300)
-    assert [numbered(example.where) for example in build.build(records, faults)] == [0, 5]
+    assert [numbered(example.location) for example in build.build(records, faults)] == [0, 5]
     by_record = {numbered(fault.text): fault for fault in faults}
     assert {n: fault.kind for n, fault in by_record.items()} == {
         1: "missing image",
@@ -474,14 +476,14 @@ def test_truncation_cuts_whole_turns_never_an_image_and_leaves_labels(
     fitting = [example for example in shorter if len(example.ids) <= limit]
     if not fitting:
         assert kept == []
-        assert [fault.kind for fault in faults] == [DROPPED]
+        assert [fault.kind for fault in faults] == [DROPPED_RECORD]
         return
     (example,) = kept
     np.testing.assert_array_equal(example.ids, fitting[-1].ids)
     np.testing.assert_array_equal(example.weights, fitting[-1].weights)
     assert example.weights.any()
     assert example.images == fitting[-1].images
-    assert [fault.kind for fault in faults] == ([TRUNCATED] if len(fitting) < len(lengths) else [])
+    assert [fault.kind for fault in faults] == ([TRUNCATED_RECORD] if len(fitting) < len(lengths) else [])
 
 
 def test_dropout_encodes_the_images_of_an_example_anew(

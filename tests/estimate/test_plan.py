@@ -126,7 +126,7 @@ def test_weights_gradients_and_optimizer_are_those_of_the_engine(model: Path, ra
             trained = build_model(shape, training, dtype)
             freeze(trained, next(stage for stage in STAGES if stage.name == name))
             planned, _ = estimate_memory(
-                States.of(trained), measure_activations(trained, 8, 7), training, ranks, dtype
+                States.from_model(trained), measure_activations(trained, 8, 7), training, ranks, dtype
             )
         states = planned.weights + planned.gradients + planned.optimizer
         assert states == pytest.approx(measured, rel=0.1), (rank, name, changes, planned)
@@ -149,7 +149,7 @@ def test_activations_are_those_of_a_real_forward_pass(
             planned = measure_activations(fake, length, label_tokens)
         real = TwoPartLM(AutoModelForCausalLM.from_config(shape.config), shape.text_size, 16).train()
         freeze(real, stage)
-        assert States.of(fake) == States.of(real)
+        assert States.from_model(fake) == States.from_model(real)
         if checkpointing:
             set_activation_checkpointing(real.lm, True)
         ids = torch.randint(shape.config.vocab_size, (rows, length))
@@ -161,9 +161,9 @@ def test_activations_are_those_of_a_real_forward_pass(
         )
         if checkpointing:
             layer = (planned.row - planned.row_outside_layers) // planned.layers
-            assert planned.of_rows(rows, True) - rows * layer == pytest.approx(measured, rel=0.1)
+            assert planned.bytes_of_rows(rows, True) - rows * layer == pytest.approx(measured, rel=0.1)
         else:
-            assert planned.of_rows(rows, False) == pytest.approx(measured, rel=0.1)
+            assert planned.bytes_of_rows(rows, False) == pytest.approx(measured, rel=0.1)
 
 
 def table(text: str, name: str) -> list[float]:

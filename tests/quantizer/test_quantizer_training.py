@@ -178,17 +178,17 @@ def test_reserved_codes_are_the_first_folders() -> None:
     other_folder = torch.randn(2000, 3, generator=rng) * 2 + torch.tensor([1.0, 0, 0])
     codebook = Codebook(torch.zeros(64, 3), ema_decay=0.99, dead_threshold=0.03)
     codebook.place([first_folder, other_folder], 16, rng)
-    assert codebook.nearest(first_folder).max() < 16
-    counts = torch.bincount(codebook.nearest(other_folder), minlength=64)
+    assert codebook.find_nearest_codes(first_folder).max() < 16
+    counts = torch.bincount(codebook.find_nearest_codes(other_folder), minlength=64)
     assert counts[:16].sum() < 0.7 * len(other_folder)
     assert (counts[16:] > 0).all()
     errors = [
-        (x - codebook.weight[codebook.nearest(x)]).square().sum(1).mean()
+        (x - codebook.weight[codebook.find_nearest_codes(x)]).square().sum(1).mean()
         for x in (first_folder, other_folder)
     ]
     assert max(errors) < 3
     codebook.place([first_folder, other_folder], 0, rng)
-    assert codebook.nearest(first_folder).max() >= 16
+    assert codebook.find_nearest_codes(first_folder).max() >= 16
 
 
 def test_bfloat16_loses_about_the_same(options: QuantizerTrainOptions) -> None:

@@ -260,7 +260,7 @@ def test_cost_is_what_torch_counts(stage: StageOptions, tmp_path: Path) -> None:
     labels[:, :10] = -100
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=labels).sum().backward()
-    cost = Cost.of(model)
+    cost = Cost.from_model(model)
     assert cost is not None
     assert cost.flops([24, 24], 2 * 14) == pytest.approx(counter.get_total_flops(), rel=1e-3)
 

@@ -15,7 +15,7 @@ Row = list[Entry]
 
 
 def collate(
-    rows: Sequence[Sequence[TokenSequence]], pad_id: int, names: Sequence[str], flat: bool = False
+    rows: Sequence[Sequence[TokenSequence]], pad_id: int, names: Sequence[str], is_flat: bool = False
 ) -> dict[str, torch.Tensor]:
     """Rows of whole records, one after the other, padded on the right.
 
@@ -27,14 +27,14 @@ def collate(
         rows: The records of each row.
         pad_id: Id that fills up the rows.
         names: Names of the categories.
-        flat: Join all rows to one without padding, which FlashAttention reads by the positions alone.
+        is_flat: Join all rows to one without padding, which FlashAttention reads by the positions alone.
 
     Returns:
         `input_ids`, `position_ids`, `labels` (-100 where there is no loss) and `categories` (each token's place in
         `names`), int64, and `weights` of the labels, float32; each a tensor of shape (len(rows), tokens of the longest
         row).
     """
-    if flat:
+    if is_flat:
         rows = [[sequence for row in rows for sequence in row]]
     shape = len(rows), max(sum(len(sequence.ids) for sequence in row) for row in rows)
     ids = np.full(shape, pad_id, np.int64)
@@ -61,12 +61,12 @@ def collate(
 class _BatchDataset(Dataset[dict[str, torch.Tensor]]):
     """Reads the records of rows; in a process of its own, if the loader has workers."""
 
-    def __init__(self, sequences: Sequences, flat: bool, packing: int | None) -> None:
-        self.sequences, self.flat, self.packing = sequences, flat, packing
+    def __init__(self, sequences: Sequences, is_flat: bool, packing: int | None) -> None:
+        self.sequences, self.is_flat, self.packing = sequences, is_flat, packing
 
     def __getitem__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         row_sequences = [self._read(row) for row in rows]
-        batch = collate(row_sequences, self.sequences.pad_id, self.sequences.categories, self.flat)
+        batch = collate(row_sequences, self.sequences.pad_id, self.sequences.categories, self.is_flat)
         tokens = sum(len(sequence.ids) for row in row_sequences for sequence in row)
         return batch | {"tokens": torch.tensor(tokens)}
 
@@ -89,7 +89,7 @@ def load_batches(
     rank: int = 0,
     ranks: int = 1,
     workers: int = 0,
-    flat: bool = False,
+    is_flat: bool = False,
     packing: int | None = None,
 ) -> Iterator[tuple[list[Row], list[dict[str, torch.Tensor]]]]:
     """The rows of each step, those of all ranks, and the micro-batches of this rank.
@@ -104,7 +104,7 @@ def load_batches(
         rank: This rank's number.
         ranks: Number of ranks.
         workers: Processes that read ahead; 0 reads in this one, when asked for.
-        flat: As for `collate`.
+        is_flat: As for `collate`.
         packing: Tokens that a row has at most, whatever BPE-dropout makes of its records.
 
     Yields:
@@ -122,7 +122,7 @@ def load_batches(
                 yield rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 
     loader = DataLoader(
-        _BatchDataset(sequences, flat, packing),
+        _BatchDataset(sequences, is_flat, packing),
         batch_size=None,
         sampler=rows_of_this_rank(),
         num_workers=workers,

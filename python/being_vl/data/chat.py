@@ -28,11 +28,11 @@ class ChatPiece(NamedTuple):
 class _Exchange(NamedTuple):
     """The fixed text around one question and its answer."""
 
-    before_question: str
-    after_system: str
-    after_question: str
-    before_answer: str
-    after_answer: str
+    question_prefix: str
+    system_suffix: str
+    question_suffix: str
+    answer_prefix: str
+    answer_suffix: str
 
 
 class ChatFormat:
@@ -48,9 +48,9 @@ class ChatFormat:
     Attributes:
         bos: Ids that open every sequence: `[bos_token_id]` if the template or the tokenizer writes it, else `[]`.
         end_of_turn: Id of the token that closes an answer.
-        closing: That token and what the template puts between it and the answer, as text.
+        answer_end: That token and what the template puts between it and the answer, as text.
         takes_system: Whether the template writes a system turn.
-        specials: The tokenizer's special tokens, as strings.
+        special_tokens: The tokenizer's special tokens, as strings.
 
     Raises:
         ModelError: if the template cannot write plain turns, or does not close an answer with a special token.
@@ -60,7 +60,7 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._name = tokenizer.name_or_path or "tokenizer"
         added_tokens = tokenizer.added_tokens_decoder.values()
-        self.specials = {str(token) for token in added_tokens if token.special} | set(
+        self.special_tokens = {str(token) for token in added_tokens if token.special} | set(
             tokenizer.all_special_tokens
         )
         self._exchanges = cache(self._take_apart)
@@ -76,8 +76,8 @@ class ChatFormat:
         self.bos: list[int] = [tokenizer.bos_token_id] if self._bos_text else []
 
         # What closes an answer, as the template writes it behind a single one.
-        self.closing = self._exchanges(1)[0].after_answer
-        self.end_of_turn: int = tokenizer(self.closing, add_special_tokens=False).input_ids[-1]
+        self.answer_end = self._exchanges(1)[0].answer_suffix
+        self.end_of_turn: int = tokenizer(self.answer_end, add_special_tokens=False).input_ids[-1]
         try:
             self._render(1, system=True)
             self.takes_system = True
@@ -103,26 +103,26 @@ class ChatFormat:
         for index, exchange in enumerate(exchanges):
             question, *answer = texts[2 * index : 2 * index + 2]
             if index == 0 and system is not None:
-                question = system + exchange.after_system + question
-            pieces.append(ChatPiece(exchange.before_question + question + exchange.after_question, False))
+                question = system + exchange.system_suffix + question
+            pieces.append(ChatPiece(exchange.question_prefix + question + exchange.question_suffix, False))
             pieces += [
-                ChatPiece(exchange.before_answer + text + exchange.after_answer, True) for text in answer
+                ChatPiece(exchange.answer_prefix + text + exchange.answer_suffix, True) for text in answer
             ]
         return pieces
 
     def _take_apart(self, count: int, system: bool = False) -> list[_Exchange]:
         """The fixed text around each of `count` questions and answers."""
-        before, *fixed_texts = self._render(count, system)
-        before = before.removeprefix(self._bos_text)
-        after_system = fixed_texts.pop(0) if system else ""
+        prefix, *fixed_texts = self._render(count, system)
+        prefix = prefix.removeprefix(self._bos_text)
+        system_suffix = fixed_texts.pop(0) if system else ""
         exchanges = []
-        for after_question, after_answer in zip(fixed_texts[::2], fixed_texts[1::2], strict=True):
+        for text_between, answer_suffix in zip(fixed_texts[::2], fixed_texts[1::2], strict=True):
             # Tokenizers join a space to the word behind it, so one in front of an answer belongs to the answer.
-            before_space = after_question.rstrip(" ")
-            space = after_question[len(before_space) :]
-            end = self._end_of_turn(after_answer)
-            exchanges.append(_Exchange(before, after_system, before_space, space, after_answer[:end]))
-            before, after_system = after_answer[end:], ""
+            question_suffix = text_between.rstrip(" ")
+            space = text_between[len(question_suffix) :]
+            end = self._end_of_turn(answer_suffix)
+            exchanges.append(_Exchange(prefix, system_suffix, question_suffix, space, answer_suffix[:end]))
+            prefix, system_suffix = answer_suffix[end:], ""
         return exchanges
 
     def _render(self, count: int, system: bool = False, **variables: str) -> list[str]:
@@ -140,18 +140,18 @@ class ChatFormat:
             raise ModelError(f"{self._name}: its chat template fails on plain turns: {error}") from error
         fixed_texts = []
         for mark in marks:
-            before, separator, text = text.partition(mark)
+            prefix, separator, text = text.partition(mark)
             if not separator or mark in text:
                 raise ModelError(
                     f"{self._name}: its chat template does not write each turn's text once, in order"
                 )
-            fixed_texts.append(before)
+            fixed_texts.append(prefix)
         return [*fixed_texts, text]
 
     def _end_of_turn(self, text: str) -> int:
         """Where in the text behind an answer its end-of-turn token ends."""
         # The first special token; of several that begin there, the longest.
-        candidates = [(text.index(token), -len(token)) for token in self.specials if token in text]
+        candidates = [(text.index(token), -len(token)) for token in self.special_tokens if token in text]
         if not candidates:
             raise ModelError(
                 f"{self._name}: its chat template puts no special token behind an answer, so the model could not learn "

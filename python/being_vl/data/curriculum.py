@@ -67,7 +67,7 @@ class Curriculum:
         seed: Seed of the order of the records.
         end: Weights at the end, if the mixture changes; in between it changes linearly.
         total: The `elapsed` at which the end is reached.
-        by: What the weights are shares of.
+        unit: What the weights are shares of.
 
     Attributes:
         keys: The keys in effect, each with the number of its records.
@@ -86,11 +86,11 @@ class Curriculum:
         seed: int,
         end: Mapping[str, float] | None = None,
         total: int = 1,
-        by: Literal["records", "tokens"] = "records",
+        unit: Literal["records", "tokens"] = "records",
     ) -> None:
-        mixture = mixture or _sizes(lengths, by)
-        end = mixture if end is None else end or _sizes(lengths, by)
-        self._by_tokens = by == "tokens"
+        mixture = mixture or _sizes(lengths, unit)
+        end = mixture if end is None else end or _sizes(lengths, unit)
+        self._is_by_tokens = unit == "tokens"
         self._seed = seed
 
         # The keys in effect, and the records of each: those of its groups, one group after the other.
@@ -124,7 +124,7 @@ class Curriculum:
         self._draw_counts = [0] * len(self._names)
         self._credits = [0] * len(self._names)  # what a key was due less what it got, in parts of `_scale`
         self._orders: dict[int, tuple[int, NDArray[np.intp]]] = {}
-        self._next = [self._peek(key) for key in range(len(self._names))]
+        self._next_records = [self._peek(key) for key in range(len(self._names))]
         self._position = 0
 
     def draw(self, elapsed: int = 0) -> Entry:
@@ -139,7 +139,7 @@ class Curriculum:
 
         # Of the keys that are not ahead of their share the one that is due first.
         balances, scale = self._credits, self._scale
-        costs = [length for _, length in self._next] if self._by_tokens else [1] * len(balances)
+        costs = [length for _, length in self._next_records] if self._is_by_tokens else [1] * len(balances)
         key, earliest_due = -1, math.inf
         for candidate, share in enumerate(shares):
             if balances[candidate] + share * costs[candidate] > 0:
@@ -153,13 +153,13 @@ class Curriculum:
         balances[key] -= scale * costs[key]
 
         # The record, and the key's next one.
-        index, length = self._next[key]
+        index, length = self._next_records[key]
         member = bisect_right(self._starts[key], index) - 1
         group, number = self._groups[key][member], index - self._starts[key][member]
         entry = Entry(self._names[key], group, number, length, self._position)
         self._position += 1
         self._draw_counts[key] += 1
-        self._next[key] = self._peek(key)
+        self._next_records[key] = self._peek(key)
         return entry
 
     def _peek(self, key: int) -> tuple[int, int]:
@@ -177,11 +177,11 @@ class Curriculum:
         return self._orders[key][1]
 
 
-def _sizes(lengths: Mapping[RecordGroup, NDArray[np.int32]], by: str) -> dict[str, float]:
+def _sizes(lengths: Mapping[RecordGroup, NDArray[np.int32]], unit: str) -> dict[str, float]:
     """Weight of each category by its size."""
     sizes: dict[str, float] = {}
     for group, group_lengths in lengths.items():
-        size = int(group_lengths.sum(dtype=np.int64)) if by == "tokens" else len(group_lengths)
+        size = int(group_lengths.sum(dtype=np.int64)) if unit == "tokens" else len(group_lengths)
         sizes[group.category] = sizes.get(group.category, 0) + size
     return sizes
 

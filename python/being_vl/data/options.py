@@ -10,7 +10,7 @@ from being_vl.options import MAY_CHANGE, Options, check_minimum
 CATEGORIES = ("foundation", "perception", "reasoning", "instruction")
 """The paper's kinds of data (section 3.4): captions; attributes and objects; relations; dialogues and tasks."""
 
-RESERVED = ("text", "visual", "text_only")
+RESERVED_NAMES = ("text", "visual", "text_only")
 """What logs and mixtures call other things than a category."""
 
 TooLong = Literal["error", "drop", "truncate"]
@@ -65,9 +65,10 @@ class SequenceOptions(Options):
         super().__post_init__()
         check_minimum("sequences.max_length", self.max_length, 1)
         for name in self.categories:
-            if not name or "/" in name or name in RESERVED:
+            if not name or "/" in name or name in RESERVED_NAMES:
+                names = ", ".join(RESERVED_NAMES)
                 raise ConfigError(
-                    f"sequences.categories: {name!r}; expected names without '/', other than {', '.join(RESERVED)}"
+                    f"sequences.categories: {name!r}; expected names without '/', other than {names}"
                 )
 
 

@@ -50,9 +50,9 @@ class _Pool:
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
         # Of each key (length, -position) of its records, sorted; the last of equal lengths is the oldest.
-        self._by_length: dict[str, list[tuple[int, int]]] = {}
+        self._lengths: dict[str, list[tuple[int, int]]] = {}
         # Of each key its records in the order of the stream, also those that were taken, up to the oldest that waits.
-        self._by_age: dict[str, deque[Entry]] = {}
+        self._queues: dict[str, deque[Entry]] = {}
         # Keys in the stream's order, from the record on that it would read next.
         self._stream: deque[str] = deque()
         # Of each key the records taken, less those that the stream's order would have read.
@@ -63,22 +63,22 @@ class _Pool:
 
     def add(self, entry: Entry) -> None:
         """The next record of the stream."""
-        insort(self._by_length.setdefault(entry.key, []), (entry.length, -entry.position))
-        self._by_age.setdefault(entry.key, deque()).append(entry)
+        insort(self._lengths.setdefault(entry.key, []), (entry.length, -entry.position))
+        self._queues.setdefault(entry.key, deque()).append(entry)
         self._entries[entry.position] = entry
         self._stream.append(entry.key)
 
     def take_oldest(self) -> Entry:
         """The record that has waited longest, of the keys that are not far ahead."""
         oldest_entry = None
-        for key, queue in self._by_age.items():
+        for key, queue in self._queues.items():
             while queue and queue[0].position not in self._entries:
                 queue.popleft()
             is_candidate = queue and self._lead[key] <= self._max_lead // 2
             if is_candidate and (oldest_entry is None or queue[0].position < oldest_entry.position):
                 oldest_entry = queue[0]
         assert oldest_entry is not None  # the leads add up to 0
-        order = self._by_length[oldest_entry.key]
+        order = self._lengths[oldest_entry.key]
         return self._take(
             oldest_entry.key, bisect_right(order, (oldest_entry.length, -oldest_entry.position)) - 1
         )
@@ -87,12 +87,10 @@ class _Pool:
         """The longest record of at most `space` tokens; None if there is none."""
         indices = {
             key: bisect_right(order, (space, 1)) - 1
-            for key, order in self._by_length.items()
+            for key, order in self._lengths.items()
             if self._lead[key] < self._max_lead
         }
-        candidates = [
-            (self._by_length[key][index], key, index) for key, index in indices.items() if index >= 0
-        ]
+        candidates = [(self._lengths[key][index], key, index) for key, index in indices.items() if index >= 0]
         if not candidates:
             return None
         _, key, index = max(candidates)
@@ -100,9 +98,9 @@ class _Pool:
 
     @property
     def _max_lead(self) -> int:
-        return max(2, MAX_LEAD // max(1, len(self._by_length) - 1))
+        return max(2, MAX_LEAD // max(1, len(self._lengths) - 1))
 
     def _take(self, key: str, index: int) -> Entry:
         self._lead[key] += 1
         self._lead[self._stream.popleft()] -= 1
-        return self._entries.pop(-self._by_length[key].pop(index)[1])
+        return self._entries.pop(-self._lengths[key].pop(index)[1])

@@ -9,8 +9,8 @@ from being_vl.data.options import LossOptions
 from being_vl.data.records import PLACEHOLDER, Turn
 from being_vl.data.text import TextEncoder
 
-_IN_FRONT = re.compile(rf"\s*({PLACEHOLDER}\s*)+")
-_BEHIND = re.compile(rf"(\s*\n\s*{PLACEHOLDER})+\s*\Z")
+_LEADING_IMAGES = re.compile(rf"\s*({PLACEHOLDER}\s*)+")
+_TRAILING_IMAGES = re.compile(rf"(\s*\n\s*{PLACEHOLDER})+\s*\Z")
 
 
 class ImageSlot(NamedTuple):
@@ -43,7 +43,7 @@ def write_pieces(
     # A caption is written without a template.
     if len(turns) == 1 and turns[0].role == "assistant":
         images = [Piece(ImageSlot(number), loss.images) for number in range(num_images)]
-        return [*images, Piece(texts[0] + chat.closing, loss.captions)]
+        return [*images, Piece(texts[0] + chat.answer_end, loss.captions)]
 
     # Images that lead the conversation come before the template's text.
     system = texts.pop(0) if turns[0].role == "system" else None
@@ -58,20 +58,20 @@ def write_pieces(
         if is_answer or not num_images:
             pieces.append(Piece(content, loss.answers if is_answer else loss.questions))
             continue
-        head, *rest = content.split(PLACEHOLDER)
+        head, *tails = content.split(PLACEHOLDER)
         pieces.append(Piece(head, loss.questions))
-        for text_behind in rest:
-            pieces += [Piece(ImageSlot(number), loss.images), Piece(text_behind, loss.questions)]
+        for tail in tails:
+            pieces += [Piece(ImageSlot(number), loss.images), Piece(tail, loss.questions)]
             number += 1
     return [piece for piece in pieces if piece.content != ""]
 
 
 def _take_leading(text: str, num_images: int) -> tuple[int, str]:
     """How many placeholders of the first question stand for images in front of the text, and the text without them."""
-    for pattern in (_IN_FRONT, _BEHIND):
-        match = pattern.match(text) if pattern is _IN_FRONT else pattern.search(text)
+    for pattern in (_LEADING_IMAGES, _TRAILING_IMAGES):
+        match = pattern.match(text) if pattern is _LEADING_IMAGES else pattern.search(text)
         if num_images and match:
             count = match[0].count(PLACEHOLDER)
-            if pattern is _IN_FRONT or count == text.count(PLACEHOLDER):
+            if pattern is _LEADING_IMAGES or count == text.count(PLACEHOLDER):
                 return count, (text[: match.start()] + text[match.end() :]).strip()
     return 0, text

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from being_vl.data.options import PrepareOptions
 from being_vl.data.records import Records
-from being_vl.data.sequences import DROPPED, TRUNCATED, Fault, SequenceBuilder
+from being_vl.data.sequences import DROPPED_RECORD, TRUNCATED_RECORD, Fault, SequenceBuilder
 from being_vl.data.store import KIND, sequence_columns
 from being_vl.errors import FingerprintError, RecordError
 from being_vl.files import MANIFEST, file_version, read_manifest, sha256, to_jsonable, write_aside
@@ -195,13 +195,13 @@ def check_faults(folder: StrPath, lenient: bool) -> None:
     if manifest["faults"] and rank_and_world_size()[0] == 0:
         log.info("\n".join(describe_faults(folder)))
     kinds, num_records = manifest["faults"], manifest["records"]
-    num_faults = num_records - manifest["sequences"] - kinds.get(DROPPED, 0)
+    num_faults = num_records - manifest["sequences"] - kinds.get(DROPPED_RECORD, 0)
     if (not num_faults or lenient) and manifest["sequences"]:
         return
     summary, remedy = f"{num_faults} of {num_records} records have faults", "mend them, or set lenient"
     if not manifest["sequences"]:
         summary, remedy = f"none of {num_records} records is left", "mend them"
-    kinds = {kind: n for kind, n in kinds.items() if kind not in (DROPPED, TRUNCATED)} or kinds
+    kinds = {kind: n for kind, n in kinds.items() if kind not in (DROPPED_RECORD, TRUNCATED_RECORD)} or kinds
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     first_fault = next(fault.text for fault in _read_faults(folder) if fault.kind in kinds)
     raise RecordError(f"{summary} ({counts}; see {Path(folder) / FAULTS}); first: {first_fault}; {remedy}")
@@ -222,7 +222,7 @@ def describe_faults(folder: StrPath) -> Iterator[str]:
 
 
 def _write_faults(folder: Path, faults: Sequence[Fault]) -> None:
-    with write_aside(folder / FAULTS) as aside, aside.open("w", encoding="utf-8") as file:
+    with write_aside(folder / FAULTS) as temporary_path, temporary_path.open("w", encoding="utf-8") as file:
         for kind, text in faults:
             file.write(json.dumps({"kind": kind, "fault": text}, ensure_ascii=False) + "\n")
 

@@ -333,8 +333,8 @@ class TableReader:
         """Rows `start` to `stop`, or to the end of their part of the file; for embedded images whether there is one."""
         group = int(np.searchsorted(self._ends, start, side="right"))
         rows = self._table.read_group(group, self._columns)
-        first = int(self._ends[group]) - rows.num_rows
-        rows = rows.slice(start - first, stop - start)
+        group_start = int(self._ends[group]) - rows.num_rows
+        rows = rows.slice(start - group_start, stop - start)
         if self._has_image_bytes:
             rows = rows.set_column(rows.schema.get_field_index("image"), "image", rows["image"].is_valid())
         return rows

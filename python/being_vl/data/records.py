@@ -55,7 +55,7 @@ class Record:
     index: int
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The record's place, for messages."""
         return f"{self.source}: record {self.index} (id {self.id!r})"
 
@@ -119,11 +119,11 @@ class Records:
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Where records `start` to `stop` - 1 are: (index in `paths`, start in that file, stop in that file)."""
-        first = 0
+        start_of_file = 0
         for file, end in enumerate(self._ends.tolist()):
-            if max(start, first) < min(stop, end):
-                yield file, max(start, first) - first, min(stop, end) - first
-            first = end
+            if max(start, start_of_file) < min(stop, end):
+                yield file, max(start, start_of_file) - start_of_file, min(stop, end) - start_of_file
+            start_of_file = end
 
     def by_category(self) -> dict[str, NDArray[np.int64]]:
         """The numbers of the records of each category, ascending; reads and checks all records, one at a time."""
@@ -132,8 +132,10 @@ class Records:
         return {names[n]: np.flatnonzero(indices == n) for n in np.unique(indices)}
 
     def _read(self, item: Any, file: int, index: int) -> Record:
-        path, allowed = self.paths[file], self._images_in_front
-        return _read_record(item, path, index, self._default_category, self.categories, allowed)
+        path, is_image_allowed_in_front = self.paths[file], self._images_in_front
+        return _read_record(
+            item, path, index, self._default_category, self.categories, is_image_allowed_in_front
+        )
 
 
 def _read_record(
@@ -161,33 +163,35 @@ def _read_record(
     # The fields: id, category, images, and a conversation or a caption.
     name = item.get("id")
     record_id = str(index) if name is None else str(name)
-    where = f"{path}: record {index} (id {record_id!r})"
+    location = f"{path}: record {index} (id {record_id!r})"
 
     category = item.get("category", default_category)
     if category not in categories:
-        expected = f"expected one of {', '.join(categories)}"
-        raise RecordError(f"{where}: 'category' is {category!r}; {expected}", "unknown category")
-    images = _read_images(item, where)
+        expectation = f"expected one of {', '.join(categories)}"
+        raise RecordError(f"{location}: 'category' is {category!r}; {expectation}", "unknown category")
+    images = _read_images(item, location)
     field = next((field for field in (*_DIALECTS, "caption") if field in item), None)
     if field is None:
-        raise RecordError(f"{where}: no field 'conversations' or 'messages'; expected a list of turns")
+        raise RecordError(f"{location}: no field 'conversations' or 'messages'; expected a list of turns")
     is_caption = field == "caption"
     turns = (
-        _read_caption(item[field], images, where) if is_caption else _read_turns(item[field], field, where)
+        _read_caption(item[field], images, location)
+        if is_caption
+        else _read_turns(item[field], field, location)
     )
 
     # As many placeholders as images, or none where images come in front.
     count = sum(turn.text.count(PLACEHOLDER) for turn in turns)
     if count != len(images) and (count or not (is_caption or images_in_front)):
         raise RecordError(
-            f"{where}: {count} {PLACEHOLDER} in {field!r} for {len(images)} image{'s' * (len(images) != 1)}; "
+            f"{location}: {count} {PLACEHOLDER} in {field!r} for {len(images)} image{'s' * (len(images) != 1)}; "
             "expected as many" + ("" if count else ", unless images_in_front is set"),
             "image markers",
         )
     return Record(record_id, images, turns, category, path, index)
 
 
-def _read_images(item: dict[str, Any], where: str) -> tuple[str, ...]:
+def _read_images(item: dict[str, Any], location: str) -> tuple[str, ...]:
     """The keys of a record's images, from the field `image` or `images`."""
     field = "image" if "image" in item else "images"
     images = item.get(field, [])
@@ -195,35 +199,35 @@ def _read_images(item: dict[str, Any], where: str) -> tuple[str, ...]:
     for image in images:
         if not isinstance(image, str) or not image:
             raise RecordError(
-                f"{where}: {field!r} holds {image!r:.80}; expected a file name or a list of file names"
+                f"{location}: {field!r} holds {image!r:.80}; expected a file name or a list of file names"
             )
     return tuple(images)
 
 
-def _read_caption(caption: Any, images: tuple[str, ...], where: str) -> tuple[Turn, ...]:
+def _read_caption(caption: Any, images: tuple[str, ...], location: str) -> tuple[Turn, ...]:
     """A caption of images, as a turn of the assistant."""
-    turn = Turn("assistant", _check_text(caption, "'caption'", where))
+    turn = Turn("assistant", _check_text(caption, "'caption'", location))
     if not images:
-        raise RecordError(f"{where}: its 'caption' has no image; expected a text about images")
+        raise RecordError(f"{location}: its 'caption' has no image; expected a text about images")
     if not turn.text:
-        raise RecordError(f"{where}: its 'caption' is empty; expected a text", "empty answer")
+        raise RecordError(f"{location}: its 'caption' is empty; expected a text", "empty answer")
     if PLACEHOLDER in turn.text:
-        raise RecordError(f"{where}: {PLACEHOLDER} in its 'caption'; expected text", "image markers")
+        raise RecordError(f"{location}: {PLACEHOLDER} in its 'caption'; expected text", "image markers")
     return (turn,)
 
 
-def _read_turns(items: Any, field: str, where: str) -> tuple[Turn, ...]:
+def _read_turns(items: Any, field: str, location: str) -> tuple[Turn, ...]:
     """The turns of a conversation: user and assistant alternate, behind a system turn if there is one."""
     if not isinstance(items, list) or not items:
         content = "empty" if items == [] else f"a JSON {kind_of(items)}"
-        raise RecordError(f"{where}: {field!r} is {content}; expected a list of turns")
+        raise RecordError(f"{location}: {field!r} is {content}; expected a list of turns")
     _, _, roles = _DIALECTS[field]
     system, user, assistant = roles
     turns: list[Turn] = []
     num_system = 0
     for number, item in enumerate(items):
         place = f"'{field}[{number}]'"
-        name, text = _read_turn(item, field, place, where)
+        name, text = _read_turn(item, field, place, location)
         # An empty system turn is no turn.
         if name == system and number == 0:
             num_system = 1
@@ -231,57 +235,58 @@ def _read_turns(items: Any, field: str, where: str) -> tuple[Turn, ...]:
             continue
         if roles[name] != ("assistant" if (number - num_system) % 2 else "user"):
             raise RecordError(
-                f"{where}: {place} is from {name!r}; expected {user!r} first, then {assistant!r} and {user!r} in turn",
+                f"{location}: {place} is from {name!r}; expected {user!r} first, then {assistant!r} and {user!r} "
+                "in turn",
                 "odd turns",
             )
         if name == assistant and not text:
             raise RecordError(
-                f"{where}: {place} is an empty answer; there is nothing to learn from it", "empty answer"
+                f"{location}: {place} is an empty answer; there is nothing to learn from it", "empty answer"
             )
         turns.append(Turn(roles[name], text))
     if not turns or turns[-1].role != "assistant":
         raise RecordError(
-            f"{where}: {field!r} ends with a question; expected an answer from {assistant!r}", "odd turns"
+            f"{location}: {field!r} ends with a question; expected an answer from {assistant!r}", "odd turns"
         )
     return tuple(turns)
 
 
-def _read_turn(item: Any, field: str, place: str, where: str) -> tuple[str, str]:
+def _read_turn(item: Any, field: str, place: str, location: str) -> tuple[str, str]:
     """The name of a turn's role in its dialect, and its text."""
     role_key, text_key, roles = _DIALECTS[field]
     _, user, assistant = roles
     if not isinstance(item, dict):
         raise RecordError(
-            f"{where}: {place} is a JSON {kind_of(item)}; expected an object with {role_key!r} and {text_key!r}"
+            f"{location}: {place} is a JSON {kind_of(item)}; expected an object with {role_key!r} and {text_key!r}"
         )
     turn = {role_key: item.get(role_key), text_key: _join_parts(item.get(text_key))}
     for key, value in turn.items():
         if not isinstance(value, str):
             fault = f"has a {key!r} that is a JSON {kind_of(value)}" if key in item else f"has no {key!r}"
-            raise RecordError(f"{where}: {place} {fault}; expected a string")
-    name, text = turn[role_key], _check_text(turn[text_key], place, where)
+            raise RecordError(f"{location}: {place} {fault}; expected a string")
+    name, text = turn[role_key], _check_text(turn[text_key], place, location)
     if name not in roles:
         raise RecordError(
-            f"{where}: {place} is from {name!r}; expected {user!r} or {assistant!r}", "odd turns"
+            f"{location}: {place} is from {name!r}; expected {user!r} or {assistant!r}", "odd turns"
         )
     if PLACEHOLDER in text and name != user:
         turn_kind = "an answer" if name == assistant else "a system turn"
         raise RecordError(
-            f"{where}: {place} has {PLACEHOLDER} in {turn_kind}; expected it in questions only",
+            f"{location}: {place} has {PLACEHOLDER} in {turn_kind}; expected it in questions only",
             "image markers",
         )
     return name, text
 
 
-def _check_text(text: Any, place: str, where: str) -> str:
+def _check_text(text: Any, place: str, location: str) -> str:
     """A text without white space around it."""
     if not isinstance(text, str):
-        raise RecordError(f"{where}: {place} is a JSON {kind_of(text)}; expected a string")
+        raise RecordError(f"{location}: {place} is a JSON {kind_of(text)}; expected a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise RecordError(
-            f"{where}: {place} holds {text[error.start]!a}, half of a character, at {error.start}; expected "
+            f"{location}: {place} holds {text[error.start]!a}, half of a character, at {error.start}; expected "
             "Unicode text",
             "wrong encoding",
         ) from None

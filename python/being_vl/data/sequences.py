@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 NO_LOSS = -100
 """Label of a position that carries no loss, as in PyTorch's cross entropy."""
 
-TRUNCATED = "truncated"
-DROPPED = "dropped as too long"
+TRUNCATED_RECORD = "truncated"
+DROPPED_RECORD = "dropped as too long"
 
 
 class Fault(NamedTuple):
-    """Why a record is left out; or, of kind `TRUNCATED` or `DROPPED`, what was done to it as the options ask.
+    """Why a record is left out; kinds `TRUNCATED_RECORD` and `DROPPED_RECORD` are what the options ask for.
 
     Args:
         kind: The kind of fault, as reports count it.
@@ -88,7 +88,7 @@ class TokenSequence:
             their end-of-turn token, elsewhere 0. Not shifted; the model does that.
         category: The record's category.
         source: Name of its file, without folder and suffix.
-        where: The record's place, for messages.
+        location: The record's place, for messages.
         images: The places of its images in `ids`.
     """
 
@@ -96,7 +96,7 @@ class TokenSequence:
     weights: NDArray[np.float32]
     category: str
     source: str
-    where: str
+    location: str
     images: tuple[ImageSpan, ...] = ()
 
     @property
@@ -262,15 +262,17 @@ class SequenceBuilder:
         for record, pieces in zip(records, pieces_of_records, strict=True):
             sequence = self._join(record, pieces, images, tokens)
             if not sequence.weights.any():
-                record_faults.append(Fault("no label", f"{record.where}: no answer to learn from"))
+                record_faults.append(Fault("no label", f"{record.location}: no answer to learn from"))
             elif short_sequence := self._fit(record, sequence, images, tokens, record_faults):
                 sequences.append(short_sequence)
 
         if faults is not None:
             faults += record_faults
-        elif errors := [fault.text for fault in record_faults if fault.kind not in (TRUNCATED, DROPPED)]:
-            rest = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
-            raise RecordError(f"{len(errors)} faults in records: {'; '.join(errors[:3])}{rest}")
+        elif errors := [
+            fault.text for fault in record_faults if fault.kind not in (TRUNCATED_RECORD, DROPPED_RECORD)
+        ]:
+            remainder = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+            raise RecordError(f"{len(errors)} faults in records: {'; '.join(errors[:3])}{remainder}")
         return sequences
 
     def fingerprint_fields(self) -> dict[str, Any]:
@@ -380,7 +382,7 @@ class SequenceBuilder:
         token_weights[0] = 0  # nothing stands before it that could predict it
         ids = np.concatenate(parts)
         return TokenSequence(
-            ids, token_weights, record.category, record.source.stem, record.where, tuple(spans)
+            ids, token_weights, record.category, record.source.stem, record.location, tuple(spans)
         )
 
     def _fit(
@@ -395,21 +397,21 @@ class SequenceBuilder:
         length, limit = len(sequence.ids), f"max_length is {self.max_length}"
         if length <= self.max_length:
             return sequence
-        rest = record
-        while self.too_long == "truncate" and sum(turn.role == "user" for turn in rest.turns) > 1:
+        shorter_record = record
+        while self.too_long == "truncate" and sum(turn.role == "user" for turn in shorter_record.turns) > 1:
             # Cut a question and its answer, and build the sequence anew.
-            rest = _without_last_exchange(rest)
-            pieces = self._write(rest.turns, len(rest.images))
+            shorter_record = _without_last_exchange(shorter_record)
+            pieces = self._write(shorter_record.turns, len(shorter_record.images))
             texts = {piece for piece, _ in pieces if isinstance(piece, str)}
             tokens |= self._text.encode(texts - tokens.keys())
-            sequence = self._join(rest, pieces, images, tokens)
+            sequence = self._join(shorter_record, pieces, images, tokens)
             if len(sequence.ids) <= self.max_length and sequence.weights.any():
-                cut = f"cut its last {len(record.turns) - len(rest.turns)} turns"
-                text = f"{record.where}: {length} tokens, {limit}: {cut}, {len(sequence.ids)} tokens left"
-                faults.append(Fault(TRUNCATED, text))
+                cut_text = f"cut its last {len(record.turns) - len(shorter_record.turns)} turns"
+                text = f"{record.location}: {length} tokens, {limit}: {cut_text}, {len(sequence.ids)} tokens left"
+                faults.append(Fault(TRUNCATED_RECORD, text))
                 return sequence
-        kind = "too long" if self.too_long == "error" else DROPPED
-        faults.append(Fault(kind, f"{record.where}: {length} tokens, {limit}"))
+        kind = "too long" if self.too_long == "error" else DROPPED_RECORD
+        faults.append(Fault(kind, f"{record.location}: {length} tokens, {limit}"))
         return None
 
     def _encode_images(self, records: Sequence[Record], faults: list[Fault]) -> dict[str, _ImageTokens]:
@@ -427,7 +429,7 @@ class SequenceBuilder:
         # Of each record the first image that cannot be used is named.
         for record in records:
             if fault := next((image_faults[key] for key in record.images if key in image_faults), None):
-                faults.append(fault._replace(text=f"{record.where}: {fault.text}"))
+                faults.append(fault._replace(text=f"{record.location}: {fault.text}"))
 
         # Encode all grids together.
         if self.bpe is None or not grids:
@@ -495,5 +497,5 @@ def _without_system_turns(records: Sequence[Record], faults: list[Fault]) -> lis
     for record in records:
         if record.turns[0].role == "system":
             reason = "has a system turn, which the model's chat template does not write"
-            faults.append(Fault("system turn", f"{record.where}: {reason}"))
+            faults.append(Fault("system turn", f"{record.location}: {reason}"))
     return [record for record in records if record.turns[0].role != "system"]

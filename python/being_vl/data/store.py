@@ -68,7 +68,7 @@ def sequence_columns(sequences: Sequence[TokenSequence]) -> tuple[dict[str, pa.A
         "label_tokens": pa.array(label_tokens, pa.int32()),
         "category": pa.array([s.category for s in sequences], pa.string()).dictionary_encode(),
         "source": pa.array([s.source for s in sequences], pa.string()).dictionary_encode(),
-        "where": pa.array([s.where for s in sequences], pa.string()),
+        "where": pa.array([s.location for s in sequences], pa.string()),
         "image_keys": pa.array([[image.key for image in spans] for spans in images], pa.list_(pa.string())),
     }
     for name in ("start", "stop", "cells"):
@@ -163,12 +163,12 @@ class SequenceShard:
             *(column[row].tolist() for column in (self.starts, self.stops, self.cells)),
             strict=True,
         )
-        category, source, where = (
+        category, source, location = (
             self.batch.column(name)[row].as_py() for name in ("category", "source", "where")
         )
         weights = np.repeat(self.weights[row], np.diff(self.weight_ends[row], prepend=0))
         images = tuple(ImageSpan(*span) for span in spans)
-        return TokenSequence(self.ids[row], weights, category, source, where, images)
+        return TokenSequence(self.ids[row], weights, category, source, location, images)
 
 
 class PreparedSequences:

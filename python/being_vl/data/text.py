@@ -13,7 +13,7 @@ from being_vl.data.chat import ChatFormat
 from being_vl.data.records import PLACEHOLDER
 from being_vl.layout import TOKEN_PREFIX
 
-_CUT = "\udc00"
+_CUT_MARK = "\udc00"
 """Where a text is cut before it is tokenised; half of a character, so no text holds it."""
 
 
@@ -38,16 +38,16 @@ class TextEncoder:
         self._backend = Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
 
         # All other special tokens; of two that begin alike, the longer is found first.
-        names = [name for name in chat.specials - {PLACEHOLDER} if not name.startswith(TOKEN_PREFIX)]
-        self._specials = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+        names = [name for name in chat.special_tokens - {PLACEHOLDER} if not name.startswith(TOKEN_PREFIX)]
+        self._pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
     def escape(self, text: str) -> str:
         """The text with a mark behind the first character of each special token's string."""
-        return self._specials.sub(lambda special: special[0][0] + _CUT + special[0][1:], text)
+        return self._pattern.sub(lambda match: match[0][0] + _CUT_MARK + match[0][1:], text)
 
     def encode(self, texts: Iterable[str]) -> dict[str, NDArray[np.int32]]:
         """The ids of each text; each distinct part is tokenised once."""
-        parts = {text: text.split(_CUT) for text in texts}
+        parts = {text: text.split(_CUT_MARK) for text in texts}
         if not parts:
             return {}
         distinct_parts = list({part for pieces in parts.values() for part in pieces})

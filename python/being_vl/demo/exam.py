@@ -106,8 +106,8 @@ def take_exam(options: ExamOptions) -> None:
     assistant = Assistant.load(options.model, device="cpu")
     pictures = [read_image(options.pictures / "images" / name) for name in names]
     grids = dict(zip(names, assistant.quantizer.encode(pictures), strict=True))
-    half = len(names) // 2
-    swapped_grids = dict(zip(names, [grids[name] for name in names[half:] + names[:half]], strict=True))
+    shift = len(names) // 2
+    swapped_grids = dict(zip(names, [grids[name] for name in names[shift:] + names[:shift]], strict=True))
     # All questions, with the right and with the other grid.
     right_texts, swapped_texts = (
         _ask(assistant, conversations, [grids_of[conversation.image] for conversation in conversations])
@@ -138,7 +138,7 @@ def score(answers: Sequence[ExamAnswer], scenes: dict[str, Scene]) -> list[KindS
         if kind in ("colour", "shape"):
             kind += ", one object" if len(scenes[answer.image].things) == 1 else ", several objects"
         answers_of_kind.setdefault((answer.category, kind), []).append(answer)
-    scores = [_score_kind(*key, of_kind, scenes) for key, of_kind in answers_of_kind.items()]
+    scores = [_score_kind(*key, kind_answers, scenes) for key, kind_answers in answers_of_kind.items()]
     # Each category's average before its kinds.
     results = []
     for category in dict.fromkeys(kind_scores.category for kind_scores in scores):

@@ -122,7 +122,10 @@ def draw_answers(
         ConfigError: if matplotlib is not installed.
     """
     # All cells are as high as the one with the most lines needs.
-    texts = [[line for question in of_image for line in _lines(question)] for of_image in questions]
+    texts = [
+        [line for question in questions_of_image for line in _lines(question)]
+        for questions_of_image in questions
+    ]
     max_lines = max((len(lines) for lines in texts), default=0)
     text_height = 0.17 * max_lines
     rows = -(-len(images) // columns)
@@ -202,5 +205,5 @@ def _make_axes(rows: int, columns: int, width: float, height: float) -> tuple["F
 
 
 def _save(figure: "Figure", path: StrPath) -> None:
-    with write_aside(Path(path)) as aside:
-        figure.savefig(aside, format="png", dpi=130)
+    with write_aside(Path(path)) as temporary_path:
+        figure.savefig(temporary_path, format="png", dpi=130)

@@ -142,9 +142,9 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """Draw `scene` as an RGB picture of 64×64 pixels; `rng` makes it a little lighter or darker."""
 
     def shift(colour: tuple[int, int, int]) -> NDArray[np.float32]:
-        return np.asarray(colour, np.float32) + light
+        return np.asarray(colour, np.float32) + brightness
 
-    light = np.float32(rng.integers(-8, 9))
+    brightness = np.float32(rng.integers(-8, 9))
     # The background, plain or checked.
     colour_a, colour_b = (shift(colour) for colour in BACKGROUNDS[scene.background])
     rows, columns = np.indices((PICTURE_SIDE, PICTURE_SIDE)) // (CELL_SIDE // 2)
@@ -340,6 +340,6 @@ def read_scenes(path: StrPath) -> dict[str, Scene]:
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Write `records` as one JSON array, a record a line: a quarter of the size of indented JSON."""
-    with write_aside(path) as aside:
+    with write_aside(path) as temporary_path:
         lines = ",\n".join(json.dumps(record) for record in records)
-        aside.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        temporary_path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -102,8 +102,8 @@ def read_stages(options: PlanOptions, training: TrainOptions, ranks: int) -> lis
     from being_vl.training.engine import load_sequences
     from being_vl.training.schedule import make_schedules
 
-    at_hand = all(path.exists() for path in training.records) and training.model.is_dir()
-    if not options.records and at_hand:
+    has_inputs = all(path.exists() for path in training.records) and training.model.is_dir()
+    if not options.records and has_inputs:
         lengths = load_sequences(training).lengths
     elif options.records:
         lengths = {
@@ -141,23 +141,23 @@ def estimate_stages(
     label_tokens = max(1, round(options.label_share * row_length(training, shape)))
     estimates = []
     with without_memory():
-        plain = build_model(shape, training, dtype)
+        full_model = build_model(shape, training, dtype)
         for stage, reading in zip(training.stages, readings, strict=True):
             # The stage's model, with what it trains.
-            model = plain
+            model = full_model
             if stage.lora:
                 model = build_model(shape, training, dtype)
                 add_adapters(model, stage)
             freeze(model, stage)
             # Bytes.
-            states = States.of(model)
+            states = States.from_model(model)
             activations = measure_activations(model, row_length(training, shape), label_tokens)
             memory, host = estimate_memory(states, activations, training, gpus.number, dtype)
             float32_copy = 4 if training.zero or dtype.itemsize < 4 else 0
-            resume = states.trained * (dtype.itemsize + 8 + float32_copy)
+            resume = states.trained_size * (dtype.itemsize + 8 + float32_copy)
             result = states.total * _stored_itemsize(shape.config)
             # Operations.
-            cost = Cost.of(model)
+            cost = Cost.from_model(model)
             mean = max(1, round(reading.tokens / reading.records))
             flops = (
                 cost.flops([mean], round(options.label_share * mean)) * reading.records if cost else math.nan
@@ -178,8 +178,10 @@ def compute_dtype(training: TrainOptions) -> torch.dtype:
 
 def row_length(training: TrainOptions, shape: Shape) -> int:
     """Tokens of the longest row that training can meet."""
-    longest = training.sequences.max_length
-    return training.batches.packing or min(longest, getattr(shape.config, "max_position_embeddings", longest))
+    max_length = training.sequences.max_length
+    return training.batches.packing or min(
+        max_length, getattr(shape.config, "max_position_embeddings", max_length)
+    )
 
 
 def _stored_itemsize(config: Any) -> int:

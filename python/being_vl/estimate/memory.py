@@ -54,7 +54,7 @@ class Activations:
     layers: int
     chunk: int
 
-    def of_rows(self, rows: int, checkpointing: bool) -> int:
+    def bytes_of_rows(self, rows: int, checkpointing: bool) -> int:
         """Bytes of several rows, with or without gradient checkpointing."""
         if not checkpointing:
             return rows * self.row
@@ -66,18 +66,18 @@ class States(NamedTuple):
 
     Args:
         total: All.
-        trained: Those that train.
-        small: Those that ZeRO-3 does not partition.
-        largest: Those of the largest layer, or of embedding or output head.
+        trained_size: Those that train.
+        small_size: Those that ZeRO-3 does not partition.
+        largest_size: Those of the largest layer, or of embedding or output head.
     """
 
     total: int
-    trained: int
-    small: int
-    largest: int
+    trained_size: int
+    small_size: int
+    largest_size: int
 
     @classmethod
-    def of(cls, model: TwoPartLM) -> "States":
+    def from_model(cls, model: TwoPartLM) -> "States":
         """Count a model's."""
         parameters = list(model.parameters())
         parts = [*model.layers(), model.embedding, model.head]
@@ -154,19 +154,19 @@ def estimate_memory(
         dtype: What weights and activations are computed in.
     """
     size, zero = dtype.itemsize, options.zero
-    trained = math.ceil(states.trained / (ranks if zero else 1))
+    trained_size = math.ceil(states.trained_size / (ranks if zero else 1))
     # AdamW's two moments, and float32 weights to step on: ZeRO's own, unless the weights are float32 and whole.
-    optimizer = trained * (8 if zero == 0 and size == 4 else 12)
+    optimizer = trained_size * (8 if zero == 0 and size == 4 else 12)
     weights = size * states.total
-    gradients = size * trained
+    gradients = size * trained_size
     buffers = size * REDUCE_BUCKET_SIZE if zero else 0
     if zero == 3:
-        weights = math.ceil(weights / ranks) + size * states.small * (ranks > 1)
-        live = min(states.total, max(MAX_LIVE_PARAMETERS, states.largest))
-        buffers += size * live if ranks > 1 else 0
+        weights = math.ceil(weights / ranks) + size * states.small_size * (ranks > 1)
+        live_size = min(states.total, max(MAX_LIVE_PARAMETERS, states.largest_size))
+        buffers += size * live_size if ranks > 1 else 0
     # Copies for saving: of a checkpoint's part, and on rank 0 of what trained.
-    host = optimizer + 2 * size * states.trained
+    host = optimizer + 2 * size * states.trained_size
     if options.offload == "optimizer":
-        host, optimizer = host + optimizer + 4 * trained, 0
-    rows = activations.of_rows(options.batches.micro_batch_size, options.gradient_checkpointing)
+        host, optimizer = host + optimizer + 4 * trained_size, 0
+    rows = activations.bytes_of_rows(options.batches.micro_batch_size, options.gradient_checkpointing)
     return Memory(weights, gradients, optimizer, rows, activations.chunk, buffers), host

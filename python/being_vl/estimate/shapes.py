@@ -17,7 +17,7 @@ from being_vl.training.split import TwoPartLM
 
 SHAPES = FOLDER / "shapes"
 """The shapes that come with the package: a config.json each, named by the model."""
-UNMASKED = "unmasked"
+UNMASKED_ATTENTION = "unmasked"
 """Name of the attention of models without memory."""
 
 
@@ -49,12 +49,12 @@ def find_shape(name: StrPath, new_rows: int | None) -> Shape:
     from being_vl.layout import LAYOUT_FILE, VocabularyLayout
 
     path = Path(name)
-    shipped = SHAPES / f"{path.name}.json"
+    shipped_file = SHAPES / f"{path.name}.json"
     try:
         if path.is_file() or (path / "config.json").is_file():
             config = AutoConfig.from_pretrained(path)
-        elif shipped.is_file():
-            config = AutoConfig.from_pretrained(shipped)
+        elif shipped_file.is_file():
+            config = AutoConfig.from_pretrained(shipped_file)
         else:
             config = AutoConfig.from_pretrained(str(name))
     except (OSError, ValueError) as error:
@@ -79,12 +79,12 @@ def without_memory() -> Iterator[None]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     # SDPA, but without looking at ids to find out that no mask is needed: here there are none.
-    ALL_ATTENTION_FUNCTIONS[UNMASKED] = sdpa_attention_forward
+    ALL_ATTENTION_FUNCTIONS[UNMASKED_ATTENTION] = sdpa_attention_forward
     try:
         with FakeTensorMode():
             yield
     finally:
-        del ALL_ATTENTION_FUNCTIONS[UNMASKED]
+        del ALL_ATTENTION_FUNCTIONS[UNMASKED_ATTENTION]
 
 
 def build_model(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> TwoPartLM:
@@ -96,7 +96,7 @@ def build_model(shape: Shape, options: TrainOptions, dtype: torch.dtype) -> TwoP
         lm = AutoModelForCausalLM.from_config(copy.deepcopy(shape.config), dtype=dtype)
     lm.tie_weights()
     if lm.config._attn_implementation == "sdpa":
-        lm.set_attn_implementation(UNMASKED)
+        lm.set_attn_implementation(UNMASKED_ATTENTION)
     model = TwoPartLM(lm, shape.text_size, options.loss_chunk)
     model.train()
     return model

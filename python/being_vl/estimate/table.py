@@ -47,7 +47,7 @@ def _memory_rows(training: TrainOptions, estimates: list[Estimate]) -> list[tupl
     return [
         ("", [stage.name for stage in estimates]),
         ("parameters", [f"{stage.states.total:,}" for stage in estimates]),
-        ("trained", [f"{stage.states.trained:,}" for stage in estimates]),
+        ("trained", [f"{stage.states.trained_size:,}" for stage in estimates]),
         ("GB per GPU", []),
         *(
             (f"  {part}", [f"{getattr(stage.memory, part) / 1e9:.2f}" for stage in estimates])
@@ -80,9 +80,9 @@ def advise(estimate: Estimate, training: TrainOptions, gpus: Gpus) -> str | None
     problem = f"{estimate.name}: {estimate.memory.total / 1e9:.1f} GB do not fit in {room / 1e9:.1f} GB"
     changes = _list_changes(training, gpus, lambda change: total(change) <= room)
     # One option alone.
-    singles = [f"{show_options(c)} ({total(c) / 1e9:.1f} GB)" for c in changes if total(c) <= room]
-    if singles:
-        return f"{problem}. Any of these makes it fit: {'; '.join(singles)}"
+    single_changes = [f"{show_options(c)} ({total(c) / 1e9:.1f} GB)" for c in changes if total(c) <= room]
+    if single_changes:
+        return f"{problem}. Any of these makes it fit: {'; '.join(single_changes)}"
     # As few options together as it takes.
     combination: dict[str, Any] = {}
     for change in changes:
@@ -120,10 +120,10 @@ def _list_changes(
 def replace_options(training: TrainOptions, changes: Mapping[str, Any]) -> TrainOptions:
     """A training with other values of some options, those of nested ones under `outer.inner`."""
     for name, value in changes.items():
-        outer, _, inner = name.partition(".")
-        if inner:
-            value = dataclasses.replace(getattr(training, outer), **{inner: value})
-        training = dataclasses.replace(training, **{outer: value})
+        section, _, option = name.partition(".")
+        if option:
+            value = dataclasses.replace(getattr(training, section), **{option: value})
+        training = dataclasses.replace(training, **{section: value})
     return training
 
 

@@ -88,10 +88,10 @@ def find_cluster(options: LaunchOptions) -> Cluster:
         raise ConfigError(
             f"the master {master} is {address} here, where no other node finds it: give its network address"
         )
-    at_master = is_this_machine(address)
+    is_master = is_this_machine(address)
     # Nodes that start their parts on their own must agree on the port without asking.
-    port = free_port() if at_master and options.launcher != "torchrun" else PORT
-    interface = interface_of(address) if at_master else None
+    port = free_port() if is_master and options.launcher != "torchrun" else PORT
+    interface = interface_of(address) if is_master else None
     return Cluster(hosts, gpus, master, options.port or port, options.interface or interface)
 
 
@@ -115,9 +115,9 @@ def _count_local_gpus(options: LaunchOptions) -> int:
     return 1 if options.cpu else max(1, torch.cuda.device_count())
 
 
-def _find_master(options: LaunchOptions, first: str | None) -> str:
+def _find_master(options: LaunchOptions, first_host: str | None) -> str:
     """Where the ranks meet; by default the hostfile's first host, or this machine."""
-    master = options.master or first
+    master = options.master or first_host
     if master is not None:
         return master
     if options.launcher == "torchrun":

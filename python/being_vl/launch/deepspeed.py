@@ -31,9 +31,9 @@ def deepspeed_command(
     variables = forwarded_environment(options, cluster)
     file = out.absolute() / "deepspeed_env"
     if not options.dry_run:
-        with write_aside(file) as aside:
-            aside.touch(mode=0o600)
-            aside.write_text("".join(f"{k}={v}\n" for k, v in variables.items()), encoding="utf-8")
+        with write_aside(file) as temporary_path:
+            temporary_path.touch(mode=0o600)
+            temporary_path.write_text("".join(f"{k}={v}\n" for k, v in variables.items()), encoding="utf-8")
     command = [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={options.hostfile}"]
     command += [f"--num_nodes={len(cluster.hosts)}", f"--num_gpus={cluster.gpus}", "--force_multi"]
     command += [f"--master_addr={cluster.master}", f"--master_port={cluster.port}"]

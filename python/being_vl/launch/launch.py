@@ -44,9 +44,9 @@ def launch(options: LaunchOptions) -> str:
     else:
         address = local_address(cluster.master)
         cluster = cluster._replace(interface=options.interface or interface_of(address))
-        at_master = is_this_machine(resolve_host(cluster.master))
+        is_master = is_this_machine(resolve_host(cluster.master))
         environment = forwarded_environment(options, cluster)
-        command = node_command(cluster, address, at_master, ["train", *flags], options.max_restarts)
+        command = node_command(cluster, address, is_master, ["train", *flags], options.max_restarts)
     if not options.dry_run:
         os.execvpe(command[0], command, os.environ | environment)
     return shell_line(environment, command)
@@ -91,8 +91,8 @@ def _node_lines(options: LaunchOptions, flags: list[str]) -> Iterator[str]:
     cluster = find_cluster(options)
     environment = forwarded_environment(options, cluster)
     for number, host in enumerate(cluster.hosts):
-        at_master = host == cluster.master
-        yield f"# on {host or f'node {number}'}" + (", the master" if at_master else "")
+        is_master = host == cluster.master
+        yield f"# on {host or f'node {number}'}" + (", the master" if is_master else "")
         yield shell_line(
-            environment, node_command(cluster, host, at_master, ["train", *flags], options.max_restarts)
+            environment, node_command(cluster, host, is_master, ["train", *flags], options.max_restarts)
         )

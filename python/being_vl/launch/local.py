@@ -27,15 +27,15 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None, device: str 
         SystemExit: with status 0, if a signal stopped the training before its end; it is saved.
     """
     ranks = ranks or count_ranks(device)
-    visible = _visible_gpus(device)
-    if ranks == 1 and not visible:
+    gpus = _visible_gpus(device)
+    if ranks == 1 and not gpus:
         from being_vl.training.engine import train
 
         train(options)
         return
     path = options.out / "options.json"
     write_json(path, to_jsonable(options))
-    _run_ranks(["train", "--recipe", str(path)], ranks, visible)
+    _run_ranks(["train", "--recipe", str(path)], ranks, gpus)
     if not (options.out / options.stages[-1].name / MANIFEST).is_file():
         raise SystemExit(0)
 

@@ -47,10 +47,10 @@ def forwarded_environment(options: LaunchOptions, cluster: Cluster | None) -> di
     if cluster and cluster.interface:
         variables |= {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
     for entry in options.env:
-        name, equals, value = entry.partition("=")
-        if not equals and name not in os.environ:
+        name, separator, value = entry.partition("=")
+        if not separator and name not in os.environ:
             raise ConfigError(f"env names {name}, which is not set; set it, or give {name}=VALUE")
-        variables[name] = value if equals else os.environ[name]
+        variables[name] = value if separator else os.environ[name]
     return variables
 
 

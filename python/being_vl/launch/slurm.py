@@ -86,8 +86,8 @@ def submit_job(script: str, out: Path) -> str:
     # Slurm itself writes the log there, and makes no folder.
     out.mkdir(parents=True, exist_ok=True)
     path = out / "job.sbatch"
-    with write_aside(path) as aside:
-        aside.write_text(script, encoding="utf-8")
+    with write_aside(path) as temporary_path:
+        temporary_path.write_text(script, encoding="utf-8")
     sbatch = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
     if sbatch.returncode:
         raise ConfigError(f"sbatch {path}: {sbatch.stderr.strip()}")

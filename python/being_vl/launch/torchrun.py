@@ -36,14 +36,14 @@ def local_command(ranks: int, words: Sequence[str]) -> list[str]:
 
 
 def node_command(
-    cluster: Cluster, host: str | None, at_master: bool, words: Sequence[str], max_restarts: int = 0
+    cluster: Cluster, host: str | None, is_master: bool, words: Sequence[str], max_restarts: int = 0
 ) -> list[str]:
     """The command that starts one node's ranks of a command of ours.
 
     Args:
         cluster: All machines.
         host: The node's own address, if it is known.
-        at_master: Whether the ranks meet there.
+        is_master: Whether the ranks meet there.
         words: What stands behind `being-vl`.
         max_restarts: How often all ranks are started again.
     """
@@ -57,7 +57,7 @@ def node_command(
             f"--rdzv-endpoint={cluster.master}:{cluster.port}",
             "--rdzv-id=being-vl",
             # torchrun's own guess fails where a host's name does not lead to the address that is used.
-            f"--rdzv-conf=is_host={int(at_master)}",
+            f"--rdzv-conf=is_host={int(is_master)}",
         ]
         command += [f"--local-addr={host}"] if host else []
     return [*command, "-m", "being_vl", *words]

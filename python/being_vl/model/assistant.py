@@ -40,9 +40,9 @@ class Assistant:
         self.folder = Path(folder)
         tokenizer = builder.tokenizer
         eos_token_id = model.generation_config.eos_token_id
-        stops = {builder.chat.end_of_turn, tokenizer.eos_token_id}
-        stops |= set(eos_token_id if isinstance(eos_token_id, list) else [eos_token_id])
-        self._stops = sorted(stops - {None})
+        stop_ids = {builder.chat.end_of_turn, tokenizer.eos_token_id}
+        stop_ids |= set(eos_token_id if isinstance(eos_token_id, list) else [eos_token_id])
+        self._stop_ids = sorted(stop_ids - {None})
         # The folder's own options of sampling are not used; here the caller decides.
         model.generation_config = GenerationConfig()
         # Ids from here on are images, or rows without a token.
@@ -135,11 +135,11 @@ class Assistant:
         return answers
 
     def _check_length(self, ids: Sequence[NDArray[np.int64]], max_new_tokens: int) -> None:
-        longest = max(map(len, ids), default=0) + max_new_tokens
-        positions = getattr(self.model.config, "max_position_embeddings", longest)
-        if longest > positions:
+        length = max(map(len, ids), default=0) + max_new_tokens
+        positions = getattr(self.model.config, "max_position_embeddings", length)
+        if length > positions:
             raise ModelError(
-                f"{self.folder}: the longest prompt with max_new_tokens = {max_new_tokens} needs {longest} "
+                f"{self.folder}: the longest prompt with max_new_tokens = {max_new_tokens} needs {length} "
                 f"positions, the model has {positions}"
             )
 
@@ -153,7 +153,7 @@ class Assistant:
             generation_config=GenerationConfig(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                eos_token_id=self._stops,
+                eos_token_id=self._stop_ids,
                 pad_token_id=self.builder.pad_id,
             ),
             logits_processor=[processor],
@@ -188,13 +188,13 @@ class _TokenChooser(LogitsProcessor):  # type: ignore[misc]
         if self.top_p < 1:
             probabilities, tokens = scores.softmax(-1).sort(descending=True)
             # A token stays if the likelier ones together fall short of top_p; the likeliest always does.
-            cut = probabilities.cumsum(-1) - probabilities >= self.top_p
-            scores = scores.masked_fill(torch.zeros_like(cut).scatter(-1, tokens, cut), -torch.inf)
+            is_cut = probabilities.cumsum(-1) - probabilities >= self.top_p
+            scores = scores.masked_fill(torch.zeros_like(is_cut).scatter(-1, tokens, is_cut), -torch.inf)
         noise = torch.stack(
             [torch.rand(scores.shape[1], generator=g, device=scores.device) for g in self.generators]
         )
-        smallest = torch.finfo(noise.dtype).tiny
-        return scores - torch.log(-torch.log(noise.clamp(min=smallest)))
+        tiny = torch.finfo(noise.dtype).tiny
+        return scores - torch.log(-torch.log(noise.clamp(min=tiny)))
 
 
 def generate(options: GenerateOptions) -> Iterator[str]:

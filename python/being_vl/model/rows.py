@@ -64,11 +64,11 @@ def make_rows(
     codes *= factor.norm() / codes.square().sum(1).mean().sqrt().clamp(min=1e-12)
 
     # Noise for every row, the codes on top of it, and each merge from its two parts.
-    visual = draw(bpe.vocab_size) * ROW_JITTER
-    visual[: len(codes)] += codes
+    visual_rows = draw(bpe.vocab_size) * ROW_JITTER
+    visual_rows[: len(codes)] += codes
     for index, (a, b, *_) in enumerate(bpe.merges, len(codes)):
-        visual[index] += (visual[a] + visual[b]) / 2
-    return torch.cat([draw(2), visual]) + mean
+        visual_rows[index] += (visual_rows[a] + visual_rows[b]) / 2
+    return torch.cat([draw(2), visual_rows]) + mean
 
 
 def find_codebook(quantizer: Any) -> Tensor:

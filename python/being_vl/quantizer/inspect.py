@@ -164,8 +164,8 @@ def decode(options: GridsDecodeOptions) -> Path:
         (quantizer.name, quantizer.fingerprint),
     )
     images = [quantizer.decode([store[key]])[0] for key in keys]
-    with write_aside(options.out) as aside:
-        _draw_sheet(images, options.side).save(aside, "PNG")
+    with write_aside(options.out) as temporary_path:
+        _draw_sheet(images, options.side).save(temporary_path, "PNG")
     return options.out
 
 

@@ -200,12 +200,12 @@ def _download(name: str) -> Path:
 
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
-    expected = (
+    expectation = (
         "expected 'builtin', a folder or file of a quantizer, or a name on the Hugging Face hub such as "
         "zawnpn/being-vq-8k"
     )
     if not owner or owner.startswith(".") or not repository:
-        raise QuantizerError(f"{name}: there is no such folder; {expected}")
+        raise QuantizerError(f"{name}: there is no such folder; {expectation}")
     repository = f"{owner}/{repository}"
     try:
         # The configuration first: an index says which files of a large model hold its VQ model.
@@ -217,7 +217,7 @@ def _download(name: str) -> Path:
                 break
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise QuantizerError(f"{name}: neither here nor on the hub ({reason}); {expected}") from error
+        raise QuantizerError(f"{name}: neither here nor on the hub ({reason}); {expectation}") from error
     return folder / file if file else folder
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from being_vl.errors import ConfigError
-from being_vl.flags import Parser, add_flags, read_flags, with_underscores
+from being_vl.flags import Parser, add_flags, read_flags, to_underscores
 from being_vl.options import StrPath
 from being_vl.recipes.options import RunOptions
 from being_vl.schema import Option, build_options, check_values, read_options, show_value
@@ -55,8 +55,8 @@ class Recipe:
         for path in (Path(name), FOLDER / f"{name}.yaml"):
             if path.is_file():
                 return cls(path, _read_content(path))
-        shipped = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-        raise ConfigError(f"{name}: no such recipe; expected a file, or one of {shipped}")
+        shipped_names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+        raise ConfigError(f"{name}: no such recipe; expected a file, or one of {shipped_names}")
 
     @property
     def is_run(self) -> bool:
@@ -187,7 +187,7 @@ def _run_flags(flags: Sequence[str]) -> list[str]:
     """Flags of a training as flags of the run that it is part of: `--zero` is `--train.zero`."""
     run, training = read_options(RunOptions), read_options(TrainOptions)
     words = []
-    for word in map(with_underscores, flags):
+    for word in map(to_underscores, flags):
         name = word.removeprefix("--").partition("=")[0].partition(".")[0]
         if word.startswith("--") and name in training and name not in run:
             word = f"--train.{word.removeprefix('--')}"

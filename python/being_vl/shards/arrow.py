@@ -26,7 +26,7 @@ def write_table(path: Path, columns: Mapping[str, pa.Array], metadata: Mapping[s
     """Write columns as one Arrow IPC file with one record batch; it appears only when complete."""
     schema_metadata = {METADATA_KEY: json.dumps(dict(metadata)).encode()}
     batch = pa.record_batch(dict(columns)).replace_schema_metadata(schema_metadata)
-    with write_aside(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:
+    with write_aside(path) as temporary_path, pa.ipc.new_file(str(temporary_path), batch.schema) as writer:
         writer.write_batch(batch)
 
 

@@ -48,15 +48,15 @@ def make_shards_with_ray(
     # As many actors as the cluster has room for, but not more than there are shards.
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
-    capacity = gpus if on_gpu else int(resources.get("CPU", 0)) // cpus
+    has_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
+    capacity = gpus if has_gpu else int(resources.get("CPU", 0)) // cpus
     results = ray.data.range(shards, override_num_blocks=shards).map_batches(
         _Actor,
         fn_constructor_args=(new_maker, arguments),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=max(1, min(shards, capacity))),
         num_cpus=0,  # or the actors would leave none to what feeds them
-        num_gpus=1 if on_gpu else 0,
+        num_gpus=1 if has_gpu else 0,
     )
     for row in results.iter_rows():
         yield json.loads(row["result"])

@@ -30,8 +30,8 @@ class Regions(np.ndarray[tuple[int, int], np.dtype[np.int32]]):
             GridError: not two arrays of the same size, or numbers that are negative or too large.
             TypeError: not integers.
         """
-        regions = as_counts("regions", tokens).view(cls)
-        regions.leaves = as_counts("regions.leaves", leaves)
+        regions = to_counts("regions", tokens).view(cls)
+        regions.leaves = to_counts("regions.leaves", leaves)
         if regions.ndim != 2 or regions.shape != regions.leaves.shape:
             raise GridError(f"regions of shape {regions.shape} with leaves of shape {regions.leaves.shape}")
         return regions
@@ -86,7 +86,7 @@ class EncodedBatch:
         return f"EncodedBatch({len(self)} grids, {len(self.values)} tokens)"
 
 
-def as_counts(name: str, values: ArrayLike) -> NDArray[np.int32]:
+def to_counts(name: str, values: ArrayLike) -> NDArray[np.int32]:
     """Convert to an int32 array, whose numbers are at least 0.
 
     Raises:

@@ -198,7 +198,7 @@ def _array_blocks(path: Path) -> Iterator[LazyBlock]:
 
 def _read_array(path: Path) -> NDArray[np.integer[Any]]:
     """An (N, H, W) array of integers; a .npy file is mapped into memory."""
-    expected = "expected a folder of grids, or a .npy or .npz file with an integer array (N, H, W)"
+    expectation = "expected a folder of grids, or a .npy or .npz file with an integer array (N, H, W)"
     try:
         content = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.lib.npyio.NpzFile):
@@ -209,7 +209,7 @@ def _read_array(path: Path) -> NDArray[np.integer[Any]]:
     except GridError:
         raise
     except FileNotFoundError:
-        raise GridError(f"{path}: no such file or folder; {expected}") from None
+        raise GridError(f"{path}: no such file or folder; {expectation}") from None
     except Exception as error:  # damaged archives raise almost anything
         if "allow_pickle" in str(error) or "Python objects" in str(error):
             problem = (
@@ -217,7 +217,7 @@ def _read_array(path: Path) -> NDArray[np.integer[Any]]:
             )
         else:
             problem = f"cannot be read ({error})"
-        raise GridError(f"{path}: {problem}; {expected}") from None
+        raise GridError(f"{path}: {problem}; {expectation}") from None
     array: NDArray[np.integer[Any]] = content
     _check_array(path, array)
     return array

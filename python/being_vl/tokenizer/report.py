@@ -182,15 +182,16 @@ def format_report(content: dict[str, Any]) -> str:
 
 def _format_held_out(held_out: dict[str, Any], num_merges: int) -> list[str]:
     """What is unused, the length by number of merges, and the advice that follows."""
-    unused, count = held_out["unused"], held_out["last_worthwhile_merge_count"]
+    unused_counts, merge_count = held_out["unused"], held_out["last_worthwhile_merge_count"]
     lengths = [f"{p['merges']}: {p['tokens'] / held_out['cells']:.1%}" for p in held_out["curve"][-8:]]
     return [
-        f"  not in the held-out part: {unused['merged_tokens']} of {num_merges} merged tokens "
-        f"({unused['merges']} not even within a larger one), {unused['codebook_ids']} ids of the codebook",
+        f"  not in the held-out part: {unused_counts['merged_tokens']} of {num_merges} merged tokens "
+        f"({unused_counts['merges']} not even within a larger one), "
+        f"{unused_counts['codebook_ids']} ids of the codebook",
         f"  held-out length by merges: {', '.join(lengths)}",
         f"  the last tenth of the merges still shortened held-out sequences by {MIN_GAIN:.0%}: more may be worthwhile"
-        if count == num_merges
-        else f"  from {count} merges on, a tenth more shortens held-out sequences by less than {MIN_GAIN:.0%}",
+        if merge_count == num_merges
+        else f"  from {merge_count} merges on, a tenth more shortens held-out sequences by less than {MIN_GAIN:.0%}",
     ]
 
 

@@ -43,8 +43,8 @@ INT64_MAX, UINT64_MAX = 2**63 - 1, 2**64 - 1
 class MergeInfo(NamedTuple):
     """A merge and its statistics when it was chosen; in the progress callback also how far training is."""
 
-    done: int
-    """Merges learned so far; this one made token `base_vocab_size + done - 1`."""
+    num_learned: int
+    """Merges learned so far; this one made token `base_vocab_size + num_learned - 1`."""
     total: int
     """Most merges to learn; training stops earlier when no candidate is left."""
     a: int
@@ -213,8 +213,8 @@ class VisualBPE:
         path = Path(path)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
-        with write_aside(path) as aside:
-            aside.write_text(self.to_json(), encoding="utf-8")
+        with write_aside(path) as temporary_path:
+            temporary_path.write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
         """The text of the vocabulary's file."""
@@ -490,14 +490,14 @@ class VisualBPE:
         )
 
 
-def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
+def _integer(name: str, value: SupportsIndex, minimum: int, maximum: int) -> int:
     """An option as an int between two bounds, both included."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {value!r}") from None
-    if not low <= number <= high:
-        raise BeingVLError(f"{name} = {number}: expected {low} to {high}")
+    if not minimum <= number <= maximum:
+        raise BeingVLError(f"{name} = {number}: expected {minimum} to {maximum}")
     return number
 
 

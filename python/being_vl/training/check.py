@@ -8,7 +8,7 @@ from itertools import groupby, islice
 import numpy as np
 
 from being_vl.data.prepare import describe_faults
-from being_vl.data.sequences import DROPPED, SequenceBuilder, TokenSequence
+from being_vl.data.sequences import DROPPED_RECORD, SequenceBuilder, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import RecordError
 from being_vl.progress import show_log_lines
@@ -50,7 +50,7 @@ def check(options: CheckOptions) -> Iterator[str]:
 def _check_share(sequences: PreparedSequences, tolerance: float) -> None:
     """Raise a `RecordError` if a larger share of the records has faults; records that were dropped have none."""
     manifest = sequences.manifest
-    count = manifest["records"] - manifest["sequences"] - manifest["faults"].get(DROPPED, 0)
+    count = manifest["records"] - manifest["sequences"] - manifest["faults"].get(DROPPED_RECORD, 0)
     share = count / manifest["records"]
     if share > tolerance:
         raise RecordError(
@@ -80,7 +80,7 @@ def _describe_sequence(builder: SequenceBuilder, sequence: TokenSequence) -> str
         ids = [token for token, *_ in run]
         part = f"[image {sequence.images[number - 1].key}]" if number else builder.tokenizer.decode(ids)
         text += f"⟦{part}⟧" if is_label else part
-    head = f"{sequence.where}: {len(sequence.ids)} tokens, {has_loss.sum()} with loss"
+    head = f"{sequence.location}: {len(sequence.ids)} tokens, {has_loss.sum()} with loss"
     return "\n".join([head, text, *(_draw_image(builder, image.key) for image in sequence.images)])
 
 

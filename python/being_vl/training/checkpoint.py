@@ -139,18 +139,18 @@ class Checkpoints:
         # What this rank's thread is at, and then what the threads of all ranks are at.
         error = next((e for task in self._tasks if task.done() and (e := task.exception())), None)
         is_busy = any(not task.done() for task in self._tasks)
-        any_stop, any_error, any_busy = any_rank(stop, error is not None, is_busy)
-        if any_error:
+        is_stop_wanted, has_error, is_any_rank_busy = any_rank(stop, error is not None, is_busy)
+        if has_error:
             raise CheckpointError(
                 f"could not save a checkpoint, the earlier ones stay: {error or 'another rank says why'}"
             )
         # All ranks have written their files: rank 0 may rename the folder.
-        if not any_busy:
+        if not is_any_rank_busy:
             files, self._tasks = [task.result() for task in self._tasks], []
             if self._unpublished_step is not None:
                 self._publish(self._unpublished_step, files)
                 self._unpublished_step = None
-        return any_stop
+        return is_stop_wanted
 
     def finish(self) -> None:
         """Wait until what has been saved counts."""
@@ -184,27 +184,29 @@ class Checkpoints:
             torch.cuda.current_stream().synchronize()
         self._tasks.append(self._thread.submit(_write_file, copy, Path(path)))
 
-    def _copy(self, item: Any, where: tuple[Any, ...], copies: dict[Any, torch.Tensor]) -> Any:
+    def _copy(self, item: Any, key_path: tuple[Any, ...], copies: dict[Any, torch.Tensor]) -> Any:
         """A copy of `item` in host memory, in the memory of the copy before: new memory takes five times as long.
 
         Args:
             item: Tensors, in dictionaries, lists and tuples.
-            where: The keys and indexes that lead to it.
+            key_path: The keys and indexes that lead to it.
             copies: Those of this save, by the memory that they are of, so that what is shared is copied once.
         """
         if isinstance(item, dict):
-            return {key: self._copy(value, (*where, key), copies) for key, value in item.items()}
+            return {key: self._copy(value, (*key_path, key), copies) for key, value in item.items()}
         if type(item) in (list, tuple):
-            return type(item)(self._copy(value, (*where, index), copies) for index, value in enumerate(item))
+            return type(item)(
+                self._copy(value, (*key_path, index), copies) for index, value in enumerate(item)
+            )
         if not torch.is_tensor(item):
             return item
         # A tensor: into the buffer of its place, unless the same memory has been copied.
         memory = (item.data_ptr(), item.shape, item.stride(), item.dtype)
         if memory not in copies:
-            buffer = self._copies.get(where)
+            buffer = self._copies.get(key_path)
             if buffer is None or buffer.shape != item.shape or buffer.dtype != item.dtype:
                 buffer = torch.empty(item.shape, dtype=item.dtype, pin_memory=item.is_cuda)
-                self._copies[where] = buffer
+                self._copies[key_path] = buffer
             copies[memory] = buffer.copy_(item.detach(), non_blocking=True)
         return copies[memory]
 
@@ -270,7 +272,7 @@ class _HashWriter:
 
 
 @contextlib.contextmanager
-def _without_crc32() -> Iterator[None]:
+def _skip_crc32() -> Iterator[None]:
     """`torch.save` without the CRC-32 of each tensor, which takes as long as writing it, and which nobody reads."""
     option = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
@@ -283,14 +285,14 @@ def _without_crc32() -> Iterator[None]:
 def _write_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write a file of a checkpoint; returns its name, size and checksum."""
     try:
-        with path.open("wb") as file, _without_crc32():
+        with path.open("wb") as file, _skip_crc32():
             writer = _HashWriter(file)
             torch.save(state, cast(BinaryIO, writer))
             writer.flush()
     except Exception as error:  # torch may put an error of its own over that of a full disk
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        free = shutil.disk_usage(path.parent).free
-        raise CheckpointError(f"{path}: {reason}; {free / 1e6:,.0f} MB are free there") from error
+        free_bytes = shutil.disk_usage(path.parent).free
+        raise CheckpointError(f"{path}: {reason}; {free_bytes / 1e6:,.0f} MB are free there") from error
     return {"name": path.name, "bytes": path.stat().st_size, "xxh3_128": writer.checksum.hexdigest()}
 
 
@@ -377,7 +379,7 @@ def _convert(checkpoint: Checkpoint) -> Iterator[Path]:
         remove(folder.parent / "latest_universal")
 
 
-def _write_universal(folder: Path, universal: Path) -> None:
+def _write_universal(folder: Path, universal_folder: Path) -> None:
     """Convert a checkpoint's folder into DeepSpeed's universal format."""
     from deepspeed.checkpoint.ds_to_universal import main
 
@@ -385,7 +387,7 @@ def _write_universal(folder: Path, universal: Path) -> None:
         main(
             Namespace(
                 input_folder=str(folder),
-                output_folder=str(universal),
+                output_folder=str(universal_folder),
                 num_extract_workers=1,
                 num_merge_workers=1,
                 keep_temp_folder=False,

@@ -68,8 +68,8 @@ def hash_inputs_of_nodes(
     names = [name for name in hashes_of_nodes[0] if len({str(node[name]) for node in hashes_of_nodes}) > 1]
     # Nodes with copies of their own may hold others.
     if names:
-        what = " and ".join(name.removesuffix("_sha256") for name in names)
-        raise ConfigError(f"{what}: not the same files on all nodes; copy them again")
+        inputs = " and ".join(name.removesuffix("_sha256") for name in names)
+        raise ConfigError(f"{inputs}: not the same files on all nodes; copy them again")
     return dict(hashes_of_nodes[0])
 
 

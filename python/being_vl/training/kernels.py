@@ -31,11 +31,11 @@ def attention_kernel(options: PrecisionOptions) -> str | None:
     return "flash_attention_2" if can_flash else None
 
 
-def set_activation_checkpointing(lm: Any, on: bool) -> None:
+def set_activation_checkpointing(lm: Any, is_on: bool) -> None:
     """Have a model's layers compute their activations again in the backward pass, or no longer."""
     # Transformers has called it one and then the other.
     prefix = "activation" if hasattr(lm, "activation_checkpointing_enable") else "gradient"
-    if on:
+    if is_on:
         getattr(lm, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
     else:
         getattr(lm, f"{prefix}_checkpointing_disable")()

@@ -57,9 +57,9 @@ class TrainingLog:
         self.stage, self.steps, self.steps_before = stage, steps, steps_before
         out = Path(out)
         path = out / LOG_FILE
-        self._writes = dist.get_rank() == 0
+        self._is_writer = dist.get_rank() == 0
         # Rank 0 reads what earlier starts have logged, without the steps that are taken again.
-        entries = read_log(path) if self._writes else []
+        entries = read_log(path) if self._is_writer else []
         entries = [e for e in entries if e["stage"] != stage or 0 < resumed_step >= e["step"]]
         perplexities = [entry["text_perplexity"] for entry in entries if "text_perplexity" in entry]
         steps_logged = [entry for entry in entries if entry["stage"] == stage and "loss" in entry]
@@ -67,11 +67,13 @@ class TrainingLog:
         dist.broadcast_object_list(message)
         self.entries: list[dict[str, Any]] = message[0]
         self.text_perplexity: float | None = message[1]
-        if not self._writes:
+        if not self._is_writer:
             return
         # The log goes on behind what is left of it.
-        with write_aside(path) as aside:
-            aside.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        with write_aside(path) as temporary_path:
+            temporary_path.write_text(
+                "".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8"
+            )
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_before + resumed_step + 1)
         self._wandb = _start_wandb(out.resolve(), wandb, settings) if wandb else None
@@ -80,7 +82,7 @@ class TrainingLog:
 
     def add_step(self, entry: dict[str, Any]) -> None:
         """Log one optimizer step; `entry` has at least step, loss, learning_rate, tokens_per_second and mfu."""
-        if not self._writes:
+        if not self._is_writer:
             return
         self._write(entry)
         self._bar.set_postfix(loss=f"{entry['loss']:.4f}", refresh=False)
@@ -100,7 +102,7 @@ class TrainingLog:
     def add_perplexity(self, step: int, perplexity: float) -> None:
         """Log the perplexity on a text after a step, 0 for before the first."""
         self.text_perplexity = perplexity
-        if self._writes:
+        if self._is_writer:
             log.info("%s, after step %d: perplexity of the text %.4g", self.stage, step, perplexity)
             self._write({"step": step, "text_perplexity": perplexity})
 
@@ -114,7 +116,7 @@ class TrainingLog:
 
     def close(self) -> None:
         """Flush and close."""
-        if not self._writes:
+        if not self._is_writer:
             return
         self._bar.close()
         self._board.close()

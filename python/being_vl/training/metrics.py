@@ -51,7 +51,7 @@ class BatchTotals(NamedTuple):
     positions: float
 
     @classmethod
-    def of_all_ranks(cls, micro_batches: Sequence[Mapping[str, Tensor]], device: Any) -> "BatchTotals":
+    def sum_over_ranks(cls, micro_batches: Sequence[Mapping[str, Tensor]], device: Any) -> "BatchTotals":
         """Add up over this rank's micro-batches, as `being_vl.data.batches` makes them, and over the ranks."""
         sizes = [
             [float(batch["weights"].sum()), int(batch["tokens"]), batch["weights"].numel()]
@@ -114,10 +114,10 @@ class LossSums:
         dist.all_reduce(self._sums)
         # By category over both kinds, by kind over all categories, and all together.
         table = self._sums.cpu().view(len(self._categories), 2, 3)
-        by_name = dict(zip(self._categories, table.sum(1), strict=True))
-        by_name |= dict(zip(("text", "visual"), table.sum(0), strict=True))
+        sums_by_name = dict(zip(self._categories, table.sum(1), strict=True))
+        sums_by_name |= dict(zip(("text", "visual"), table.sum(0), strict=True))
         loss, weight, count = table.sum((0, 1)).tolist()
-        losses = {name: (sums[0] / sums[1]).item() for name, sums in by_name.items() if sums[1]}
+        losses = {name: (sums[0] / sums[1]).item() for name, sums in sums_by_name.items() if sums[1]}
         return {"loss": loss / weight, "losses": losses, "label_tokens": int(count)}
 
 
@@ -144,7 +144,7 @@ class Cost:
     attention: int
 
     @classmethod
-    def of(cls, model: TwoPartLM) -> "Cost | None":
+    def from_model(cls, model: TwoPartLM) -> "Cost | None":
         """The cost of a model, before DeepSpeed cuts its parameters up; unknown for a mixture of experts."""
         config = model.lm.config
         if any(

@@ -11,7 +11,7 @@ from being_vl.training.split import TwoPartLM
 
 
 def make_optimizer(
-    model: TwoPartLM, stage: StageOptions, options: OptimizerOptions, on_host: bool = False
+    model: TwoPartLM, stage: StageOptions, options: OptimizerOptions, is_offloaded: bool = False
 ) -> torch.optim.Optimizer:
     """AdamW over what trains, in groups named `new_rows` and `rest`, each with its `peak` learning rate.
 
@@ -21,7 +21,7 @@ def make_optimizer(
         model: With `requires_grad` set.
         stage: Its learning rates.
         options: AdamW's.
-        on_host: Whether it steps in the host's memory, where there is a GPU.
+        is_offloaded: Whether it steps in the host's memory, where there is a GPU.
 
     Raises:
         ConfigError: if DeepSpeed cannot build the AdamW that steps in the host's memory.
@@ -41,7 +41,7 @@ def make_optimizer(
         {"params": parameters, "name": name, "weight_decay": decay, "peak": peaks[name], "lr": peaks[name]}
         for (name, decay), parameters in groups.items()
     ]
-    if on_host and torch.cuda.is_available():
+    if is_offloaded and torch.cuda.is_available():
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiled when first used
 
         try:

@@ -33,12 +33,12 @@ def start_ranks() -> None:
         return
     # Without this, every start on a CPU compiles a shared-memory extension for more than a minute.
     __compatible_ops__["deepspeed_shm_comm"] = False
-    on_gpu = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available()
     additions = {} if "RANK" in os.environ else _environment_of_one_rank()
     os.environ.update(additions)
-    if on_gpu:
+    if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(hours=1))
+    deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", timeout=timedelta(hours=1))
     # What this process starts later must not take itself for a rank of this world; DeepSpeed reads LOCAL_RANK again.
     for name in additions.keys() - {"LOCAL_RANK"}:
         del os.environ[name]

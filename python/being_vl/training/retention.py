@@ -43,7 +43,7 @@ class TextProbe:
             raise ConfigError(f"retention.text: {text} holds {len(ids)} tokens; expected some text")
 
     @classmethod
-    def of_model(cls, model: StrPath, options: RetentionOptions, max_length: int) -> "TextProbe | None":
+    def from_model(cls, model: StrPath, options: RetentionOptions, max_length: int) -> "TextProbe | None":
         """The probe that the options ask for, for a model in a folder; windows are as long as its sequences."""
         from transformers import AutoConfig, AutoTokenizer
 

@@ -186,14 +186,14 @@ class StageProgress:
         }
 
 
-def check_packing(lm: Any, flat: bool) -> None:
+def check_packing(lm: Any, is_flat: bool) -> None:
     """Check on a model that the records of a packed row do not see each other.
 
     What the model makes of a record must be the same whatever record stands before it in the row.
 
     Args:
         lm: A causal LM of transformers.
-        flat: As for `being_vl.data.batches.collate`.
+        is_flat: As for `being_vl.data.batches.collate`.
 
     Raises:
         ModelError: if it differs.
@@ -206,7 +206,7 @@ def check_packing(lm: Any, flat: bool) -> None:
     with torch.no_grad():
         # Two rows that end in the same record, behind another one in each.
         for row in ([a, a], [b, a]):
-            batch = collate([row], 0, [""], flat)
+            batch = collate([row], 0, [""], is_flat)
             inputs = {name: batch[name].to(device) for name in ("input_ids", "position_ids")}
             states.append(lm.get_decoder()(**inputs, use_cache=False).last_hidden_state[0, 8:].float())
     lm.train(was_training)

@@ -84,14 +84,16 @@ class SpikeGuard:
         """
         if "trouble" not in entry:
             return
-        what = f"{stage} step {entry['step']}: {entry['trouble']}; records: {'; '.join(entry['records'])}"
+        message = f"{stage} step {entry['step']}: {entry['trouble']}; records: {'; '.join(entry['records'])}"
         if self._action == "stop":
-            raise TrainingError(f"{what}. The step was not taken; spikes.action: skip would go on without it")
+            raise TrainingError(
+                f"{message}. The step was not taken; spikes.action: skip would go on without it"
+            )
         if self._skips_in_a_row > MAX_SKIPS:
             raise TrainingError(
-                f"{what}. {self._skips_in_a_row} steps in a row were skipped; the model is beyond that"
+                f"{message}. {self._skips_in_a_row} steps in a row were skipped; the model is beyond that"
             )
-        log.warning("%s; the step was %s", what, "skipped" if entry["skipped"] else "taken")
+        log.warning("%s; the step was %s", message, "skipped" if entry["skipped"] else "taken")
 
     def _step_unless_skipped(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer's step; ZeRO 1 and 2 call it for each group of parameters."""

@@ -45,8 +45,8 @@ class TwoPartEmbedding(nn.Module):
         # Both matrices are asked for every id, under some id that they have; then each position takes its own answer.
         is_new = ids >= self.text_size
         text = self._look_up(ids.masked_fill(is_new, 0), self.text_rows)
-        visual = self._look_up((ids - self.text_size).clamp(min=0), self.new_rows)
-        return torch.where(is_new.unsqueeze(-1), visual, text)
+        visual_vectors = self._look_up((ids - self.text_size).clamp(min=0), self.new_rows)
+        return torch.where(is_new.unsqueeze(-1), visual_vectors, text)
 
     def _look_up(self, ids: Tensor, rows: nn.Parameter) -> Tensor:
         """What the family's embedding gives with these rows as its matrix."""
@@ -190,11 +190,11 @@ class TwoPartLM(nn.Module):
         tables = {name: matrices[id(m)] for name, m in self.lm.named_modules() if id(m) in matrices}
         weights = dict(target.named_parameters())
         for name, value in parameters.items():
-            module, _, last = name.rpartition(".")
+            module, _, row_name = name.rpartition(".")
             if module in tables:
                 # Text rows or new rows: a part of a matrix.
                 text_size = self.embedding.text_size
-                rows = slice(0, text_size) if last == "text_rows" else slice(text_size, None)
+                rows = slice(0, text_size) if row_name == "text_rows" else slice(text_size, None)
                 tables[module].data[rows] = value.to(tables[module].dtype)
             elif LORA not in name:
                 # Any other weight, under the same name.

@@ -108,18 +108,18 @@ class StageTrainer:
         )
         log_once(table)
         # What looks at the parameters' shapes comes before ZeRO-3 hides them.
-        self._cost = Cost.of(self._model)
+        self._cost = Cost.from_model(self._model)
         self._peak_flops = find_peak_flops(options.logging.peak_flops)
-        on_host = options.offload == "optimizer"
-        self._optimizer = make_optimizer(self._model, stage, options.optimizer, on_host)
+        is_offloaded = options.offload == "optimizer"
+        self._optimizer = make_optimizer(self._model, stage, options.optimizer, is_offloaded)
         place_parameters(self._model, dtype, config)
         self._engine, *_ = deepspeed.initialize(model=self._model, optimizer=self._optimizer, config=config)
         self._checkpoints = Checkpoints(self._engine, root, stage.name, options.checkpoint.keep)
         self._resumed_step = self._checkpoints.resume(checkpoint)
         # FlashAttention reads all rows as one; packed records must not see each other.
-        self._flat = self._model.lm.config._attn_implementation.startswith("flash")
+        self._is_flat = self._model.lm.config._attn_implementation.startswith("flash")
         if options.batches.packing:
-            check_packing(self._model.lm, self._flat)
+            check_packing(self._model.lm, self._is_flat)
 
     def _start_log(self) -> None:
         """Go on with the log, and with what looks back on it."""
@@ -134,7 +134,7 @@ class StageTrainer:
             to_jsonable(options),
         )
         self._guard = SpikeGuard(self._engine, self._optimizer, options.spikes, self._log.entries)
-        self._probe = TextProbe.of_model(self._source, options.retention, options.sequences.max_length)
+        self._probe = TextProbe.from_model(self._source, options.retention, options.sequences.max_length)
         self._progress = StageProgress(self._schedule)
 
     def run(self) -> None:
@@ -164,14 +164,14 @@ class StageTrainer:
             self._rank,
             self._ranks,
             self._options.workers,
-            self._flat,
+            self._is_flat,
             self._options.batches.packing,
         )
 
     def _take_step(self, step: int, rows: list[Row], micro_batches: list[MicroBatch]) -> None:
         """Take one optimizer step and log it."""
         rates = set_learning_rates(self._optimizer, learning_rate_factor(self._stage, step - 1, self._steps))
-        totals = BatchTotals.of_all_ranks(micro_batches, self._engine.device)
+        totals = BatchTotals.sum_over_ranks(micro_batches, self._engine.device)
         entry = {"step": step, **self._accumulate_gradient(step, micro_batches, totals.label_weight)}
         entry |= self._guard.step(entry["loss"])
         seconds = time.perf_counter() - self._step_start
@@ -180,7 +180,7 @@ class StageTrainer:
         entry |= self._progress.shares()
         if "trouble" in entry:
             entry["records"] = [
-                self._sequences.get(record.group, record.number, record.position).where
+                self._sequences.get(record.group, record.number, record.position).location
                 for row in rows
                 for record in row
             ]
@@ -264,9 +264,9 @@ def end_if_asked(stop: StopRequest, stage: str) -> None:
         end_training(stop, f"before {stage}, nothing to save")
 
 
-def end_training(stop: StopRequest, where: str) -> NoReturn:
+def end_training(stop: StopRequest, position: str) -> NoReturn:
     """End this rank with status 0, and with it the training: all ranks call it after the same step."""
     log_once(
-        f"stopped by {stop.signal or 'a signal to another rank'} {where}; the same command goes on from there"
+        f"stopped by {stop.signal or 'a signal to another rank'} {position}; the same command goes on from there"
     )
     raise SystemExit(0)

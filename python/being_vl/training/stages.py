@@ -54,9 +54,9 @@ def group_parameters(model: TwoPartLM, stage: StageOptions) -> list[ParameterGro
         ]
     # Last, what is in none of these.
     group_ids = {id(parameter) for group in groups for parameter in group.parameters}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in group_ids]
+    other_parameters = [parameter for parameter in model.parameters() if id(parameter) not in group_ids]
     name = "others" if isinstance(unfreeze, list) else "final norm, others"
-    groups.append(ParameterGroup(name, others, train_all))
+    groups.append(ParameterGroup(name, other_parameters, train_all))
     return [group for group in groups if group.parameters]
 
 
@@ -79,13 +79,16 @@ def _find_parameters(model: TwoPartLM, stage: str, patterns: list[str]) -> list[
     rows = {id(parameter) for part in (model.embedding, model.head) for parameter in part.parameters()}
     names = {f".{name}.": p for name, p in model.lm.named_parameters() if id(p) not in rows}
     matches = {pattern: [n for n in names if fnmatchcase(n, f"*.{pattern}.*")] for pattern in patterns}
-    for pattern, matching in matches.items():
-        if not matching:
-            some = ", ".join(name.strip(".") for name in list(names)[:3])
+    for pattern, matching_names in matches.items():
+        if not matching_names:
+            first_names = ", ".join(name.strip(".") for name in list(names)[:3])
             raise ConfigError(
-                f"stage {stage!r}: unfreeze names {pattern!r}, but parameters are called {some} ..."
+                f"stage {stage!r}: unfreeze names {pattern!r}, but parameters are called {first_names} ..."
             )
-    return [names[name] for name in dict.fromkeys(n for matching in matches.values() for n in matching)]
+    return [
+        names[name]
+        for name in dict.fromkeys(n for matching_names in matches.values() for n in matching_names)
+    ]
 
 
 def add_adapters(model: TwoPartLM, stage: StageOptions) -> None:
@@ -128,7 +131,7 @@ def freeze(model: TwoPartLM, stage: StageOptions) -> str:
     # What is frozen and what trains.
     groups = group_parameters(model, stage)
     if stage.lora:
-        groups = _with_adapters(model, groups)
+        groups = _group_adapters(model, groups)
     for group in groups:
         for parameter in group.parameters:
             parameter.requires_grad_(group.trains)
@@ -146,7 +149,7 @@ def freeze(model: TwoPartLM, stage: StageOptions) -> str:
     return "\n".join(lines)
 
 
-def _with_adapters(model: TwoPartLM, groups: list[ParameterGroup]) -> list[ParameterGroup]:
+def _group_adapters(model: TwoPartLM, groups: list[ParameterGroup]) -> list[ParameterGroup]:
     """The groups of a stage whose adapters train in place of the weights that they are on; rows stay as they are."""
     adapters = {id(p) for name, p in model.lm.named_parameters() if LORA in name}
     rows = [group for group in groups if group.name in (NEW_ROWS, TEXT_ROWS)]

@@ -75,7 +75,7 @@ class Autoencoder:
         # Encode, and take the nearest codes; gradients pass through them straight to the latents.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_encoder), self.precision():
             latents = self._encode(self.model, tiles[:, :-1, None, None]).float()
-        ids = self.codebook.nearest(latents.detach())
+        ids = self.codebook.find_nearest_codes(latents.detach())
         has_code_gradients = self.learn_codes and not freeze_encoder
         codes = self.model.quantize.embedding(ids) if has_code_gradients else self.codebook.weight[ids]
         quantized_latents = latents + (codes - latents).detach()

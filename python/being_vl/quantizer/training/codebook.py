@@ -28,7 +28,7 @@ class Codebook:
         self.counts = torch.ones(len(weight), device=weight.device)
         self.sums = weight.clone()
 
-    def nearest(self, latents: Tensor) -> Tensor:
+    def find_nearest_codes(self, latents: Tensor) -> Tensor:
         """Ids (N,) of latents (N, D)."""
         return find_nearest(latents, self.weight)
 

@@ -57,8 +57,8 @@ def _cut_log(path: Path, step: int) -> None:
     """Remove lines that are cut off, and those of steps after `step`."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     valid_lines = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    with write_aside(path) as aside:
-        aside.write_text("".join(valid_lines), encoding="utf-8")
+    with write_aside(path) as temporary_path:
+        temporary_path.write_text("".join(valid_lines), encoding="utf-8")
 
 
 def _flatten(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -383,8 +383,8 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "codebook": [self.codebook.counts, self.codebook.sums],
         }
-        with write_aside(self.options.out / CHECKPOINT) as aside:
-            torch.save(state, aside)
+        with write_aside(self.options.out / CHECKPOINT) as temporary_path:
+            torch.save(state, temporary_path)
 
     def _load_checkpoint(self) -> None:
         path = self.options.out / CHECKPOINT
