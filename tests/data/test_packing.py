@@ -73,7 +73,7 @@ def test_packing_loses_nothing_and_fits(lengths: list[int], capacity: int, windo
         assert not [place for place in range(number + 1 - longest_wait) if place not in seen]
 
 
-@pytest.mark.parametrize("by", ["records", "tokens"])
+@pytest.mark.parametrize("unit", ["records", "tokens"])
 @pytest.mark.parametrize("row", [2048, 8192])
 def test_rows_keep_the_mixture_whatever_fits_best(row: int, unit: Any) -> None:
     """Within 0.5 % over 10,000 records; with the lengths of these keys each row would take the long ones first."""
