@@ -14,7 +14,7 @@ from being_vl.files import read_manifest
 from being_vl.shards.arrow import shard_path, write_table
 from being_vl.shards.grids import GridRow, GridStore, grid_columns
 from helpers import tiny
-from helpers.commands import being_vl, refused
+from helpers.commands import being_vl, expect_refusal
 
 
 def picture(path: Path) -> Path:
@@ -48,7 +48,7 @@ def change_record(chain: Path, path: Path, number: int, **fields: Any) -> Path:
 def test_empty_and_missing_folder(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "missing"):
-        line = refused(capsys, being_vl(*quantize(chain, tmp_path / name, tmp_path / "grids")))
+        line = expect_refusal(capsys, being_vl(*quantize(chain, tmp_path / name, tmp_path / "grids")))
         assert str(tmp_path / name) in line
     assert not (tmp_path / "grids" / "manifest.json").exists()
 
@@ -62,7 +62,7 @@ def test_unreadable_images_are_listed_or_stop_the_job(
     (tmp_path / "images" / "sub").mkdir()
     (tmp_path / "images" / "sub" / "cut.png").write_bytes(whole[: len(whole) // 2])
     command = quantize(chain, tmp_path / "images", tmp_path / "grids")
-    line = refused(capsys, being_vl(*command))
+    line = expect_refusal(capsys, being_vl(*command))
     assert "sub/cut.png" in line
     assert main([str(word) for word in (*command, "--max_failed", "0.1")]) == 0
     manifest = read_manifest(tmp_path / "grids", "grids")
@@ -75,7 +75,7 @@ def test_image_of_a_record_is_missing(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = change_record(chain, tmp_path / "r.json", 7, image="lost.png", id="seven")
-    line = refused(capsys, being_vl(*train(chain, tmp_path / "out", records=records)))
+    line = expect_refusal(capsys, being_vl(*train(chain, tmp_path / "out", records=records)))
     assert all(word in line for word in ("r.json", "lost.png", "record 7", "seven"))
 
 
@@ -84,25 +84,27 @@ def test_records_that_are_no_records(
     text: str, chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "r.json").write_text(text)
-    assert "r.json" in refused(capsys, being_vl(*train(chain, tmp_path / "out", records=tmp_path / "r.json")))
+    assert "r.json" in expect_refusal(
+        capsys, being_vl(*train(chain, tmp_path / "out", records=tmp_path / "r.json"))
+    )
 
 
 def test_record_lacks_a_field(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = change_record(chain, tmp_path / "r.json", 3, conversations=None, id="three")
-    line = refused(capsys, being_vl(*train(chain, tmp_path / "out", records=records)))
+    line = expect_refusal(capsys, being_vl(*train(chain, tmp_path / "out", records=records)))
     assert all(word in line for word in ("r.json", "record 3", "three", "conversations"))
 
 
 def test_record_without_labels(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     question_only = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": " "}]
     records = change_record(chain, tmp_path / "r.json", 4, conversations=question_only)
-    line = refused(capsys, being_vl(*train(chain, tmp_path / "out", records=records)))
+    line = expect_refusal(capsys, being_vl(*train(chain, tmp_path / "out", records=records)))
     assert "r.json" in line
     assert "record 4" in line
 
 
 def test_record_too_long(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, being_vl(*train(chain, tmp_path / "out", **{"sequences.max_length": 24})))
+    line = expect_refusal(capsys, being_vl(*train(chain, tmp_path / "out", **{"sequences.max_length": 24})))
     assert "train.json" in line
     assert "24" in line
 
@@ -114,7 +116,7 @@ def test_ids_outside_the_codebook(chain: Path, tmp_path: Path, capsys: pytest.Ca
     rows = [GridRow(key, store[key], (64, 64), "0" * 64) for key in store]
     rows[2].grid[1, 3] = store.codebook_size + 100
     write_table(shard_path(grids, "grids", 0), grid_columns(rows, 1 << 16), {})
-    line = refused(capsys, being_vl(*train(chain, tmp_path / "out", grids=grids)))
+    line = expect_refusal(capsys, being_vl(*train(chain, tmp_path / "out", grids=grids)))
     assert rows[2].key in line
     assert str(store.codebook_size + 100) in line
 
@@ -123,7 +125,7 @@ def test_vocabulary_of_another_codebook(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny.quantizer(tmp_path / "other", codebook_size=64, name="other", seed=5)
-    line = refused(
+    line = expect_refusal(
         capsys,
         being_vl(
             *("expand", "--llm", chain / "llm", "--vocabulary", chain / "vocabulary.json"),
@@ -138,7 +140,7 @@ def test_vocabulary_of_another_codebook(
 def test_llm_that_is_expanded_already(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refused(
+    line = expect_refusal(
         capsys,
         being_vl(
             *("expand", "--llm", chain / "tied", "--vocabulary", chain / "vocabulary.json"),
@@ -152,7 +154,7 @@ def test_llm_that_is_expanded_already(
 def test_damaged_vocabulary(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (chain / "vocabulary.json").read_text()
     (tmp_path / "cut.json").write_text(text[: len(text) // 2])
-    line = refused(
+    line = expect_refusal(
         capsys,
         being_vl(
             *("expand", "--llm", chain / "llm", "--vocabulary", tmp_path / "cut.json"),
@@ -166,12 +168,14 @@ def test_generate_without_picture_or_model(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask = ("--prompt", "what is it?")
-    line = refused(
+    line = expect_refusal(
         capsys, being_vl("generate", "--model", chain / "tied", "--image", tmp_path / "no.png", *ask)
     )
     assert "no.png" in line
     image = picture(tmp_path / "red.png")
-    assert "llm" in refused(capsys, being_vl("generate", "--model", chain / "llm", "--image", image, *ask))
+    assert "llm" in expect_refusal(
+        capsys, being_vl("generate", "--model", chain / "llm", "--image", image, *ask)
+    )
 
 
 def test_vocabulary_is_what_it_was(chain: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from being_vl.commands import COMMANDS, GROUPS, Command, build_parser, load, show
 from being_vl.completion import CompletionOptions, completion
 from being_vl.schema import read_options
-from helpers.commands import being_vl, refused
+from helpers.commands import being_vl, expect_refusal
 
 
 def process(*words: str, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -69,7 +69,7 @@ def test_every_command_calls_something_that_is_there() -> None:
     ],
 )
 def test_wrong_words_are_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert message in refused(capsys, being_vl(*words))
+    assert message in expect_refusal(capsys, being_vl(*words))
 
 
 def test_reports_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from being_vl.recipes.options import RunOptions
 from being_vl.recipes.recipe import FOLDER, Recipe
 from being_vl.schema import NO_DEFAULT, json_schema, read_options, walk
 from being_vl.training.options import TrainOptions
-from helpers.commands import being_vl, refused
+from helpers.commands import being_vl, expect_refusal
 
 STAGE = "name: a, unfreeze: 0.5, learning_rate: 1e-3"
 RUN = "images: i\nrecords: [r]\nllm: l\nout: o\n"
@@ -138,7 +138,7 @@ def test_a_wrong_recipe_is_told_in_one_line(
     command: list[str], text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path / "recipe.yaml", text)
-    line = refused(capsys, being_vl(*command, *place(command), path))
+    line = expect_refusal(capsys, being_vl(*command, *place(command), path))
     assert line.startswith(f"being-vl: error: {path}: {message}")
 
 
@@ -166,7 +166,7 @@ def test_recipes_that_nobody_thought_of(tmp_path: Path, capsys: pytest.CaptureFi
             path.write_text(yaml.safe_dump(content))
             status = being_vl("train", "--recipe", path, "--print_config")
             if status:
-                line = refused(capsys, status)
+                line = expect_refusal(capsys, status)
                 assert line.startswith(f"being-vl: error: {path}: {name}"), (name, value, line)
                 assert "expected" in line or "no such option" in line, line
             capsys.readouterr()
@@ -189,7 +189,9 @@ def test_a_wrong_flag_is_named_without_the_recipe(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path / "recipe.yaml", "seed: 1")
-    assert refused(capsys, being_vl("train", "--recipe", path, *flags)) == f"being-vl: error: {message}"
+    assert (
+        expect_refusal(capsys, being_vl("train", "--recipe", path, *flags)) == f"being-vl: error: {message}"
+    )
 
 
 def config(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:

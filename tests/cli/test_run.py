@@ -12,7 +12,7 @@ import yaml
 from being_vl import VisualBPE
 from being_vl.shards.grids import GridStore
 from being_vl.training.log import read_log
-from helpers.commands import being_vl, refused
+from helpers.commands import being_vl, expect_refusal
 
 STAGES = [
     {"name": "rows", "unfreeze": 0.0, "learning_rate": 1e-3, "max_steps": 2, "mixture": {"foundation": 1}},
@@ -133,7 +133,7 @@ def test_overwrite_does_a_step_of_other_options_and_those_after_it_again(
     path, out = write_recipe(chain, tmp_path / "run", until="expand"), tmp_path / "run"
     assert being_vl("run", path) == 0
     grids = files_of(out / "grids")
-    assert "alpha was 0.3, is 0.1" in refused(capsys, being_vl("run", path, "--vocab.alpha", "0.1"))
+    assert "alpha was 0.3, is 0.1" in expect_refusal(capsys, being_vl("run", path, "--vocab.alpha", "0.1"))
     caplog.clear()
     assert being_vl("run", path, "--vocab.alpha", "0.1", "--overwrite") == 0
     assert caplog.text.count("finished before, skipped") == 1

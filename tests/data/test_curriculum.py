@@ -16,19 +16,19 @@ NAMES = ("foundation", "perception", "reasoning", "instruction", "extra")
 counts = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 12), min_size=1)
 weight = st.one_of(st.integers(1, 100), st.floats(1e-3, 1e3), st.sampled_from([0.1, 0.25, 0.3, 1 / 3]))
 seeds = st.integers(0, 2**63)
-LONGEST = 2000
+MAX_LENGTH = 2000
 
 
 def records(counts: Mapping[str, int], seed: int = 0) -> dict[RecordGroup, np.ndarray]:
     """Lengths of that many records of each category."""
     generator = np.random.default_rng(seed)
     return {
-        RecordGroup(name, "file", False): generator.integers(20, LONGEST + 1, count).astype(np.int32)
+        RecordGroup(name, "file", False): generator.integers(20, MAX_LENGTH + 1, count).astype(np.int32)
         for name, count in counts.items()
     }
 
 
-def drawn(stream: Curriculum, n: int) -> list[Entry]:
+def draw(stream: Curriculum, n: int) -> list[Entry]:
     return [stream.draw() for _ in range(n)]
 
 
@@ -38,12 +38,12 @@ def test_shares_of_records_hold_to_one_record_in_every_prefix(
 ) -> None:
     weights = {name: data.draw(weight) for name in counts}
     total = sum(weights.values())
-    seen: Counter[str] = Counter()
-    for position, entry in enumerate(drawn(Curriculum(records(counts), weights, seed), n), start=1):
+    entry_counts: Counter[str] = Counter()
+    for position, entry in enumerate(draw(Curriculum(records(counts), weights, seed), n), start=1):
         assert entry.position == position - 1
-        seen[entry.key] += 1
+        entry_counts[entry.key] += 1
         for name in counts:
-            assert abs(seen[name] - position * weights[name] / total) < 1 + 1e-9
+            assert abs(entry_counts[name] - position * weights[name] / total) < 1 + 1e-9
 
 
 @given(st.data(), counts, seeds, st.integers(1, 300))
@@ -53,12 +53,12 @@ def test_shares_of_tokens_hold_to_the_longest_record_in_every_prefix(
     weights = {name: data.draw(weight) for name in counts}
     lengths = records(counts, seed % 1000)
     total = sum(weights.values())
-    seen: Counter[str] = Counter()
-    for entry in drawn(Curriculum(lengths, weights, seed, unit="tokens"), n):
+    entry_counts: Counter[str] = Counter()
+    for entry in draw(Curriculum(lengths, weights, seed, unit="tokens"), n):
         assert entry.length == lengths[entry.group][entry.number]
-        seen[entry.key] += entry.length
+        entry_counts[entry.key] += entry.length
         for name in counts:
-            assert abs(seen[name] - seen.total() * weights[name] / total) < LONGEST + 1e-6
+            assert abs(entry_counts[name] - entry_counts.total() * weights[name] / total) < MAX_LENGTH + 1e-6
 
 
 @settings(max_examples=8)
@@ -72,13 +72,13 @@ def test_realised_shares_are_within_half_a_percent_over_ten_thousand_records(
     if unit == "tokens":  # rows of other lengths bend the line
         end = start
     stream = Curriculum(records(counts), start, 0, end, total=10_000, unit=unit)
-    seen: Counter[str] = Counter()
+    entry_counts: Counter[str] = Counter()
     for row in range(10_000):
         entry = stream.draw(row)
-        seen[entry.key] += entry.length if unit == "tokens" else 1
+        entry_counts[entry.key] += entry.length if unit == "tokens" else 1
     for name in NAMES:  # the mean of a line is that of its ends
-        asked = (start[name] / sum(start.values()) + end[name] / sum(end.values())) / 2
-        assert abs(seen[name] / seen.total() - asked) < 0.005
+        mean_share = (start[name] / sum(start.values()) + end[name] / sum(end.values())) / 2
+        assert abs(entry_counts[name] / entry_counts.total() - mean_share) < 0.005
 
 
 def test_schedule_goes_from_one_mixture_to_the_other_in_a_line() -> None:
@@ -95,7 +95,7 @@ def test_schedule_goes_from_one_mixture_to_the_other_in_a_line() -> None:
 def test_no_record_returns_before_its_category_is_through(counts: dict[str, int], seed: int) -> None:
     passes: dict[str, list[int]] = {name: [] for name in counts}
     stream = Curriculum(records(counts), dict.fromkeys(counts, 1), seed)
-    for entry in drawn(stream, 5 * sum(counts.values())):
+    for entry in draw(stream, 5 * sum(counts.values())):
         passes[entry.key].append(entry.number)
     for name, indices in passes.items():
         size = counts[name]
@@ -105,7 +105,7 @@ def test_no_record_returns_before_its_category_is_through(counts: dict[str, int]
 
 def test_another_seed_or_pass_is_another_order_of_the_same_records() -> None:
     def order(seed: int, start: int) -> list[int]:
-        entries = drawn(Curriculum(records({"a": 50}), {"a": 1}, seed), start + 50)
+        entries = draw(Curriculum(records({"a": 50}), {"a": 1}, seed), start + 50)
         return [entry.number for entry in entries[start:]]
 
     orders = [order(0, 0), order(1, 0), order(0, 50), list(range(50))]
@@ -116,7 +116,7 @@ def test_another_seed_or_pass_is_another_order_of_the_same_records() -> None:
 @pytest.mark.parametrize("scale", [1, 0.1, 30])
 def test_the_order_stays_the_same_in_later_releases(scale: float) -> None:
     stream = Curriculum(records({"a": 5, "b": 3}), {"a": 7 * scale, "b": 3 * scale}, seed=1)
-    assert [f"{entry.key}{entry.number}" for entry in drawn(stream, 10)] == [
+    assert [f"{entry.key}{entry.number}" for entry in draw(stream, 10)] == [
         *("a2", "a3", "b0", "a1", "a0", "b2", "a4", "a2", "a1", "b1")
     ]
 
@@ -136,11 +136,11 @@ def test_a_key_is_a_category_a_source_or_text_only() -> None:
     }
     lengths = {group: np.full(10, 5, np.int32) for group in groups}
     stream = Curriculum(lengths, {"foundation": 90, "text_only": 10}, seed=0)
-    found = Counter(entry.group.text_only for entry in drawn(stream, 100))
+    found = Counter(entry.group.text_only for entry in draw(stream, 100))
     assert found == {False: 90, True: 10}
-    left_out = Curriculum(lengths, {"foundation": 1, "foundation/coco": 0}, seed=0)
-    assert {entry.group for entry in drawn(left_out, 40)} == {a, text}
-    assert left_out.keys == {"foundation": 20}
+    curriculum = Curriculum(lengths, {"foundation": 1, "foundation/coco": 0}, seed=0)
+    assert {entry.group for entry in draw(curriculum, 40)} == {a, text}
+    assert curriculum.keys == {"foundation": 20}
 
 
 def test_without_a_mixture_each_category_has_its_size() -> None:
@@ -155,7 +155,7 @@ def test_categories_without_records_are_left_out_and_the_rest_share() -> None:
     mixture = {"a": 30, "b": 20, "c": 40, "d": 10, "e": 0}
     stream = Curriculum(records({"a": 4, "b": 0, "d": 9}), mixture, seed=0)
     assert stream.weights == {"a": 0.75, "d": 0.25}
-    assert Counter(entry.key for entry in drawn(stream, 1000)) == {"a": 750, "d": 250}
+    assert Counter(entry.key for entry in draw(stream, 1000)) == {"a": 750, "d": 250}
 
 
 @pytest.mark.parametrize(

@@ -138,9 +138,11 @@ def test_a_batch_is_padded_on_the_right_and_positions_restart() -> None:
     assert batch["labels"][0].tolist() == [-100, *a.ids[1:], -100, *b.ids[1:]]
     assert batch["labels"][1].tolist() == [-100, *c.labels[1:], *[-100] * (length - len(c.ids))]
     assert ((batch["weights"] > 0) == (batch["labels"] != -100)).all()
-    flat = collate([[a, b], [c]], 7, CATEGORIES, is_flat=True)
-    assert flat["input_ids"].tolist() == [[*a.ids, *b.ids, *c.ids]]
-    assert flat["position_ids"].tolist() == [[*range(len(a.ids)), *range(len(b.ids)), *range(len(c.ids))]]
+    flat_batch = collate([[a, b], [c]], 7, CATEGORIES, is_flat=True)
+    assert flat_batch["input_ids"].tolist() == [[*a.ids, *b.ids, *c.ids]]
+    assert flat_batch["position_ids"].tolist() == [
+        [*range(len(a.ids)), *range(len(b.ids)), *range(len(c.ids))]
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ leaks
@@ -225,33 +227,33 @@ def test_packed_records_have_the_losses_that_they_have_alone(
     if family == "gemma2" and kernel != "eager":
         pytest.skip("transformers computes Gemma 2's capped attention by eager alone")
     extra = {"sliding_window": 6} if family in ("mistral", "gemma2", "gemma3", "olmo3") else {}
-    on_cpu = kernel != "flash_attention_2"
-    device, dtype = ("cpu", torch.float32) if on_cpu else ("cuda", torch.bfloat16)
+    is_on_cpu = kernel != "flash_attention_2"
+    device, dtype = ("cpu", torch.float32) if is_on_cpu else ("cuda", torch.bfloat16)
     torch.manual_seed(0)
     config = tiny.CONFIGS[family](
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, pad_token_id=None, **extra,
     )  # fmt: skip
-    flat = kernel.startswith("flash")
+    flat_batch = kernel.startswith("flash")
     model = AutoModelForCausalLM.from_config(
-        config, attn_implementation="sdpa" if flat and on_cpu else kernel
+        config, attn_implementation="sdpa" if flat_batch and is_on_cpu else kernel
     )
     model.to(device, dtype)
     records = make_sequences(12)
 
     def batch(rows: list[list[TokenSequence]]) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(device) for name, tensor in collate(rows, 0, CATEGORIES, flat).items()}
+        return {name: tensor.to(device) for name, tensor in collate(rows, 0, CATEGORIES, flat_batch).items()}
 
     alone = [loss for record in records for loss in losses(model, batch([[record]]))]
-    if flat and on_cpu:
+    if flat_batch and is_on_cpu:
         request.getfixturevalue("flash_attn")
         model.config._attn_implementation = "flash_attention_2"  # as what is installed would have made it
-    check_packing(model, flat)
+    check_packing(model, flat_batch)
     tolerance = 0.05 if dtype == torch.bfloat16 else 2e-6
-    packed = losses(model, batch([records[:5], records[5:7], records[7:]]))
-    assert packed == pytest.approx(alone, abs=tolerance)
-    padded = losses(model, batch([[record] for record in records]))
-    assert padded == pytest.approx(alone, abs=tolerance)
+    packed_losses = losses(model, batch([records[:5], records[5:7], records[7:]]))
+    assert packed_losses == pytest.approx(alone, abs=tolerance)
+    padded_losses = losses(model, batch([[record] for record in records]))
+    assert padded_losses == pytest.approx(alone, abs=tolerance)
 
 
 def test_flash_attention_is_what_auto_means_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,16 +277,16 @@ def test_a_model_that_lets_records_see_each_other_is_refused() -> None:
 
 def read_steps(stage: StageSchedule, ranks: int, workers: int, start: int) -> list[list[list[int]]]:
     """The ids of the rows of each step after the first `start`, as the ranks read them, put together again."""
-    sequences = tiny.Listed(make_sequences(), PAD)
+    sequences = tiny.SequenceList(make_sequences(), PAD)
     parts = -(-stage.batch_size // (3 * ranks))
     loaders = [
         load_batches(StageProgress(stage).rows_after(start), sequences, parts, rank, ranks, workers)
         for rank in range(ranks)
     ]
     steps = []
-    for of_ranks in zip(*loaders, strict=True):
-        assert all(rows == of_ranks[0][0] for rows, _ in of_ranks)
-        micro = [batches[part] for part in range(parts) for _, batches in of_ranks]
+    for batches_of_ranks in zip(*loaders, strict=True):
+        assert all(rows == batches_of_ranks[0][0] for rows, _ in batches_of_ranks)
+        micro = [batches[part] for part in range(parts) for _, batches in batches_of_ranks]
         assert all(1 <= len(batch["input_ids"]) <= 3 for batch in micro)
         steps.append([ids[ids != PAD].tolist() for batch in micro for ids in batch["input_ids"]])
     return steps
@@ -292,7 +294,7 @@ def read_steps(stage: StageSchedule, ranks: int, workers: int, start: int) -> li
 
 @pytest.fixture(scope="module")
 def reference() -> list[list[list[int]]]:
-    (stage, _) = make_schedules(options(max_steps=6), tiny.Listed(make_sequences()).lengths, ranks=2)
+    (stage, _) = make_schedules(options(max_steps=6), tiny.SequenceList(make_sequences()).lengths, ranks=2)
     assert stage.batch_size == 12
     return read_steps(stage, 1, 0, 0)
 
@@ -301,13 +303,13 @@ def reference() -> list[list[list[int]]]:
 def test_ranks_workers_and_stops_do_not_change_what_the_model_sees(
     ranks: int, workers: int, reference: list[list[list[int]]]
 ) -> None:
-    (stage, _) = make_schedules(options(max_steps=6), tiny.Listed(make_sequences()).lengths, ranks=2)
+    (stage, _) = make_schedules(options(max_steps=6), tiny.SequenceList(make_sequences()).lengths, ranks=2)
     for start in range(6) if workers == 0 else (0, 3):
         assert read_steps(stage, ranks, workers, start) == reference[start:]
 
 
 @pytest.fixture(scope="module")
-def prepared(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareOptions:
+def prepared_options(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareOptions:
     """The chain's records, prepared."""
     out = tmp_path_factory.mktemp("prepared") / "out"
     preparation = PrepareOptions(chain / "tied", [chain / "data" / "train.json"], out, chain / "grids")
@@ -318,12 +320,12 @@ def prepared(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareOp
 @given(st.floats(0, 1), st.integers(0, 9), st.integers(0, 700), st.sampled_from([1, 2, 3]), st.integers(0, 2))
 @settings(max_examples=30)
 def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
-    prepared: PrepareOptions, dropout: float, seed: int, margin: int, ranks: int, start: int
+    prepared_options: PrepareOptions, dropout: float, seed: int, margin: int, ranks: int, start: int
 ) -> None:
-    builder = tiny.builder(prepared)
-    plain = PreparedSequences(prepared.out, builder)
+    builder = tiny.builder(prepared_options)
+    plain = PreparedSequences(prepared_options.out, builder)
     packing = max(int(lengths.max()) for lengths in plain.lengths.values()) + margin
-    sequences = PreparedSequences(prepared.out, builder, dropout, seed, packing)
+    sequences = PreparedSequences(prepared_options.out, builder, dropout, seed, packing)
     assert all((sequences.lengths[group] >= plain.lengths[group]).all() for group in plain.lengths)
     stage = StageSchedule(options().stages[0], sequences.lengths, seed, packing, batch_size=6, steps=3)
     assert builder.layout is not None
@@ -342,7 +344,8 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
             for rank in range(ranks)
         ]
         micro = [
-            [batches[part] for part in range(parts) for _, batches in of] for of in zip(*loaders, strict=True)
+            [batches[part] for part in range(parts) for _, batches in loaders_of_rank]
+            for loaders_of_rank in zip(*loaders, strict=True)
         ]
         rows = [[batch["input_ids"][0, : int(batch["tokens"])] for batch in step] for step in micro]
         assert all(batch["input_ids"].shape == (1, batch["tokens"]) for step in micro for batch in step)
@@ -350,21 +353,21 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
 
     steps = read(ranks, start)
     assert all(len(row) <= packing for step in steps for row in step)
-    planned = [sorted(step, key=lambda row: sum(entry.length for entry in row)) for step in stage]
-    for rows, step in zip(planned[start:], steps, strict=True):
+    planned_rows = [sorted(step, key=lambda row: sum(entry.length for entry in row)) for step in stage]
+    for rows, step in zip(planned_rows[start:], steps, strict=True):
         expected = [[plain.get(e.group, e.number, e.position) for e in row] for row in rows]
         assert texts(expected) == [[i for i in row if i < first_visual] for row in step]
     assert steps == read(1, 0)[start:]
     if dropout == 0:
         assert [[len(row) for row in step] for step in steps] == [
-            [sum(entry.length for entry in row) for row in rows] for rows in planned[start:]
+            [sum(entry.length for entry in row) for row in rows] for rows in planned_rows[start:]
         ]
 
 
-def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) -> None:
+def test_with_dropout_rows_are_as_full_as_was_planned(prepared_options: PrepareOptions) -> None:
     """And nearly all that dropout adds is there."""
-    builder = tiny.builder(prepared)
-    sequences = PreparedSequences(prepared.out, builder, 0.3, 0, 2000)
+    builder = tiny.builder(prepared_options)
+    sequences = PreparedSequences(prepared_options.out, builder, 0.3, 0, 2000)
     (stage, _) = make_schedules(
         replace(options(max_steps=20, batch_size=6), batches=BatchOptions(packing=2000)), sequences.lengths, 1
     )
@@ -373,15 +376,15 @@ def test_with_dropout_rows_are_as_full_as_was_planned(prepared: PrepareOptions) 
         tokens += sum(int(batch["tokens"]) for batch in batches)
         entries += [entry for row in rows for entry in row]
     assert tokens == pytest.approx(sum(entry.length for entry in entries), rel=0.01)
-    fewest, most = (
+    fewest_tokens, most_tokens = (
         sum(len(sequences.get(entry.group, entry.number, entry.position, share).ids) for entry in entries)
         for share in (0, 1)
     )
-    assert tokens - fewest > 0.9 * (most - fewest) > 0
+    assert tokens - fewest_tokens > 0.9 * (most_tokens - fewest_tokens) > 0
 
 
 def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
-    lengths = tiny.Listed(make_sequences()).lengths
+    lengths = tiny.SequenceList(make_sequences()).lengths
     total, tokens = sum(map(len, lengths.values())), sum(int(tokens.sum()) for tokens in lengths.values())
     by_records, _ = make_schedules(options(epochs=40), lengths, ranks=1)
     assert by_records.batch_size == 6
@@ -397,7 +400,7 @@ def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
 
 
 def test_shares_that_were_realised_are_counted_also_after_a_stop() -> None:
-    (stage, _) = make_schedules(options(max_steps=8), tiny.Listed(make_sequences()).lengths, ranks=1)
+    (stage, _) = make_schedules(options(max_steps=8), tiny.SequenceList(make_sequences()).lengths, ranks=1)
     seen = StageProgress(stage)
     for rows in seen.rows_after(5):
         seen.add(rows)
@@ -432,7 +435,7 @@ def test_orders_of_the_ablation() -> None:
 
 
 def test_a_key_without_records_is_said_or_refused() -> None:
-    lengths = tiny.Listed(make_sequences()).lengths
+    lengths = tiny.SequenceList(make_sequences()).lengths
     training = options()
     training.stages[0].mixture = {"foundation": 3, "foundation/fiel": 1}
     with pytest.raises(

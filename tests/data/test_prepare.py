@@ -25,7 +25,7 @@ from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, FingerprintError, ManifestError, QuantizerError, RecordError
 from being_vl.files import read_manifest
 from helpers import tiny
-from helpers.commands import being_vl, refused
+from helpers.commands import being_vl, expect_refusal
 from helpers.ranks import ENVIRONMENT, FORKS
 
 
@@ -42,7 +42,7 @@ NAMES = [*CATEGORIES, "chat"]
 
 
 def options(
-    chain: Path, records: list[Path], out: Path, lenient: bool = False, **others: Any
+    chain: Path, records: list[Path], out: Path, lenient: bool = False, **sequence_options: Any
 ) -> PrepareOptions:
     """Others are options of the sequences."""
     return PrepareOptions(
@@ -50,7 +50,7 @@ def options(
         records,
         out,
         chain / "grids",
-        SequenceOptions(categories=NAMES, **others),
+        SequenceOptions(categories=NAMES, **sequence_options),
         lenient,
         shard_size=7,
     )
@@ -85,32 +85,34 @@ def assert_equal(first: TokenSequence, second: TokenSequence) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(chain: Path, records: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_folder(chain: Path, records: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run in this process makes."""
     out = tmp_path_factory.mktemp("prepared") / "out"
     prepare(options(chain, records, out))
     return out
 
 
-def test_sequences_are_those_that_the_builder_makes(chain: Path, records: list[Path], prepared: Path) -> None:
-    builder = tiny.builder(options(chain, records, prepared))
+def test_sequences_are_those_that_the_builder_makes(
+    chain: Path, records: list[Path], prepared_folder: Path
+) -> None:
+    builder = tiny.builder(options(chain, records, prepared_folder))
     expected: dict[RecordGroup, list[TokenSequence]] = {}
-    for example in builder.build(read(records)):
-        expected.setdefault(example.group, []).append(example)
-    sequences = PreparedSequences(prepared, builder)
+    for sequence in builder.build(read(records)):
+        expected.setdefault(sequence.group, []).append(sequence)
+    sequences = PreparedSequences(prepared_folder, builder)
     assert sequences.lengths.keys() == expected.keys()
     assert RecordGroup("chat", "words", True) in expected
     assert RecordGroup("perception", "train", False) in expected
-    for group, examples in expected.items():
+    for group, group_sequences in expected.items():
         assert sequences.lengths[group].dtype == np.int32
-        assert sequences.lengths[group].tolist() == [len(example.ids) for example in examples]
-        for index, example in enumerate(examples):
-            assert_equal(sequences.get(group, index, 0), example)
-    manifest = read_manifest(prepared, "sequences")
-    all_examples = [example for examples in expected.values() for example in examples]
-    assert manifest["records"] == manifest["sequences"] == len(all_examples)
-    assert manifest["tokens"] == sum(len(example.ids) for example in all_examples)
-    assert manifest["label_tokens"] == sum(np.count_nonzero(example.weights) for example in all_examples)
+        assert sequences.lengths[group].tolist() == [len(sequence.ids) for sequence in group_sequences]
+        for index, sequence in enumerate(group_sequences):
+            assert_equal(sequences.get(group, index, 0), sequence)
+    manifest = read_manifest(prepared_folder, "sequences")
+    all_sequences = [sequence for group_sequences in expected.values() for sequence in group_sequences]
+    assert manifest["records"] == manifest["sequences"] == len(all_sequences)
+    assert manifest["tokens"] == sum(len(sequence.ids) for sequence in all_sequences)
+    assert manifest["label_tokens"] == sum(np.count_nonzero(sequence.weights) for sequence in all_sequences)
     assert manifest["faults"] == {}
 
 
@@ -127,7 +129,7 @@ def _command(arguments: list[str], environment: dict[str, str]) -> None:
 
 
 def test_workers_and_ranks_make_the_same_files(
-    chain: Path, records: list[Path], prepared: Path, tmp_path: Path
+    chain: Path, records: list[Path], prepared_folder: Path, tmp_path: Path
 ) -> None:
     worker_process = run([*make_flags(chain, records, tmp_path / "workers"), "--workers", "2"], {})
     ranks = [
@@ -137,31 +139,31 @@ def test_workers_and_ranks_make_the_same_files(
     for process in [worker_process, *ranks]:
         process.join(120)
         assert process.exitcode == 0
-    assert files(tmp_path / "workers") == files(tmp_path / "ranks") == files(prepared)
+    assert files(tmp_path / "workers") == files(tmp_path / "ranks") == files(prepared_folder)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_any_moment_and_run_again_the_files_are_the_same(
-    chain: Path, records: list[Path], prepared: Path, tmp_path: Path, workers: int
+    chain: Path, records: list[Path], prepared_folder: Path, tmp_path: Path, workers: int
 ) -> None:
     generator = random.Random(workers)
     out = tmp_path / "out"
     arguments = [*make_flags(chain, records, out), "--workers", str(workers)]
-    shards = read_manifest(prepared, "sequences")["shards"]
+    shards = read_manifest(prepared_folder, "sequences")["shards"]
     for _ in range(2):
-        before = len(list(out.glob("*.arrow")))
+        num_shards = len(list(out.glob("*.arrow")))
         process = run(arguments, {})
-        while process.is_alive() and len(list(out.glob("*.arrow"))) <= before:
+        while process.is_alive() and len(list(out.glob("*.arrow"))) <= num_shards:
             time.sleep(0.001)
         time.sleep(generator.random() * 0.01)
         process.kill()
         process.join()
-        assert len(list(out.glob("*.arrow"))) > before or len(list(out.glob("*.arrow"))) == len(shards)
+        assert len(list(out.glob("*.arrow"))) > num_shards or len(list(out.glob("*.arrow"))) == len(shards)
     old_times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.arrow")}
     process = run(arguments, {})
     process.join(120)
     assert process.exitcode == 0
-    assert files(out) == files(prepared)
+    assert files(out) == files(prepared_folder)
     assert {name: (out / name).stat().st_mtime_ns for name in old_times} == old_times
 
 
@@ -189,7 +191,7 @@ def test_only_files_whose_records_changed_are_made_anew(
 
 
 def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
-    chain: Path, records: list[Path], prepared: Path, tmp_path: Path
+    chain: Path, records: list[Path], prepared_folder: Path, tmp_path: Path
 ) -> None:
     from being_vl import VisualBPE
     from being_vl.model.expand import expand
@@ -201,20 +203,20 @@ def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
             str(chain / "llm"), tmp_path / "vocabulary.json", tmp_path / "model", str(chain / "quantizer")
         )
     )
-    before = files(prepared)
-    other = options(chain, records, prepared)
-    other.model = tmp_path / "model"
+    old_files = files(prepared_folder)
+    other_options = options(chain, records, prepared_folder)
+    other_options.model = tmp_path / "model"
     with pytest.raises(FingerprintError, match=r"other options or inputs \(vocabulary was .*another output"):
-        prepare(other)
+        prepare(other_options)
     with pytest.raises(FingerprintError, match="max_length was 512, is 100"):
-        prepare(options(chain, records, prepared, max_length=100))
-    assert files(prepared) == before
-    other.out = tmp_path / "out"
-    prepare(other)
-    num_tokens = read_manifest(other.out, "sequences")["tokens"]
-    assert num_tokens > read_manifest(prepared, "sequences")["tokens"]
+        prepare(options(chain, records, prepared_folder, max_length=100))
+    assert files(prepared_folder) == old_files
+    other_options.out = tmp_path / "out"
+    prepare(other_options)
+    num_tokens = read_manifest(other_options.out, "sequences")["tokens"]
+    assert num_tokens > read_manifest(prepared_folder, "sequences")["tokens"]
     with pytest.raises(FingerprintError, match="made for another model"):
-        PreparedSequences(prepared, tiny.builder(other))
+        PreparedSequences(prepared_folder, tiny.builder(other_options))
 
 
 def write_hostile_records(chain: Path, folder: Path) -> tuple[Path, dict[str, int]]:
@@ -249,7 +251,7 @@ def test_bad_records_are_named_and_reported_by_kind(
 ) -> None:
     path, places = write_hostile_records(chain, tmp_path)
     out = tmp_path / "out"
-    line = refused(capsys, being_vl("prepare", *make_flags(chain, [path], out)))
+    line = expect_refusal(capsys, being_vl("prepare", *make_flags(chain, [path], out)))
     assert line.startswith("being-vl: error: 10 of 32 records have faults (2 wrong encoding, ")
     assert f"see {out / FAULTS}" in line
     assert line.endswith("mend them, or set lenient")
@@ -262,9 +264,9 @@ def test_bad_records_are_named_and_reported_by_kind(
     assert "too long: 1 of 32 records" in caplog.text
     with pytest.raises(RecordError, match="10 of 32 records have faults"):
         prepare(options(chain, [path], out))
-    before = files(out)
+    old_files = files(out)
     prepare(options(chain, [path], out, lenient=True))
-    assert files(out) == before
+    assert files(out) == old_files
     manifest = read_manifest(out, "sequences")
     assert (manifest["records"], manifest["sequences"]) == (32, 22)
     assert sum(manifest["faults"].values()) == 10
@@ -272,12 +274,12 @@ def test_bad_records_are_named_and_reported_by_kind(
     assert sum(map(len, PreparedSequences(out, builder).lengths.values())) == 22
 
 
-def as_chat(record: dict[str, Any]) -> dict[str, Any]:
+def to_chat(record: dict[str, Any]) -> dict[str, Any]:
     """A record of LLaVA JSON as one of chat data."""
     roles = {"human": "user", "gpt": "assistant"}
     turns = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in record["conversations"]]
-    others = {"id": record["id"], "category": record["category"]}
-    return {**others, "images": record["image"], "messages": turns}
+    fields = {"id": record["id"], "category": record["category"]}
+    return {**fields, "images": record["image"], "messages": turns}
 
 
 def write_records(path: Path, items: list[dict[str, Any]]) -> None:
@@ -285,7 +287,7 @@ def write_records(path: Path, items: list[dict[str, Any]]) -> None:
     if path.suffix == ".json":
         path.write_text(json.dumps(items))
     elif path.suffix == ".jsonl":
-        lines = map(as_chat, items) if path.stem == "messages" else items
+        lines = map(to_chat, items) if path.stem == "messages" else items
         path.write_text("\n".join(map(json.dumps, lines)))
     elif path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(items), path, row_group_size=3)
@@ -337,28 +339,32 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
         return [fault["fault"].removeprefix(f"{path}: record ")[0] for fault in listed_faults]
 
     out = tmp_path / "out"
-    line = refused(capsys, being_vl("prepare", *make_flags(chain, [path], out)))
+    line = expect_refusal(capsys, being_vl("prepare", *make_flags(chain, [path], out)))
     assert "5 of 8 records have faults (5 image markers;" in line
     assert f"first: {path}: record 1 (id '{first['id']}'): 0 <image> in '" in line
     assert being_vl("prepare", *make_flags(chain, [path], out), "--lenient", "true") == 0
     assert faults(out) == ["1", "2", "3", "4", "6"]
     model = ["--model", chain / "tied", "--grids", chain / "grids", "--show", 0, "--records", path]
-    checked = ["check", *model, "--out", tmp_path / "run"]
-    line = refused(capsys, being_vl(*checked))
+    command = ["check", *model, "--out", tmp_path / "run"]
+    line = expect_refusal(capsys, being_vl(*command))
     assert "5 records with faults, 62.50% of all, are more than the tolerance" in line
     assert faults(tmp_path / "run" / "prepared") == ["1", "2", "3", "4", "6"]
-    line = refused(capsys, being_vl("train", *model[:4], *model[6:], "--out", tmp_path / "run"))
+    line = expect_refusal(capsys, being_vl("train", *model[:4], *model[6:], "--out", tmp_path / "run"))
     assert "5 of 8 records have faults (5 image markers;" in line
     capsys.readouterr()
-    in_front = ["--sequences.images_in_front", "true", "--out", tmp_path / "front", "--tolerance", 0.5]
-    assert being_vl(*checked[:-2], *in_front) == 0
+    flags = ["--sequences.images_in_front", "true", "--out", tmp_path / "front", "--tolerance", 0.5]
+    assert being_vl(*command[:-2], *flags) == 0
     assert "image markers: 3 of 8 records" in capsys.readouterr().out
     assert faults(tmp_path / "front" / "prepared") == ["2", "3", "4"]
     sequences = PreparedSequences(tmp_path / "front" / "prepared", tiny.builder(options(chain, [path], out)))
-    one_marked, one_bare, _, two_bare, two_marked = map(sequences.read, range(5))
-    assert one_bare.ids.tolist() == one_marked.ids.tolist()
+    sequence_with_one_marker, sequence_without_marker, _, other_without_marker, other_with_marker = map(
+        sequences.read, range(5)
+    )
+    assert sequence_without_marker.ids.tolist() == sequence_with_one_marker.ids.tolist()
     assert (
-        [image.key for image in two_bare.images] == [image.key for image in two_marked.images] == [one, two]
+        [image.key for image in other_without_marker.images]
+        == [image.key for image in other_with_marker.images]
+        == [one, two]
     )
 
 
@@ -366,7 +372,7 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
     chain: Path, records: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     builder = tiny.builder(options(chain, records, tmp_path))
-    lengths = sorted(len(example.ids) for example in builder.build(read(records)))
+    lengths = sorted(len(sequence.ids) for sequence in builder.build(read(records)))
     limit = lengths[len(lengths) // 2]
     counts = {}
     for too_long in ("drop", "truncate"):
@@ -375,8 +381,8 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
         manifest = read_manifest(out, "sequences")
         counts[too_long] = manifest["faults"]
         assert manifest["sequences"] == manifest["records"] - manifest["faults"]["dropped as too long"]
-        shorter = tiny.builder(options(chain, records, out, max_length=limit, too_long=too_long))
-        assert max(map(max, PreparedSequences(out, shorter).lengths.values())) <= limit
+        shorter_builder = tiny.builder(options(chain, records, out, max_length=limit, too_long=too_long))
+        assert max(map(max, PreparedSequences(out, shorter_builder).lengths.values())) <= limit
         listed_faults = [json.loads(line)["kind"] for line in (out / FAULTS).read_text().splitlines()]
         assert Counter(listed_faults) == manifest["faults"]
     assert counts["drop"] == {"dropped as too long": sum(length > limit for length in lengths)}
@@ -388,55 +394,59 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
         prepare(options(chain, records, tmp_path / "none", max_length=3, too_long="drop"))
 
 
-def test_dropout_is_a_function_of_seed_and_position(chain: Path, records: list[Path], prepared: Path) -> None:
-    builder = tiny.builder(options(chain, records, prepared))
-    plain = PreparedSequences(prepared, builder)
+def test_dropout_is_a_function_of_seed_and_position(
+    chain: Path, records: list[Path], prepared_folder: Path
+) -> None:
+    builder = tiny.builder(options(chain, records, prepared_folder))
+    plain = PreparedSequences(prepared_folder, builder)
     group = RecordGroup("perception", "train", False)
     num_longer = 0
     readings: dict[tuple[int, int], list[list[int]]] = {}
     for seed in (0, 1):
         for position in (0, 1, 2**40):
-            sequences = PreparedSequences(prepared, builder, dropout=0.5, seed=seed)
-            examples = [sequences.get(group, index, position) for index in range(5)]
-            examples_again = [sequences.get(group, index, position) for index in reversed(range(5))]
-            readings[seed, position] = [example.ids.tolist() for example in examples]
-            assert [example.ids.tolist() for example in reversed(examples_again)] == readings[seed, position]
-            for index, example in enumerate(examples):
+            sequences = PreparedSequences(prepared_folder, builder, dropout=0.5, seed=seed)
+            group_sequences = [sequences.get(group, index, position) for index in range(5)]
+            reversed_sequences = [sequences.get(group, index, position) for index in reversed(range(5))]
+            readings[seed, position] = [sequence.ids.tolist() for sequence in group_sequences]
+            assert [sequence.ids.tolist() for sequence in reversed(reversed_sequences)] == readings[
+                seed, position
+            ]
+            for index, sequence in enumerate(group_sequences):
                 equal_text = plain.get(group, index, position)
-                assert example.labels[example.labels >= 0].tolist() == [
+                assert sequence.labels[sequence.labels >= 0].tolist() == [
                     label for label in equal_text.labels.tolist() if label >= 0
                 ]
-                num_longer += len(example.ids) > len(equal_text.ids)
+                num_longer += len(sequence.ids) > len(equal_text.ids)
     assert num_longer > 0
     assert len({json.dumps(reading) for reading in readings.values()}) == len(readings)
     words = RecordGroup("chat", "words", True)
-    sequences = PreparedSequences(prepared, builder, dropout=0.5)
+    sequences = PreparedSequences(prepared_folder, builder, dropout=0.5)
     assert_equal(sequences.get(words, 3, 7), plain.get(words, 3, 7))
     builder.grids = None
     with pytest.raises(ConfigError, match="dropout needs"):
-        PreparedSequences(prepared, builder, dropout=0.5)
+        PreparedSequences(prepared_folder, builder, dropout=0.5)
 
 
 def test_grids_of_another_quantizer_are_refused(chain: Path, records: list[Path], tmp_path: Path) -> None:
-    other = tiny.quantizer(tmp_path / "quantizer", codebook_size=64, name="other", seed=3)
+    other_quantizer = tiny.quantizer(tmp_path / "quantizer", codebook_size=64, name="other", seed=3)
     job = options(chain, records, tmp_path / "out")
     job.grids = tmp_path / "grids"
-    tiny.grids(job.grids, ["a.png"], other)
+    tiny.grids(job.grids, ["a.png"], other_quantizer)
     with pytest.raises(QuantizerError, match="'other'"):
         prepare(job)
 
 
 def test_a_damaged_or_unfinished_folder_is_named(
-    chain: Path, records: list[Path], prepared: Path, tmp_path: Path
+    chain: Path, records: list[Path], prepared_folder: Path, tmp_path: Path
 ) -> None:
     import shutil
 
-    builder = tiny.builder(options(chain, records, prepared))
+    builder = tiny.builder(options(chain, records, prepared_folder))
     folder = tmp_path / "copy"
-    shutil.copytree(prepared, folder)
+    shutil.copytree(prepared_folder, folder)
     shard = folder / "sequences-00002.arrow"
-    whole = shard.read_bytes()
-    for content in (b"", whole[: len(whole) // 2], b"nonsense" * 100):
+    shard_bytes = shard.read_bytes()
+    for content in (b"", shard_bytes[: len(shard_bytes) // 2], b"nonsense" * 100):
         shard.write_bytes(content)
         with pytest.raises(ManifestError, match=r"sequences-00002\.arrow: not an Arrow file of sequences"):
             PreparedSequences(folder, builder)

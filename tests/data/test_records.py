@@ -73,78 +73,81 @@ def test_utf8_with_bom_is_read(tmp_path: Path) -> None:
     assert next(iter(Records(path))).turns[0].text == "Was ist größer?"
 
 
-def good(**changes: Any) -> dict[str, Any]:
+def make_item(**changes: Any) -> dict[str, Any]:
     record = {"id": "x", "image": "a.png", "conversations": [ASK, ANSWER]} | changes
     return {key: value for key, value in record.items() if value is not ...}
 
 
-BAD = {
-    "field missing": (good(conversations=...), "no field 'conversations' or 'messages'"),
+FAULTS = {
+    "field missing": (make_item(conversations=...), "no field 'conversations' or 'messages'"),
     "not an object": ("text", "a JSON string; expected an object"),
     "null": (None, "a JSON null; expected an object"),
-    "category": (good(category="perceptoin"), "'category' is 'perceptoin'; expected one of foundation"),
-    "image type": (good(image=3), "'image' holds 3"),
-    "image empty": (good(image=""), "'image' holds ''"),
-    "images type": (good(image=["a.png", None]), "'image' holds None"),
-    "no turns": (good(conversations=[]), "'conversations' is empty"),
-    "turns type": (good(conversations={}), "'conversations' is a JSON object"),
-    "turn type": (good(conversations=["hi"]), "'conversations[0]' is a JSON string"),
-    "no from": (good(conversations=[{"value": "x"}]), "'conversations[0]' has no 'from'"),
-    "no value": (good(conversations=[ASK, {"from": "gpt"}]), "'conversations[1]' has no 'value'"),
-    "value type": (good(conversations=[ASK, {"from": "gpt", "value": 3}]), "'value' that is a JSON number"),
+    "category": (make_item(category="perceptoin"), "'category' is 'perceptoin'; expected one of foundation"),
+    "image type": (make_item(image=3), "'image' holds 3"),
+    "image empty": (make_item(image=""), "'image' holds ''"),
+    "images type": (make_item(image=["a.png", None]), "'image' holds None"),
+    "no turns": (make_item(conversations=[]), "'conversations' is empty"),
+    "turns type": (make_item(conversations={}), "'conversations' is a JSON object"),
+    "turn type": (make_item(conversations=["hi"]), "'conversations[0]' is a JSON string"),
+    "no from": (make_item(conversations=[{"value": "x"}]), "'conversations[0]' has no 'from'"),
+    "no value": (make_item(conversations=[ASK, {"from": "gpt"}]), "'conversations[1]' has no 'value'"),
+    "value type": (
+        make_item(conversations=[ASK, {"from": "gpt", "value": 3}]),
+        "'value' that is a JSON number",
+    ),
     "unknown from": (
-        good(conversations=[{"from": "tool", "value": "Be nice."}, ASK, ANSWER]),
+        make_item(conversations=[{"from": "tool", "value": "Be nice."}, ASK, ANSWER]),
         "'conversations[0]' is from 'tool'; expected 'human' or 'gpt'",
     ),
     "gpt first": (
-        good(conversations=[ANSWER, ASK]),
+        make_item(conversations=[ANSWER, ASK]),
         "'conversations[0]' is from 'gpt'; expected 'human' first",
     ),
     "system later": (
-        good(conversations=[ASK, ANSWER, {"from": "system", "value": "x"}, ASK, ANSWER]),
+        make_item(conversations=[ASK, ANSWER, {"from": "system", "value": "x"}, ASK, ANSWER]),
         "'conversations[2]' is from 'system'; expected 'human' first",
     ),
     "image in system": (
-        good(conversations=[{"from": "system", "value": "<image>"}, ASK, ANSWER]),
+        make_item(conversations=[{"from": "system", "value": "<image>"}, ASK, ANSWER]),
         "'conversations[0]' has <image> in a system turn",
     ),
-    "system alone": (good(conversations=[{"from": "system", "value": "x"}]), "ends with a question"),
+    "system alone": (make_item(conversations=[{"from": "system", "value": "x"}]), "ends with a question"),
     "caption without image": (
-        good(conversations=..., image=..., caption="A cat."),
+        make_item(conversations=..., image=..., caption="A cat."),
         "'caption' has no image",
     ),
-    "empty caption": (good(conversations=..., caption=" "), "'caption' is empty"),
-    "caption type": (good(conversations=..., caption=["A"]), "'caption' is a JSON list"),
-    "image in caption": (good(conversations=..., caption="<image> A cat."), "<image> in its 'caption'"),
-    "human twice": (good(conversations=[ASK, ASK, ANSWER]), "'conversations[1]' is from 'human'"),
-    "gpt twice": (good(conversations=[ASK, ANSWER, ANSWER]), "'conversations[2]' is from 'gpt'"),
+    "empty caption": (make_item(conversations=..., caption=" "), "'caption' is empty"),
+    "caption type": (make_item(conversations=..., caption=["A"]), "'caption' is a JSON list"),
+    "image in caption": (make_item(conversations=..., caption="<image> A cat."), "<image> in its 'caption'"),
+    "human twice": (make_item(conversations=[ASK, ASK, ANSWER]), "'conversations[1]' is from 'human'"),
+    "gpt twice": (make_item(conversations=[ASK, ANSWER, ANSWER]), "'conversations[2]' is from 'gpt'"),
     "empty answer": (
-        good(conversations=[ASK, {"from": "gpt", "value": " \n"}]),
+        make_item(conversations=[ASK, {"from": "gpt", "value": " \n"}]),
         "'conversations[1]' is an empty",
     ),
     "image in answer": (
-        good(conversations=[ASK, {"from": "gpt", "value": "<image>"}]),
+        make_item(conversations=[ASK, {"from": "gpt", "value": "<image>"}]),
         "'conversations[1]' has <image> in an answer",
     ),
     "half a character": (
-        good(conversations=[ASK, {"from": "gpt", "value": "ok \ud83d"}]),
+        make_item(conversations=[ASK, {"from": "gpt", "value": "ok \ud83d"}]),
         "'conversations[1]' holds '\\ud83d', half of a character, at 3; expected Unicode text",
     ),
-    "no answer": (good(conversations=[ASK]), "ends with a question"),
-    "too few images": (good(image=...), "1 <image> in 'conversations' for 0 images"),
+    "no answer": (make_item(conversations=[ASK]), "ends with a question"),
+    "too few images": (make_item(image=...), "1 <image> in 'conversations' for 0 images"),
     "no marker": (
-        good(conversations=[{"from": "human", "value": "What is it?"}, ANSWER]),
+        make_item(conversations=[{"from": "human", "value": "What is it?"}, ANSWER]),
         "0 <image> in 'conversations' for 1 image; expected as many, unless images_in_front is set",
     ),
-    "too many images": (good(image=["a", "b"]), "1 <image> in 'conversations' for 2 images"),
+    "too many images": (make_item(image=["a", "b"]), "1 <image> in 'conversations' for 2 images"),
 }
 
 
-@pytest.mark.parametrize(("record", "message"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("record", "message"), FAULTS.values(), ids=FAULTS)
 def test_a_bad_record_is_named_with_its_file_and_what_is_wrong(
     tmp_path: Path, record: Any, message: str
 ) -> None:
-    path = write(tmp_path, [good(), good(), record])
+    path = write(tmp_path, [make_item(), make_item(), record])
     with pytest.raises(RecordError) as error:
         list(Records(path))
     text = str(error.value)
@@ -187,11 +190,20 @@ def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path: Path) -> 
 
 def test_a_wrong_default_category_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="default category is 'other'"):
-        list(Records(write(tmp_path, [good()]), default_category="other"))
+        list(Records(write(tmp_path, [make_item()]), default_category="other"))
 
 
 def test_bad_records_come_as_errors_in_their_places(tmp_path: Path) -> None:
-    path = write(tmp_path, [good(), good(category="x"), good(), good(image=...), good(conversations=[])])
+    path = write(
+        tmp_path,
+        [
+            make_item(),
+            make_item(category="x"),
+            make_item(),
+            make_item(image=...),
+            make_item(conversations=[]),
+        ],
+    )
     found = list(Records(path).read())
     assert [record.index for record in found if isinstance(record, Record)] == [0, 2]
     assert [isinstance(record, RecordError) for record in found] == [False, True, False, True, True]
@@ -204,9 +216,9 @@ def test_a_system_turn_and_a_caption_are_read(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         [
-            good(conversations=[system, ASK, ANSWER]),
-            good(conversations=[{"from": "system", "value": ""}, ASK, ANSWER]),
-            good(conversations=..., caption=" A cat. "),
+            make_item(conversations=[system, ASK, ANSWER]),
+            make_item(conversations=[{"from": "system", "value": ""}, ASK, ANSWER]),
+            make_item(conversations=..., caption=" A cat. "),
         ],
     )
     first, second, caption = list(Records(path))
@@ -216,13 +228,13 @@ def test_a_system_turn_and_a_caption_are_read(tmp_path: Path) -> None:
 
 
 def test_categories_are_those_asked_for(tmp_path: Path) -> None:
-    path = write(tmp_path, [good(), good(category="charts")])
+    path = write(tmp_path, [make_item(), make_item(category="charts")])
     with pytest.raises(
         RecordError,
         match=r"'category' is 'charts'; expected one of foundation, perception, reasoning, instruction$",
     ):
         list(Records(path))
-    write(tmp_path, [good(category=...), good(category="foundation")])
+    write(tmp_path, [make_item(category=...), make_item(category="foundation")])
     records = Records(path, "charts", ["foundation", "charts"])
     found = {name: numbers.tolist() for name, numbers in records.by_category().items()}
     assert found == {"charts": [0], "foundation": [1]}
@@ -232,7 +244,7 @@ def test_part_of_the_records_of_several_files(tmp_path: Path) -> None:
     paths = []
     for number, count in enumerate((3, 1, 4)):
         paths.append(tmp_path / f"{number}.jsonl")
-        paths[-1].write_text("\n".join(json.dumps(good(id=f"{number}-{n}")) for n in range(count)))
+        paths[-1].write_text("\n".join(json.dumps(make_item(id=f"{number}-{n}")) for n in range(count)))
     records = Records(paths)
     every = [record.id for record in records if not isinstance(record, RecordError)]
     for start in range(9):

@@ -32,9 +32,9 @@ TEMPLATES = {
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> GridStore:
     folder = tmp_path_factory.mktemp("data")
-    made_by = tiny.quantizer(folder / "quantizer")
+    tiny_quantizer = tiny.quantizer(folder / "quantizer")
     return tiny.grids(
-        folder / "grids", KEYS, made_by, failures={"broken.png": "broken.png: cannot be decoded"}
+        folder / "grids", KEYS, tiny_quantizer, failures={"broken.png": "broken.png: cannot be decoded"}
     )
 
 
@@ -60,15 +60,15 @@ def record(*texts: str, images: tuple[str, ...] = (), index: int = 0) -> Record:
     return Record(f"r{index}", images, turns, "perception", Path("data.json"), index)
 
 
-def numbered(where: str) -> int:
-    return int(where.partition(": record ")[2].split()[0])
+def record_number(location: str) -> int:
+    return int(location.partition(": record ")[2].split()[0])
 
 
 def builder(template: str = "default", bos: bool = True, **parts: Any) -> SequenceBuilder:
     return SequenceBuilder(tiny.tokenizer(bos, TEMPLATES[template]), **parts)
 
 
-def readable(build: SequenceBuilder, ids: Any) -> str:
+def decode(build: SequenceBuilder, ids: Any) -> str:
     """Decoded text, with each image as {its BPE ids}."""
     text, layout = "", build.layout
     run: list[int] = []
@@ -90,15 +90,15 @@ def readable(build: SequenceBuilder, ids: Any) -> str:
     return text
 
 
-def learned(build: SequenceBuilder, example: TokenSequence) -> list[str]:
+def decode_labels(build: SequenceBuilder, sequence: TokenSequence) -> list[str]:
     """The runs of labels, decoded; checks that each label is the id itself."""
-    marked = example.labels != -100
-    assert (example.labels[marked] == example.ids[marked]).all()
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], marked, [0]]).astype(int)))
-    return [build.tokenizer.decode(example.ids[a:b]) for a, b in edges.reshape(-1, 2)]
+    has_label = sequence.labels != -100
+    assert (sequence.labels[has_label] == sequence.ids[has_label]).all()
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], has_label, [0]]).astype(int)))
+    return [build.tokenizer.decode(sequence.ids[a:b]) for a, b in edges.reshape(-1, 2)]
 
 
-EXPECTED = {
+TEXTS = {
     "default": (
         "<|begin_of_text|>{IMG}USER: What?\nASSISTANT: Red.<|end_of_text|>\n"
         "USER: And?\nASSISTANT: Blue.<|end_of_text|>",
@@ -137,19 +137,19 @@ def test_a_dialogue_about_an_image_by_each_template(
     bos = template not in ("chatml", "qwen3")
     build = builder(template, bos, layout=layout, bpe=bpe, grids=store)
     dialogue = record("<image>\nWhat?", "Red.", "And?", "Blue.", images=("a.png",))
-    (example,) = build.build([dialogue])
+    (sequence,) = build.build([dialogue])
     tokens = bpe.encode(store["a.png"])
-    text, answers = EXPECTED[template]
-    assert readable(build, example.ids) == text.replace("IMG", "".join(f"{token} " for token in tokens))
-    assert learned(build, example) == answers
-    assert example.ids.dtype == example.labels.dtype == np.int32
-    assert example.category == "perception"
-    assert example.location == dialogue.location
+    text, answers = TEXTS[template]
+    assert decode(build, sequence.ids) == text.replace("IMG", "".join(f"{token} " for token in tokens))
+    assert decode_labels(build, sequence) == answers
+    assert sequence.ids.dtype == sequence.labels.dtype == np.int32
+    assert sequence.category == "perception"
+    assert sequence.location == dialogue.location
 
-    asked = build.prompt(dialogue.turns[:3], [tokens])
-    assert asked.dtype == np.int64
-    start = np.flatnonzero((example.labels[1:] != -100) & (example.labels[:-1] == -100))[-1] + 1
-    np.testing.assert_array_equal(asked, example.ids[:start])
+    prompt_ids = build.prompt(dialogue.turns[:3], [tokens])
+    assert prompt_ids.dtype == np.int64
+    start = np.flatnonzero((sequence.labels[1:] != -100) & (sequence.labels[:-1] == -100))[-1] + 1
+    np.testing.assert_array_equal(prompt_ids, sequence.ids[:start])
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def test_where_images_go(
     question: str, images: int, expected: str, store: GridStore, bpe: VisualBPE, layout: VocabularyLayout
 ) -> None:
     build = builder(layout=layout, bpe=bpe, grids=store)
-    (example,) = build.build([record(question, "Yes.", images=tuple(KEYS[:images]))])
+    (sequence,) = build.build([record(question, "Yes.", images=tuple(KEYS[:images]))])
     for name in "ab":
         tokens = "".join(f"{token} " for token in bpe.encode(store[f"{name}.png"]))
         expected = expected.replace(f"{{{name}}}", f"{{{tokens}}}")
-    assert readable(build, example.ids) == f"<|begin_of_text|>{expected}ASSISTANT: Yes.<|end_of_text|>"
+    assert decode(build, sequence.ids) == f"<|begin_of_text|>{expected}ASSISTANT: Yes.<|end_of_text|>"
 
 
 def test_an_image_of_a_later_question_stays_there(
@@ -183,9 +183,9 @@ def test_an_image_of_a_later_question_stays_there(
 ) -> None:
     build = builder(layout=layout, bpe=bpe, grids=store)
     texts = ("<image>\nWhat?", "Red.", "<image>\nAnd this?", "Blue.")
-    (example,) = build.build([record(*texts, images=("a.png", "a.png"))])
+    (sequence,) = build.build([record(*texts, images=("a.png", "a.png"))])
     image = "{" + "".join(f"{token} " for token in bpe.encode(store["a.png"])) + "}"
-    assert readable(build, example.ids) == (
+    assert decode(build, sequence.ids) == (
         f"<|begin_of_text|>{image}USER: What?\nASSISTANT: Red.<|end_of_text|>\n"
         f"USER: {image}\nAnd this?\nASSISTANT: Blue.<|end_of_text|>"
     )
@@ -194,9 +194,9 @@ def test_an_image_of_a_later_question_stays_there(
 def test_text_alone_trains_a_model_that_is_not_expanded() -> None:
     build = builder()
     question = "Is <image> a word?"
-    (example,) = build.build([record(question, "No.")])
-    assert readable(build, example.ids) == f"<|begin_of_text|>USER: {question}\nASSISTANT: No.<|end_of_text|>"
-    assert learned(build, example) == [" No.<|end_of_text|>"]
+    (sequence,) = build.build([record(question, "No.")])
+    assert decode(build, sequence.ids) == f"<|begin_of_text|>USER: {question}\nASSISTANT: No.<|end_of_text|>"
+    assert decode_labels(build, sequence) == [" No.<|end_of_text|>"]
     with pytest.raises(RecordError, match=r"record 3 .*has the image 'a.png', but the model is not expanded"):
         build.build([record("What?", "Red.", images=("a.png",), index=3)])
     with pytest.raises(ModelError, match="not expanded"):
@@ -217,17 +217,17 @@ def test_records_without_grids_are_named_with_the_reason(
         "data.json: record 3 (id 'r3'): the image 'gone.png' has no grid (not among the quantized images); and 9 more"
     )
     faults: list[Fault] = []
-    both = [record("<image><image>", "Red.", images=("gone.png", "broken.png"))]
-    assert builder(layout=layout, bpe=bpe, grids=store).build(both, faults) == []
+    records_of_both = [record("<image><image>", "Red.", images=("gone.png", "broken.png"))]
+    assert builder(layout=layout, bpe=bpe, grids=store).build(records_of_both, faults) == []
     assert [fault.kind for fault in faults] == ["missing image"]
     with pytest.raises(RecordError, match=r"record 0 .*no grids were given"):
         builder(layout=layout, bpe=bpe).build(records)
 
 
 def test_ids_outside_the_codebook_are_named(tmp_path: Path, store: GridStore) -> None:
-    small = VisualBPE.train([np.zeros((4, 4), int)], base_vocab_size=4, num_merges=0)
+    small_bpe = VisualBPE.train([np.zeros((4, 4), int)], base_vocab_size=4, num_merges=0)
     layout = VocabularyLayout(TEXT_SIZE, 4, 0, "tiny", store.quantizer_fingerprint)
-    build = builder(layout=layout, bpe=small, grids=store)
+    build = builder(layout=layout, bpe=small_bpe, grids=store)
     with pytest.raises(
         RecordError,
         match=r"data.json: record 0 .*: the grid of 'a.png' holds the id .* outside the codebook of 4",
@@ -238,15 +238,15 @@ def test_ids_outside_the_codebook_are_named(tmp_path: Path, store: GridStore) ->
 def test_parts_of_different_quantizers_are_refused_naming_both(
     tmp_path: Path, store: GridStore, bpe: VisualBPE, layout: VocabularyLayout
 ) -> None:
-    other = tiny.quantizer(tmp_path / "quantizer", name="other", seed=1)
-    grids = tiny.grids(tmp_path / "grids", KEYS, other)
-    with pytest.raises(QuantizerError, match=f"'other' .{other.fingerprint[:12]}.*'tiny'"):
+    other_quantizer = tiny.quantizer(tmp_path / "quantizer", name="other", seed=1)
+    grids = tiny.grids(tmp_path / "grids", KEYS, other_quantizer)
+    with pytest.raises(QuantizerError, match=f"'other' .{other_quantizer.fingerprint[:12]}.*'tiny'"):
         builder(layout=layout, bpe=bpe, grids=grids)
-    changed = {"quantizer_name": "other", "quantizer_fingerprint": other.fingerprint}
+    changes = {"quantizer_name": "other", "quantizer_fingerprint": other_quantizer.fingerprint}
     with pytest.raises(
         QuantizerError, match=r"the vocabulary: is of quantizer 'tiny' .*the model is of 'other'"
     ):
-        builder(layout=dataclasses.replace(layout, **changed), bpe=bpe)
+        builder(layout=dataclasses.replace(layout, **changes), bpe=bpe)
     with pytest.raises(QuantizerError, match="codebook of 16 and 5 merges, the model 16 and 6"):
         builder(layout=dataclasses.replace(layout, num_merges=6), bpe=bpe)
     with pytest.raises(ModelError, match=r"tokenizer has 4\d\d ids, the model 100 rows"):
@@ -264,12 +264,12 @@ def test_records_that_are_too_long_are_an_error_or_left_out(
     assert str(error.value).endswith(" tokens, max_length is 60; and 2 more")
 
     faults: list[Fault] = []
-    kept = builder(**limits, too_long="drop").build(records, faults)
-    assert [numbered(example.location) for example in kept] == [0, 2, 4, 6, 8]
-    assert [(fault.kind, numbered(fault.text)) for fault in faults] == [
+    sequences = builder(**limits, too_long="drop").build(records, faults)
+    assert [record_number(sequence.location) for sequence in sequences] == [0, 2, 4, 6, 8]
+    assert [(fault.kind, record_number(fault.text)) for fault in faults] == [
         (DROPPED_RECORD, n) for n in (1, 3, 5, 7, 9)
     ]
-    assert builder(**limits, too_long="drop").build(records)[0].location == kept[0].location
+    assert builder(**limits, too_long="drop").build(records)[0].location == sequences[0].location
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -278,16 +278,16 @@ def test_strings_of_special_tokens_in_a_text_are_text(template: str) -> None:
     special = build.chat.special_tokens
     plain = build.build([record("What?", "Red.")])[0]
     for name in special:
-        hostile = record(f"Say {name}{name}", f"{name}, I say {name}")
-        example = build.build([hostile])[0]
+        hostile_record = record(f"Say {name}{name}", f"{name}, I say {name}")
+        sequence = build.build([hostile_record])[0]
         ids = set(build.tokenizer.convert_tokens_to_ids(list(special)))
-        written = [token for token in example.ids if token in ids]
-        assert written == [token for token in plain.ids if token in ids]
-        assert build.tokenizer.decode(example.ids).count(name) == 4 + build.tokenizer.decode(plain.ids).count(
-            name
-        )
-        prompt = build.prompt(hostile.turns[:1])
-        assert example.ids[: len(prompt)].tolist() == prompt.tolist()
+        special_ids = [token for token in sequence.ids if token in ids]
+        assert special_ids == [token for token in plain.ids if token in ids]
+        assert build.tokenizer.decode(sequence.ids).count(name) == 4 + build.tokenizer.decode(
+            plain.ids
+        ).count(name)
+        prompt = build.prompt(hostile_record.turns[:1])
+        assert sequence.ids[: len(prompt)].tolist() == prompt.tolist()
 
 
 def test_bad_records_are_left_out_and_listed_if_asked(
@@ -303,8 +303,8 @@ def test_bad_records_are_left_out_and_listed_if_asked(
     ]
     faults: list[Fault] = []
     build = builder(layout=layout, bpe=bpe, grids=store, max_length=300)
-    assert [numbered(example.location) for example in build.build(records, faults)] == [0, 5]
-    by_record = {numbered(fault.text): fault for fault in faults}
+    assert [record_number(sequence.location) for sequence in build.build(records, faults)] == [0, 5]
+    by_record = {record_number(fault.text): fault for fault in faults}
     assert {n: fault.kind for n, fault in by_record.items()} == {
         1: "missing image",
         2: "missing image",
@@ -318,8 +318,10 @@ def test_bad_records_are_left_out_and_listed_if_asked(
     assert by_record[4].text.endswith(" tokens, max_length is 300")
     faults = []
     narrow = VisualBPE.train([np.zeros((2, 2), np.int32)], base_vocab_size=2, num_merges=1)
-    small = VocabularyLayout(TEXT_SIZE, 2, narrow.num_merges, "tiny", store.quantizer_fingerprint)
-    assert len(builder(layout=small, bpe=narrow, grids=store).build(records[:1] + records[5:], faults)) == 1
+    small_layout = VocabularyLayout(TEXT_SIZE, 2, narrow.num_merges, "tiny", store.quantizer_fingerprint)
+    assert (
+        len(builder(layout=small_layout, bpe=narrow, grids=store).build(records[:1] + records[5:], faults)) == 1
+    )
     assert faults[0].kind == "bad grid"
     assert "record 0 (id 'r0'): the grid of 'a.png' holds the id" in faults[0].text
 
@@ -376,8 +378,8 @@ SYSTEM = {
 }
 
 
-def with_system(made: Record) -> Record:
-    return dataclasses.replace(made, turns=(Turn("system", "Be brief."), *made.turns))
+def add_system_turn(dialogue: Record) -> Record:
+    return dataclasses.replace(dialogue, turns=(Turn("system", "Be brief."), *dialogue.turns))
 
 
 @pytest.mark.parametrize("template", SYSTEM)
@@ -386,24 +388,26 @@ def test_a_system_turn_comes_behind_leading_images_as_the_template_writes_it(
 ) -> None:
     build = builder(template, template in ("default", "llama3"), layout=layout, bpe=bpe, grids=store)
     plain = record("<image>\nWhat?", "Red.", images=("a.png",))
-    made = with_system(plain)
-    (example,), (without,) = build.build([made]), build.build([plain])
-    text = readable(build, example.ids)
+    system_record = add_system_turn(plain)
+    (sequence,), (plain_sequence,) = build.build([system_record]), build.build([plain])
+    text = decode(build, sequence.ids)
     assert text.partition("}")[2].startswith(SYSTEM[template])
-    assert learned(build, example) == learned(build, without)
-    asked = build.prompt(made.turns[:2], [bpe.encode(store["a.png"])])
-    np.testing.assert_array_equal(asked, example.ids[: len(asked)])
+    assert decode_labels(build, sequence) == decode_labels(build, plain_sequence)
+    prompt_ids = build.prompt(system_record.turns[:2], [bpe.encode(store["a.png"])])
+    np.testing.assert_array_equal(prompt_ids, sequence.ids[: len(prompt_ids)])
 
 
 def test_a_system_turn_that_the_template_does_not_write_is_a_fault() -> None:
     build = builder("llama2")
     faults: list[Fault] = []
-    kept = build.build([record("What?", "Red."), with_system(record("What?", "Red.", index=1))], faults)
-    assert len(kept) == 1
+    sequences = build.build(
+        [record("What?", "Red."), add_system_turn(record("What?", "Red.", index=1))], faults
+    )
+    assert len(sequences) == 1
     assert [fault.kind for fault in faults] == ["system turn"]
     assert "data.json: record 1 (id 'r1'): has a system turn" in faults[0].text
     with pytest.raises(ModelError, match="chat template"):
-        build.prompt(with_system(record("What?", "Red.")).turns[:2])
+        build.prompt(add_system_turn(record("What?", "Red.")).turns[:2])
 
 
 def test_a_caption_follows_its_images_without_a_template(
@@ -413,14 +417,14 @@ def test_a_caption_follows_its_images_without_a_template(
     caption = Record(
         "c", ("a.png", "b.png"), (Turn("assistant", "Two <|eot_id|>s."),), "foundation", Path("c.tar"), 0
     )
-    (example,) = build.build([caption])
+    (sequence,) = build.build([caption])
     images = "".join(
         "{" + "".join(f"{token} " for token in bpe.encode(store[key])) + "}" for key in caption.images
     )
-    assert readable(build, example.ids) == f"<|begin_of_text|>{images}Two <|eot_id|>s.<|eot_id|>"
-    assert learned(build, example) == ["Two <|eot_id|>s.<|eot_id|>"]
-    assert set(example.weights) == {np.float32(0), np.float32(0.5)}
-    assert [span.key for span in example.images] == ["a.png", "b.png"]
+    assert decode(build, sequence.ids) == f"<|begin_of_text|>{images}Two <|eot_id|>s.<|eot_id|>"
+    assert decode_labels(build, sequence) == ["Two <|eot_id|>s.<|eot_id|>"]
+    assert set(sequence.weights) == {np.float32(0), np.float32(0.5)}
+    assert [span.key for span in sequence.images] == ["a.png", "b.png"]
 
 
 def test_weights_of_the_loss(store: GridStore, bpe: VisualBPE, layout: VocabularyLayout) -> None:
@@ -430,16 +434,16 @@ def test_weights_of_the_loss(store: GridStore, bpe: VisualBPE, layout: Vocabular
         build = builder(template, bos, layout=layout, bpe=bpe, grids=store)
         (default,) = build.build([dialogue])
         build.loss = LossOptions(answers=3, questions=0.25, images=0.5)
-        (example,) = build.build([dialogue])
-        visual = example.ids >= TEXT_SIZE
-        expected = np.where(default.weights > 0, 3, np.where(visual, 0.5, 0.25))
+        (sequence,) = build.build([dialogue])
+        is_visual = sequence.ids >= TEXT_SIZE
+        expected = np.where(default.weights > 0, 3, np.where(is_visual, 0.5, 0.25))
         expected[0] = 0
-        assert example.weights.dtype == np.float32
-        np.testing.assert_array_equal(example.weights, expected)
-        for span in example.images:
+        assert sequence.weights.dtype == np.float32
+        np.testing.assert_array_equal(sequence.weights, expected)
+        for span in sequence.images:
             tokens = layout.to_model(bpe.encode(store[span.key]))
-            np.testing.assert_array_equal(example.ids[span.start : span.stop], tokens)
-            assert (example.ids[span.start - 1], example.ids[span.stop]) == (layout.boi, layout.eoi)
+            np.testing.assert_array_equal(sequence.ids[span.start : span.stop], tokens)
+            assert (sequence.ids[span.start - 1], sequence.ids[span.stop]) == (layout.boi, layout.eoi)
             assert span.cells == 16
         build.loss = LossOptions(1, 1, 1, 1)
         assert (build.build([dialogue])[0].weights[1:] == 1).all()
@@ -463,48 +467,56 @@ def test_truncation_cuts_whole_turns_never_an_image_and_leaves_labels(
     for words, marks in lengths:
         texts += ["See" + " <image>?" * marks, "Red. " * words]
         images += ["a.png", "b.png"][:marks]
-    whole = record(*texts, images=tuple(images))
+    long_record = record(*texts, images=tuple(images))
     parts = {"layout": layout, "bpe": bpe, "grids": store}
     faults: list[Fault] = []
-    kept = builder(template, **parts, max_length=limit, too_long="truncate").build([whole], faults)
-    free = builder(template, **parts, max_length=10**6)
+    sequences = builder(template, **parts, max_length=limit, too_long="truncate").build([long_record], faults)
+    builder_without_limit = builder(template, **parts, max_length=10**6)
     marks = [marks for _, marks in lengths]
-    shorter = [
-        free.build([record(*texts[: 2 * n], images=tuple(images[: sum(marks[:n])]))])[0]
+    shorter_sequences = [
+        builder_without_limit.build([record(*texts[: 2 * n], images=tuple(images[: sum(marks[:n])]))])[0]
         for n in range(1, len(lengths) + 1)
     ]
-    fitting = [example for example in shorter if len(example.ids) <= limit]
-    if not fitting:
-        assert kept == []
+    fitting_sequences = [sequence for sequence in shorter_sequences if len(sequence.ids) <= limit]
+    if not fitting_sequences:
+        assert sequences == []
         assert [fault.kind for fault in faults] == [DROPPED_RECORD]
         return
-    (example,) = kept
-    np.testing.assert_array_equal(example.ids, fitting[-1].ids)
-    np.testing.assert_array_equal(example.weights, fitting[-1].weights)
-    assert example.weights.any()
-    assert example.images == fitting[-1].images
-    assert [fault.kind for fault in faults] == ([TRUNCATED_RECORD] if len(fitting) < len(lengths) else [])
+    (sequence,) = sequences
+    np.testing.assert_array_equal(sequence.ids, fitting_sequences[-1].ids)
+    np.testing.assert_array_equal(sequence.weights, fitting_sequences[-1].weights)
+    assert sequence.weights.any()
+    assert sequence.images == fitting_sequences[-1].images
+    assert [fault.kind for fault in faults] == (
+        [TRUNCATED_RECORD] if len(fitting_sequences) < len(lengths) else []
+    )
 
 
 def test_dropout_encodes_the_images_of_an_example_anew(
     store: GridStore, bpe: VisualBPE, layout: VocabularyLayout
 ) -> None:
     build = builder(layout=layout, bpe=bpe, grids=store, loss=LossOptions(images=0.5))
-    (example,) = build.build([record("<image> or <image>?", "Red.", images=("a.png", "b.png"))])
-    same = build.reencode(example, 0.0, seed=3)
-    np.testing.assert_array_equal(same.ids, example.ids)
-    assert same.images == example.images
-    other = build.reencode(example, 0.5, seed=3)
-    assert len(other.ids) > len(example.ids)
-    again = build.reencode(example, 0.5, seed=3)
-    np.testing.assert_array_equal(other.ids, again.ids)
-    assert (build.reencode(example, 0.5, seed=4).ids.tolist()) != other.ids.tolist()
-    for number, span in enumerate(other.images):
-        tokens = layout.to_visual(other.ids[span.start : span.stop])
+    (sequence,) = build.build([record("<image> or <image>?", "Red.", images=("a.png", "b.png"))])
+    sequence_without_dropout = build.reencode(sequence, 0.0, seed=3)
+    np.testing.assert_array_equal(sequence_without_dropout.ids, sequence.ids)
+    assert sequence_without_dropout.images == sequence.images
+    sequence_with_dropout = build.reencode(sequence, 0.5, seed=3)
+    assert len(sequence_with_dropout.ids) > len(sequence.ids)
+    repetition = build.reencode(sequence, 0.5, seed=3)
+    np.testing.assert_array_equal(sequence_with_dropout.ids, repetition.ids)
+    assert (build.reencode(sequence, 0.5, seed=4).ids.tolist()) != sequence_with_dropout.ids.tolist()
+    for number, span in enumerate(sequence_with_dropout.images):
+        tokens = layout.to_visual(sequence_with_dropout.ids[span.start : span.stop])
         assert tokens.tolist() == bpe.encode(store[span.key], dropout=0.5, seed=3 + number).tolist()
-    text = other.ids < layout.first_visual
-    np.testing.assert_array_equal(other.ids[text], example.ids[example.ids < layout.first_visual])
-    np.testing.assert_array_equal(other.weights[text], example.weights[example.ids < layout.first_visual])
-    assert (other.weights[~text] == 0.5).all()
-    too_long = build.reencode(example, 0.5, seed=3, max_length=len(other.ids) - 1)
-    np.testing.assert_array_equal(too_long.ids, example.ids)
+    text = sequence_with_dropout.ids < layout.first_visual
+    np.testing.assert_array_equal(
+        sequence_with_dropout.ids[text], sequence.ids[sequence.ids < layout.first_visual]
+    )
+    np.testing.assert_array_equal(
+        sequence_with_dropout.weights[text], sequence.weights[sequence.ids < layout.first_visual]
+    )
+    assert (sequence_with_dropout.weights[~text] == 0.5).all()
+    sequence_within_limit = build.reencode(
+        sequence, 0.5, seed=3, max_length=len(sequence_with_dropout.ids) - 1
+    )
+    np.testing.assert_array_equal(sequence_within_limit.ids, sequence.ids)

@@ -26,7 +26,7 @@ from being_vl.training.options import BatchOptions, PrecisionOptions, StageOptio
 from being_vl.training.split import TwoPartLM
 from being_vl.training.stages import freeze
 from helpers import tiny
-from helpers.commands import being_vl, refused
+from helpers.commands import being_vl, expect_refusal
 from helpers.ranks import FORKS, free_port, train_in_forks
 
 STAGES = [
@@ -223,7 +223,7 @@ def test_flags_of_the_training_override_recipes_of_both_kinds(
     assert "ZeRO-3, bf16, 1 rows" in planned(
         capsys, recipe, "--gpus", "2x1GB", "--", "--zero", 3, "--batches.micro-batch-size", 1
     )
-    message = refused(capsys, being_vl("plan", "qwen3-1.7b", "--", "--zeroo", 3))
+    message = expect_refusal(capsys, being_vl("plan", "qwen3-1.7b", "--", "--zeroo", 3))
     assert "--zeroo: there is no such option" in message
 
 
@@ -237,7 +237,7 @@ def test_demo_is_planned_before_it_has_run(
 
 def test_bad_plans_are_refused(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def said(*words: object) -> str:
-        return refused(capsys, being_vl("plan", *words))
+        return expect_refusal(capsys, being_vl("plan", *words))
 
     assert "expected such as 8x80GB" in said("qwen3-1.7b", "--gpus", "8")
     assert "mfu: expected a share above 0, at most 1, found 2.0" in said("qwen3-1.7b", "--mfu", 2)

@@ -13,7 +13,7 @@ def being_vl(*words: object) -> int:
     return main([str(word) for word in words])
 
 
-def refused(capsys: pytest.CaptureFixture[str], status: int) -> str:
+def expect_refusal(capsys: pytest.CaptureFixture[str], status: int) -> str:
     """The one line that a command ended with when it failed; what it logged before does not count."""
     lines = capsys.readouterr().err.splitlines()
     assert status == 2, lines
@@ -23,7 +23,7 @@ def refused(capsys: pytest.CaptureFixture[str], status: int) -> str:
     return errors[0]
 
 
-class Hostile:
+class FileCreator:
     """Whoever unpickles it makes a file `executed`."""
 
     def __reduce__(self) -> Any:

@@ -108,13 +108,13 @@ def tokenizer(
         show_progress=False,
     )
     backend.train_from_iterator(TEXT, trainer)
-    made = PreTrainedTokenizerFast(
+    result = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|begin_of_text|>" if bos else None,
         eos_token="<|end_of_text|>",
     )
-    made.chat_template = template
-    return made
+    result.chat_template = template
+    return result
 
 
 def llm(
@@ -162,41 +162,48 @@ def quantizer(folder: Path, codebook_size: int = 16, name: str = "tiny", seed: i
     colours = torch.rand(codebook_size, 3, 1, 1).expand(-1, -1, 8, 8) * 2 - 1
     with torch.no_grad():
         model.quantize.embedding.weight.copy_(model.encode(cut_tiles(model, colours)).latents.flatten(1))
-    made = VQGAN(model, name=name, size=32)
-    made.save_pretrained(folder)
-    return made
+    result = VQGAN(model, name=name, size=32)
+    result.save_pretrained(folder)
+    return result
 
 
 def write_grids(
     folder: Path,
     content: dict[str, NDArray[np.int64]],
-    made_by: Quantizer,
+    quantizer_of_grids: Quantizer,
     failures: dict[str, str] | None = None,
 ) -> GridStore:
     """Write grids as `being-vl quantize` would."""
     rows = [GridRow(key, grid, (32, 32), "0" * 64) for key, grid in content.items()]
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(shard_path(folder, "grids", 0), grid_columns(rows, made_by.codebook_size), {})
-    of = {
-        "name": made_by.name,
-        "fingerprint": made_by.fingerprint,
-        "codebook_size": made_by.codebook_size,
-        "downsample": made_by.downsample,
+    write_table(shard_path(folder, "grids", 0), grid_columns(rows, quantizer_of_grids.codebook_size), {})
+    quantizer_fields = {
+        "name": quantizer_of_grids.name,
+        "fingerprint": quantizer_of_grids.fingerprint,
+        "codebook_size": quantizer_of_grids.codebook_size,
+        "downsample": quantizer_of_grids.downsample,
     }
     shards = [{"file": shard_path(folder, "grids", 0).name, "grids": len(rows)}]
-    write_manifest(folder, "grids", {"quantizer": of, "failures": failures or {}, "shards": shards})
+    write_manifest(
+        folder, "grids", {"quantizer": quantizer_fields, "failures": failures or {}, "shards": shards}
+    )
     return GridStore.open(folder)
 
 
 def grids(
-    folder: Path, keys: list[str], made_by: Quantizer, seed: int = 0, failures: dict[str, str] | None = None
+    folder: Path,
+    keys: list[str],
+    quantizer_of_grids: Quantizer,
+    seed: int = 0,
+    failures: dict[str, str] | None = None,
 ) -> GridStore:
     """Write random 4×4 grids of equal pairs of ids, so that there is something to merge."""
     generator = np.random.default_rng(seed)
     content = {
-        key: np.repeat(generator.integers(made_by.codebook_size, size=(2, 4)), 2, axis=0) for key in keys
+        key: np.repeat(generator.integers(quantizer_of_grids.codebook_size, size=(2, 4)), 2, axis=0)
+        for key in keys
     }
-    return write_grids(folder, content, made_by, failures)
+    return write_grids(folder, content, quantizer_of_grids, failures)
 
 
 def expanded(
@@ -231,20 +238,21 @@ def builder(options: PrepareOptions) -> SequenceBuilder:
     )
 
 
-class Listed:
+class SequenceList:
     """`Sequences` in memory."""
 
     dropout = 0.0
     categories = CATEGORIES
 
-    def __init__(self, examples: list[TokenSequence], pad_id: int = 0) -> None:
+    def __init__(self, sequences: list[TokenSequence], pad_id: int = 0) -> None:
         self.pad_id = pad_id
-        self.examples: dict[RecordGroup, list[TokenSequence]] = {}
-        for example in examples:
-            self.examples.setdefault(example.group, []).append(example)
+        self.sequences: dict[RecordGroup, list[TokenSequence]] = {}
+        for sequence in sequences:
+            self.sequences.setdefault(sequence.group, []).append(sequence)
         self.lengths = {
-            group: np.array([len(e.ids) for e in found], np.int32) for group, found in self.examples.items()
+            group: np.array([len(e.ids) for e in group_sequences], np.int32)
+            for group, group_sequences in self.sequences.items()
         }
 
     def get(self, group: RecordGroup, index: int, position: int, share: float = 1.0) -> TokenSequence:
-        return self.examples[group][index]
+        return self.sequences[group][index]

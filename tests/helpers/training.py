@@ -23,11 +23,11 @@ MIXTURES = [
 
 def write_recipe(path: Path, options: Mapping[str, Any], changes: Mapping[str, Any]) -> Path:
     """Write options and what changes in them; of nested options, only those that `changes` names change."""
-    merged = {
+    options_of_recipe = {
         name: value | changes.get(name, {}) if isinstance(value, dict) else changes.get(name, value)
         for name, value in options.items()
     }
-    path.write_text(yaml.safe_dump({**changes, **merged}))
+    path.write_text(yaml.safe_dump({**changes, **options_of_recipe}))
     return path
 
 

@@ -310,7 +310,7 @@ def test_the_processes_of_torchrun_share_the_work_and_give_the_same_files(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("started_ray")
+@pytest.mark.usefixtures("ray_cluster")
 def test_ray_gives_the_same_files(files: dict[str, bytes], quantizer: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", files | {"z.png": b""})
     options = {"shard_size": 3, "max_failed": 0.5, "workers": 0}

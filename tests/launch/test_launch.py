@@ -13,7 +13,7 @@ import yaml
 
 from being_vl.recipes.recipe import Recipe
 from helpers import tiny
-from helpers.commands import being_vl, refused
+from helpers.commands import being_vl, expect_refusal
 from helpers.ranks import ENVIRONMENT, train_in_forks
 from helpers.training import losses, write_recipe
 
@@ -112,14 +112,14 @@ def test_hostfile_that_does_not_fit_is_refused(
     file = tmp_path / "hostfile"
     file.write_text(content)
     words = ["--with", "print", "--hostfile", file, "--nodes", 2, "--gpus-per-node", 2]
-    assert message in refused(capsys, being_vl("launch", recipe(chain, tmp_path / "out"), *words))
+    assert message in expect_refusal(capsys, being_vl("launch", recipe(chain, tmp_path / "out"), *words))
 
 
 def test_what_is_missing_is_said_before_a_machine_is_asked_for(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def said(path: Path | str, *words: object) -> str:
-        return refused(capsys, being_vl("launch", path, *words))
+        return expect_refusal(capsys, being_vl("launch", path, *words))
 
     assert "no such recipe" in said(tmp_path / "none.yaml")
     assert "`being-vl run qwen3-1.7b --until expand` makes it" in said("qwen3-1.7b", "--dry-run")
@@ -152,7 +152,7 @@ def test_print_takes_host_names_that_are_not_known_here(
     assert all("--rdzv-endpoint=node-0.invalid:29500" in line for line in lines[1::2])
     lines = printed(capsys, path, "--with", "print", "--nodes", 2, "--master", "node-0.invalid", "--port", 7)
     assert all("--rdzv-endpoint=node-0.invalid:7" in line for line in lines[1::2])
-    message = refused(capsys, being_vl("launch", path, "--hostfile", file, "--dry-run"))
+    message = expect_refusal(capsys, being_vl("launch", path, "--hostfile", file, "--dry-run"))
     assert "the host 'node-0.invalid' is not known here" in message
 
 

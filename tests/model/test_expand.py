@@ -31,8 +31,8 @@ MERGES = 6
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A quantizer and a vocabulary made for it."""
     folder = tmp_path_factory.mktemp("parts")
-    made_by = tiny.quantizer(folder / "quantizer", codebook_size=1000)
-    learn(folder / "vocabulary.json", made_by.fingerprint)
+    tiny_quantizer = tiny.quantizer(folder / "quantizer", codebook_size=1000)
+    learn(folder / "vocabulary.json", tiny_quantizer.fingerprint)
     return folder
 
 
@@ -48,8 +48,8 @@ def learn(path: Path, fingerprint: str, name: str = "tiny", codebook_size: int =
 
 
 def options(parts: Path, llm: Path | str, out: Path, **changes: object) -> ExpandOptions:
-    asked = {"vocabulary": parts / "vocabulary.json", "quantizer": str(parts / "quantizer")}
-    return ExpandOptions(**{"llm": str(llm), "out": out} | asked | changes)  # type: ignore[arg-type]
+    inputs = {"vocabulary": parts / "vocabulary.json", "quantizer": str(parts / "quantizer")}
+    return ExpandOptions(**{"llm": str(llm), "out": out} | inputs | changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -65,53 +65,60 @@ def test_the_expanded_model_loads_strictly_and_treats_text_as_before(
     layout = expand(options(parts, llm, tmp_path / "out"))
     for folder in (llm, tmp_path / "out"):
         assert (len(list(folder.glob("*.safetensors"))) > 3) == (not tied)
-    before = AutoModelForCausalLM.from_pretrained(llm, dtype="auto").eval()
-    after, loading = AutoModelForCausalLM.from_pretrained(
+    original_model = AutoModelForCausalLM.from_pretrained(llm, dtype="auto").eval()
+    expanded_model, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype="auto", output_loading_info=True
     )
     assert not any(loading.values()), loading
-    assert type(after.eval()) is type(before)
+    assert type(expanded_model.eval()) is type(original_model)
 
-    rows = before.get_input_embeddings().weight.shape[0]
-    assert layout.text_size == before.config.vocab_size == rows
-    assert after.config.vocab_size == layout.size == rows + 2 + 1000 + MERGES
-    assert after.get_input_embeddings().weight.shape == after.get_output_embeddings().weight.shape
-    assert after.get_output_embeddings().weight.shape[0] == layout.size
-    head_is_embedding = after.get_output_embeddings().weight is after.get_input_embeddings().weight
-    assert head_is_embedding == tied == after.config.tie_word_embeddings
+    rows = original_model.get_input_embeddings().weight.shape[0]
+    assert layout.text_size == original_model.config.vocab_size == rows
+    assert expanded_model.config.vocab_size == layout.size == rows + 2 + 1000 + MERGES
+    assert (
+        expanded_model.get_input_embeddings().weight.shape
+        == expanded_model.get_output_embeddings().weight.shape
+    )
+    assert expanded_model.get_output_embeddings().weight.shape[0] == layout.size
+    head_is_embedding = (
+        expanded_model.get_output_embeddings().weight is expanded_model.get_input_embeddings().weight
+    )
+    assert head_is_embedding == tied == expanded_model.config.tie_word_embeddings
 
-    new = after.state_dict()
-    for name, weight in before.state_dict().items():
-        assert new[name].dtype == weight.dtype == dtype
-        assert torch.equal(new[name][: len(weight)], weight), name
+    expanded_weights = expanded_model.state_dict()
+    for name, weight in original_model.state_dict().items():
+        assert expanded_weights[name].dtype == weight.dtype == dtype
+        assert torch.equal(expanded_weights[name][: len(weight)], weight), name
     ids = torch.arange(60).reshape(3, 20)
     with torch.inference_mode():
-        assert torch.equal(after(ids).logits[..., :rows], before(ids).logits)
-    seen = torch.cat([ids[:, :10], torch.arange(layout.boi, layout.boi + 30).reshape(3, 10)], dim=1)
-    written = after.generate(seen, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
-    assert written.shape == (3, 25)
+        assert torch.equal(expanded_model(ids).logits[..., :rows], original_model(ids).logits)
+    prompt = torch.cat([ids[:, :10], torch.arange(layout.boi, layout.boi + 30).reshape(3, 10)], dim=1)
+    output = expanded_model.generate(
+        prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0
+    )
+    assert output.shape == (3, 25)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def in_pytorchs_format(llm: Path, held: dict[str, torch.Tensor]) -> None:
-    torch.save(held, llm / "pytorch_model.bin")
+def save_as_pytorch(llm: Path, weights_of_llm: dict[str, torch.Tensor]) -> None:
+    torch.save(weights_of_llm, llm / "pytorch_model.bin")
     (llm / "model.safetensors").unlink()
 
 
-def with_the_tied_head_written_too(llm: Path, held: dict[str, torch.Tensor]) -> None:
-    held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
-    save_file(held, llm / "model.safetensors", {"format": "pt"})
+def save_with_tied_head(llm: Path, weights_of_llm: dict[str, torch.Tensor]) -> None:
+    weights_of_llm["lm_head.weight"] = weights_of_llm["model.embed_tokens.weight"].clone()
+    save_file(weights_of_llm, llm / "model.safetensors", {"format": "pt"})
 
 
-def with_buffers_of_old(llm: Path, held: dict[str, torch.Tensor]) -> None:
-    held["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    save_file(held, llm / "model.safetensors", {"format": "pt"})
+def save_with_old_buffers(llm: Path, weights_of_llm: dict[str, torch.Tensor]) -> None:
+    weights_of_llm["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(weights_of_llm, llm / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("write", [in_pytorchs_format, with_the_tied_head_written_too, with_buffers_of_old])
+@pytest.mark.parametrize("write", [save_as_pytorch, save_with_tied_head, save_with_old_buffers])
 def test_checkpoints_of_other_forms_become_the_same_plain_one(
     parts: Path, tmp_path: Path, write: Callable[[Path, dict[str, torch.Tensor]], None]
 ) -> None:
@@ -119,9 +126,9 @@ def test_checkpoints_of_other_forms_become_the_same_plain_one(
     expand(options(parts, llm, tmp_path / "expected"))
     write(llm, tensors(llm))
     expand(options(parts, llm, tmp_path / "out"))
-    expected, found = tensors(tmp_path / "expected"), tensors(tmp_path / "out")
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    expected, result = tensors(tmp_path / "expected"), tensors(tmp_path / "out")
+    assert expected.keys() == result.keys()
+    assert all(torch.equal(result[name], expected[name]) for name in expected)
 
 
 def test_a_head_that_differs_though_the_config_ties_it_is_refused(parts: Path, tmp_path: Path) -> None:
@@ -156,10 +163,10 @@ def test_new_rows_are_drawn_by_he_seeded_and_all_different(parts: Path, tmp_path
         return [end.weight[layout.text_size :].detach() for end in ends]
 
     rows = new_rows("a")
-    for drawn in rows:
-        assert drawn.std().item() == pytest.approx(math.sqrt(2 / 32), rel=0.02)
-        assert abs(drawn.mean().item()) < 0.01
-        assert torch.pdist(drawn).min() > 0.3  # resizing with mean_resizing would leave them 1e-6 apart
+    for drawn_rows in rows:
+        assert drawn_rows.std().item() == pytest.approx(math.sqrt(2 / 32), rel=0.02)
+        assert abs(drawn_rows.mean().item()) < 0.01
+        assert torch.pdist(drawn_rows).min() > 0.3  # resizing with mean_resizing would leave them 1e-6 apart
     assert torch.equal(*rows) == tied
     assert all(map(torch.equal, rows, new_rows("again")))
     assert not torch.equal(rows[0], new_rows("other", seed=1)[0])
@@ -172,12 +179,14 @@ def test_new_rows_that_are_matched_to_the_text_rows(
 ) -> None:
     """Each matrix to its own: mean, spread, and the directions in which its text rows differ; none collapse."""
     llm = tiny.llm(tmp_path / "llm", tied=tied)
-    held = tensors(llm)
+    weights_of_llm = tensors(llm)
     stretch = torch.linspace(0.1, 3, 32)
-    for number, name in enumerate(name for name in held if len(held[name]) == 405):
-        held[name] = held[name] * (stretch if number else stretch.flip(0)) + 0.05 * (number + 1)
-        held[name][400:] = 99  # rows without a token tell nothing
-    save_file(held, llm / "model.safetensors", {"format": "pt"})
+    for number, name in enumerate(name for name in weights_of_llm if len(weights_of_llm[name]) == 405):
+        weights_of_llm[name] = weights_of_llm[name] * (stretch if number else stretch.flip(0)) + 0.05 * (
+            number + 1
+        )
+        weights_of_llm[name][400:] = 99  # rows without a token tell nothing
+    save_file(weights_of_llm, llm / "model.safetensors", {"format": "pt"})
     layout = expand(options(parts, llm, tmp_path / "out", init=init))
     report = json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"]
     assert set(report) == ({"embedding"} if tied else {"embedding", "head"})
@@ -187,25 +196,29 @@ def test_new_rows_that_are_matched_to_the_text_rows(
         "embedding": model.get_input_embeddings(),
         "head": model.get_output_embeddings(),
     }.items():
-        text, new = end.weight[:400].detach(), end.weight[layout.text_size :].detach()
-        told = report.get(kind, report["embedding"])
-        for rows, said in ((text, told["text"]), (new, told["new"])):
-            assert said["norm"] == pytest.approx(rows.norm(dim=1).mean().item(), rel=1e-4)
-            assert said["spread"] == pytest.approx(
+        text, new_part = end.weight[:400].detach(), end.weight[layout.text_size :].detach()
+        figures = report.get(kind, report["embedding"])
+        for rows, figures_of_rows in ((text, figures["text"]), (new_part, figures["new"])):
+            assert figures_of_rows["norm"] == pytest.approx(rows.norm(dim=1).mean().item(), rel=1e-4)
+            assert figures_of_rows["spread"] == pytest.approx(
                 (rows - rows.mean(0)).square().sum(1).mean().sqrt().item(), rel=1e-4
             )
-        assert told["new"]["spread"] == pytest.approx(told["text"]["spread"], rel=0.1)
-        assert (new.mean(0) - text.mean(0)).norm() < 0.1 * told["text"]["spread"]
-        assert torch.pdist(new).min() > 0.01 * told["text"]["spread"]
+        assert figures["new"]["spread"] == pytest.approx(figures["text"]["spread"], rel=0.1)
+        assert (new_part.mean(0) - text.mean(0)).norm() < 0.1 * figures["text"]["spread"]
+        assert torch.pdist(new_part).min() > 0.01 * figures["text"]["spread"]
         if init == "text":
-            error = (torch.cov(new.T) - torch.cov(text.T)).norm() / torch.cov(text.T).norm()
+            error = (torch.cov(new_part.T) - torch.cov(text.T)).norm() / torch.cov(text.T).norm()
             assert error < 0.25  # of 1008 draws
         else:
-            visual = new[2:]
-            assert torch.corrcoef(torch.stack([torch.pdist(codes), torch.pdist(visual[:1000])]))[0, 1] > 0.5
+            visual_rows = new_part[2:]
+            assert (
+                torch.corrcoef(torch.stack([torch.pdist(codes), torch.pdist(visual_rows[:1000])]))[0, 1] > 0.5
+            )
             for row, (a, b, *_) in enumerate(VisualBPE.load(parts / "vocabulary.json").merges, 1000):
-                own = (visual[row] - (visual[a] + visual[b]) / 2).norm() / told["text"]["spread"]
-                assert 0 < own < 0.3
+                jitter = (visual_rows[row] - (visual_rows[a] + visual_rows[b]) / 2).norm() / figures["text"][
+                    "spread"
+                ]
+                assert 0 < jitter < 0.3
 
 
 def test_rows_of_zeros_fill_up_to_a_multiple(parts: Path, tmp_path: Path) -> None:
@@ -264,12 +277,15 @@ def test_the_folder_holds_all_that_belongs_to_the_model(parts: Path, tmp_path: P
     assert (out / "visual_vocabulary.json").read_bytes() == (parts / "vocabulary.json").read_bytes()
     quantizer = load_quantizer(out / "quantizer")
     assert (quantizer.name, quantizer.fingerprint) == (layout.quantizer_name, layout.quantizer_fingerprint)
-    before, after = AutoTokenizer.from_pretrained(llm), AutoTokenizer.from_pretrained(out)
-    assert after.get_vocab().items() >= before.get_vocab().items()
-    assert after.chat_template == before.chat_template == tiny.LLAMA3
+    original_tokenizer, expanded_tokenizer = (
+        AutoTokenizer.from_pretrained(llm),
+        AutoTokenizer.from_pretrained(out),
+    )
+    assert expanded_tokenizer.get_vocab().items() >= original_tokenizer.get_vocab().items()
+    assert expanded_tokenizer.chat_template == original_tokenizer.chat_template == tiny.LLAMA3
     text = "<|begin_of_text|>Größe: 12 circles\n\n  are <|eot_id|> here"
-    assert after(text).input_ids == before(text).input_ids
-    assert after.special_tokens_map == before.special_tokens_map
+    assert expanded_tokenizer(text).input_ids == original_tokenizer(text).input_ids
+    assert expanded_tokenizer.special_tokens_map == original_tokenizer.special_tokens_map
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["format"] == "being-vl/model"
     assert manifest["options"]["llm"] == str(llm)
@@ -279,9 +295,9 @@ def test_the_folder_holds_all_that_belongs_to_the_model(parts: Path, tmp_path: P
     copy = tmp_path / "copy"
     copy.mkdir()
     copy_companions(out, copy)
-    missing = {path.name for path in out.iterdir()} - {path.name for path in copy.iterdir()}
-    assert missing == {"config.json", "model.safetensors", "manifest.json", "fingerprint.json"}
-    assert AutoTokenizer.from_pretrained(copy)(text).input_ids == before(text).input_ids
+    missing_names = {path.name for path in out.iterdir()} - {path.name for path in copy.iterdir()}
+    assert missing_names == {"config.json", "model.safetensors", "manifest.json", "fingerprint.json"}
+    assert AutoTokenizer.from_pretrained(copy)(text).input_ids == original_tokenizer(text).input_ids
     assert load_quantizer(copy / "quantizer").fingerprint == layout.quantizer_fingerprint
 
 
@@ -293,10 +309,13 @@ def test_a_tokenizer_without_chat_template_gets_the_default(parts: Path, tmp_pat
 def test_the_generation_config_is_kept(parts: Path, tmp_path: Path) -> None:
     """Also Llama 2's own, whose temperature without sampling transformers finds fault with."""
     llm = tiny.llm(tmp_path / "llm")
-    stored = json.loads((llm / "generation_config.json").read_text()) | {"temperature": 0.9, "max_length": 99}
-    (llm / "generation_config.json").write_text(json.dumps(stored))
+    generation_config = json.loads((llm / "generation_config.json").read_text()) | {
+        "temperature": 0.9,
+        "max_length": 99,
+    }
+    (llm / "generation_config.json").write_text(json.dumps(generation_config))
     expand(options(parts, llm, tmp_path / "out"))
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == stored
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == generation_config
 
 
 def test_expanding_again_keeps_a_finished_model(
@@ -365,11 +384,11 @@ def test_a_vocabulary_of_another_quantizer_is_refused_naming_both(parts: Path, t
     assert not (tmp_path / "out").exists()
 
 
-def no_config(folder: Path) -> None:
+def remove_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
-def no_weights(folder: Path) -> None:
+def remove_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
@@ -378,22 +397,22 @@ def cut_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def other_shape(folder: Path) -> None:
+def change_shape(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
 
 
-def more_layers(folder: Path) -> None:
+def add_layer(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
 
 
-def no_tokenizer(folder: Path) -> None:
+def remove_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
 
 
-def a_bert(folder: Path) -> None:
+def replace_by_bert(folder: Path) -> None:
     shutil.rmtree(folder)
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
@@ -401,29 +420,29 @@ def a_bert(folder: Path) -> None:
     BertForMaskedLM(config).save_pretrained(folder)
 
 
-def quantized(folder: Path) -> None:
+def mark_as_quantized(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
 
 
-def gone(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-BAD = {
-    gone: "no such folder",
-    no_config: "cannot be loaded as a causal LM",
-    no_weights: "cannot be loaded as a causal LM",
+DAMAGES = {
+    remove_folder: "no such folder",
+    remove_config: "cannot be loaded as a causal LM",
+    remove_weights: "cannot be loaded as a causal LM",
     cut_weights: "cannot be loaded as a causal LM",
-    other_shape: "cannot be loaded as a causal LM",
-    more_layers: "weights are missing: model.layers.4.",
-    no_tokenizer: "its tokenizer cannot be loaded",
-    quantized: "its weights are quantized; expected the model before it was",
-    a_bert: "is a BertForMaskedLM; expected a causal LM",
+    change_shape: "cannot be loaded as a causal LM",
+    add_layer: "weights are missing: model.layers.4.",
+    remove_tokenizer: "its tokenizer cannot be loaded",
+    mark_as_quantized: "its weights are quantized; expected the model before it was",
+    replace_by_bert: "is a BertForMaskedLM; expected a causal LM",
 }
 
 
-@pytest.mark.parametrize("damage", BAD, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_what_is_no_whole_causal_lm_is_refused_in_one_line(
     parts: Path, tmp_path: Path, damage: object
 ) -> None:
@@ -432,7 +451,7 @@ def test_what_is_no_whole_causal_lm_is_refused_in_one_line(
     with pytest.raises(ModelError) as error:
         expand(options(parts, llm, tmp_path / "out"))
     assert str(error.value).startswith(f"{llm}: ")
-    assert BAD[damage] in str(error.value)  # type: ignore[index]
+    assert DAMAGES[damage] in str(error.value)  # type: ignore[index]
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -446,26 +465,29 @@ def test_the_layout_maps_ids_both_ways_and_checks_them(tmp_path: Path) -> None:
     assert ids.tolist() == [[102, 121], [105, 118]]
     assert layout.to_visual(ids).tolist() == tokens.tolist()
     assert layout.to_model([]).tolist() == []
-    for method, wrong, message in [
+    for method, ids_outside, message in [
         (layout.to_model, [1, 20], r"visual BPE id 20 at index 1 is outside 0\.\.19"),
         (layout.to_model, [-1], "visual BPE id -1 at index 0"),
         (layout.to_model, [0.5], "are float64; expected integers"),
         (layout.to_visual, [102, 101], r"model id 101 at index 1 is outside 102\.\.121"),
     ]:
         with pytest.raises(ModelError, match=message):
-            method(wrong)  # type: ignore[arg-type]
+            method(ids_outside)  # type: ignore[arg-type]
 
     layout.save(tmp_path)
     assert VocabularyLayout.load(tmp_path) == layout
     path = tmp_path / "being_vl.json"
-    good = json.loads(path.read_text())
+    fields = json.loads(path.read_text())
     for content, message in [
         ("{", "cannot be read"),
         ("[]", "not a layout"),
-        (json.dumps(good | {"format": "being-vl/grids"}), "not a layout"),
-        (json.dumps(good | {"num_merges": "4"}), "'num_merges' is '4'; expected int"),
-        (json.dumps(good | {"text_size": -1}), "'text_size' is -1"),
-        (json.dumps({key: good[key] for key in good if key != "quantizer_name"}), "'quantizer_name' is None"),
+        (json.dumps(fields | {"format": "being-vl/grids"}), "not a layout"),
+        (json.dumps(fields | {"num_merges": "4"}), "'num_merges' is '4'; expected int"),
+        (json.dumps(fields | {"text_size": -1}), "'text_size' is -1"),
+        (
+            json.dumps({key: fields[key] for key in fields if key != "quantizer_name"}),
+            "'quantizer_name' is None",
+        ),
     ]:
         path.write_text(content)
         with pytest.raises(ModelError, match=message):

@@ -19,9 +19,9 @@ TEMPLATES: dict[tiny.Family, str] = {"llama": tiny.LLAMA3, "qwen2": tiny.CHATML}
 
 @pytest.fixture(scope="module", params=TEMPLATES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp(request.param)
+    path = tmp_path_factory.mktemp(request.param)
     family = request.param
-    return tiny.expanded(made, ["any.png"], family=family, template=TEMPLATES[family], layers=2)[0]
+    return tiny.expanded(path, ["any.png"], family=family, template=TEMPLATES[family], layers=2)[0]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def processor(folder: Path) -> BeingVLProcessor:
     return AutoProcessor.from_pretrained(folder)
 
 
-def picture(colour: str) -> Image.Image:
+def square_image(colour: str) -> Image.Image:
     image = Image.new("RGB", (32, 32), "white")
     image.paste(Image.new("RGB", (16, 16), colour), (8, 8))
     return image
@@ -42,24 +42,24 @@ def ask(question: str, *images: object) -> list[dict[str, object]]:
 
 def test_a_chat_is_the_models_own_template_with_the_images_behind_bos(processor: BeingVLProcessor) -> None:
     chat = [
-        *ask("What is it?", picture("red"), picture("blue")),
+        *ask("What is it?", square_image("red"), square_image("blue")),
         {"role": "assistant", "content": "A square."},
         {"role": "user", "content": "Sure?"},
     ]
     text = [{"role": "user", "content": "What is it?"}, *chat[1:]]
     tokenizer = processor.tokenizer
     expected = tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
-    written = processor.decode(processor(chat).input_ids[0])
+    text_of_ids = processor.decode(processor(chat).input_ids[0])
     bos = tokenizer.bos_token or ""
-    images, plain = "", written.removeprefix(bos)
-    while plain.startswith("<|visual_start|>"):
-        image, _, plain = plain.partition("<|visual_end|>")
+    images, rest = "", text_of_ids.removeprefix(bos)
+    while rest.startswith("<|visual_start|>"):
+        image, _, rest = rest.partition("<|visual_end|>")
         images += image
-    assert written.startswith(bos)
+    assert text_of_ids.startswith(bos)
     assert images.count("<|visual_start|>") == 2
-    assert bos + plain == expected
+    assert bos + rest == expected
     ids = processor(chat).input_ids
-    assert torch.equal(tokenizer(written, add_special_tokens=False, return_tensors="pt").input_ids, ids)
+    assert torch.equal(tokenizer(text_of_ids, add_special_tokens=False, return_tensors="pt").input_ids, ids)
     assert processor.batch_decode(ids, skip_special_tokens=True) == [
         tokenizer.decode(tokenizer(expected, add_special_tokens=False).input_ids, skip_special_tokens=True)
     ]
@@ -68,39 +68,39 @@ def test_a_chat_is_the_models_own_template_with_the_images_behind_bos(processor:
 def test_an_image_between_texts_stays_there(processor: BeingVLProcessor) -> None:
     parts = [
         {"type": "text", "text": "Is "},
-        {"type": "image", "image": picture("red")},
+        {"type": "image", "image": square_image("red")},
         {"type": "text", "text": " red?"},
     ]
-    written = processor.decode(processor([{"role": "user", "content": parts}]).input_ids[0])
-    assert "Is <|visual_start|>" in written
-    assert "<|visual_end|> red?" in written
+    text_of_ids = processor.decode(processor([{"role": "user", "content": parts}]).input_ids[0])
+    assert "Is <|visual_start|>" in text_of_ids
+    assert "<|visual_end|> red?" in text_of_ids
 
 
 def test_a_system_message_stands_where_the_template_puts_it(processor: BeingVLProcessor) -> None:
     system = {"role": "system", "content": "Be kind."}
-    written = processor.decode(processor([system, *ask("What is it?", picture("red"))]).input_ids[0])
+    text_of_ids = processor.decode(processor([system, *ask("What is it?", square_image("red"))]).input_ids[0])
     chat = [system, {"role": "user", "content": "What is it?"}]
     expected = processor.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert "Be kind." in expected
-    assert written.partition("<|visual_end|>")[2] == expected.removeprefix("<|begin_of_text|>")
+    assert text_of_ids.partition("<|visual_end|>")[2] == expected.removeprefix("<|begin_of_text|>")
 
 
 def test_files_pictures_and_grids_are_the_same_images(processor: BeingVLProcessor, tmp_path: Path) -> None:
-    picture("green").save(tmp_path / "a.png")
-    (grid,) = processor.quantizer.encode([picture("green")])
-    given = [tmp_path / "a.png", str(tmp_path / "a.png"), picture("green"), grid]
-    ids = [processor(ask("What?", image)).input_ids for image in given]
-    assert all(torch.equal(ids[0], other) for other in ids)
-    mixed = processor(ask("What?", grid, picture("red"), grid)).input_ids
+    square_image("green").save(tmp_path / "a.png")
+    (grid,) = processor.quantizer.encode([square_image("green")])
+    image_forms = [tmp_path / "a.png", str(tmp_path / "a.png"), square_image("green"), grid]
+    ids = [processor(ask("What?", image)).input_ids for image in image_forms]
+    assert all(torch.equal(ids[0], ids_of_other) for ids_of_other in ids)
+    mixed_ids = processor(ask("What?", grid, square_image("red"), grid)).input_ids
     assert torch.equal(
-        mixed, processor(ask("What?", *[picture(c) for c in ("green", "red", "green")])).input_ids
+        mixed_ids, processor(ask("What?", *[square_image(c) for c in ("green", "red", "green")])).input_ids
     )
 
 
 def test_transformers_generates_from_a_batch_what_the_assistant_answers(
     processor: BeingVLProcessor, folder: Path
 ) -> None:
-    batch = processor([ask("What is it?", picture("red")), [{"role": "user", "content": "Hello."}]])
+    batch = processor([ask("What is it?", square_image("red")), [{"role": "user", "content": "Hello."}]])
     assert batch.input_ids.shape == batch.attention_mask.shape
     assert batch.attention_mask.tolist() == [
         [1] * batch.input_ids.shape[1],
@@ -116,7 +116,7 @@ def test_transformers_generates_from_a_batch_what_the_assistant_answers(
         **batch, max_new_tokens=6, do_sample=False, **stops, suppress_tokens=list(range(400, 500))
     )
     answers = processor.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-    expected = assistant.answer(["What is it?", "Hello."], [[picture("red")], []], max_new_tokens=6)
+    expected = assistant.answer(["What is it?", "Hello."], [[square_image("red")], []], max_new_tokens=6)
     assert [answer.strip() for answer in answers] == expected
     turns = (Turn("user", "Hello."),)
     assert np.array_equal(processor.prompts([turns], [[]])[0], processor.prompts(["Hello."], [[]])[0])
@@ -127,7 +127,7 @@ def test_it_is_saved_and_found_by_the_auto_class(processor: BeingVLProcessor, tm
     processor.save_pretrained(tmp_path / "new" / "copy")
     copy = AutoProcessor.from_pretrained(tmp_path / "new" / "copy")
     assert type(copy) is BeingVLProcessor
-    chat = ask("What is it?", picture("red"))
+    chat = ask("What is it?", square_image("red"))
     assert torch.equal(copy(chat).input_ids, processor(chat).input_ids)
     assert AutoTokenizer.from_pretrained(tmp_path / "new" / "copy").get_vocab() == copy.tokenizer.get_vocab()
 

@@ -30,10 +30,10 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 class Models(NamedTuple):
-    before: Any
-    words: Any
+    llm: Any
+    llm_tokenizer: Any
     """The LLM and its tokenizer, as transformers reads them from GGUF."""
-    after: Any
+    expanded_model: Any
     processor: Any
 
 
@@ -57,41 +57,43 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Models:
             pad_to=64,
         )
     )
-    before = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
-    words = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    after, loading = AutoModelForCausalLM.from_pretrained(folder / "out", output_loading_info=True)
+    llm = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
+    llm_tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    expanded_model, loading = AutoModelForCausalLM.from_pretrained(folder / "out", output_loading_info=True)
     assert not any(loading.values())
-    return Models(before, words, after.eval(), AutoProcessor.from_pretrained(folder / "out"))
+    return Models(llm, llm_tokenizer, expanded_model.eval(), AutoProcessor.from_pretrained(folder / "out"))
 
 
 @torch.inference_mode()
 def test_text_is_read_as_before(smollm2: Models) -> None:
     tokenizer = smollm2.processor.tokenizer
-    ids = smollm2.words(TEXT, return_tensors="pt").input_ids
+    ids = smollm2.llm_tokenizer(TEXT, return_tensors="pt").input_ids
     assert torch.equal(tokenizer(TEXT, return_tensors="pt").input_ids, ids)
-    assert tokenizer.chat_template == smollm2.words.chat_template
-    text_size = smollm2.before.config.vocab_size
-    assert smollm2.after.config.vocab_size == text_size + 128
-    assert torch.equal(smollm2.after(ids).logits[..., :text_size], smollm2.before(ids).logits)
+    assert tokenizer.chat_template == smollm2.llm_tokenizer.chat_template
+    text_size = smollm2.llm.config.vocab_size
+    assert smollm2.expanded_model.config.vocab_size == text_size + 128
+    assert torch.equal(smollm2.expanded_model(ids).logits[..., :text_size], smollm2.llm(ids).logits)
 
 
 def test_it_answers_a_question_and_takes_images(smollm2: Models) -> None:
-    processor, model = smollm2.processor, smollm2.after
+    processor, model = smollm2.processor, smollm2.expanded_model
     image = {"type": "image", "image": Image.new("RGB", (32, 32), "red")}
-    shown = [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
-    batch = processor([QUESTION, shown])
+    image_question = [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
+    batch = processor([QUESTION, image_question])
     output = model.generate(**batch, max_new_tokens=12, do_sample=False)
-    answer, other = processor.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    answer, image_answer = processor.batch_decode(
+        output[:, batch.input_ids.shape[1] :], skip_special_tokens=True
+    )
     assert "Paris" in answer
-    assert other
+    assert image_answer
 
 
 def test_new_rows_lie_among_the_text_rows(smollm2: Models) -> None:
-    rows = smollm2.after.get_input_embeddings().weight.detach()
-    text, new = rows[:49152], rows[49152 : 49152 + 72]
-    spread = [(part - part.mean(0)).square().sum(1).mean().sqrt().item() for part in (text, new)]
-    assert spread[1] == pytest.approx(spread[0], rel=0.1)
-    assert torch.pdist(new).min() > 0.1 * spread[0]
+    rows = smollm2.expanded_model.get_input_embeddings().weight.detach()
+    text, new_rows = rows[:49152], rows[49152 : 49152 + 72]
+    spreads = [(part - part.mean(0)).square().sum(1).mean().sqrt().item() for part in (text, new_rows)]
+    assert spreads[1] == pytest.approx(spreads[0], rel=0.1)
+    assert torch.pdist(new_rows).min() > 0.1 * spreads[0]
 
 
 @pytest.mark.skipif(
@@ -104,16 +106,16 @@ def test_llama_cpp_converts_it(smollm2: Models, tmp_path: Path) -> None:
     import gguf
 
     out = tmp_path / "model.gguf"
-    command = [sys.executable, f"{LLAMA_CPP}/convert_hf_to_gguf.py", smollm2.after.name_or_path]
+    command = [sys.executable, f"{LLAMA_CPP}/convert_hf_to_gguf.py", smollm2.expanded_model.name_or_path]
     subprocess.run([*command, "--outfile", str(out), "--outtype", "f32"], check=True, timeout=600)
     reader = gguf.GGUFReader(out)
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     kinds = reader.fields["tokenizer.ggml.token_type"].contents()
-    visual = {n: token for n, token in enumerate(tokens) if token.startswith("<|visual_")}
-    tokenizer, weight = smollm2.processor.tokenizer, smollm2.after.get_input_embeddings().weight
+    visual_tokens = {n: token for n, token in enumerate(tokens) if token.startswith("<|visual_")}
+    tokenizer, weight = smollm2.processor.tokenizer, smollm2.expanded_model.get_input_embeddings().weight
     assert len(tokens) == len(weight)
-    assert tokenizer.convert_ids_to_tokens(list(visual)) == list(visual.values())
-    assert len(visual) == smollm2.processor.builder.layout.num_new
-    assert {kinds[n] for n in visual} == {gguf.TokenType.CONTROL}
+    assert tokenizer.convert_ids_to_tokens(list(visual_tokens)) == list(visual_tokens.values())
+    assert len(visual_tokens) == smollm2.processor.builder.layout.num_new
+    assert {kinds[n] for n in visual_tokens} == {gguf.TokenType.CONTROL}
     (rows,) = (tensor.data for tensor in reader.tensors if tensor.name == "token_embd.weight")
     assert np.array_equal(rows.reshape(weight.shape), weight.detach().float().numpy())

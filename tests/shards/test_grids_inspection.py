@@ -14,7 +14,7 @@ from PIL import Image
 
 from being_vl.quantizer.models.tiled import VQGAN
 from helpers import tiny
-from helpers.commands import being_vl, refused
+from helpers.commands import being_vl, expect_refusal
 
 CODES = 16
 
@@ -98,14 +98,14 @@ def test_verify_finds_what_is_missing_changed_or_too_much(
     files[1].write_bytes(data)
     files[2].write_bytes(files[3].read_bytes())
     (out / "grids-00009.arrow").touch()
-    message = refused(capsys, being_vl("grids", "verify", out))
+    message = expect_refusal(capsys, being_vl("grids", "verify", out))
     assert "grids-00000.arrow: missing" in message
     assert "grids-00001.arrow: checksum" in message
     assert "grids-00003.arrow: key" in message
     assert "is in grids-00002.arrow as well" in message
     assert "grids-00009.arrow: not in the manifest" in message
     (out / "manifest.json").unlink()
-    assert "no manifest.json" in refused(capsys, being_vl("grids", "verify", out))
+    assert "no manifest.json" in expect_refusal(capsys, being_vl("grids", "verify", out))
 
 
 def test_decode_draws_a_sheet(
@@ -127,8 +127,8 @@ def test_decode_draws_a_sheet(
     assert being_vl(*command, "--count", 3, "--side", 16) == 0
     assert max(Image.open(out).size) <= 4 + 2 * 20
     capsys.readouterr()
-    assert "no grid 'x'" in refused(capsys, being_vl(*command, "--key", "x"))
+    assert "no grid 'x'" in expect_refusal(capsys, being_vl(*command, "--key", "x"))
     tiny.quantizer(tmp_path / "other", codebook_size=CODES, seed=1, name="other")
-    message = refused(capsys, being_vl(*command[:-1], tmp_path / "other"))
+    message = expect_refusal(capsys, being_vl(*command[:-1], tmp_path / "other"))
     assert "'tiny'" in message
     assert "'other'" in message

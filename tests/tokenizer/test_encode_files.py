@@ -15,7 +15,7 @@ from being_vl.quantizer.job import quantize
 from being_vl.quantizer.options import QuantizeOptions
 from being_vl.shards.grids import GridStore
 from helpers import tiny
-from helpers.commands import being_vl, refused
+from helpers.commands import being_vl, expect_refusal
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_tokens_are_those_of_the_vocabulary_and_a_second_run_keeps_whole_files(
 
     bpe.truncate(5).save(tmp_path / "fewer.json")
     command = ("encode", grids, "--vocabulary", tmp_path / "fewer.json", "--out", tmp_path / "tokens")
-    assert "vocabulary.vocab_size was" in refused(capsys, being_vl(*command))
+    assert "vocabulary.vocab_size was" in expect_refusal(capsys, being_vl(*command))
     assert {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()} == before
     assert being_vl(*command, "--overwrite") == 0
     shorter_bpe = VisualBPE.load(tmp_path / "fewer.json")
@@ -94,7 +94,7 @@ def test_the_processes_of_torchrun_share_the_work(grids: Path, chain: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("started_ray")
+@pytest.mark.usefixtures("ray_cluster")
 def test_ray_gives_the_same_files(grids: Path, chain: Path, tmp_path: Path) -> None:
     words = ("encode", grids, "--vocabulary", chain / "vocabulary.json", "--out")
     assert being_vl(*words, tmp_path / "ray", "--engine", "ray") == 0
@@ -109,14 +109,14 @@ def test_what_does_not_fit_is_refused(
     grids: Path, chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rest = ("--vocabulary", chain / "vocabulary.json", "--out", tmp_path / "tokens")
-    assert "no manifest.json" in refused(capsys, being_vl("encode", tmp_path / "nowhere", *rest))
+    assert "no manifest.json" in expect_refusal(capsys, being_vl("encode", tmp_path / "nowhere", *rest))
     other = tiny.quantizer(tmp_path / "other", codebook_size=64, seed=1, name="other")
     tiny.write_grids(tmp_path / "grids", {"a": np.zeros((2, 2), np.int64)}, other)
-    message = refused(capsys, being_vl("encode", tmp_path / "grids", *rest))
+    message = expect_refusal(capsys, being_vl("encode", tmp_path / "grids", *rest))
     assert "'tiny'" in message
     assert "'other'" in message
     content = json.loads((chain / "vocabulary.json").read_text())
     (tmp_path / "broken.json").write_text(json.dumps(content)[:-40])
     words = ("encode", grids, "--vocabulary", tmp_path / "broken.json", "--out", tmp_path / "tokens")
-    assert "broken.json" in refused(capsys, being_vl(*words))
+    assert "broken.json" in expect_refusal(capsys, being_vl(*words))
     assert not (tmp_path / "tokens").exists()

@@ -15,7 +15,7 @@ import pytest
 from being_vl import VisualBPE
 from being_vl.errors import BeingVLError
 from being_vl.tokenizer.published import read_published
-from helpers.commands import Hostile, being_vl, refused
+from helpers.commands import FileCreator, being_vl, expect_refusal
 
 PHOTOS = np.load(Path(__file__).parents[1] / "helpers" / "photo_grids.npz")["grids"]
 PHOTOS.flags.writeable = False
@@ -49,7 +49,7 @@ def test_truncate(
     for merges in (301, -1):
         with pytest.raises(BeingVLError, match=f"{merges}: expected 0 to 300"):
             whole.truncate(merges)
-        line = refused(
+        line = expect_refusal(
             capsys,
             being_vl("vocab", "truncate", files[mode], f"--merges={merges}", "--out", tmp_path / "no.json"),
         )
@@ -130,10 +130,10 @@ def test_show_names_what_is_wrong(
     tmp_path: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for token in (-1, K + 300):
-        line = refused(capsys, being_vl("vocab", "show", files["pair"], f"--token={token}"))
+        line = expect_refusal(capsys, being_vl("vocab", "show", files["pair"], f"--token={token}"))
         assert f"token {token} is not in the vocabulary, expected 0 to {K + 299}" in line
     np.save(tmp_path / "zeros.npy", np.zeros((1, 2, 2), int))
-    line = refused(
+    line = expect_refusal(
         capsys, being_vl("vocab", "show", files["pair"], "--token", K + 9, "--grids", tmp_path / "zeros.npy")
     )
     assert "is in none of the grids of" in line
@@ -155,10 +155,10 @@ def test_damaged_vocabularies(
         ("", "line 1"),
     ):
         (tmp_path / "v.json").write_text(damaged)
-        line = refused(capsys, being_vl("vocab", command, tmp_path / "v.json", *more))
+        line = expect_refusal(capsys, being_vl("vocab", command, tmp_path / "v.json", *more))
         assert "v.json" in line
         assert named in line
-    line = refused(capsys, being_vl("vocab", command, tmp_path / "none.json", *more))
+    line = expect_refusal(capsys, being_vl("vocab", command, tmp_path / "none.json", *more))
     assert "none.json" in line
 
 
@@ -179,7 +179,7 @@ def test_numbers_as_large_as_the_file_allows(
     assert statistics["cells"]["max"] == 2**63 - 1
     assert being_vl("vocab", "show", path) == 0
     assert f"token {K + 5} = {K + 4} + {K + 4}" in capsys.readouterr().out
-    line = refused(capsys, being_vl("vocab", "show", path, "--token", K + 199))
+    line = expect_refusal(capsys, being_vl("vocab", "show", path, "--token", K + 199))
     assert "more than the 65536 that are shown" in line
 
 
@@ -206,7 +206,7 @@ def test_import(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest
         assert VisualBPE.load(out).merges == [pair for pair, _ in merges]
     assert "3 merges" in caplog.text
     command = ["vocab", "import", tmp_path / "vocab.pkl", "--out", tmp_path / "no.json"]
-    line = refused(capsys, being_vl(*command, "--codebook_size", 1024))
+    line = expect_refusal(capsys, being_vl(*command, "--codebook_size", 1024))
     assert "merge 0 makes token 8192, expected 1024" in line
     assert not (tmp_path / "no.json").exists()
 
@@ -221,7 +221,7 @@ def test_another_vocabulary_is_not_replaced(
         assert being_vl("vocab", *first_job, "--out", out) == 0
         assert being_vl("vocab", *first_job, "--out", out) == 0
         content = out.read_bytes()
-        assert "--overwrite" in refused(capsys, being_vl("vocab", *second_job, "--out", out))
+        assert "--overwrite" in expect_refusal(capsys, being_vl("vocab", *second_job, "--out", out))
         assert out.read_bytes() == content
         assert being_vl("vocab", *second_job, "--out", out, "--overwrite") == 0
         assert VisualBPE.load(out).num_merges == {"import": 1, "truncate": 7}[second_job[0]]
@@ -233,8 +233,8 @@ HOSTILE = {
     "INST": b"(S'touch executed'\nios\nsystem\n.",
     "OBJ": b"(cos\nsystem\nS'touch executed'\no.",
     "NEWOBJ": b"\x80\x02cos\nsystem\nU\x0etouch executed\x85\x81.",
-    "REDUCE": pickle.dumps([((0, 1), 8192), Hostile()], 0),
-    "REDUCE by protocol 5": pickle.dumps([((0, 1), 8192), Hostile()], 5),
+    "REDUCE": pickle.dumps([((0, 1), 8192), FileCreator()], 0),
+    "REDUCE by protocol 5": pickle.dumps([((0, 1), 8192), FileCreator()], 5),
     "eval": b'c__builtin__\neval\n(S\'open("executed", "w")\'\ntR.',
     "BUILD": b"]}b.",
     "BUILD of a list": b"]K\x01b.",
@@ -289,7 +289,7 @@ def test_hostile_pickles(
     if name == "frame of 2**63 bytes":  # lengths of frames are advice, and the list in this one is empty
         assert VisualBPE.load("v.json").merges == []
     else:
-        assert "vocab.pkl" in refused(capsys, status)
+        assert "vocab.pkl" in expect_refusal(capsys, status)
         assert not Path("v.json").exists()
     assert not Path("executed").exists()
 

@@ -21,7 +21,7 @@ from being_vl.shards.arrow import shard_path, write_table
 from being_vl.shards.grids import GridRow, GridStore, grid_columns, read_grids
 from being_vl.tokenizer import corpus
 from being_vl.tokenizer.report import last_worthwhile_merge_count
-from helpers.commands import Hostile, being_vl, refused
+from helpers.commands import FileCreator, being_vl, expect_refusal
 
 PHOTOS = np.load(Path(__file__).parents[1] / "helpers" / "photo_grids.npz")["grids"]
 PHOTOS.flags.writeable = False
@@ -269,9 +269,9 @@ def test_a_stopped_training_goes_on(
         assert "Traceback" not in said
 
     for change, difference in CHANGES:
-        assert difference in refused(capsys, train(grids, out, *change, **NOISE))
+        assert difference in expect_refusal(capsys, train(grids, out, *change, **NOISE))
     for name, difference in write_other_grids(grids, tmp_path).items():
-        assert difference in refused(capsys, train(tmp_path / name, out, **NOISE))
+        assert difference in expect_refusal(capsys, train(tmp_path / name, out, **NOISE))
 
     monkeypatch.setattr("being_vl.tokenizer.train.LOG_SECONDS", 0)
     with caplog.at_level("INFO", logger="being_vl"):
@@ -321,7 +321,7 @@ def test_a_finished_vocabulary_is_kept_or_refused(
     assert out.stat().st_mtime_ns == modified
 
     # Other options are refused and change nothing, unless they are to overwrite.
-    assert "num_merges was 200, is 100" in refused(capsys, train(grids, out, merges=100))
+    assert "num_merges was 200, is 100" in expect_refusal(capsys, train(grids, out, merges=100))
     assert out.read_bytes() == content
     assert train(grids, out, "--overwrite", merges=100) == 0
     assert VisualBPE.load(out) == VisualBPE.train(PHOTOS, K, 100)
@@ -341,13 +341,13 @@ def test_a_file_of_unknown_origin_is_refused(tmp_path: Path, capsys: pytest.Capt
     np.save(tmp_path / "grids.npy", PHOTOS)
     out = tmp_path / "v.json"
     VisualBPE.train(PHOTOS, K, 200).save(out)
-    assert "no v.fingerprint.json" in refused(capsys, train(tmp_path / "grids.npy", out))
+    assert "no v.fingerprint.json" in expect_refusal(capsys, train(tmp_path / "grids.npy", out))
     assert train(tmp_path / "grids.npy", out, "--overwrite") == 0
 
     records = tmp_path / "records.json"
     records.write_text("[]")
-    assert "--overwrite" in refused(capsys, train(tmp_path / "grids.npy", records))
-    line = refused(capsys, train(tmp_path / "grids.npy", records, "--overwrite"))
+    assert "--overwrite" in expect_refusal(capsys, train(tmp_path / "grids.npy", records))
+    line = expect_refusal(capsys, train(tmp_path / "grids.npy", records, "--overwrite"))
     assert "no vocabulary is not overwritten" in line
     assert records.read_text() == "[]"
 
@@ -363,7 +363,7 @@ def test_partial_vocabularies_whose_fingerprint_is_damaged(
     for content in (None, "{", "[]"):
         if content:
             fingerprint.write_text(content)
-        assert "v.fingerprint.json" in refused(capsys, train(grids, out, **NOISE))
+        assert "v.fingerprint.json" in expect_refusal(capsys, train(grids, out, **NOISE))
 
 
 # Bad input
@@ -386,7 +386,7 @@ def with_ids(**changes: Any) -> Callable[[Path], None]:
 
 def pickled(path: Path) -> None:
     with path.open("wb") as file:
-        np.save(file, np.array([Hostile()], dtype=object), allow_pickle=True)
+        np.save(file, np.array([FileCreator()], dtype=object), allow_pickle=True)
 
 
 def ragged(path: Path) -> None:
@@ -447,7 +447,7 @@ def test_bad_arrays(
     write(tmp_path / "bad.npy")
     np.save("good.npy", PHOTOS)
     paths = [Path("bad.npy")] if name == "folder without grids" else [Path("good.npy"), Path("bad.npy")]
-    line = refused(capsys, train(paths, Path("v.json")))
+    line = expect_refusal(capsys, train(paths, Path("v.json")))
     assert all(word in line for word in ["bad.npy", *words])
     assert not Path("v.json").exists()
     assert not Path("executed").exists()
@@ -461,7 +461,7 @@ def test_truncated_arrays(
     path = tmp_path / f"cut.{suffix}"
     np.savez(path, grids=PHOTOS) if suffix == "npz" else np.save(path, PHOTOS)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    assert "cut.np" in refused(capsys, train(path, tmp_path / "v.json"))
+    assert "cut.np" in expect_refusal(capsys, train(path, tmp_path / "v.json"))
 
 
 def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -469,17 +469,17 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = tmp_path / "v.json"
     good = folder_of_grids(tmp_path / "good", grids)
     other = folder_of_grids(tmp_path / "other", grids, name="vq2")
-    line = refused(capsys, train([good, other], out, size=None))
+    line = expect_refusal(capsys, train([good, other], out, size=None))
     assert all(word in line for word in ("good", "other", "'vq'", "'vq2'"))
-    assert "1024" in refused(capsys, train(good, out, size=99))
+    assert "1024" in expect_refusal(capsys, train(good, out, size=99))
     np.save(tmp_path / "array.npy", PHOTOS)
-    assert "array.npy" in refused(capsys, train([good, tmp_path / "array.npy"], out))
+    assert "array.npy" in expect_refusal(capsys, train([good, tmp_path / "array.npy"], out))
 
-    line = refused(capsys, train([folder_of_grids(tmp_path / "none", [])], out, size=None))
+    line = expect_refusal(capsys, train([folder_of_grids(tmp_path / "none", [])], out, size=None))
     assert "none: no grid" in line
 
     grids[13][4, 5] = 4000
-    line = refused(capsys, train([good, folder_of_grids(tmp_path / "bad", grids)], out, size=None))
+    line = expect_refusal(capsys, train([good, folder_of_grids(tmp_path / "bad", grids)], out, size=None))
     assert all(word in line for word in ("bad: grid 13, row 4, column 5", "id 4000"))
     shard = shard_path(good, "grids", 1)
     batch = read_grids(shard)
@@ -489,12 +489,12 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         writer.write_batch(pa.record_batch(columns, schema=batch.schema))
     whole = shard.read_bytes()
     shard.write_bytes((tmp_path / "wrong.arrow").read_bytes())
-    line = refused(capsys, train(good, out, size=None))
+    line = expect_refusal(capsys, train(good, out, size=None))
     assert f"{shard.name}: grid 0 has 152 ids for 9x19 cells" in line
     shard.write_bytes(whole[: len(whole) // 2])
-    assert shard.name in refused(capsys, train(good, out, size=None))
+    assert shard.name in expect_refusal(capsys, train(good, out, size=None))
     shard.unlink()
-    assert shard.name in refused(capsys, train(good, out, size=None))
+    assert shard.name in expect_refusal(capsys, train(good, out, size=None))
 
 
 @pytest.mark.parametrize(
@@ -522,5 +522,5 @@ def test_bad_options(
     words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "grids.npy", PHOTOS)
-    assert named in refused(capsys, train(tmp_path / "grids.npy", tmp_path / "v.json", *words))
+    assert named in expect_refusal(capsys, train(tmp_path / "grids.npy", tmp_path / "v.json", *words))
     assert not (tmp_path / "v.json").exists()

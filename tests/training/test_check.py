@@ -120,11 +120,11 @@ def test_training_reads_a_prepared_folder_with_dropout_without_being_told_the_gr
     options = TrainOptions(chain / "tied", [tmp_path / "run" / "prepared"], tmp_path / "other")
     plain = load_sequences(options)
     options.batches.bpe_dropout = 0.5
-    dropped = load_sequences(options)
+    shorter = load_sequences(options)
     group = next(group for group in plain.lengths if not group.text_only)
-    assert len(dropped.get(group, 0, 5).ids) > len(plain.get(group, 0, 5).ids)
+    assert len(shorter.get(group, 0, 5).ids) > len(plain.get(group, 0, 5).ids)
     options.seed = 1
-    assert dropped.get(group, 0, 5).ids.tolist() != load_sequences(options).get(group, 0, 5).ids.tolist()
+    assert shorter.get(group, 0, 5).ids.tolist() != load_sequences(options).get(group, 0, 5).ids.tolist()
     shutil.copytree(chain / "grids", tmp_path / "grids")
     manifest = json.loads((tmp_path / "grids" / "manifest.json").read_text())
     (tmp_path / "grids" / "manifest.json").write_text(json.dumps(manifest | {"images": "others"}))

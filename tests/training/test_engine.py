@@ -69,9 +69,12 @@ def test_losses_and_gradients_are_the_models_own(
     """In chunks of three positions too, where the family scales its embeddings or logits, or caps them."""
     monkeypatch.setitem(tiny.CONFIGS, "cohere", CohereConfig)
     monkeypatch.setitem(tiny.CONFIGS, "granite", GraniteConfig)
-    odd = {"granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0}, "cohere": {"logit_scale": 0.3}}
-    odd |= {"gemma2": {"final_logit_softcapping": 2.0}}
-    folder = tiny.llm(tmp_path / "llm", family, tied, layers=2, **odd.get(family, {}))  # type: ignore[arg-type]
+    config_changes = {
+        "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0},
+        "cohere": {"logit_scale": 0.3},
+    }
+    config_changes |= {"gemma2": {"final_logit_softcapping": 2.0}}
+    folder = tiny.llm(tmp_path / "llm", family, tied, layers=2, **config_changes.get(family, {}))  # type: ignore[arg-type]
     if family == "phi":
         with pytest.raises(ModelError, match="without bias"):
             split(folder)
@@ -81,16 +84,16 @@ def test_losses_and_gradients_are_the_models_own(
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, original.config.vocab_size, (2, 17), generator=generator)
     labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) < 0.4, -100)
-    expected = original(input_ids=ids, labels=labels).loss
-    expected.backward()
-    found = model(input_ids=ids, labels=labels)
-    found.mean().backward()
-    assert len(found) == (labels[:, 1:] != -100).sum() > 10
-    assert found.mean().item() == pytest.approx(expected.item(), rel=1e-6)
-    plain = AutoModelForCausalLM.from_pretrained(folder)
-    model.merge_into(plain, {name: p.grad for name, p in model.lm.named_parameters()})
+    reference_loss = original(input_ids=ids, labels=labels).loss
+    reference_loss.backward()
+    losses = model(input_ids=ids, labels=labels)
+    losses.mean().backward()
+    assert len(losses) == (labels[:, 1:] != -100).sum() > 10
+    assert losses.mean().item() == pytest.approx(reference_loss.item(), rel=1e-6)
+    target = AutoModelForCausalLM.from_pretrained(folder)
+    model.merge_into(target, {name: p.grad for name, p in model.lm.named_parameters()})
     for name, parameter in original.named_parameters():
-        torch.testing.assert_close(plain.get_parameter(name).data, parameter.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(target.get_parameter(name).data, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -132,8 +135,8 @@ def reference(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         path = recipe(chain, out, STAGES, **options_of_all(chain) | changes)
-        by = ForkedTraining(path)
-        out.with_name("output").write_text(by.finish())
+        forked_training = ForkedTraining(path)
+        out.with_name("output").write_text(forked_training.finish())
     return out
 
 
@@ -146,40 +149,44 @@ def test_zero_offload_and_chunks_do_not_change_the_losses(
     changes |= {"gradient_checkpointing": checkpointing}
     out = tmp_path / "run"
     train_in_forks(recipe(chain, out, STAGES, ranks, **changes), ranks)
-    for entry, expected in zip(read_log(out / "log.jsonl"), read_log(reference / "log.jsonl"), strict=True):
+    for entry, reference_entry in zip(
+        read_log(out / "log.jsonl"), read_log(reference / "log.jsonl"), strict=True
+    ):
         for key in ("loss", "gradient_norm", "text_perplexity"):
-            assert entry.get(key, 0) == pytest.approx(expected.get(key, 0), rel=1e-4), (
+            assert entry.get(key, 0) == pytest.approx(reference_entry.get(key, 0), rel=1e-4), (
                 entry["stage"],
                 entry["step"],
             )
         for name, loss in entry.get("losses", {}).items():
-            assert loss == pytest.approx(expected["losses"][name], rel=1e-4)
+            assert loss == pytest.approx(reference_entry["losses"][name], rel=1e-4)
     assert_what_trains(chain, out)
 
 
 def assert_what_trains(chain: Path, out: Path) -> None:
     text = VocabularyLayout.load(chain / "tied").text_size
     folders = [chain / "tied", *(out / f"stage{n}" for n in range(1, 6))]
-    before, *after = (weights(folder) for folder in folders)
-    changed = []
-    for now in after:
-        assert now.keys() == before.keys()
-        found = {name for name in now if not torch.equal(now[name], before[name])}
+    old_weights, *stage_weights = (weights(folder) for folder in folders)
+    names_of_stages = []
+    for new_weights in stage_weights:
+        assert new_weights.keys() == old_weights.keys()
+        moved_names = {name for name in new_weights if not torch.equal(new_weights[name], old_weights[name])}
         rows = "model.embed_tokens.weight"
-        assert rows in found
-        assert torch.equal(now[rows][:text], before[rows][:text])
-        changed.append(
-            {name.removeprefix("model.") for name in found} - {"embed_tokens.weight", "lm_head.weight"}
+        assert rows in moved_names
+        assert torch.equal(new_weights[rows][:text], old_weights[rows][:text])
+        names_of_stages.append(
+            {name.removeprefix("model.") for name in moved_names} - {"embed_tokens.weight", "lm_head.weight"}
         )
-        last, before = before, now
-    names = {name.removeprefix("model.") for name in before} - {"embed_tokens.weight", "lm_head.weight"}
-    assert changed[0] == set()
-    assert changed[1] == {name for name in names if name.startswith("layers.3.mlp.")} | {"norm.weight"}
-    assert changed[2] == {name for name in names if name.startswith(("layers.0.", "layers.1."))}
-    assert changed[3] == names
-    assert changed[4] == {name for name in changed[2] if "norm" not in name}
-    for name in changed[4]:
-        change = before[f"model.{name}"] - last[f"model.{name}"]
+        older_weights, old_weights = old_weights, new_weights
+    names = {name.removeprefix("model.") for name in old_weights} - {"embed_tokens.weight", "lm_head.weight"}
+    assert names_of_stages[0] == set()
+    assert names_of_stages[1] == {name for name in names if name.startswith("layers.3.mlp.")} | {
+        "norm.weight"
+    }
+    assert names_of_stages[2] == {name for name in names if name.startswith(("layers.0.", "layers.1."))}
+    assert names_of_stages[3] == names
+    assert names_of_stages[4] == {name for name in names_of_stages[2] if "norm" not in name}
+    for name in names_of_stages[4]:
+        change = old_weights[f"model.{name}"] - older_weights[f"model.{name}"]
         assert torch.linalg.matrix_rank(change, rtol=1e-3) <= 2, name
 
 
@@ -215,7 +222,7 @@ def test_perplexity_of_a_text(chain: Path, reference: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(chain / "tied")
     text = (chain / "held-out.txt").read_text()
     ids = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids)
-    for folder, where in ((chain / "tied", ("stage1", 0)), (reference / "stage1", ("stage1", 3))):
+    for folder, stage_and_step in ((chain / "tied", ("stage1", 0)), (reference / "stage1", ("stage1", 3))):
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         with torch.no_grad():
             sums = [
@@ -223,7 +230,7 @@ def test_perplexity_of_a_text(chain: Path, reference: Path) -> None:
                 for w in ids.split(300)
             ]
         mean = sum(s for s, _ in sums) / sum(n for _, n in sums)
-        assert probes[where] == pytest.approx(mean.exp().item(), rel=1e-5)
+        assert probes[stage_and_step] == pytest.approx(mean.exp().item(), rel=1e-5)
     output = reference.with_name("output").read_text()
     for number in range(1, 6):
         (before, after) = (value for (stage, _), value in probes.items() if stage == f"stage{number}")
@@ -247,8 +254,8 @@ def test_a_model_stored_in_bf16_trains_in_float32(chain: Path, tmp_path: Path) -
     train_in_forks(
         recipe(chain, tmp_path / "run", [{"unfreeze": "all", "learning_rate": 1e-2}], model=str(model))
     )
-    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "stage1", dtype="auto")
-    assert {parameter.dtype for parameter in trained.parameters()} == {torch.bfloat16}
+    model_of_stage = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "stage1", dtype="auto")
+    assert {parameter.dtype for parameter in model_of_stage.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("stage", [StageOptions("a", 0, 1e-3, {}), StageOptions("b", "all", 1e-3, {})])
@@ -272,14 +279,18 @@ def test_optimizer_has_groups(tmp_path: Path) -> None:
     freeze(model, stage)
     optimizer = make_optimizer(model, stage, OptimizerOptions(0.1, "matrices"))
     assert set_learning_rates(optimizer, 0.5) == {"learning_rate": 5e-4, "new_rows_learning_rate": 2.5e-3}
-    found = [(id(p), g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]]
-    new = {id(model.embedding.new_rows), id(model.head.new_rows)}
-    rows_without_decay = new | {id(model.embedding.text_rows), id(model.head.text_rows)}
-    expected = [
-        (id(p), 2.5e-3 if id(p) in new else 5e-4, 0.0 if p.dim() == 1 or id(p) in rows_without_decay else 0.1)
+    settings = [(id(p), g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]]
+    new_rows = {id(model.embedding.new_rows), id(model.head.new_rows)}
+    rows_without_decay = new_rows | {id(model.embedding.text_rows), id(model.head.text_rows)}
+    expected_settings = [
+        (
+            id(p),
+            2.5e-3 if id(p) in new_rows else 5e-4,
+            0.0 if p.dim() == 1 or id(p) in rows_without_decay else 0.1,
+        )
         for p in model.parameters()
     ]
-    assert sorted(found) == sorted(expected)
+    assert sorted(settings) == sorted(expected_settings)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -287,12 +298,12 @@ def test_schedules_are_those_of_transformers(schedule: str) -> None:
     stage = StageOptions("one", 0, 1.0, {}, schedule=schedule, warmup=0.1)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     name = "constant_with_warmup" if schedule == "constant" else schedule
-    other = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=40)
+    torch_schedule = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=40)
     for step in range(40):
         if step >= 4:
-            assert learning_rate_factor(stage, step, 40) == pytest.approx(other.get_last_lr()[0])
+            assert learning_rate_factor(stage, step, 40) == pytest.approx(torch_schedule.get_last_lr()[0])
         optimizer.step()
-        other.step()
+        torch_schedule.step()
     assert [learning_rate_factor(stage, step, 40) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert learning_rate_factor(StageOptions("one", 0, 1.0, {}, final=0.1), 10**6, 10**6) == pytest.approx(
         0.1
@@ -327,7 +338,7 @@ def test_nan_never_reaches_the_weights(
     model, records, place = poison
     changes = {"model": str(model), "records": [str(records)]}
     stages = [{"unfreeze": 1, "max_steps": 6, "mixture": dict.fromkeys(MIXTURE, 1)}]
-    found = {}
+    losses_of_runs = {}
     for zero, ranks, dtype in [
         (0, 1, "fp32"),
         (1, 1, "fp32"),
@@ -341,19 +352,21 @@ def test_nan_never_reaches_the_weights(
             recipe(chain, out, stages, ranks, zero=zero, precision={"dtype": dtype}, **changes), ranks
         )
         entries = logged_steps(out)
-        skipped = [entry for entry in entries if entry["skipped"]]
-        assert 0 < len(skipped) < 6
-        assert all(any(place in where for where in entry["records"]) for entry in skipped)
+        skipped_entries = [entry for entry in entries if entry["skipped"]]
+        assert 0 < len(skipped_entries) < 6
+        assert all(
+            any(place in stage_and_step for stage_and_step in entry["records"]) for entry in skipped_entries
+        )
         assert all(math.isnan(entry["loss"]) == entry["skipped"] for entry in entries)
         assert "loss is nan" in output
         name = "model.layers.0.mlp.up_proj.weight"
-        changed = weights(out / "stage1")[name]
-        assert changed.isfinite().all()
-        assert not torch.equal(changed, weights(model)[name])
-        found[zero, dtype] = torch.tensor(losses(out))
-    for (_, dtype), values in found.items():
+        weight = weights(out / "stage1")[name]
+        assert weight.isfinite().all()
+        assert not torch.equal(weight, weights(model)[name])
+        losses_of_runs[zero, dtype] = torch.tensor(losses(out))
+    for (_, dtype), values in losses_of_runs.items():
         torch.testing.assert_close(
-            values, found[0, "fp32"], rtol=1e-5 if dtype == "fp32" else 0.02, atol=0, equal_nan=True
+            values, losses_of_runs[0, "fp32"], rtol=1e-5 if dtype == "fp32" else 0.02, atol=0, equal_nan=True
         )
     path = recipe(chain, tmp_path / "stop", stages, spikes={"action": "stop"}, **changes)
     assert main(["train", "--recipe", str(path)]) == 2

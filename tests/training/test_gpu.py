@@ -24,7 +24,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def on_cpu(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+def cpu_losses(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Losses of a training that sees no GPU."""
     out = tmp_path_factory.mktemp("reference") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -37,7 +37,7 @@ def on_cpu(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]
     "changes", [{"zero": 0}, {"zero": 1}, {"zero": 3}, {"zero": 2, "offload": "optimizer"}]
 )
 def test_losses_are_those_of_a_cpu(
-    changes: dict[str, object], chain: Path, on_cpu: list[float], tmp_path: Path
+    changes: dict[str, object], chain: Path, cpu_losses: list[float], tmp_path: Path
 ) -> None:
     assert (
         main(
@@ -49,12 +49,12 @@ def test_losses_are_those_of_a_cpu(
         )
         == 0
     )
-    assert losses(tmp_path / "run") == pytest.approx(on_cpu, rel=1e-4)
+    assert losses(tmp_path / "run") == pytest.approx(cpu_losses, rel=1e-4)
 
 
-def test_bf16_is_close(chain: Path, on_cpu: list[float], tmp_path: Path) -> None:
+def test_bf16_is_close(chain: Path, cpu_losses: list[float], tmp_path: Path) -> None:
     assert main(["train", "--recipe", str(recipe(chain, tmp_path / "run", zero=2))]) == 0
-    assert losses(tmp_path / "run") == pytest.approx(on_cpu, rel=0.02)
+    assert losses(tmp_path / "run") == pytest.approx(cpu_losses, rel=0.02)
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])

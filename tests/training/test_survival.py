@@ -21,7 +21,7 @@ from helpers.training import losses, recipe
 
 STEPS = (4, 30, 6)
 # Several groups of parameters.
-SAME = {"steps": STEPS, "optimizer": {"weight_decay": 0.5, "weight_decay_on": "matrices"}}
+OPTIONS = {"steps": STEPS, "optimizer": {"weight_decay": 0.5, "weight_decay_on": "matrices"}}
 GRACE = 30  # seconds in which the other ranks must have ended after one was killed
 
 
@@ -39,20 +39,20 @@ def dropout_model(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def baseline(chain: Path, dropout_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run on two ranks with ZeRO-2."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    train_in_forks(recipe(chain, out, ranks=2, zero=2, model=str(dropout_model), **SAME), 2)
+    train_in_forks(recipe(chain, out, ranks=2, zero=2, model=str(dropout_model), **OPTIONS), 2)
     return out
 
 
-def until(happened: Callable[[], bool], training: ForkedTraining) -> None:
+def wait_until(condition: Callable[[], bool], training: ForkedTraining) -> None:
     """Wait for something, closely, while the training runs."""
     deadline = time.monotonic() + 240
-    while not happened():
+    while not condition():
         assert not training.has_ended(), training.output.read_text()[-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
-def saved(out: Path) -> list[str]:
+def list_checkpoints(out: Path) -> list[str]:
     """Names of the complete checkpoints."""
     return sorted(f.name for f in out.glob("checkpoints/*-????????") if (f / "complete.json").is_file())
 
@@ -63,7 +63,7 @@ def test_ten_interruptions_do_not_change_the_losses(
 ) -> None:
     """At random moments, during saves too: killed, all or one; told to stop, all or one; out of disk in between."""
     out, dice = tmp_path / "run", random.Random(6)
-    path = recipe(chain, out, ranks=2, zero=2, model=str(dropout_model), **SAME, checkpoint={"every": 1})
+    path = recipe(chain, out, ranks=2, zero=2, model=str(dropout_model), **OPTIONS, checkpoint={"every": 1})
     ways = [
         (signal.SIGKILL, slice(None)),
         (signal.SIGKILL, slice(1, 2)),
@@ -76,9 +76,9 @@ def test_ten_interruptions_do_not_change_the_losses(
     for count, (number, ranks) in enumerate(ways, start=1):
         target = 3 * count + dice.randrange(3)
         training = ForkedTraining(path, 2)
-        until(lambda target=target: len(read_log(log)) >= target, training)
+        wait_until(lambda target=target: len(read_log(log)) >= target, training)
         if count % 2:
-            until(lambda: any(out.glob("checkpoints/*.tmp")), training)
+            wait_until(lambda: any(out.glob("checkpoints/*.tmp")), training)
         else:
             time.sleep(dice.random() / 20)
         training.signal(number, ranks)
@@ -89,31 +89,31 @@ def test_ten_interruptions_do_not_change_the_losses(
             assert -signal.SIGKILL in statuses
         else:
             assert statuses == [0, 0], output[-4000:]
-            stopped = re.findall(r"stopped by .* after step (\d+) of (\w+), saved", output)
-            last = read_log(log)[-1]
-            assert stopped[-1] == (str(last["step"]), last["stage"])
-            assert saved(out)[-1] == f"{last['stage']}-{last['step']:08d}"
+            stops = re.findall(r"stopped by .* after step (\d+) of (\w+), saved", output)
+            last_entry = read_log(log)[-1]
+            assert stops[-1] == (str(last_entry["step"]), last_entry["stage"])
+            assert list_checkpoints(out)[-1] == f"{last_entry['stage']}-{last_entry['step']:08d}"
         if count == 5:
-            before = saved(out)
-            full = ForkedTraining(path, 2, limit=65_000)
-            assert 0 not in full.statuses(GRACE)
+            old_checkpoints = list_checkpoints(out)
+            full_disk_run = ForkedTraining(path, 2, limit=65_000)
+            assert 0 not in full_disk_run.statuses(GRACE)
             assert re.search(
                 r"could not save a checkpoint.*optim_states.pt: .*File too large; .*MB are free",
-                full.output.read_text(),
+                full_disk_run.output.read_text(),
             )
-            assert saved(out) == before
+            assert list_checkpoints(out) == old_checkpoints
     assert "resumed after step" in train_in_forks(path, 2)
     assert losses(out) == losses(baseline)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("zero", "before", "other_zero", "after"),
+    ("zero", "ranks", "other_zero", "other_ranks"),
     [(3, 1, 3, 2), (1, 2, 2, 4), (0, 2, 0, 1), (2, 2, 1, 2)],
 )
 def test_resumes_on_another_number_of_ranks(
     zero: int,
-    before: int,
+    old_checkpoints: int,
     other_zero: int,
     after: int,
     chain: Path,
@@ -123,16 +123,18 @@ def test_resumes_on_another_number_of_ranks(
 ) -> None:
     """With the same records, the same dropout, and losses that differ by rounding alone; so too from ZeRO 1 to 2."""
     out = tmp_path / "run"
-    path = recipe(chain, out, ranks=before, zero=zero, model=str(dropout_model), **SAME)
-    training = ForkedTraining(path, before)
-    until(lambda: len(read_log(out / "log.jsonl")) >= STEPS[0] + 5, training)
+    path = recipe(chain, out, ranks=old_checkpoints, zero=zero, model=str(dropout_model), **OPTIONS)
+    training = ForkedTraining(path, old_checkpoints)
+    wait_until(lambda: len(read_log(out / "log.jsonl")) >= STEPS[0] + 5, training)
     training.signal(signal.SIGUSR1)
-    assert training.statuses(GRACE) == [0] * before, training.output.read_text()
+    assert training.statuses(GRACE) == [0] * old_checkpoints, training.output.read_text()
     output = train_in_forks(
-        recipe(chain, out, ranks=before, zero=other_zero, model=str(dropout_model), **SAME), after
+        recipe(chain, out, ranks=old_checkpoints, zero=other_zero, model=str(dropout_model), **OPTIONS), after
     )
     assert "stage2: resumed after step" in output
-    assert (f"converting it from {before} to {after} ranks" in output) == (zero > 0 and before != after)
+    assert (f"converting it from {old_checkpoints} to {after} ranks" in output) == (
+        zero > 0 and old_checkpoints != after
+    )
     assert losses(out) == pytest.approx(losses(baseline), abs=1e-5)
     entries, expected = read_log(out / "log.jsonl"), read_log(baseline / "log.jsonl")
     for key in ("stage", "step", "tokens", "label_tokens", "mixture"):
@@ -158,20 +160,23 @@ def test_resumes_with_adapters_and_offload(
     train_in_forks(recipe(chain, baseline, **changes, zero=zero), 2)
     path = recipe(chain, out, **changes, zero=zero)
     training = ForkedTraining(path, 2)
-    until(lambda: len(read_log(out / "log.jsonl")) >= 5, training)
+    wait_until(lambda: len(read_log(out / "log.jsonl")) >= 5, training)
     training.signal(signal.SIGUSR1)
     assert training.statuses(GRACE) == [0, 0], training.output.read_text()
-    other = shutil.copytree(out, tmp_path / "other")
+    other_folder = shutil.copytree(out, tmp_path / "other")
     assert "adapters: resumed after step" in train_in_forks(path, 2)
     assert losses(out) == losses(baseline)
     path = recipe(
-        chain, other, **changes | {"offload": "none", "batches": {"micro_batch_size": 4}}, zero=5 - zero
+        chain,
+        other_folder,
+        **changes | {"offload": "none", "batches": {"micro_batch_size": 4}},
+        zero=5 - zero,
     )
     training = ForkedTraining(path, 1)
     assert training.statuses(GRACE) == [2]
     assert f"was written with zero {zero}, and zero {5 - zero} cannot read it" in training.output.read_text()
-    train_in_forks(recipe(chain, other, **changes, zero=zero))
-    assert losses(other) == pytest.approx(losses(baseline), abs=1e-5)
+    train_in_forks(recipe(chain, other_folder, **changes, zero=zero))
+    assert losses(other_folder) == pytest.approx(losses(baseline), abs=1e-5)
 
 
 def test_damaged_checkpoint_is_passed_over(
@@ -183,39 +188,39 @@ def test_damaged_checkpoint_is_passed_over(
     """
     out = tmp_path / "run"
     path = recipe(
-        chain, out, ranks=2, zero=2, model=str(dropout_model), **SAME, checkpoint={"every": 2, "keep": 3}
+        chain, out, ranks=2, zero=2, model=str(dropout_model), **OPTIONS, checkpoint={"every": 2, "keep": 3}
     )
     training = ForkedTraining(path, 2)
-    until(lambda: "stage2-00000010" in saved(out), training)
+    wait_until(lambda: "stage2-00000010" in list_checkpoints(out), training)
     training.kill()
-    *oldest, older, newer = saved(out)
-    assert 1 <= len(oldest) <= 2
-    file = max((out / "checkpoints" / newer).glob("*.pt"), key=lambda file: file.stat().st_size)
+    *oldest_checkpoints, old_checkpoint, new_checkpoint = list_checkpoints(out)
+    assert 1 <= len(oldest_checkpoints) <= 2
+    file = max((out / "checkpoints" / new_checkpoint).glob("*.pt"), key=lambda file: file.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     output = train_in_forks(path, 2)
-    assert f"{newer} is damaged ({file.name} does not have the checksum" in output
-    assert f"resumed after step {int(older[-8:])} from" in output
+    assert f"{new_checkpoint} is damaged ({file.name} does not have the checksum" in output
+    assert f"resumed after step {int(old_checkpoint[-8:])} from" in output
     assert losses(out) == losses(baseline)
-    assert not saved(out)
+    assert not list_checkpoints(out)
 
 
 @pytest.mark.slow
 def test_rank_that_waits_for_a_lost_one_ends(chain: Path, tmp_path: Path) -> None:
     """Rank 1 hangs. Rank 0 ends at the second signal at once, after one SIGTERM before torchrun would kill it."""
-    patient, urged = tmp_path / "patient", tmp_path / "urged"
+    patient_run, urged_run = tmp_path / "patient", tmp_path / "urged"
     trainings = {}
-    for out in (patient, urged):
-        training = trainings[out] = ForkedTraining(recipe(chain, out, ranks=2, **SAME), 2)
-        until(lambda out=out: len(read_log(out / "log.jsonl")) >= 5, training)
+    for out in (patient_run, urged_run):
+        training = trainings[out] = ForkedTraining(recipe(chain, out, ranks=2, **OPTIONS), 2)
+        wait_until(lambda out=out: len(read_log(out / "log.jsonl")) >= 5, training)
         training.signal(signal.SIGSTOP, slice(1, 2))
         training.signal(signal.SIGTERM, slice(0, 1))
     time.sleep(2.5)
-    trainings[urged].signal(signal.SIGUSR1, slice(0, 1))
+    trainings[urged_run].signal(signal.SIGUSR1, slice(0, 1))
     for out, number, cause in (
-        (urged, signal.SIGUSR1, "second signal"),
-        (patient, signal.SIGTERM, "another rank is lost"),
+        (urged_run, signal.SIGUSR1, "second signal"),
+        (patient_run, signal.SIGTERM, "another rank is lost"),
     ):
         training = trainings[out]
         training.ranks[0].join(GRACE)
@@ -228,7 +233,7 @@ def test_rank_that_waits_for_a_lost_one_ends(chain: Path, tmp_path: Path) -> Non
 def test_under_torchrun(chain: Path, dropout_model: Path, baseline: Path, tmp_path: Path) -> None:
     """A killed rank: all end with the cause. SIGTERM to the launcher: saved, its status is 0."""
     out = tmp_path / "run"
-    path = recipe(chain, out, ranks=2, zero=2, model=str(dropout_model), **SAME, checkpoint={"every": 1})
+    path = recipe(chain, out, ranks=2, zero=2, model=str(dropout_model), **OPTIONS, checkpoint={"every": 1})
     words = ["--standalone", "--nproc-per-node", "2", "-m", "being_vl", "train"]
     command = [sys.executable, "-m", "being_vl.launch.torchrun", *words, "--recipe", str(path)]
 
@@ -238,7 +243,7 @@ def test_under_torchrun(chain: Path, dropout_model: Path, baseline: Path, tmp_pa
 
     def wait_for(step: int) -> None:
         deadline = time.monotonic() + 240
-        while not any(name >= f"stage2-{step:08d}" for name in saved(out)):
+        while not any(name >= f"stage2-{step:08d}" for name in list_checkpoints(out)):
             assert launcher.poll() is None, launcher.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.005)

@@ -33,7 +33,7 @@ from being_vl.training.engine import plan_training
 from being_vl.training.log import read_log
 from being_vl.training.options import TrainOptions
 from helpers import tiny
-from helpers.commands import being_vl, refused
+from helpers.commands import being_vl, expect_refusal
 from helpers.ranks import ForkedTraining, train_by_command, train_in_forks
 from helpers.training import BATCH, MIXTURES, losses, recipe, weights
 
@@ -66,18 +66,18 @@ def oracle(
         max_length=2048,
         loss=LossOptions(**loss),
     )
-    sequences = tiny.Listed(builder.build(list(Records([chain / "data" / "train.json"]))))
+    sequences = tiny.SequenceList(builder.build(list(Records([chain / "data" / "train.json"]))))
     matrices = list(
         {id(m.weight): m.weight for m in (lm.get_input_embeddings(), lm.get_output_embeddings())}.values()
     )
     losses_of_steps = []
     for stage in range(stages):
-        trained = [*matrices]
+        parameters = [*matrices]
         if stage >= 1:
-            trained += lm.model.layers[0].parameters()
+            parameters += lm.model.layers[0].parameters()
         if stage == 2:
-            trained = list(lm.parameters())
-        optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.1)
+            parameters = list(lm.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1)
         draw = Curriculum(sequences.lengths, MIXTURES[stage], seed=stage).draw
         records = sum(
             len(sequences.lengths[group])
@@ -90,16 +90,18 @@ def oracle(
             batch = collate([[sequences.get(e.group, e.number, e.position)] for e in entries], 0, CATEGORIES)
             logits = lm(input_ids=batch["input_ids"]).logits
             labels, weights = batch["labels"][:, 1:].flatten(), batch["weights"][:, 1:].flatten()
-            each = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="none")
+            losses_of_tokens = F.cross_entropy(
+                logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="none"
+            )
             kinds = {"loss": torch.ones_like(labels) > 0, "text": labels < layout.text_size}
             kinds["visual"] = ~kinds["text"]
-            of_record = torch.tensor([CATEGORIES.index(e.group.category) for e in entries])
-            of_token = of_record.repeat_interleave(len(labels) // len(entries))
-            kinds |= {name: of_token == number for number, name in enumerate(CATEGORIES)}
+            category_of_record = torch.tensor([CATEGORIES.index(e.group.category) for e in entries])
+            category_of_token = category_of_record.repeat_interleave(len(labels) // len(entries))
+            kinds |= {name: category_of_token == number for number, name in enumerate(CATEGORIES)}
             means = {
-                kind: (each * weights)[which].sum() / weights[which].sum()
-                for kind, which in kinds.items()
-                if weights[which].any()
+                kind: (losses_of_tokens * weights)[is_of_kind].sum() / weights[is_of_kind].sum()
+                for kind, is_of_kind in kinds.items()
+                if weights[is_of_kind].any()
             }
             losses_of_steps.append({kind: mean.item() for kind, mean in means.items()})
             lm.zero_grad()
@@ -108,10 +110,10 @@ def oracle(
             if stage < 2:
                 for matrix in matrices:
                     matrix.grad[: layout.text_size] = 0
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            warm = math.ceil(steps * 0.03)
-            cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
-            optimizer.param_groups[0]["lr"] = 3e-3 * (1.0 if step < warm else cosine)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            warmup = math.ceil(steps * 0.03)
+            cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+            optimizer.param_groups[0]["lr"] = 3e-3 * (1.0 if step < warmup else cosine)
             optimizer.step()
             if stage < 2:
                 with torch.no_grad():
@@ -191,15 +193,17 @@ def test_bf16_leaves_frozen_parameters_as_they_are(chain: Path, reference: Path,
 def assert_what_trains(start: Path, out: Path) -> None:
     """Each stage moved exactly what it says, to the bit, although weight decay is on."""
     text = VocabularyLayout.load(start).text_size
-    before, one, two, three = (weights(f) for f in (start, *(out / f"stage{n}" for n in (1, 2, 3))))
-    for name in before:
+    start_weights, weights1, weights2, weights3 = (
+        weights(f) for f in (start, *(out / f"stage{n}" for n in (1, 2, 3)))
+    )
+    for name in start_weights:
         rows = slice(0, text) if "embed_tokens" in name or "lm_head" in name else slice(None)
-        assert torch.equal(one[name][rows], before[name][rows]), f"stage 1 moved {name}"
-        has_moved = not torch.equal(two[name][rows], one[name][rows])
+        assert torch.equal(weights1[name][rows], start_weights[name][rows]), f"stage 1 moved {name}"
+        has_moved = not torch.equal(weights2[name][rows], weights1[name][rows])
         assert has_moved == (".layers.0." in name), f"stage 2: {name}"
-        assert not torch.equal(three[name], two[name]), f"stage 3 left {name}"
-    new = before["model.embed_tokens.weight"][text:]
-    assert not torch.equal(one["model.embed_tokens.weight"][text:], new)
+        assert not torch.equal(weights3[name], weights2[name]), f"stage 3 left {name}"
+    new_rows = start_weights["model.embed_tokens.weight"][text:]
+    assert not torch.equal(weights1["model.embed_tokens.weight"][text:], new_rows)
 
 
 def test_stage_folders_are_plain_and_complete(chain: Path, reference: Path) -> None:
@@ -217,10 +221,10 @@ def test_each_stage_says_first_what_trains(chain: Path, reference: Path) -> None
     start, text = weights(chain / "tied"), VocabularyLayout.load(chain / "tied").text_size
     width = start["model.embed_tokens.weight"].shape[1]
     layer = [sum(w.numel() for name, w in start.items() if f".layers.{n}." in name) for n in range(4)]
-    new, total = (len(start["model.embed_tokens.weight"]) - text) * width, sum(layer) + width
+    new_size, total = (len(start["model.embed_tokens.weight"]) - text) * width, sum(layer) + width
     total += start["model.embed_tokens.weight"].numel()
     output = reference.with_name("output").read_text()
-    for number, trained in enumerate((new, new + layer[0], total), start=1):
+    for number, trained_size in enumerate((new_size, new_size + layer[0], total), start=1):
         table, _, _ = output.partition(f"stage{number} step 1/4")
         rows = {
             name: (size, end)
@@ -230,12 +234,12 @@ def test_each_stage_says_first_what_trains(chain: Path, reference: Path) -> None
                 re.MULTILINE,
             )
         }
-        assert rows["new visual rows"] == (f"{new:,}", "trains")
+        assert rows["new visual rows"] == (f"{new_size:,}", "trains")
         assert rows["text rows"] == (f"{text * width:,}", "trains" if number == 3 else "frozen")
-        assert rows["trained"][0] == f"{trained:,}"
+        assert rows["trained"][0] == f"{trained_size:,}"
         assert rows["trained"][1].startswith(f"of {total:,} ")
         sizes = {name: int(size.replace(",", "")) for name, (size, end) in rows.items() if end == "trains"}
-        assert sum(sizes.values()) == trained
+        assert sum(sizes.values()) == trained_size
     assert "layers 1 to 3" not in rows
 
 
@@ -274,8 +278,8 @@ def test_killed_and_resumed_run_has_the_same_losses(chain: Path, tmp_path: Path)
     assert (out / "stage1" / "manifest.json").is_file()
     assert not (out / "stage2").exists()
     checkpoints = sorted((out / "checkpoints").glob("stage2-????????"))
-    biggest = max(checkpoints[-1].rglob("*.pt"), key=lambda file: file.stat().st_size)
-    os.truncate(biggest, biggest.stat().st_size // 2)
+    largest_file = max(checkpoints[-1].rglob("*.pt"), key=lambda file: file.stat().st_size)
+    os.truncate(largest_file, largest_file.stat().st_size // 2)
     output = train_in_forks(path)
     if len(checkpoints) > 1:
         assert f"{checkpoints[-1].name} is damaged" in output
@@ -330,14 +334,16 @@ def test_another_recipe_is_refused(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(reference, out)
-    line = refused(capsys, being_vl("train", "--recipe", recipe(chain, out, optimizer={"weight_decay": 0.2})))
+    line = expect_refusal(
+        capsys, being_vl("train", "--recipe", recipe(chain, out, optimizer={"weight_decay": 0.2}))
+    )
     assert "optimizer.weight_decay was 0.1, is 0.2" in line
     assert str(out) in line
 
 
-@pytest.mark.parametrize("what", ["records", "model", "grids", "sequences"])
+@pytest.mark.parametrize("change", ["records", "model", "grids", "sequences"])
 def test_other_inputs_are_refused_before_anything_is_written(
-    chain: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+    chain: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     """Also what the training has prepared stays, which the other one would prepare in the same place."""
     out = tmp_path / "run"
@@ -352,11 +358,13 @@ def test_other_inputs_are_refused_before_anything_is_written(
         "grids": str(tmp_path / "grids"),
         "sequences": {"max_length": 1999},
     }
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"}
-    line = refused(capsys, being_vl("train", "--recipe", recipe(chain, out, **{what: changes[what]})))
+    old_times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"}
+    line = expect_refusal(
+        capsys, being_vl("train", "--recipe", recipe(chain, out, **{change: changes[change]}))
+    )
     assert "was made with other options or inputs" in line
-    assert what in line
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"} == before
+    assert change in line
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"} == old_times
 
 
 def test_another_training_is_replaced_only_where_asked(
@@ -369,19 +377,21 @@ def test_another_training_is_replaced_only_where_asked(
     (out / "mine").mkdir()
     stage = {"name": "one", "unfreeze": 0.0, "learning_rate": 1e-3, "mixture": MIXTURES[0]}
     changes: dict[str, object] = {"stages": [stage], "max_steps": 2}
-    assert "stages.0.name was 'stage1', is 'one'" in refused(
+    assert "stages.0.name was 'stage1', is 'one'" in expect_refusal(
         capsys, being_vl("train", "--recipe", recipe(chain, out, **changes))
     )
-    named_mine = {"stages": [stage | {"name": "mine"}], "max_steps": 2, "overwrite": True}
+    changes_to_mine = {"stages": [stage | {"name": "mine"}], "max_steps": 2, "overwrite": True}
     command = "train", "--recipe"
-    assert "no training has made it" in refused(capsys, being_vl(*command, recipe(chain, out, **named_mine)))
-    from_within = changes | {"model": str(out / "stage2"), "overwrite": True}
-    assert "was made with other options" in refused(
-        capsys, being_vl(*command, recipe(chain, out, **from_within))
+    assert "no training has made it" in expect_refusal(
+        capsys, being_vl(*command, recipe(chain, out, **changes_to_mine))
+    )
+    changes_from_stage = changes | {"model": str(out / "stage2"), "overwrite": True}
+    assert "was made with other options" in expect_refusal(
+        capsys, being_vl(*command, recipe(chain, out, **changes_from_stage))
     )
     assert losses(out) == losses(reference)
     (out / "fingerprint.json").write_text("{")
-    assert "cannot be read" in refused(capsys, being_vl(*command, recipe(chain, out, **changes)))
+    assert "cannot be read" in expect_refusal(capsys, being_vl(*command, recipe(chain, out, **changes)))
     train_in_forks(recipe(chain, out, **changes, overwrite=True))
     assert len(losses(out)) == 2
     assert sorted(path.name for path in out.glob("*") if path.is_dir()) == [
@@ -405,7 +415,7 @@ def test_a_plan_is_what_the_training_says_and_writes_nothing(
     assert all(line in output for line in plan.splitlines())
     assert not out.exists()
     shutil.copytree(reference, out)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    old_times = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert plan_training(options) == plan
     options.optimizer.weight_decay = 0.2
     with pytest.raises(FingerprintError, match=r"weight_decay was 0\.1, is 0\.2"):
@@ -413,7 +423,7 @@ def test_a_plan_is_what_the_training_says_and_writes_nothing(
     options.overwrite = True
     options.max_steps = 3
     assert "stage1: 3 steps" in plan_training(options)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == old_times
 
 
 def test_nodes_with_other_copies_are_found(chain: Path, tmp_path: Path) -> None:
@@ -435,7 +445,7 @@ def test_second_training_in_the_same_folder_is_refused(
     out.mkdir()
     with (out / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another training is running" in refused(
+        assert "another training is running" in expect_refusal(
             capsys, being_vl("train", "--recipe", recipe(chain, out))
         )
     assert not list(out.glob("stage*"))
@@ -444,14 +454,16 @@ def test_second_training_in_the_same_folder_is_refused(
 def test_images_need_an_expanded_model_and_grids(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refused(
+    line = expect_refusal(
         capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "a", model=str(chain / "llm")))
     )
     assert "not expanded" in line
     assert "train.json" in line
-    line = refused(capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "b", grids=None)))
+    line = expect_refusal(capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "b", grids=None)))
     assert "--grids" in line
-    line = refused(capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "c", model=str(tmp_path))))
+    line = expect_refusal(
+        capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "c", model=str(tmp_path)))
+    )
     assert "no config.json" in line
 
 
@@ -460,10 +472,10 @@ def test_image_that_was_not_quantised_is_named(
 ) -> None:
     records = json.loads((chain / "data" / "train.json").read_text())
     records[5]["image"] = "nowhere.png"
-    broken = tmp_path / "broken.json"
-    broken.write_text(json.dumps(records))
-    line = refused(
-        capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "run", records=[str(broken)]))
+    records_file = tmp_path / "broken.json"
+    records_file.write_text(json.dumps(records))
+    line = expect_refusal(
+        capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "run", records=[str(records_file)]))
     )
     assert "nowhere.png" in line
     assert "record 5" in line
@@ -480,8 +492,8 @@ def test_nothing_to_train_is_refused(chain: Path, tmp_path: Path, capsys: pytest
         records=[str(chain / "data" / "text.json")],
         stages=[stage],
     )
-    assert "nothing would train" in refused(capsys, being_vl("train", "--recipe", path))
+    assert "nothing would train" in expect_refusal(capsys, being_vl("train", "--recipe", path))
     path.write_text(path.read_text().replace("foundation:", "nothing:").replace("perception: 20", ""))
-    line = refused(capsys, being_vl("train", "--recipe", path))
+    line = expect_refusal(capsys, being_vl("train", "--recipe", path))
     assert "stage 'one': no category has both a weight and records: weights nothing" in line
     assert "there are" in line
