@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from being_vl.training.checkpoint import Checkpoints
 from being_vl.training.ranks import start_ranks
 
-WAYS = ("none", "background", "DeepSpeed")
+SAVE_MODES = ("none", "background", "DeepSpeed")
 
 
 class Trainer:
@@ -86,12 +86,12 @@ def report(trainer: Trainer, rounds: dict[str, list[tuple[float, float]]]) -> No
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(f"{parameters:,} parameters, {size / 1e6:,.0f} MB on {dist.get_world_size()} rank(s)")
     for index, measure in enumerate(("by the clock", "CPU time of the training thread")):
-        seconds = {way: [pair[index] for pair in rounds[way]] for way in WAYS}
+        seconds = {way: [pair[index] for pair in rounds[way]] for way in SAVE_MODES}
         step = statistics.median(seconds["none"]) / options.every
         print(f"{measure}: a step takes {step:.3f} s")
-        for way in WAYS[1:]:
-            extra = statistics.median(map(operator.sub, seconds[way], seconds["none"]))
-            print(f"  a save by {way:<10} adds {extra:7.3f} s, {extra / step:6.1%} of a step")
+        for way in SAVE_MODES[1:]:
+            extra_seconds = statistics.median(map(operator.sub, seconds[way], seconds["none"]))
+            print(f"  a save by {way:<10} adds {extra_seconds:7.3f} s, {extra_seconds / step:6.1%} of a step")
 
 
 def main() -> None:
@@ -110,11 +110,11 @@ def main() -> None:
     start_ranks()
     trainer = Trainer(options)
     # Once each to warm up: the first save is slower than the others.
-    for way in WAYS:
+    for way in SAVE_MODES:
         trainer.round_of_steps(way)
-    rounds = {way: [] for way in WAYS}
+    rounds = {way: [] for way in SAVE_MODES}
     for _ in range(options.rounds):
-        for way in WAYS:
+        for way in SAVE_MODES:
             rounds[way].append(trainer.round_of_steps(way))
     if dist.get_rank() == 0:
         report(trainer, rounds)

@@ -47,7 +47,7 @@ def peak_memory(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float
     )
     command = local_command(ranks, ["train", "--recipe", str(recipe)])
     log = out / "log.jsonl"
-    private, resident = 0, 0
+    private_bytes, resident_bytes = 0, 0
     with subprocess.Popen(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
     ) as launcher:
@@ -57,13 +57,13 @@ def peak_memory(folder: Path, model: Path, zero: int, ranks: int) -> tuple[float
                     memory = child.memory_info()
                 except psutil.NoSuchProcess:
                     continue
-                private = max(private, memory.rss - memory.shared)
-                resident = max(resident, memory.rss)
+                private_bytes = max(private_bytes, memory.rss - memory.shared)
+                resident_bytes = max(resident_bytes, memory.rss)
             time.sleep(0.01)
         messages = launcher.communicate()[1].decode()
     if not log.is_file():
         raise SystemExit(messages)
-    return private / 1e6, resident / 1e6
+    return private_bytes / 1e6, resident_bytes / 1e6
 
 
 def main() -> None:
@@ -87,10 +87,12 @@ def main() -> None:
             f"{dtype}, {size:,.0f} MB; peak MB of a rank, beyond that with a small model: private, and resident"
         )
         for zero in options.zero:
-            small, large = (
-                peak_memory(options.folder, each, zero, options.ranks) for each in (small_model, model)
+            small_bytes, large_bytes = (
+                peak_memory(options.folder, shape, zero, options.ranks) for shape in (small_model, model)
             )
-            print(f"  ZeRO-{zero}: {large[0] - small[0]:8,.0f} {large[1] - small[1]:8,.0f}")
+            print(
+                f"  ZeRO-{zero}: {large_bytes[0] - small_bytes[0]:8,.0f} {large_bytes[1] - small_bytes[1]:8,.0f}"
+            )
 
 
 if __name__ == "__main__":

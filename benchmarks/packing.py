@@ -112,7 +112,7 @@ def speed(row, steps):
             )
 
 
-def with_dropout(folder, model, row, rows, dropouts):
+def measure_dropout(folder, model, row, rows, dropouts):
     """The table of prepared records."""
     builder = SequenceBuilder.from_model(model, find_grids(folder, None))
     print("| dropout | planned | read | longer by | of |\n|---|---|---|---|---|")
@@ -154,7 +154,7 @@ if __name__ == "__main__":
     parser.add_argument("--dropout", type=float, nargs="+", default=[0, 0.1, 0.5])
     options = parser.parse_args()
     if options.prepared:
-        with_dropout(options.prepared, options.model, options.row, options.rows, options.dropout)
+        measure_dropout(options.prepared, options.model, options.row, options.rows, options.dropout)
     else:
         fill(options.records, options.row)
         speed(options.row, options.steps)

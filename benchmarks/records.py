@@ -120,11 +120,11 @@ def main():
                 write(path, count)
                 command = [sys.executable, "-m", "benchmarks.records", "--measure", str(path)]
                 result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-                opening, sequential, random, peak = json.loads(result.stdout)
+                opening, sequential_rate, random_rate, peak = json.loads(result.stdout)
                 size = path.stat().st_size / 1e9
                 print(
-                    f"| {kind} | {count:,} | {size:.2f} | {opening:.1f} | {sequential:,.0f} "
-                    f"| {random:,.0f} | {peak:.2f} |",
+                    f"| {kind} | {count:,} | {size:.2f} | {opening:.1f} | {sequential_rate:,.0f} "
+                    f"| {random_rate:,.0f} | {peak:.2f} |",
                     flush=True,
                 )
 

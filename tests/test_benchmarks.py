@@ -76,8 +76,8 @@ def test_naive_recount_learns_the_same(alpha, monkeypatch):
 def test_statistics_of_grids(tmp_path):
     np.save(tmp_path / "photos.npy", PHOTOS)
     table = python("-m", "benchmarks.bpe.grids", "--describe", tmp_path / "photos.npy")
-    equal = (PHOTOS[:, :, 1:] == PHOTOS[:, :, :-1]).mean()
-    assert f"| {equal:.4g} |" in table.splitlines()[-1]
+    share = (PHOTOS[:, :, 1:] == PHOTOS[:, :, :-1]).mean()
+    assert f"| {share:.4g} |" in table.splitlines()[-1]
 
 
 def test_grids_are_of_images(tmp_path):
@@ -85,9 +85,9 @@ def test_grids_are_of_images(tmp_path):
     Image.new("RGB", (300, 400), (200, 30, 30)).save(tmp_path / "plain.png")
     for name in ("one.npy", "two.npy"):
         python("-m", "benchmarks.bpe.grids", tmp_path / name, "--count", 2, "--images", tmp_path)
-    plain = np.load(tmp_path / "one.npy")
-    assert (plain.shape, plain.dtype, len(np.unique(plain))) == ((2, 32, 32), np.uint16, 1)
-    np.testing.assert_array_equal(plain, np.load(tmp_path / "two.npy"))
+    first_grids = np.load(tmp_path / "one.npy")
+    assert (first_grids.shape, first_grids.dtype, len(np.unique(first_grids))) == ((2, 32, 32), np.uint16, 1)
+    np.testing.assert_array_equal(first_grids, np.load(tmp_path / "two.npy"))
     python("-m", "benchmarks.bpe.grids", tmp_path / "demo.npy", "--count", 6)
     grids = np.load(tmp_path / "demo.npy")
     assert len(np.unique(grids, axis=0)) == 6
@@ -112,5 +112,5 @@ def test_the_speed_of_preparing_records(tmp_path):
     model = tiny.expanded(tmp_path, ["a.png"])[0]
     command = ["-m", "benchmarks.prepare", "--model", model, "--grids", tmp_path / "grids"]
     header, _, row = python(*command, "--count", 30, "--opened", 60).splitlines()
-    found = dict(zip(header.split("|")[1:-1], row.split("|")[1:-1], strict=True))
-    assert (found[" records "], found[" opened "]) == (" 30 ", " 60 ")
+    cells = dict(zip(header.split("|")[1:-1], row.split("|")[1:-1], strict=True))
+    assert (cells[" records "], cells[" opened "]) == (" 30 ", " 60 ")

@@ -31,8 +31,8 @@ Kind = Callable[[Path], Any]
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    made: Kind = KINDS[request.param]
-    return made
+    path_kind: Kind = KINDS[request.param]
+    return path_kind
 
 
 def options_classes() -> Iterator[type]:
@@ -44,12 +44,12 @@ def options_classes() -> Iterator[type]:
 
 def test_options_with_paths_are_options() -> None:
     """`Options` converts them."""
-    others = [
+    other_classes = [
         cls.__name__
         for cls in options_classes()
         if is_dataclass(cls) and not issubclass(cls, Options) and "Path" in str(get_type_hints(cls).values())
     ]
-    assert not others
+    assert not other_classes
 
 
 def parameters(name: str) -> Iterator[tuple[str, str]]:
@@ -133,13 +133,13 @@ def test_jobs(chain: Path, kind: Kind, tmp_path: Path) -> None:
             llm=place("llm"), vocabulary=vocabulary, out=out["expanded"], quantizer=place("quantizer")
         )
     )
-    common = {
+    shared_options = {
         "model": out["expanded"],
         "records": [place("data", "train.json")],
         "grids": out["grids"],
         "sequences": being_vl.SequenceOptions(max_length=512),
     }
-    being_vl.prepare(being_vl.PrepareOptions(**common, out=out["sequences"]))
-    list(being_vl.check(being_vl.CheckOptions(**common, out=out["training"])))
-    written = {path.name for path in tmp_path.iterdir()}
-    assert {os.path.basename(path) for path in out.values()} <= written  # noqa: PTH119
+    being_vl.prepare(being_vl.PrepareOptions(**shared_options, out=out["sequences"]))
+    list(being_vl.check(being_vl.CheckOptions(**shared_options, out=out["training"])))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {os.path.basename(path) for path in out.values()} <= names  # noqa: PTH119

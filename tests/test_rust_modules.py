@@ -41,13 +41,13 @@ def used_modules(name, text, names):
 
 def test_use_points_one_way():
     sources = modules()
-    uses = {name: set(used_modules(name, text, sources)) for name, text in sources.items()}
-    assert {"limits", "error"} <= uses["grid"]
-    assert "train::merge" in uses["train::shard"]
-    assert "encode" in uses["train::shard"]
-    assert "train::learner" in uses["train"]
+    modules_of_files = {name: set(used_modules(name, text, sources)) for name, text in sources.items()}
+    assert {"limits", "error"} <= modules_of_files["grid"]
+    assert "train::merge" in modules_of_files["train::shard"]
+    assert "encode" in modules_of_files["train::shard"]
+    assert "train::learner" in modules_of_files["train"]
     try:
-        order = list(TopologicalSorter(uses).static_order())
+        order = list(TopologicalSorter(modules_of_files).static_order())
     except CycleError as error:
         pytest.fail(" uses ".join(reversed(error.args[1])))
     assert order.index("limits") < order.index("grid") < order.index("encode") < order.index("train")

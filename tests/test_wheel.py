@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ("Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "pyproject.toml", "python", "rust")
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 
-USE = """
+SCRIPT = """
 import importlib.metadata
 import json
 import numpy as np
@@ -89,9 +89,9 @@ def test_tokenizer_with_numpy_alone(wheel, tmp_path):
     run(python, *PIP, "install", "--no-deps", wheel)
     run(python, *PIP, "install", f"numpy=={np.__version__}")
     np.save(tmp_path / "grids.npy", PHOTOS)
-    file, installed, merges, ids = json.loads(run(python, "-I", "-c", USE, cwd=tmp_path))
+    file, module_path, merges, ids = json.loads(run(python, "-I", "-c", SCRIPT, cwd=tmp_path))
     assert Path(file).is_relative_to(environment)
-    assert installed == ["being-vl", "numpy"]
+    assert module_path == ["being-vl", "numpy"]
     bpe = VisualBPE.train(PHOTOS, 1024, 50, "oriented")
     assert [tuple(merge) for merge in merges] == bpe.merges
     assert ids == bpe.encode(PHOTOS[0]).tolist()

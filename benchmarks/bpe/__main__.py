@@ -11,8 +11,8 @@ system time of all threads; other load of the host adds to them, up to a third, 
 The parts: `compare` all contenders that can take the size, `tokenizers` also with threads, since it takes all cores by
 default, and more CPU time by that; `merges` time against merges; `images` time and memory against
 grids; `threads` how much faster threads are, beside as many programs at once that share nothing, which tell what the
-cores are worth at the time; `alpha` what α costs; `worst` inputs that could turn something quadratic; `encode` threads
-and the latency of one grid; `small` also the naive recount and the published tools, at a size that they can take.
+cores are worth at the time; `alpha` what α costs; `worst_grids` inputs that could turn something quadratic; `encode` threads
+and the latency of one grid; `small_job` also the naive recount and the published tools, at a size that they can take.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def jobs(options):
     package = {"contender": "being-vl", "threads": 1}
     reference = {"contender": "tokenizers", "threads": 1}
     mode_settings = [{"mode": mode, "alpha": alpha} for mode in options.modes for alpha in (0.3, 0.0)]
-    default = {"mode": options.modes[0], "alpha": 0.3}
+    default_options = {"mode": options.modes[0], "alpha": 0.3}
 
     def make_job(part, *settings):
         job = {"part": part} | base
@@ -51,18 +51,20 @@ def jobs(options):
     for threads in options.threads:
         yield make_job("compare", count, reference, {"threads": threads})
     for merges in range(1024, options.merges + 1, 1024):
-        yield make_job("merges", count, package, default, {"merges": merges})
+        yield make_job("merges", count, package, default_options, {"merges": merges})
         yield make_job("merges", count, reference, {"merges": merges})
     for n in options.counts:
         for threads in options.threads:
-            yield make_job("images", package, default, {"count": n, "threads": threads, "train_only": True})
+            yield make_job(
+                "images", package, default_options, {"count": n, "threads": threads, "train_only": True}
+            )
         if n <= TOKENIZERS_LIMIT:
             yield make_job("images", reference, {"count": n, "train_only": True})
     training_only = {"count": max(options.counts), "train_only": True}
     for threads in options.threads:
-        yield make_job("threads", package, default, training_only, {"threads": threads})
+        yield make_job("threads", package, default_options, training_only, {"threads": threads})
         if threads > 1:
-            yield make_job("threads", package, default, training_only, {"programs": threads})
+            yield make_job("threads", package, default_options, training_only, {"programs": threads})
     for mode in options.modes:
         yield from (
             make_job("alpha", count, package, {"mode": mode, "alpha": alpha}) for alpha in options.alphas
@@ -73,13 +75,13 @@ def jobs(options):
         for threads in options.threads:
             mode_setting = {"mode": mode, "alpha": 0.3, "threads": threads, "latency": threads == 1}
             yield make_job("encode", count, package, mode_setting)
-    small = {"count": options.small[0], "merges": options.small[1]}
-    yield from (make_job("small", small, package, mode_setting) for mode_setting in mode_settings)
-    yield make_job("small", small, reference)
-    yield make_job("small", small, {"contender": "recount", "mode": "pair", "alpha": 0.3})
+    small_job = {"count": options.small[0], "merges": options.small[1]}
+    yield from (make_job("small", small_job, package, mode_setting) for mode_setting in mode_settings)
+    yield make_job("small", small_job, reference)
+    yield make_job("small", small_job, {"contender": "recount", "mode": "pair", "alpha": 0.3})
     for name, checkout in (("vBPE", options.vbpe), ("MDBPE", options.mdbpe)):
         if checkout is not None:
-            yield make_job("small", small, {"contender": name})
+            yield make_job("small", small_job, {"contender": name})
 
 
 def run(job, options):
@@ -106,8 +108,12 @@ def run(job, options):
 
 def measure_here(job):
     """The measurement itself, printed as JSON."""
-    worst = grids.worst_cases()
-    data = worst[job["grids"]][0] if job["grids"] in worst else grids.load(job["path"])[: job.get("count")]
+    worst_grids = grids.worst_cases()
+    data = (
+        worst_grids[job["grids"]][0]
+        if job["grids"] in worst_grids
+        else grids.load(job["path"])[: job.get("count")]
+    )
     print(json.dumps(contenders.measure(data, job)))
 
 

@@ -111,7 +111,7 @@ def alpha(content):
         )
 
 
-def worst(content):
+def worst_table(content):
     """Inputs that could turn something quadratic."""
     yield "| grids | mode | train, CPU s | encode, CPU s | growth of memory, MB |"
     yield "|---|---|---|---|---|"
@@ -147,7 +147,7 @@ TABLES = {
     "images": images,
     "threads": threads,
     "alpha": alpha,
-    "worst": worst,
+    "worst": worst_table,
     "encode": encode,
     "failures": failures,
 }

@@ -230,10 +230,10 @@ def main():
     for _ in range(args.rounds):
         for name in CONTENDERS:
             command = [sys.executable, "-m", "benchmarks.train", "--contender", name, "--folder", str(folder)]
-            done = subprocess.run(
+            result = subprocess.run(
                 [*command, f"--mean={mean}", *sizes], stdout=subprocess.PIPE, text=True, check=True
             )
-            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+            runs[name].append(json.loads(result.stdout.splitlines()[-1]))
     layout = VocabularyLayout.load(folder / "model")
     rows = AutoModelForCausalLM.from_pretrained(folder / "model").config.vocab_size
     share = 1 - layout.text_size / rows

@@ -59,17 +59,17 @@ def main() -> None:
     demo = Path(str(files("being_vl.demo"))) / "photographs"
     measure_photographs(arguments.name, demo, "the demo's")
     if arguments.sheet:
-        large = load_quantizer(arguments.name, size=256)
+        large_quantizer = load_quantizer(arguments.name, size=256)
         photographs = [read_image(demo / key) for key in list_image_files(demo)]
         rows = [
             (picture.resize((128, 128), Image.Resampling.NEAREST) for picture in row)
             for row in (pictures[:12], quantizer.decode(grids[:12]))
         ]
-        rows += [photographs, large.decode(large.encode(photographs))]
+        rows += [photographs, large_quantizer.decode(large_quantizer.encode(photographs))]
         save_sheet(rows, arguments.sheet)
     if arguments.photographs:
-        large = measure_photographs(arguments.name, arguments.photographs, "held-out")
-        ids = used_ids(grids) | used_ids(large.encode(draw_crops(arguments.photographs, 256)))
+        large_quantizer = measure_photographs(arguments.name, arguments.photographs, "held-out")
+        ids = used_ids(grids) | used_ids(large_quantizer.encode(draw_crops(arguments.photographs, 256)))
         drawings = [draw(np.random.default_rng([8, n])) for n in range(NUM_DRAWINGS)]
         ids_with_drawings = ids | used_ids(quantizer.encode(drawings))
         print(
@@ -79,7 +79,7 @@ def main() -> None:
         )
 
 
-def measure_photographs(name: str, folder: Path, which: str) -> Quantizer:
+def measure_photographs(name: str, folder: Path, name_of_set: str) -> Quantizer:
     """Print how well photographs come back, at two sizes; returns the quantizer at the larger one."""
     photographs = [middle_square(read_image(folder / key)) for key in list_image_files(folder)]
     for size in (64, 256):
@@ -87,7 +87,7 @@ def measure_photographs(name: str, folder: Path, which: str) -> Quantizer:
         images = [photograph.resize((size, size), Image.Resampling.BICUBIC) for photograph in photographs]
         grids = quantizer.encode(images)
         print(
-            f"{which} {len(images)} photographs at {size}×{size}: {quality(images, quantizer.decode(grids))}, "
+            f"{name_of_set} {len(images)} photographs at {size}×{size}: {quality(images, quantizer.decode(grids))}, "
             f"codes in use {len(used_ids(grids))}"
         )
     return quantizer
@@ -95,8 +95,8 @@ def measure_photographs(name: str, folder: Path, which: str) -> Quantizer:
 
 def save_sheet(rows: Iterable[Iterable[Image.Image]], path: Path) -> None:
     """Save rows of pictures, one below the other."""
-    stacked = np.concatenate([np.concatenate([np.asarray(image) for image in row], 1) for row in rows])
-    Image.fromarray(stacked).save(path, quality=85)
+    sheet = np.concatenate([np.concatenate([np.asarray(image) for image in row], 1) for row in rows])
+    Image.fromarray(sheet).save(path, quality=85)
 
 
 def middle_square(image: Image.Image) -> Image.Image:
@@ -113,8 +113,8 @@ def draw_crops(folder: Path, size: int) -> list[Image.Image]:
     images = []
     for n in range(NUM_CROPS):
         image = photographs[n % len(photographs)]
-        longest = min(image.size)
-        side = round(np.exp(rng.uniform(np.log(min(size, longest)), np.log(longest))))
+        max_side = min(image.size)
+        side = round(np.exp(rng.uniform(np.log(min(size, max_side)), np.log(max_side))))
         left, top = (int(rng.integers(length - side + 1)) for length in image.size)
         crop = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
         images.append(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop)
@@ -166,27 +166,29 @@ def measure_steadiness(scenes: Scenes, grids: Grids) -> None:
                     labels[thing.row + row, thing.column + column] = kind
         for label, number in zip(labels.ravel(), grid.ravel().tolist(), strict=True):
             kinds[(scene.background, label)][number] += 1
-    for plain in (True, False):
-        counts = [count for (_, label), count in kinds.items() if (label is None) == plain]
+    for is_plain in (True, False):
+        counts = [count for (_, label), count in kinds.items() if (label is None) == is_plain]
         share = sum(max(count.values()) for count in counts) / sum(count.total() for count in counts)
         print(
-            f"tiles with their kind's most frequent id, {'background' if plain else 'objects'}: {share:.1%}"
+            f"tiles with their kind's most frequent id, {'background' if is_plain else 'objects'}: {share:.1%}"
         )
 
 
 def read_objects(train: Scenes, train_grids: Grids, test: Scenes, test_grids: Grids, ids: int) -> None:
     """Accuracy of a linear reader of the 3×3 ids from an object's corner on."""
 
-    def examples(scenes: Scenes, grids: Grids) -> tuple[torch.Tensor, list[shapesworld.Thing]]:
+    def make_samples(scenes: Scenes, grids: Grids) -> tuple[torch.Tensor, list[shapesworld.Thing]]:
         windows, things = [], []
         for scene, grid in zip(scenes, grids, strict=True):
-            padded = np.pad(grid, (0, 1), constant_values=ids)
+            padded_grid = np.pad(grid, (0, 1), constant_values=ids)
             for thing in scene.things:
-                windows.append(padded[thing.row : thing.row + 3, thing.column : thing.column + 3].ravel())
+                windows.append(
+                    padded_grid[thing.row : thing.row + 3, thing.column : thing.column + 3].ravel()
+                )
                 things.append(thing)
         return torch.from_numpy(np.stack(windows) + np.arange(9) * (ids + 1)), things
 
-    (x, things), (test_x, test_things) = examples(train, train_grids), examples(test, test_grids)
+    (x, things), (test_x, test_things) = make_samples(train, train_grids), make_samples(test, test_grids)
     for attribute in ("shape", "colour", "size", "texture"):
         values = sorted({getattr(thing, attribute) for thing in things})
         y = torch.tensor([values.index(getattr(thing, attribute)) for thing in things])
@@ -198,11 +200,11 @@ def read_objects(train: Scenes, train_grids: Grids, test: Scenes, test_grids: Gr
             torch.nn.functional.cross_entropy(reader(x), y).backward()
             optimizer.step()
         answers = [values[n] for n in reader(test_x).argmax(1).tolist()]
-        right = np.mean(
+        accuracy = np.mean(
             [a == getattr(thing, attribute) for a, thing in zip(answers, test_things, strict=True)]
         )
         print(
-            f"{attribute} read from an object's ids, held-out: {right:.1%} (one in {len(values)} by chance)"
+            f"{attribute} read from an object's ids, held-out: {accuracy:.1%} (one in {len(values)} by chance)"
         )
 
 

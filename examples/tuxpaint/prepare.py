@@ -36,14 +36,14 @@ def read_stamps(stamps: Path) -> dict[str, tuple[str, str]]:
 
 
 def record(
-    key: str, category: str, turns: list[tuple[str, str]], with_image: bool = True
+    key: str, category: str, turns: list[tuple[str, str]], has_image: bool = True
 ) -> dict[str, object]:
     """One record of LLaVA JSON."""
     conversations = []
     for number, (question, answer) in enumerate(turns):
-        value = f"<image>\n{question}" if with_image and number == 0 else question
+        value = f"<image>\n{question}" if has_image and number == 0 else question
         conversations += [{"from": "human", "value": value}, {"from": "gpt", "value": answer}]
-    image = {"image": key} if with_image else {}
+    image = {"image": key} if has_image else {}
     return {"id": f"{key}:{category}", **image, "category": category, "conversations": conversations}
 
 
@@ -72,8 +72,8 @@ def main() -> None:
             held_out += records(key, caption, kind)
         else:
             train += records(key, caption, kind)
-            text.append(record(key, "foundation", [(CAPTION, caption)], with_image=False))
-            text.append(record(key, "reasoning", [(f"{caption} {KIND}", kind)], with_image=False))
+            text.append(record(key, "foundation", [(CAPTION, caption)], has_image=False))
+            text.append(record(key, "reasoning", [(f"{caption} {KIND}", kind)], has_image=False))
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, content in {"train": train, "held-out": held_out, "text": text}.items():
         path = arguments.out / f"{name}.json"

@@ -40,9 +40,9 @@ def read_answers(path: Path, question: str) -> dict[str, str]:
     """Image → the answer to a question that stands alone in its record."""
     answers = {}
     for record in json.loads(path.read_text(encoding="utf-8")):
-        first, second = record["conversations"][:2]
-        if len(record["conversations"]) == 2 and first["value"].endswith(question):
-            answers[record["image"]] = second["value"]
+        question_turn, answer_turn = record["conversations"][:2]
+        if len(record["conversations"]) == 2 and question_turn["value"].endswith(question):
+            answers[record["image"]] = answer_turn["value"]
     return answers
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     for question, score in ((KIND, equality), (CAPTION, overlap)):
         references = read_answers(arguments.run / "data" / "held-out.json", question)
         training_answers = read_answers(arguments.run / "data" / "train.json", question)
-        most_frequent = Counter(training_answers.values()).most_common(1)[0][0]
+        majority_answer = Counter(training_answers.values()).most_common(1)[0][0]
         # With the right image and, as a control, with one half the list away.
         images = [read_image(arguments.stamps / key) for key in references]
         half = len(images) // 2
@@ -68,11 +68,11 @@ def main() -> None:
         )
         means = [
             sum(map(score, texts, references.values())) / len(references)
-            for texts in (answers, swapped_answers, [most_frequent] * len(references))
+            for texts in (answers, swapped_answers, [majority_answer] * len(references))
         ]
         print(f"{question} ({len(references)} held-out images)")
         print(
-            f"  right image {means[0]:.3f}, another image {means[1]:.3f}, always {most_frequent!r} {means[2]:.3f}"
+            f"  right image {means[0]:.3f}, another image {means[1]:.3f}, always {majority_answer!r} {means[2]:.3f}"
         )
         if question == CAPTION:
             show_captions(

@@ -58,9 +58,9 @@ def test_unreadable_images_are_listed_or_stop_the_job(
 ) -> None:
     for number in range(9):
         picture(tmp_path / "images" / f"{number}.png")
-    whole = (tmp_path / "images" / "0.png").read_bytes()
+    content = (tmp_path / "images" / "0.png").read_bytes()
     (tmp_path / "images" / "sub").mkdir()
-    (tmp_path / "images" / "sub" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "images" / "sub" / "cut.png").write_bytes(content[: len(content) // 2])
     command = quantize(chain, tmp_path / "images", tmp_path / "grids")
     line = expect_refusal(capsys, being_vl(*command))
     assert "sub/cut.png" in line

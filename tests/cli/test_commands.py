@@ -80,7 +80,7 @@ def test_reports_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "a report\none\ntwo\n"
 
 
-BLOCKED = """
+BLOCKER = """
 import sys
 sys.modules[sys.argv[1]] = None
 from being_vl.cli import main
@@ -99,7 +99,7 @@ sys.exit(main(sys.argv[2:]))
     ],
 )
 def test_a_missing_package_names_the_extra_that_brings_it(module: str, words: list[str], extra: str) -> None:
-    run = process(sys.executable, "-c", BLOCKED, module, *words)
+    run = process(sys.executable, "-c", BLOCKER, module, *words)
     assert run.returncode == 1, run.stderr
     assert run.stderr.count("\n") == 1
     assert (

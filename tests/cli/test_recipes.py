@@ -18,7 +18,7 @@ from helpers.commands import being_vl, expect_refusal
 
 STAGE = "name: a, unfreeze: 0.5, learning_rate: 1e-3"
 RUN = "images: i\nrecords: [r]\nllm: l\nout: o\n"
-SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+SHIPPED_NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 WITH_RECIPE = sorted(name for name, c in COMMANDS.items() if "recipe" not in read_options(load(c.options)))
 
 WRONG_RECIPES = [
@@ -123,7 +123,7 @@ WRONG_RECIPES = [
 ]
 
 
-def written(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
 
@@ -137,7 +137,7 @@ def place(command: list[str]) -> list[str]:
 def test_a_wrong_recipe_is_told_in_one_line(
     command: list[str], text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = written(tmp_path / "recipe.yaml", text)
+    path = write_text(tmp_path / "recipe.yaml", text)
     line = expect_refusal(capsys, being_vl(*command, *place(command), path))
     assert line.startswith(f"being-vl: error: {path}: {message}")
 
@@ -188,7 +188,7 @@ def test_recipes_that_nobody_thought_of(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_wrong_flag_is_named_without_the_recipe(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = written(tmp_path / "recipe.yaml", "seed: 1")
+    path = write_text(tmp_path / "recipe.yaml", "seed: 1")
     assert (
         expect_refusal(capsys, being_vl("train", "--recipe", path, *flags)) == f"being-vl: error: {message}"
     )
@@ -228,7 +228,7 @@ def test_flags_of_all_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_flag_overrides_one_option_of_several_in_a_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = written(
+    path = write_text(
         tmp_path / "r.yaml", "checkpoint: {every: 7, keep: 5}\nspikes: {deviations: 1e1}\nrecords: [a]"
     )
     content = config(capsys, "train", "--recipe", path, "--checkpoint.keep", 1)
@@ -246,18 +246,18 @@ def test_a_printed_recipe_is_read_back(name: str, tmp_path: Path, capsys: pytest
         if description.hint in values and option != COMMANDS[name].positional:
             words += [f"--{option}={values[description.hint]}"]
     content = config(capsys, *name.split(), *words)
-    path = written(tmp_path / "recipe.yaml", yaml.safe_dump(content))
-    before = config(capsys, *name.split(), "--recipe", path)
-    assert before == content
+    path = write_text(tmp_path / "recipe.yaml", yaml.safe_dump(content))
+    old_config = config(capsys, *name.split(), "--recipe", path)
+    assert old_config == content
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
 def test_a_shipped_recipe_is_valid_and_read_back(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = Recipe.find(name)
     options = recipe.run()
-    path = written(tmp_path / "a.yaml", yaml.safe_dump(config(capsys, "run", name)))
+    path = write_text(tmp_path / "a.yaml", yaml.safe_dump(config(capsys, "run", name)))
     assert Recipe.find(path).run() == options
     schema = json_schema(read_options(RunOptions), "run")
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -267,31 +267,35 @@ def test_a_shipped_recipe_is_valid_and_read_back(
 def test_the_schema_refuses_what_reading_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert being_vl("train", "--print_schema") == 0
     schema = json.loads(capsys.readouterr().out)
-    checked = 0
+    num_checks = 0
     for command, text, message in WRONG_RECIPES:
         if command == ["train"] and not re.search(
             "no YAML|is required|in quotes|2048.0|found ''|nan", message
         ):
-            checked += 1
+            num_checks += 1
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate(yaml.safe_load(text), schema)
-    assert checked > 20
+    assert num_checks > 20
 
 
 def test_seed_and_device_of_a_run_reach_every_step_that_gives_none(tmp_path: Path) -> None:
-    path = written(tmp_path / "r.yaml", f"{RUN}vocab: {{seed: 5}}\nquantize: {{device: cpu}}")
+    path = write_text(tmp_path / "r.yaml", f"{RUN}vocab: {{seed: 5}}\nquantize: {{device: cpu}}")
     run = Recipe.find(path).run(["--seed", "3", "--device", "cuda:1", "--max-steps", "7", "--overwrite"])
     assert (run.quantizer_training.seed, run.vocab.seed, run.expand.seed, run.train.seed) == (3, 5, 3, 3)
     assert (run.quantizer_training.device, run.quantize.device) == ("cuda:1", "cpu")
     assert (run.quantizer_training.steps, run.train.max_steps) == (7, 7)
     assert run.train.overwrite
-    default = Recipe.find(path).run()
-    assert (default.train.seed, default.expand.seed, default.quantizer_training.steps) == (0, 0, 4000)
+    default_options = Recipe.find(path).run()
+    assert (
+        default_options.train.seed,
+        default_options.expand.seed,
+        default_options.quantizer_training.steps,
+    ) == (0, 0, 4000)
 
 
 def test_flags_of_a_training_are_understood_by_recipes_of_both_kinds(tmp_path: Path) -> None:
-    run = written(tmp_path / "run.yaml", RUN)
-    training = written(tmp_path / "train.yaml", "model: m\nrecords: [r]\nout: o")
+    run = write_text(tmp_path / "run.yaml", RUN)
+    training = write_text(tmp_path / "train.yaml", "model: m\nrecords: [r]\nout: o")
     for path in (run, training):
         flags = ["--zero", "3", "--checkpoint.every=9", "--precision.liger"]
         options = Recipe.find(path).training(flags)

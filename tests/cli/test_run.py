@@ -59,8 +59,8 @@ def test_run_makes_every_part(
     assert len(VisualBPE.load(out / "vocabulary.json").merges) == 16
     seconds = {file.stem: json.loads(file.read_text())["seconds"] for file in (out / "steps").glob("*.json")}
     assert seconds.keys() == {"quantize", "vocab", "expand", "train"}
-    picture = chain / "data" / "images" / "train-00000.png"
-    ask = ["generate", "--model", str(out / "training" / "all"), "--image", str(picture)]
+    image_path = chain / "data" / "images" / "train-00000.png"
+    ask = ["generate", "--model", str(out / "training" / "all"), "--image", str(image_path)]
     assert being_vl(*ask, "--prompt", "how many objects are there?", "--max_new_tokens", "4") == 0
     assert capsys.readouterr().out.count("\n") == 1
 
@@ -69,11 +69,11 @@ def test_second_run_skips_and_other_options_are_refused(
     finished_run: tuple[Path, Path], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = finished_run
-    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+    old_times = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
     with caplog.at_level("INFO", logger="being_vl"):
         assert being_vl("run", str(path)) == 0
     assert caplog.text.count("finished before, skipped") == 4
-    assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+    assert old_times == {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
     assert being_vl("run", str(path), "--vocab.alpha", "0.1") == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "step 'vocab'" in line
@@ -84,17 +84,17 @@ def test_learning_the_vocabulary_goes_on_after_an_interruption(
     finished_run: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     path, out = finished_run
-    vocabulary, partial = out / "vocabulary.json", out / "vocabulary.partial.json"
-    before = vocabulary.read_bytes()
+    vocabulary, partial_path = out / "vocabulary.json", out / "vocabulary.partial.json"
+    content = vocabulary.read_bytes()
     # As it is left when learning is killed after a checkpoint.
-    VisualBPE.load(vocabulary).truncate(5).save(partial)
+    VisualBPE.load(vocabulary).truncate(5).save(partial_path)
     vocabulary.unlink()
     (out / "steps" / "vocab.json").unlink()
     with caplog.at_level("INFO", logger="being_vl"):
         assert being_vl("run", path) == 0
     assert "going on after 5 merges" in caplog.text
-    assert vocabulary.read_bytes() == before
-    assert not partial.exists()
+    assert vocabulary.read_bytes() == content
+    assert not partial_path.exists()
 
 
 def files_of(folder: Path) -> dict[Path, int]:
@@ -115,16 +115,16 @@ def test_dry_run_says_what_there_is_to_do_and_writes_nothing(
     ]
     assert not (tmp_path / "new").exists()
     path, out = finished_run
-    before = files_of(out)
+    old_files = files_of(out)
     assert being_vl("run", path, "--dry_run") == 0
-    said = capsys.readouterr().out
-    assert said.count("finished") == 4
-    assert "rows" in said
+    output = capsys.readouterr().out
+    assert output.count("finished") == 4
+    assert "rows" in output
     assert being_vl("run", path, "--vocab.alpha", "0.1", "--dry-run") == 2
     assert "step 'vocab'" in capsys.readouterr().err
     assert being_vl("run", path, "--vocab.alpha", "0.1", "--dry-run", "--overwrite") == 0
     assert capsys.readouterr().out.count("to do") == 3
-    assert files_of(out) == before
+    assert files_of(out) == old_files
 
 
 def test_overwrite_does_a_step_of_other_options_and_those_after_it_again(

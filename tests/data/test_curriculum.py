@@ -87,8 +87,8 @@ def test_schedule_goes_from_one_mixture_to_the_other_in_a_line() -> None:
     assert stream.end == {"a": 0.25, "b": 0.75}
     entries = [stream.draw(row) for row in range(1000)]
     for first in range(0, 1000, 100):
-        found = sum(entry.key == "b" for entry in entries[first : first + 100])
-        assert abs(found - 75 * (first + 50) / 1000) <= 1.5
+        num_entries = sum(entry.key == "b" for entry in entries[first : first + 100])
+        assert abs(num_entries - 75 * (first + 50) / 1000) <= 1.5
 
 
 @given(counts, seeds)
@@ -136,8 +136,8 @@ def test_a_key_is_a_category_a_source_or_text_only() -> None:
     }
     lengths = {group: np.full(10, 5, np.int32) for group in groups}
     stream = Curriculum(lengths, {"foundation": 90, "text_only": 10}, seed=0)
-    found = Counter(entry.group.text_only for entry in draw(stream, 100))
-    assert found == {False: 90, True: 10}
+    counts = Counter(entry.group.text_only for entry in draw(stream, 100))
+    assert counts == {False: 90, True: 10}
     curriculum = Curriculum(lengths, {"foundation": 1, "foundation/coco": 0}, seed=0)
     assert {entry.group for entry in draw(curriculum, 40)} == {a, text}
     assert curriculum.keys == {"foundation": 20}
@@ -146,7 +146,7 @@ def test_a_key_is_a_category_a_source_or_text_only() -> None:
 def test_without_a_mixture_each_category_has_its_size() -> None:
     lengths = records({"a": 30, "b": 10})
     assert Curriculum(lengths, {}, 0).weights == {"a": 0.75, "b": 0.25}
-    sizes = [int(found.sum()) for found in lengths.values()]
+    sizes = [int(group_lengths.sum()) for group_lengths in lengths.values()]
     weights = Curriculum(lengths, {}, 0, unit="tokens").weights
     assert weights == {"a": sizes[0] / sum(sizes), "b": sizes[1] / sum(sizes)}
 

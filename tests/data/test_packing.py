@@ -59,18 +59,18 @@ def stream(lengths: list[int], keys: str = "a") -> Any:
     st.text("abc", min_size=1, max_size=20),
 )
 def test_packing_loses_nothing_and_fits(lengths: list[int], capacity: int, window: int, keys: str) -> None:
-    seen: set[int] = set()
+    positions_read: set[int] = set()
     longest_wait = 0 if len(set(keys)) == 1 else 2 * window
     for number, row in enumerate(islice(pack(stream(lengths, keys), capacity, window), 100)):
         assert row
         assert sum(entry.length for entry in row) <= capacity
         positions = [entry.position for entry in row]
         assert positions == sorted(positions)
-        assert not seen.intersection(positions)
-        seen.update(positions)
+        assert not positions_read.intersection(positions)
+        positions_read.update(positions)
         # All that came are seen or wait, and they wait for at most as many rows as there are places to wait.
-        assert len(set(range(max(seen) + 1)) - seen) < window
-        assert not [place for place in range(number + 1 - longest_wait) if place not in seen]
+        assert len(set(range(max(positions_read) + 1)) - positions_read) < window
+        assert not [place for place in range(number + 1 - longest_wait) if place not in positions_read]
 
 
 @pytest.mark.parametrize("unit", ["records", "tokens"])
@@ -167,10 +167,12 @@ def flash_attn_func(
 ) -> torch.Tensor:
     """What flash-attn computes for (records, length, heads, width), without its kernels, which need a GPU."""
     distance = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])
-    seen = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] < 0))
+    is_visible = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] < 0))
     assert causal
     q, k, v = (states.transpose(1, 2) for states in (q, k, v))
-    results = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=softmax_scale, enable_gqa=True)
+    results = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=is_visible, scale=softmax_scale, enable_gqa=True
+    )
     return results.transpose(1, 2)
 
 
@@ -234,26 +236,26 @@ def test_packed_records_have_the_losses_that_they_have_alone(
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, pad_token_id=None, **extra,
     )  # fmt: skip
-    flat_batch = kernel.startswith("flash")
+    is_flat = kernel.startswith("flash")
     model = AutoModelForCausalLM.from_config(
-        config, attn_implementation="sdpa" if flat_batch and is_on_cpu else kernel
+        config, attn_implementation="sdpa" if is_flat and is_on_cpu else kernel
     )
     model.to(device, dtype)
     records = make_sequences(12)
 
     def batch(rows: list[list[TokenSequence]]) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(device) for name, tensor in collate(rows, 0, CATEGORIES, flat_batch).items()}
+        return {name: tensor.to(device) for name, tensor in collate(rows, 0, CATEGORIES, is_flat).items()}
 
-    alone = [loss for record in records for loss in losses(model, batch([[record]]))]
-    if flat_batch and is_on_cpu:
+    single_losses = [loss for record in records for loss in losses(model, batch([[record]]))]
+    if is_flat and is_on_cpu:
         request.getfixturevalue("flash_attn")
         model.config._attn_implementation = "flash_attention_2"  # as what is installed would have made it
-    check_packing(model, flat_batch)
+    check_packing(model, is_flat)
     tolerance = 0.05 if dtype == torch.bfloat16 else 2e-6
     packed_losses = losses(model, batch([records[:5], records[5:7], records[7:]]))
-    assert packed_losses == pytest.approx(alone, abs=tolerance)
+    assert packed_losses == pytest.approx(single_losses, abs=tolerance)
     padded_losses = losses(model, batch([[record] for record in records]))
-    assert padded_losses == pytest.approx(alone, abs=tolerance)
+    assert padded_losses == pytest.approx(single_losses, abs=tolerance)
 
 
 def test_flash_attention_is_what_auto_means_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,10 +325,13 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     prepared_options: PrepareOptions, dropout: float, seed: int, margin: int, ranks: int, start: int
 ) -> None:
     builder = tiny.builder(prepared_options)
-    plain = PreparedSequences(prepared_options.out, builder)
-    packing = max(int(lengths.max()) for lengths in plain.lengths.values()) + margin
+    plain_sequences = PreparedSequences(prepared_options.out, builder)
+    packing = max(int(lengths.max()) for lengths in plain_sequences.lengths.values()) + margin
     sequences = PreparedSequences(prepared_options.out, builder, dropout, seed, packing)
-    assert all((sequences.lengths[group] >= plain.lengths[group]).all() for group in plain.lengths)
+    assert all(
+        (sequences.lengths[group] >= plain_sequences.lengths[group]).all()
+        for group in plain_sequences.lengths
+    )
     stage = StageSchedule(options().stages[0], sequences.lengths, seed, packing, batch_size=6, steps=3)
     assert builder.layout is not None
     first_visual = builder.layout.first_visual
@@ -355,7 +360,7 @@ def test_with_dropout_no_row_is_too_long_and_the_records_are_those_planned(
     assert all(len(row) <= packing for step in steps for row in step)
     planned_rows = [sorted(step, key=lambda row: sum(entry.length for entry in row)) for step in stage]
     for rows, step in zip(planned_rows[start:], steps, strict=True):
-        expected = [[plain.get(e.group, e.number, e.position) for e in row] for row in rows]
+        expected = [[plain_sequences.get(e.group, e.number, e.position) for e in row] for row in rows]
         assert texts(expected) == [[i for i in row if i < first_visual] for row in step]
     assert steps == read(1, 0)[start:]
     if dropout == 0:
@@ -393,20 +398,20 @@ def test_an_epoch_is_as_many_records_or_tokens_as_there_are() -> None:
     assert sum(map(len, rows)) == pytest.approx(40 * total, rel=0.02)
     assert by_records.records == pytest.approx(sum(map(len, rows)), rel=0.02)
     by_tokens, _ = make_schedules(options(epochs=40, mixture_by="tokens", batch_size=10), lengths, ranks=1)
-    seen = sum(entry.length for step in by_tokens for row in step for entry in row)
+    num_tokens = sum(entry.length for step in by_tokens for row in step for entry in row)
     assert by_tokens.batch_size == 10
-    assert seen == pytest.approx(40 * tokens, rel=0.02)
-    assert by_tokens.tokens == pytest.approx(seen, rel=0.02)
+    assert num_tokens == pytest.approx(40 * tokens, rel=0.02)
+    assert by_tokens.tokens == pytest.approx(num_tokens, rel=0.02)
 
 
 def test_shares_that_were_realised_are_counted_also_after_a_stop() -> None:
     (stage, _) = make_schedules(options(max_steps=8), tiny.SequenceList(make_sequences()).lengths, ranks=1)
-    seen = StageProgress(stage)
-    for rows in seen.rows_after(5):
-        seen.add(rows)
+    progress = StageProgress(stage)
+    for rows in progress.rows_after(5):
+        progress.add(rows)
     entries = [entry for step in stage for row in step for entry in row]
     counts = Counter(entry.key for entry in entries)
-    shares = seen.shares()
+    shares = progress.shares()
     assert shares["mixture"] == {key: counts[key] / len(entries) for key in ("foundation", "reasoning")}
     assert shares["mixture"]["foundation"] == pytest.approx(0.75, abs=0.05)
     tokens = sum(entry.length for entry in entries if entry.key == "reasoning")

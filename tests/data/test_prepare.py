@@ -312,7 +312,7 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     chain: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second, *_ = json.loads((chain / "data" / "train.json").read_text())
-    one, two = first["image"], second["image"]
+    first_name, second_name = first["image"], second["image"]
     question, answer = first["conversations"][:2]
     texts = {
         text: [question | {"value": text}, answer] for text in ("What?", "<image>\nWhat?", "<image><image>")
@@ -320,14 +320,14 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     items = [
         first | {"image": images, "conversations": texts[text]}
         for images, text in [
-            ([one], "<image>\nWhat?"),
-            ([one], "What?"),
-            ([one, two], "<image>\nWhat?"),
-            ([one], "<image><image>"),
+            ([first_name], "<image>\nWhat?"),
+            ([first_name], "What?"),
+            ([first_name, second_name], "<image>\nWhat?"),
+            ([first_name], "<image><image>"),
             ([], "<image>\nWhat?"),
             ([], "What?"),
-            ([one, two], "What?"),
-            ([one, two], "<image><image>"),
+            ([first_name, second_name], "What?"),
+            ([first_name, second_name], "<image><image>"),
         ]
     ]
     path = tmp_path / name
@@ -364,7 +364,7 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     assert (
         [image.key for image in other_without_marker.images]
         == [image.key for image in other_with_marker.images]
-        == [one, two]
+        == [first_name, second_name]
     )
 
 
@@ -398,7 +398,7 @@ def test_dropout_is_a_function_of_seed_and_position(
     chain: Path, records: list[Path], prepared_folder: Path
 ) -> None:
     builder = tiny.builder(options(chain, records, prepared_folder))
-    plain = PreparedSequences(prepared_folder, builder)
+    plain_sequences = PreparedSequences(prepared_folder, builder)
     group = RecordGroup("perception", "train", False)
     num_longer = 0
     readings: dict[tuple[int, int], list[list[int]]] = {}
@@ -412,7 +412,7 @@ def test_dropout_is_a_function_of_seed_and_position(
                 seed, position
             ]
             for index, sequence in enumerate(group_sequences):
-                equal_text = plain.get(group, index, position)
+                equal_text = plain_sequences.get(group, index, position)
                 assert sequence.labels[sequence.labels >= 0].tolist() == [
                     label for label in equal_text.labels.tolist() if label >= 0
                 ]
@@ -421,7 +421,7 @@ def test_dropout_is_a_function_of_seed_and_position(
     assert len({json.dumps(reading) for reading in readings.values()}) == len(readings)
     words = RecordGroup("chat", "words", True)
     sequences = PreparedSequences(prepared_folder, builder, dropout=0.5)
-    assert_equal(sequences.get(words, 3, 7), plain.get(words, 3, 7))
+    assert_equal(sequences.get(words, 3, 7), plain_sequences.get(words, 3, 7))
     builder.grids = None
     with pytest.raises(ConfigError, match="dropout needs"):
         PreparedSequences(prepared_folder, builder, dropout=0.5)

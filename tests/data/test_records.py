@@ -20,7 +20,7 @@ def write(folder: Path, content: Any, name: str = "data.json") -> Path:
 
 
 def test_reads_one_image_several_images_text_only_and_many_turns(tmp_path: Path) -> None:
-    first = write(
+    first_path = write(
         tmp_path,
         [
             {"id": 7, "image": "a/x.png", "conversations": [ASK, ANSWER], "category": "perception"},
@@ -35,17 +35,17 @@ def test_reads_one_image_several_images_text_only_and_many_turns(tmp_path: Path)
             },
         ],
     )
-    second = write(
+    second_path = write(
         tmp_path, [{"id": "t", "conversations": [{"from": "human", "value": "Hi"}, ANSWER]}], "b.json"
     )
-    records = list(Records([first, second], default_category="instruction"))
+    records = list(Records([first_path, second_path], default_category="instruction"))
     assert records == [
         Record(
             "7",
             ("a/x.png",),
             (Turn("user", "<image>\nWhat is it?"), Turn("assistant", "A cat.")),
             "perception",
-            first,
+            first_path,
             0,
         ),
         Record(
@@ -58,12 +58,12 @@ def test_reads_one_image_several_images_text_only_and_many_turns(tmp_path: Path)
                 Turn("assistant", "Both are cats."),
             ),
             "instruction",
-            first,
+            first_path,
             1,
         ),
-        Record("t", (), (Turn("user", "Hi"), Turn("assistant", "A cat.")), "instruction", second, 0),
+        Record("t", (), (Turn("user", "Hi"), Turn("assistant", "A cat.")), "instruction", second_path, 0),
     ]
-    assert list(Records(str(first))) == list(Records([first]))
+    assert list(Records(str(first_path))) == list(Records([first_path]))
 
 
 def test_utf8_with_bom_is_read(tmp_path: Path) -> None:
@@ -204,11 +204,17 @@ def test_bad_records_come_as_errors_in_their_places(tmp_path: Path) -> None:
             make_item(conversations=[]),
         ],
     )
-    found = list(Records(path).read())
-    assert [record.index for record in found if isinstance(record, Record)] == [0, 2]
-    assert [isinstance(record, RecordError) for record in found] == [False, True, False, True, True]
+    results = list(Records(path).read())
+    assert [record.index for record in results if isinstance(record, Record)] == [0, 2]
+    assert [isinstance(record, RecordError) for record in results] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
     for number in (1, 3, 4):
-        assert str(found[number]).startswith(f"{path}: record {number} (id")
+        assert str(results[number]).startswith(f"{path}: record {number} (id")
 
 
 def test_a_system_turn_and_a_caption_are_read(tmp_path: Path) -> None:
@@ -221,9 +227,9 @@ def test_a_system_turn_and_a_caption_are_read(tmp_path: Path) -> None:
             make_item(conversations=..., caption=" A cat. "),
         ],
     )
-    first, second, caption = list(Records(path))
-    assert first.turns == (Turn("system", "Be nice."), *second.turns)
-    assert [turn.role for turn in second.turns] == ["user", "assistant"]
+    first_record, second_record, caption = list(Records(path))
+    assert first_record.turns == (Turn("system", "Be nice."), *second_record.turns)
+    assert [turn.role for turn in second_record.turns] == ["user", "assistant"]
     assert caption.turns == (Turn("assistant", "A cat."),)
 
 
@@ -236,8 +242,8 @@ def test_categories_are_those_asked_for(tmp_path: Path) -> None:
         list(Records(path))
     write(tmp_path, [make_item(category=...), make_item(category="foundation")])
     records = Records(path, "charts", ["foundation", "charts"])
-    found = {name: numbers.tolist() for name, numbers in records.by_category().items()}
-    assert found == {"charts": [0], "foundation": [1]}
+    numbers_of_categories = {name: numbers.tolist() for name, numbers in records.by_category().items()}
+    assert numbers_of_categories == {"charts": [0], "foundation": [1]}
 
 
 def test_part_of_the_records_of_several_files(tmp_path: Path) -> None:

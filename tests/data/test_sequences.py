@@ -320,7 +320,8 @@ def test_bad_records_are_left_out_and_listed_if_asked(
     narrow = VisualBPE.train([np.zeros((2, 2), np.int32)], base_vocab_size=2, num_merges=1)
     small_layout = VocabularyLayout(TEXT_SIZE, 2, narrow.num_merges, "tiny", store.quantizer_fingerprint)
     assert (
-        len(builder(layout=small_layout, bpe=narrow, grids=store).build(records[:1] + records[5:], faults)) == 1
+        len(builder(layout=small_layout, bpe=narrow, grids=store).build(records[:1] + records[5:], faults))
+        == 1
     )
     assert faults[0].kind == "bad grid"
     assert "record 0 (id 'r0'): the grid of 'a.png' holds the id" in faults[0].text

@@ -27,8 +27,10 @@ def test_majority() -> None:
     assert majority_share(["Red", "red.", "blue"]) == pytest.approx(2 / 3)
 
 
-def exam_answer(category: str, kind: str, image: str, reference: str, right: str, swapped: str) -> ExamAnswer:
-    return ExamAnswer(category, kind, image, "?", reference, right, swapped)
+def exam_answer(
+    category: str, kind: str, image: str, reference: str, right_answer: str, swapped: str
+) -> ExamAnswer:
+    return ExamAnswer(category, kind, image, "?", reference, right_answer, swapped)
 
 
 def test_rows_stand_beside_their_controls() -> None:

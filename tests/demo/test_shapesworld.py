@@ -84,7 +84,7 @@ def answer(scene: dict[str, Any], question: str) -> str:
     cells = {"small": 2, "large": 3}
     words = question.rstrip("?.").split()
 
-    def one(**fields: str) -> dict[str, Any]:
+    def make_thing(**fields: str) -> dict[str, Any]:
         (thing,) = [t for t in things if all(t[key] == value for key, value in fields.items())]
         return dict(thing)
 
@@ -98,22 +98,22 @@ def answer(scene: dict[str, Any], question: str) -> str:
         case ["what", "is", "the", "background"]:
             return str(scene["background"])
         case ["what", "is", "the", attribute, "of", "the", shape]:
-            return str(one(shape=shape)[attribute])
+            return str(make_thing(shape=shape)[attribute])
         case ["which", "shape", "is", colour]:
-            return str(one(colour=colour)["shape"])
+            return str(make_thing(colour=colour)["shape"])
         case ["how", "many", *_]:
             return str(len(things))
         case ["list", "the", attributes]:
             return ", ".join(t[attributes[:-1]] for t in things)
         case ["which", "is", *relation, "the", a, "or", "the", b]:
-            two = [one(shape=a), one(shape=b)]
+            pair = [make_thing(shape=a), make_thing(shape=b)]
             order = {
                 "larger,": lambda thing: -cells[thing["size"]],
                 "higher,": lambda thing: centre(thing, "row"),
                 "further left,": lambda thing: centre(thing, "column"),
             }[" ".join(relation)]
-            assert order(two[0]) != order(two[1])
-            return str(min(two, key=order)["shape"])
+            assert order(pair[0]) != order(pair[1])
+            return str(min(pair, key=order)["shape"])
     raise AssertionError(question)
 
 

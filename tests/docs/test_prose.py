@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MOST_WORDS = 45
+MAX_WORDS = 45
 MEAN_WORDS = 21
 PAGES = sorted(
     page
@@ -62,8 +62,8 @@ def word_count(sentence: str) -> int:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_sentences_are_short(page: Path) -> None:
     counts = {sentence: word_count(sentence) for sentence in sentences(page.read_text(encoding="utf-8"))}
-    too_long = {sentence: count for sentence, count in counts.items() if count > MOST_WORDS}
-    assert not too_long
+    long_sentences = {sentence: count for sentence, count in counts.items() if count > MAX_WORDS}
+    assert not long_sentences
     if len(counts) > 5:
         assert mean(counts.values()) <= MEAN_WORDS
 

@@ -37,9 +37,9 @@ def test_changelog_has_an_entry_of_the_version_on_one_screen(version: str) -> No
 
 def test_nothing_is_published_before_wheels_and_docs_are_built() -> None:
     release = read_yaml(WORKFLOWS / "release.yml")
-    called = release["jobs"]["wheels"]["uses"]
-    assert (ROOT / called).is_file()
-    assert "workflow_call" in read_yaml(ROOT / called)[True]  # YAML's `on` is a truth value
+    workflow = release["jobs"]["wheels"]["uses"]
+    assert (ROOT / workflow).is_file()
+    assert "workflow_call" in read_yaml(ROOT / workflow)[True]  # YAML's `on` is a truth value
     assert release["jobs"]["publish-wheels"]["needs"] == ["wheels", "docs"]
     assert release["jobs"]["publish-docs"]["needs"] == ["publish-wheels"]
 

@@ -112,24 +112,32 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grids = np.load(ROOT / "tests/helpers/photo_grids.npz")["grids"]
     np.savez(folder / "grids.npz", grids=grids)
 
-    llm, me = folder / "path/to/an/llm", folder / "runs/me"
+    llm, model_folder = folder / "path/to/an/llm", folder / "runs/me"
     steps = (
-        ["quantize", folder / "data/images", "--out", me / "grids"],
-        ["vocab", "train", me / "grids", "--out", me / "vocabulary.json", "--num_merges", 40],
+        ["quantize", folder / "data/images", "--out", model_folder / "grids"],
+        [
+            "vocab",
+            "train",
+            model_folder / "grids",
+            "--out",
+            model_folder / "vocabulary.json",
+            "--num_merges",
+            40,
+        ],
         [
             "expand",
             "--llm",
             llm,
             "--vocabulary",
-            me / "vocabulary.json",
+            model_folder / "vocabulary.json",
             "--out",
-            me / "expanded",
+            model_folder / "expanded",
         ],
     )
     for words in steps:
         assert being_vl(*words) == 0
-    shutil.copy(me / "vocabulary.json", folder / "vocabulary.json")
-    shutil.copytree(me / "expanded", folder / "trained")
+    shutil.copy(model_folder / "vocabulary.json", folder / "vocabulary.json")
+    shutil.copytree(model_folder / "expanded", folder / "trained")
     write_files(folder)
     return folder
 

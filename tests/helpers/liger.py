@@ -20,19 +20,19 @@ from triton.runtime import interpreter
 from being_vl.training.kernels import use_liger
 from being_vl.training.split import TwoPartLM
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if IS_INTERPRETED else "cuda"
 convert = interpreter._implicit_cvt
 
 
-def with_floats(argument: Any) -> Any:
+def to_floats(argument: Any) -> Any:
     if not isinstance(argument, float):
         return convert(argument)
     return tl.tensor(interpreter.TensorHandle(np.array([argument], np.float32), tl.float32), tl.float32)
 
 
-if INTERPRETED:  # It lacks numbers with a point as arguments, and CUDA's own functions.
-    interpreter._implicit_cvt = with_floats
+if IS_INTERPRETED:  # It lacks numbers with a point as arguments, and CUDA's own functions.
+    interpreter._implicit_cvt = to_floats
     libdevice.rsqrt = lambda x: tl.rsqrt(x)
     libdevice.tanh = lambda x: 2 * tl.sigmoid(2 * x) - 1
 
@@ -41,11 +41,13 @@ def main(folder: Path, *families: str) -> None:
     ids = torch.arange(2 * 11).mul(17).view(2, 11).to(DEVICE) % 380
     for family in families:
         llm = tiny.llm(folder / family, family, layers=2)  # type: ignore[arg-type]
-        plain, liger = (AutoModelForCausalLM.from_pretrained(llm, attn_implementation="eager") for _ in "ab")
+        plain_model, liger = (
+            AutoModelForCausalLM.from_pretrained(llm, attn_implementation="eager") for _ in "ab"
+        )
         use_liger(liger)
         kernels = {type(m).__name__ for m in liger.modules() if "liger" in m.forward.__func__.__module__}
         assert {name[-3:] for name in kernels} == {"MLP", "orm"}, kernels
-        models = [TwoPartLM(lm, 390, 1024).to(DEVICE) for lm in (plain, liger)]
+        models = [TwoPartLM(lm, 390, 1024).to(DEVICE) for lm in (plain_model, liger)]
         losses = [model(input_ids=ids, labels=ids) for model in models]
         torch.testing.assert_close(*losses)
         for loss in losses:

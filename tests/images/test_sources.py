@@ -136,16 +136,16 @@ def test_other_libraries_read_the_shards_and_the_manifest_has_their_checksums(
 
 
 def test_damaged_inputs_are_named(files: dict[str, bytes], tmp_path: Path) -> None:
-    whole = write_tar(tmp_path / "a.tar", files).read_bytes()
+    tar_bytes = write_tar(tmp_path / "a.tar", files).read_bytes()
     (tmp_path / "a.tar").write_bytes(b"not a tar" * 200)
     with pytest.raises(ImageError, match=r"a\.tar: not a complete uncompressed tar file"):
         find_images(tmp_path / "a.tar")
-    (tmp_path / "a.tar").write_bytes(whole[:700])
+    (tmp_path / "a.tar").write_bytes(tar_bytes[:700])
     with pytest.raises(ImageError, match=r"a\.tar: not a complete uncompressed tar file"):
         find_images(tmp_path / "a.tar")
-    (tmp_path / "a.tar").write_bytes(whole)
+    (tmp_path / "a.tar").write_bytes(tar_bytes)
     (source, *_) = find_images(tmp_path / "a.tar")
-    (tmp_path / "a.tar").write_bytes(whole[:600])
+    (tmp_path / "a.tar").write_bytes(tar_bytes[:600])
     with pytest.raises(ImageError, match=r"a\.tar/a/000\.png: the tar file ends within it"):
         source.read()
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
@@ -186,7 +186,7 @@ def test_bad_images_are_converted_rightly_or_set_aside_with_a_reason(
     exif[0x0112] = 6
     rotated_image = image.transpose(Image.Transpose.ROTATE_90)
     levels = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64
-    readable = {
+    content_of_names = {
         "rgb.png": data,
         "wrong-extension.jpg": data,
         "rotated.png": encode_image(rotated_image, "PNG", exif=exif),
@@ -211,13 +211,13 @@ def test_bad_images_are_converted_rightly_or_set_aside_with_a_reason(
         "32-bit.tiff": (encode_image(Image.fromarray(np.full((8, 8), 1 << 20, np.int32)), "TIFF"), "16 bits"),
     }
     folder = write_folder(
-        tmp_path / "images", readable | {name: content for name, (content, _) in reasons.items()}
+        tmp_path / "images", content_of_names | {name: content for name, (content, _) in reasons.items()}
     )
     (folder / "gone.png").symlink_to("nowhere")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         store = quantize(QuantizeOptions(folder, tmp_path / "grids", quantizer, max_failed=0.5))
-    assert set(store) == set(readable)
+    assert set(store) == set(content_of_names)
     assert set(store.failures) == {*reasons, "gone.png"}
     for name, (_, reason) in reasons.items():
         assert re.search(f"^{name}: .*{reason}", store.failures[name])
@@ -227,7 +227,7 @@ def test_bad_images_are_converted_rightly_or_set_aside_with_a_reason(
     for image_name in ("animated.gif", "palette.png"):
         assert (store[image_name] == store["rgb.png"]).mean() > 0.5
     black_grid = quantize_black(quantizer, tmp_path)
-    for name in set(readable) - {"16-bit.png"}:
+    for name in set(content_of_names) - {"16-bit.png"}:
         assert not np.array_equal(store[name], black_grid), name
     assert len(np.unique(store["16-bit.png"])) > 1
 

@@ -129,11 +129,11 @@ def test_fingerprints_of_images_change_with_their_file(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"1")
     tar, table = write_tar(tmp_path / "a.tar", ["1.png"]), write_table(tmp_path / "a.parquet", [b"1"])
     for path, file in ((tar, tar), (table, table), (tmp_path, tmp_path / "1.png")):
-        before = find_images(path)[0].fingerprint
-        assert before == find_images(path)[0].fingerprint
+        old_fingerprint = find_images(path)[0].fingerprint
+        assert old_fingerprint == find_images(path)[0].fingerprint
         os.utime(file, (1, 1))
-        after = find_images(path)[0].fingerprint
-        assert before != after
+        new_fingerprint = find_images(path)[0].fingerprint
+        assert old_fingerprint != new_fingerprint
     (tmp_path / "1.png").write_bytes(b"12")
     os.utime(tmp_path / "1.png", (1, 1))
-    assert find_images(tmp_path)[0].fingerprint != after
+    assert find_images(tmp_path)[0].fingerprint != new_fingerprint

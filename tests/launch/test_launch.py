@@ -18,11 +18,11 @@ from helpers.ranks import ENVIRONMENT, train_in_forks
 from helpers.training import losses, write_recipe
 
 CLUSTER = Path(__file__).parent / "cluster"
-FEW, SOME = 12, 50
+FEW_STEPS, MANY_STEPS = 12, 50
 """Steps of trainings that are left alone, and of those that something happens to."""
 
 
-def recipe(chain: Path, out: Path, ranks: int = 2, steps: int = FEW, **changes: object) -> Path:
+def recipe(chain: Path, out: Path, ranks: int = 2, steps: int = FEW_STEPS, **changes: object) -> Path:
     """A short training whose global batch is the same on any number of ranks; its losses do not depend on `steps`."""
     stage = {
         "name": "one",
@@ -44,7 +44,7 @@ def recipe(chain: Path, out: Path, ranks: int = 2, steps: int = FEW, **changes: 
     return write_recipe(out.with_suffix(".yaml"), options, changes)
 
 
-def printed(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
+def run_launch(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
     assert being_vl("launch", *words) == 0
     return capsys.readouterr().out.splitlines()
 
@@ -66,7 +66,7 @@ def test_print_has_a_line_for_each_node(
     monkeypatch.setenv("NCCL_DEBUG", "IN FO")
     monkeypatch.setenv("HF_TOKEN", "hidden")
     path = recipe(chain, tmp_path / "out")
-    lines = printed(
+    lines = run_launch(
         capsys,
         path,
         "--with",
@@ -118,24 +118,24 @@ def test_hostfile_that_does_not_fit_is_refused(
 def test_what_is_missing_is_said_before_a_machine_is_asked_for(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(path: Path | str, *words: object) -> str:
+    def refuse(path: Path | str, *words: object) -> str:
         return expect_refusal(capsys, being_vl("launch", path, *words))
 
-    assert "no such recipe" in said(tmp_path / "none.yaml")
-    assert "`being-vl run qwen3-1.7b --until expand` makes it" in said("qwen3-1.7b", "--dry-run")
-    assert "no config.json" in said(recipe(chain, tmp_path / "a", model=str(tmp_path)))
-    assert "nothing.json: there is no such" in said(recipe(chain, tmp_path / "b", records=["nothing.json"]))
-    assert "manifest.json" in said(recipe(chain, tmp_path / "c", grids=str(tmp_path)))
-    good = recipe(chain, tmp_path / "d")
-    assert "give its address as master" in said(good, "--nodes", 2)
-    assert "not known here" in said(good, "--nodes", 2, "--master", "nowhere.invalid")
-    assert "env names NEVER_SET" in said(good, "--env", "NEVER_SET", "--dry-run")
-    assert "deepspeed needs a hostfile" in said(good, "--with", "deepspeed")
-    assert "give gpus_per_node" in said(good, "--with", "slurm")
-    assert "nodes: expected at least 1, found 0" in said(good, "--nodes", 0)
+    assert "no such recipe" in refuse(tmp_path / "none.yaml")
+    assert "`being-vl run qwen3-1.7b --until expand` makes it" in refuse("qwen3-1.7b", "--dry-run")
+    assert "no config.json" in refuse(recipe(chain, tmp_path / "a", model=str(tmp_path)))
+    assert "nothing.json: there is no such" in refuse(recipe(chain, tmp_path / "b", records=["nothing.json"]))
+    assert "manifest.json" in refuse(recipe(chain, tmp_path / "c", grids=str(tmp_path)))
+    recipe_path = recipe(chain, tmp_path / "d")
+    assert "give its address as master" in refuse(recipe_path, "--nodes", 2)
+    assert "not known here" in refuse(recipe_path, "--nodes", 2, "--master", "nowhere.invalid")
+    assert "env names NEVER_SET" in refuse(recipe_path, "--env", "NEVER_SET", "--dry-run")
+    assert "deepspeed needs a hostfile" in refuse(recipe_path, "--with", "deepspeed")
+    assert "give gpus_per_node" in refuse(recipe_path, "--with", "slurm")
+    assert "nodes: expected at least 1, found 0" in refuse(recipe_path, "--nodes", 0)
     slurm = ["--with", "slurm", "--gpus-per-node", 1, "--time"]
-    assert "expected [DAYS-]HOURS:MINUTES:SECONDS" in said(good, *slurm, "2h")
-    assert "they would not get to training" in said(good, *slurm, "0:06:00")
+    assert "expected [DAYS-]HOURS:MINUTES:SECONDS" in refuse(recipe_path, *slurm, "2h")
+    assert "they would not get to training" in refuse(recipe_path, *slurm, "0:06:00")
 
 
 def test_print_takes_host_names_that_are_not_known_here(
@@ -144,13 +144,15 @@ def test_print_takes_host_names_that_are_not_known_here(
     file = tmp_path / "hostfile"
     file.write_text("node-0.invalid slots=8\nnode-1.invalid slots=8\n")
     path = recipe(chain, tmp_path / "out")
-    lines = printed(capsys, path, "--with", "print", "--hostfile", file)
+    lines = run_launch(capsys, path, "--with", "print", "--hostfile", file)
     assert [line for line in lines if line.startswith("#")] == [
         "# on node-0.invalid, the master",
         "# on node-1.invalid",
     ]
     assert all("--rdzv-endpoint=node-0.invalid:29500" in line for line in lines[1::2])
-    lines = printed(capsys, path, "--with", "print", "--nodes", 2, "--master", "node-0.invalid", "--port", 7)
+    lines = run_launch(
+        capsys, path, "--with", "print", "--nodes", 2, "--master", "node-0.invalid", "--port", 7
+    )
     assert all("--rdzv-endpoint=node-0.invalid:7" in line for line in lines[1::2])
     message = expect_refusal(capsys, being_vl("launch", path, "--hostfile", file, "--dry-run"))
     assert "the host 'node-0.invalid' is not known here" in message
@@ -166,10 +168,10 @@ def test_recipe_of_a_run_is_launched_by_a_recipe_of_its_training(
     run = {"images": str(chain / "data" / "images"), "llm": str(chain / "llm"), "out": str(out)}
     path.write_text(yaml.safe_dump(run | {"records": [str(chain / "data" / "train.json")]}))
     options = out / "training" / "options.json"
-    line = printed(capsys, path, "--dry-run", "--", "--zero", 3)[0]
+    line = run_launch(capsys, path, "--dry-run", "--", "--zero", 3)[0]
     assert line.endswith(f"-m being_vl train --recipe {options}")
     assert not options.exists()
-    printed(capsys, path, "--with", "print", "--", "--zero", 3, "--train.checkpoint.every", 7)
+    run_launch(capsys, path, "--with", "print", "--", "--zero", 3, "--train.checkpoint.every", 7)
     training = Recipe.find(options).training()
     assert (training.zero, training.checkpoint.every, training.grids) == (3, 7, out / "grids")
 
@@ -185,7 +187,7 @@ def test_wrong_key_of_a_recipe_fails_at_once(
 def test_slurm_script(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = recipe(chain, tmp_path / "out")
     words = ["--with", "slurm", "--nodes", 4, "--gpus-per-node", 8, "--sbatch", "partition=gpu", "account=me"]
-    lines = printed(capsys, path, *words, "--time", "2:00:00", "--dry-run", "--", "--zero", "2")
+    lines = run_launch(capsys, path, *words, "--time", "2:00:00", "--dry-run", "--", "--zero", "2")
     directives = [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")]
     assert {"nodes=4", "gpus-per-node=8", "ntasks-per-node=1", "time=2:00:00", "signal=USR1@300"} <= {
         *directives
@@ -197,7 +199,7 @@ def test_slurm_script(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 # From here on with real hosts.
 
 
-def needs(*tools: str) -> None:
+def require(*tools: str) -> None:
     """Skip, with the reason, where the machine is not ours to set up hosts on."""
     if os.geteuid() != 0:
         pytest.skip("setting up hosts needs root")
@@ -210,16 +212,16 @@ def needs(*tools: str) -> None:
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Path]:
     """Two hosts on this machine; yields the folder with their settings."""
-    needs("ip")
+    require("ip")
     folder = Path(f"/tmp/being-vl-hosts-{os.getpid()}")
-    up = subprocess.run([CLUSTER / "hosts.sh", "up", folder], capture_output=True, text=True, check=False)
-    if up.returncode:
-        pytest.skip(f"network namespaces are not allowed here: {up.stderr.strip()}")
+    start = subprocess.run([CLUSTER / "hosts.sh", "up", folder], capture_output=True, text=True, check=False)
+    if start.returncode:
+        pytest.skip(f"network namespaces are not allowed here: {start.stderr.strip()}")
     yield folder
     subprocess.run([CLUSTER / "hosts.sh", "down", folder], check=True)
 
 
-def on_host(hosts: Path, number: int, words: list[str], **variables: str) -> subprocess.Popen[str]:
+def run_on_host(hosts: Path, number: int, words: list[str], **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [str(CLUSTER / "hosts.sh"), "run", str(hosts), str(number), *words],
         env=os.environ | ENVIRONMENT | variables,
@@ -231,8 +233,8 @@ def on_host(hosts: Path, number: int, words: list[str], **variables: str) -> sub
 
 def finish(*processes: subprocess.Popen[str]) -> None:
     """Wait for the end of all, which must be a good one."""
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    assert not any(process.returncode for process in processes), "\n".join(text[-3000:] for text in said)
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert not any(process.returncode for process in processes), "\n".join(text[-3000:] for text in outputs)
 
 
 def launch(path: Path, *words: object) -> list[str]:
@@ -247,67 +249,71 @@ def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_host(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+def losses_of_one_host(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of one host with one rank."""
     out = tmp_path_factory.mktemp("one-host") / "out"
-    train_in_forks(recipe(chain, out, ranks=1, steps=SOME))
+    train_in_forks(recipe(chain, out, ranks=1, steps=MANY_STEPS))
     return losses(out)
 
 
-def assert_same(out: Path, one_host: list[float], steps: int) -> None:
-    assert losses(out) == pytest.approx(one_host[:steps], abs=1e-5)
+def check_losses(out: Path, losses_of_one_host: list[float], steps: int) -> None:
+    assert losses(out) == pytest.approx(losses_of_one_host[:steps], abs=1e-5)
 
 
 @pytest.mark.slow
-def test_two_hosts_by_torchrun(chain: Path, tmp_path: Path, hosts: Path, one_host: list[float]) -> None:
+def test_two_hosts_by_torchrun(
+    chain: Path, tmp_path: Path, hosts: Path, losses_of_one_host: list[float]
+) -> None:
     path = recipe(chain, tmp_path / "out", zero=2)
-    finish(*(on_host(hosts, n, launch(path, "--hostfile", hosts / "hostfile")) for n in (0, 1)))
-    assert_same(tmp_path / "out", one_host, FEW)
+    finish(*(run_on_host(hosts, n, launch(path, "--hostfile", hosts / "hostfile")) for n in (0, 1)))
+    check_losses(tmp_path / "out", losses_of_one_host, FEW_STEPS)
 
 
 @pytest.mark.slow
 def test_worker_killed_on_one_of_two_hosts_is_restarted(
-    chain: Path, tmp_path: Path, hosts: Path, one_host: list[float]
+    chain: Path, tmp_path: Path, hosts: Path, losses_of_one_host: list[float]
 ) -> None:
     """By the printed lines, and ZeRO-3."""
-    path, more = (
-        recipe(chain, tmp_path / "out", steps=SOME),
+    path, flags = (
+        recipe(chain, tmp_path / "out", steps=MANY_STEPS),
         ["--", "--zero", 3, "--sequences.max-length", 300],
     )
-    lines = on_host(
-        hosts, 0, launch(path, "--with=print", "--hostfile", hosts / "hostfile", "--max-restarts", 1, *more)
+    lines = run_on_host(
+        hosts, 0, launch(path, "--with=print", "--hostfile", hosts / "hostfile", "--max-restarts", 1, *flags)
     ).communicate()[0]
     commands = [line for line in lines.splitlines() if line.startswith("cd ")]
-    nodes = [on_host(hosts, n, ["bash", "-c", command]) for n, command in enumerate(commands)]
+    nodes = [run_on_host(hosts, n, ["bash", "-c", command]) for n, command in enumerate(commands)]
     wait_for(lambda: len(losses(tmp_path / "out")) > 4)
     os.kill(worker(nodes[1]), 9)
     finish(*nodes)
-    assert_same(tmp_path / "out", one_host, SOME)
+    check_losses(tmp_path / "out", losses_of_one_host, MANY_STEPS)
 
 
 def worker(node: subprocess.Popen[str]) -> int:
     """The rank that a node's torchrun has started."""
     import psutil
 
-    found = psutil.Process(node.pid).children(recursive=True)
-    return next(process.pid for process in found if "train" in process.cmdline() and not process.children())
+    children = psutil.Process(node.pid).children(recursive=True)
+    return next(
+        process.pid for process in children if "train" in process.cmdline() and not process.children()
+    )
 
 
 @pytest.mark.slow
 def test_two_hosts_by_deepspeed_over_ssh(
-    chain: Path, tmp_path: Path, hosts: Path, one_host: list[float]
+    chain: Path, tmp_path: Path, hosts: Path, losses_of_one_host: list[float]
 ) -> None:
-    needs("sshd", "pdsh")
+    require("sshd", "pdsh")
     path = recipe(chain, tmp_path / "out", zero=3)
     words = launch(path, "--with", "deepspeed", "--hostfile", hosts / "hostfile", "--env", *ENVIRONMENT)
-    finish(on_host(hosts, 0, words, PDSH_SSH_ARGS_APPEND=f"-F {hosts}/ssh_config"))
-    assert_same(tmp_path / "out", one_host, FEW)
+    finish(run_on_host(hosts, 0, words, PDSH_SSH_ARGS_APPEND=f"-F {hosts}/ssh_config"))
+    check_losses(tmp_path / "out", losses_of_one_host, FEW_STEPS)
 
 
 @pytest.fixture
 def slurm() -> Iterator[list[str]]:
     """A Slurm of one node; yields what stands before a command to run it there."""
-    needs("slurmctld", "slurmd", "munged")
+    require("slurmctld", "slurmd", "munged")
     folder = f"/tmp/being-vl-slurm-{os.getpid()}"
     script = str(CLUSTER / "slurm.sh")
     subprocess.run([script, "up", folder], check=True)
@@ -317,29 +323,29 @@ def slurm() -> Iterator[list[str]]:
 
 @pytest.mark.slow
 def test_slurm_job_saves_when_warned_and_queues_again(
-    chain: Path, tmp_path: Path, slurm: list[str], one_host: list[float]
+    chain: Path, tmp_path: Path, slurm: list[str], losses_of_one_host: list[float]
 ) -> None:
     """And is started again by Slurm, goes on, and ends."""
-    path = recipe(chain, tmp_path / "out", steps=SOME, zero=1)
+    path = recipe(chain, tmp_path / "out", steps=MANY_STEPS, zero=1)
     words = launch(path, "--with", "slurm", "--cpu", "--gpus-per-node", 2, "--time", "0:10:00")
 
-    def ask(*words: str) -> str:
+    def run_slurm(*words: str) -> str:
         environment = os.environ | ENVIRONMENT
-        done = subprocess.run([*slurm, *words], env=environment, capture_output=True, text=True, check=True)
-        return done.stdout
+        result = subprocess.run([*slurm, *words], env=environment, capture_output=True, text=True, check=True)
+        return result.stdout
 
-    job = ask(*words).split()[-1]
+    job = run_slurm(*words).split()[-1]
 
     def shows(*facts: str) -> bool:
-        return any(fact in ask("scontrol", "show", "job", job) for fact in facts)
+        return any(fact in run_slurm("scontrol", "show", "job", job) for fact in facts)
 
     wait_for(lambda: len(losses(tmp_path / "out")) > 4 or shows("JobState=FAILED"))
-    ask("scancel", "--signal=USR1", job)  # as Slurm does before the time limit
+    run_slurm("scancel", "--signal=USR1", job)  # as Slurm does before the time limit
     wait_for(lambda: shows("JobState=COMPLETED", "JobState=FAILED"))
     log = (tmp_path / "out" / f"slurm-{job}.log").read_text()
     assert shows("JobState=COMPLETED"), log[-4000:]
     assert shows("Restarts=1")
-    stopped, _, after = log.partition("stopped by SIGUSR1")
-    assert "one: resumed after step" in after
-    assert stopped
-    assert_same(tmp_path / "out", one_host, SOME)
+    first_log, _, second_log = log.partition("stopped by SIGUSR1")
+    assert "one: resumed after step" in second_log
+    assert first_log
+    check_losses(tmp_path / "out", losses_of_one_host, MANY_STEPS)

@@ -18,15 +18,15 @@ Start = tuple[list[str], int, dict[str, str]]
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[Start]:
     """What would be started on a machine of three GPUs."""
-    started: list[Start] = []
+    local_starts: list[Start] = []
 
     def start(words: list[str], ranks: int, environment: Mapping[str, str]) -> None:
-        started.append((words, ranks, dict(environment)))
+        local_starts.append((words, ranks, dict(environment)))
 
     monkeypatch.setattr(local, "_run_ranks", start)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    return started
+    return local_starts
 
 
 def test_every_gpu_has_a_rank(starts: list[Start], tmp_path: Path) -> None:

@@ -131,14 +131,14 @@ def save_chameleon(folder: Path, model: JanusVQVAE) -> ChameleonVQVAE:
     """As `zawnpn/being-vq-8k`: transformers' class, which has no decoder, and its image processor."""
     fields = model.config.to_dict()
     names = ["base_channels", "channel_multiplier", "num_res_blocks", "latent_channels", "embed_dim"]
-    published = ChameleonVQVAE(
+    model_without_decoder = ChameleonVQVAE(
         ChameleonVQVAEConfig(resolution=SIZE, num_embeddings=CODES, **{name: fields[name] for name in names})
     )
-    missing, _ = published.load_state_dict(model.state_dict(), strict=False)
-    assert not missing
-    published.save_pretrained(folder)
+    missing_names, _ = model_without_decoder.load_state_dict(model.state_dict(), strict=False)
+    assert not missing_names
+    model_without_decoder.save_pretrained(folder)
     chameleon_processor().save_pretrained(folder)
-    return published
+    return model_without_decoder
 
 
 def chameleon_processor() -> ChameleonImageProcessorPil:
@@ -183,7 +183,7 @@ def check_decode(quantizer: Quantizer, model: JanusVQVAE, grids: list[NDArray[np
 def test_chameleon_gives_the_ids_of_transformers_class_and_processor(
     chameleon: JanusVQVAE, images: list[Image.Image], tmp_path: Path
 ) -> None:
-    published = save_chameleon(tmp_path / "being-vq-8k", chameleon)
+    published_model = save_chameleon(tmp_path / "being-vq-8k", chameleon)
     quantizer = load_quantizer(tmp_path / "being-vq-8k")
     assert isinstance(quantizer, Quantizer)
     assert (quantizer.name, quantizer.codebook_size, quantizer.downsample) == ("being-vq-8k", CODES, 4)
@@ -191,7 +191,7 @@ def test_chameleon_gives_the_ids_of_transformers_class_and_processor(
     for image, grid in zip(images, grids, strict=True):
         pixels = chameleon_processor()(image, return_tensors="pt").pixel_values
         with torch.no_grad():
-            expected = published.encode(pixels).image_tokens
+            expected = published_model.encode(pixels).image_tokens
         np.testing.assert_array_equal(grid.ravel(), expected)
         assert (grid.shape, grid.dtype) == ((8, 8), np.int64)
     assert len(np.unique(grids)) > 20
@@ -203,20 +203,20 @@ def test_chameleon_decodes_with_metas_checkpoint_or_a_converted_decoder(
     chameleon: JanusVQVAE, images: list[Image.Image], tmp_path: Path
 ) -> None:
     save_chameleon(tmp_path / "q", chameleon)
-    without_decoder = load_quantizer(tmp_path / "q")
-    grids = without_decoder.encode(images)
+    quantizer_without_decoder = load_quantizer(tmp_path / "q")
+    grids = quantizer_without_decoder.encode(images)
 
     save_taming(tmp_path / "q", chameleon.state_dict())
-    with_checkpoint = load_quantizer(tmp_path / "q")
-    check_decode(with_checkpoint, chameleon, grids)
+    quantizer_with_decoder = load_quantizer(tmp_path / "q")
+    check_decode(quantizer_with_decoder, chameleon, grids)
 
     tensors = {name: tensor.contiguous() for name, tensor in chameleon.state_dict().items()}
     (tmp_path / "q" / "vqgan.ckpt").unlink()
     save_file(tensors, tmp_path / "q" / "model.safetensors")
     check_decode(load_quantizer(tmp_path / "q"), chameleon, grids)
     assert (
-        with_checkpoint.fingerprint
-        == without_decoder.fingerprint
+        quantizer_with_decoder.fingerprint
+        == quantizer_without_decoder.fingerprint
         == load_quantizer(tmp_path / "q").fingerprint
     )
 
@@ -254,18 +254,18 @@ def test_original_checkpoints_of_taming_and_of_meta(
     grids = quantizer.encode(images)
     for image, grid in zip(images, grids, strict=True):
         # As in Meta's image_tokenizer.py and in taming's notebook.
-        rgb = image.convert("RGB") if image.mode != "RGBA" else over_white(image)
+        rgb = image.convert("RGB") if image.mode != "RGBA" else put_on_white(image)
         scale = SIZE / min(rgb.size)
         rgb = rgb.resize((round(scale * rgb.width), round(scale * rgb.height)), Image.Resampling.LANCZOS)
         left, top = (rgb.width - SIZE) // 2, (rgb.height - SIZE) // 2
         pixels = np.asarray(rgb.crop((left, top, left + SIZE, top + SIZE))) / 255 * 2 - 1
         with torch.no_grad():
-            encoded = model.encode(torch.from_numpy(pixels).float().permute(2, 0, 1)[None])
-        np.testing.assert_array_equal(grid.ravel(), encoded.image_tokens)
+            reference = model.encode(torch.from_numpy(pixels).float().permute(2, 0, 1)[None])
+        np.testing.assert_array_equal(grid.ravel(), reference.image_tokens)
     check_decode(quantizer, model, grids)
 
 
-def over_white(image: Image.Image) -> Image.Image:
+def put_on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
@@ -282,11 +282,14 @@ def test_a_folder_of_logs_as_taming_published_them(taming: JanusVQVAE, tmp_path:
     save_taming(folder / "checkpoints", taming.state_dict(), resolution=64, name="last.ckpt")
     (folder / "configs").mkdir()
     (folder / "checkpoints" / "vqgan.yaml").rename(folder / "configs" / "model.yaml")
-    of_folder, of_file = load_quantizer(folder), load_quantizer(folder / "checkpoints" / "last.ckpt")
-    for quantizer in (of_folder, of_file):
+    folder_quantizer, file_quantizer = (
+        load_quantizer(folder),
+        load_quantizer(folder / "checkpoints" / "last.ckpt"),
+    )
+    for quantizer in (folder_quantizer, file_quantizer):
         assert quantizer.encode([Image.new("RGB", (9, 9))])[0].shape == (16, 16)
-    assert of_folder.fingerprint == of_file.fingerprint
-    assert of_folder.name == "vqgan_imagenet_f16_16384"
+    assert folder_quantizer.fingerprint == file_quantizer.fingerprint
+    assert folder_quantizer.name == "vqgan_imagenet_f16_16384"
 
 
 def upstream_janus_ids(model: JanusVQVAE, pixels: Tensor) -> NDArray[np.int64]:
@@ -303,13 +306,13 @@ def test_janus_gives_the_original_ids_which_transformers_class_does_not(
     janus_processor().save_pretrained(tmp_path / "janus")
     quantizer = load_quantizer(tmp_path / "janus")
     grids = quantizer.encode(images)
-    differing = 0
+    num_differences = 0
     for image, grid in zip(images, grids, strict=True):
-        pixels = janus_processor()(over_white(image.convert("RGBA")), return_tensors="pt").pixel_values
+        pixels = janus_processor()(put_on_white(image.convert("RGBA")), return_tensors="pt").pixel_values
         np.testing.assert_array_equal(grid, upstream_janus_ids(taming, pixels))
         with torch.no_grad():
-            differing += int((taming.encode(pixels).image_tokens.numpy() != grid.ravel()).sum())
-    assert differing > 0
+            num_differences += int((taming.encode(pixels).image_tokens.numpy() != grid.ravel()).sum())
+    assert num_differences > 0
     check_decode(quantizer, taming, grids)
 
     unit = JanusVQVAE(taming.config).eval()
@@ -322,14 +325,14 @@ def test_janus_gives_the_original_ids_which_transformers_class_does_not(
 
 def llamagen_names(state: State) -> State:
     """The names in LlamaGen's vq_model.py, whose levels are counted as transformers' Janus does."""
-    renamed = {}
+    new_state = {}
     for name, tensor in state.items():
         name = re.sub(r"^(encoder\.down|decoder\.up)\.", lambda f: f"{f[1].split('.')[0]}.conv_blocks.", name)
         name = re.sub(r"(conv_blocks\.\d+)\.block\.", r"\1.res.", name)
         for n, part in enumerate(("block_1", "attn_1", "block_2")):
             name = name.replace(f".mid.{part}.", f".mid.{n}.")
-        renamed[name] = tensor
-    return renamed
+        new_state[name] = tensor
+    return new_state
 
 
 def test_llamagens_files_and_the_original_janus(
@@ -341,36 +344,38 @@ def test_llamagens_files_and_the_original_janus(
     quantizer = load_quantizer(tmp_path / "vq_ds16_c2i.pt", size=SIZE)
     grids = quantizer.encode(images[3:])
     for image, grid in zip(images[3:], grids, strict=True):
-        halved = image
-        while min(halved.size) >= 2 * SIZE:
-            halved = halved.resize((halved.width // 2, halved.height // 2), Image.Resampling.BOX)
-        scale = SIZE / min(halved.size)
-        sized = halved.resize(
-            (round(halved.width * scale), round(halved.height * scale)), Image.Resampling.BICUBIC
+        small_image = image
+        while min(small_image.size) >= 2 * SIZE:
+            small_image = small_image.resize(
+                (small_image.width // 2, small_image.height // 2), Image.Resampling.BOX
+            )
+        scale = SIZE / min(small_image.size)
+        fitted_image = small_image.resize(
+            (round(small_image.width * scale), round(small_image.height * scale)), Image.Resampling.BICUBIC
         )
-        left, top = (sized.width - SIZE) // 2, (sized.height - SIZE) // 2
-        cut = np.asarray(sized)[top : top + SIZE, left : left + SIZE]
-        pixels = torch.from_numpy(2.0 * (cut / 255.0) - 1.0).float().permute(2, 0, 1)[None]
+        left, top = (fitted_image.width - SIZE) // 2, (fitted_image.height - SIZE) // 2
+        crop = np.asarray(fitted_image)[top : top + SIZE, left : left + SIZE]
+        pixels = torch.from_numpy(2.0 * (crop / 255.0) - 1.0).float().permute(2, 0, 1)[None]
         np.testing.assert_array_equal(grid, upstream_janus_ids(taming, pixels))
     check_decode(quantizer, taming, grids)
     assert load_quantizer(tmp_path / "vq_ds16_c2i.pt").encode(images[:1])[0].shape == (64, 64)
 
-    original, converted = tmp_path / "janus-pro", tmp_path / "janus-hf"
-    original.mkdir()
+    original_folder, converted_folder = tmp_path / "janus-pro", tmp_path / "janus-hf"
+    original_folder.mkdir()
     torch.save(
         {f"gen_vision_model.{name}": tensor for name, tensor in state.items()},
-        original / "pytorch_model.bin",
+        original_folder / "pytorch_model.bin",
     )
-    torch.save(Callback(), original / "training_args.bin")
-    (original / "config.json").write_text(json.dumps({"model_type": "multi_modality"}))
+    torch.save(Callback(), original_folder / "training_args.bin")
+    (original_folder / "config.json").write_text(json.dumps({"model_type": "multi_modality"}))
     options = {"image_size": SIZE, "background_color": [127, 127, 127], "min_size": 14}
     half = [0.5, 0.5, 0.5]
-    (original / "preprocessor_config.json").write_text(
+    (original_folder / "preprocessor_config.json").write_text(
         json.dumps(options | {"image_mean": half, "image_std": half, "rescale_factor": 1 / 255})
     )
-    taming.save_pretrained(converted)
-    janus_processor().save_pretrained(converted)
-    assert load_quantizer(original).fingerprint == load_quantizer(converted).fingerprint
+    taming.save_pretrained(converted_folder)
+    janus_processor().save_pretrained(converted_folder)
+    assert load_quantizer(original_folder).fingerprint == load_quantizer(converted_folder).fingerprint
 
 
 def test_diffusers_vqmodel(images: list[Image.Image], tmp_path: Path) -> None:
@@ -432,7 +437,7 @@ def test_emu3_gives_the_ids_and_sizes_of_transformers_class_and_processor(
     quantizer = load_quantizer(tmp_path / "emu3")
     grids = quantizer.encode(images)
     for image, grid in zip(images, grids, strict=True):
-        inputs = emu3_processor()(over_white(image.convert("RGBA")), return_tensors="pt")
+        inputs = emu3_processor()(put_on_white(image.convert("RGBA")), return_tensors="pt")
         with torch.no_grad():
             (expected,) = emu3.encode(inputs.pixel_values, inputs.image_sizes).image_tokens
             pixels = emu3.decode(torch.from_numpy(grid)[None])[0]
@@ -459,9 +464,9 @@ def test_emu3_under_its_original_names(emu3: Emu3VQVAE, images: list[Image.Image
             name = re.sub(pattern, replacement, name)
         state[name] = tensor.contiguous()
     assert "decoder.mid.attn_1.norm.conv_y.weight" in state
-    original, converted = tmp_path / "Emu3-VisionTokenizer", tmp_path / "hf"
-    original.mkdir()
-    save_file(state, original / "model.safetensors")
+    original_folder, converted_folder = tmp_path / "Emu3-VisionTokenizer", tmp_path / "hf"
+    original_folder.mkdir()
+    save_file(state, original_folder / "model.safetensors")
     config = {
         "model_type": "Emu3VisionVQ",
         "codebook_size": CODES,
@@ -473,11 +478,11 @@ def test_emu3_under_its_original_names(emu3: Emu3VQVAE, images: list[Image.Image
         "embed_dim": 4,
         "dropout": 0.0,
     }
-    (original / "config.json").write_text(json.dumps(config))
-    emu3.save_pretrained(converted)
-    for folder in (original, converted):
+    (original_folder / "config.json").write_text(json.dumps(config))
+    emu3.save_pretrained(converted_folder)
+    for folder in (original_folder, converted_folder):
         emu3_processor().save_pretrained(folder)
-    a, b = load_quantizer(original), load_quantizer(converted)
+    a, b = load_quantizer(original_folder), load_quantizer(converted_folder)
     assert a.fingerprint == b.fingerprint
     np.testing.assert_array_equal(a.encode(images[:1]), b.encode(images[:1]))
 
@@ -544,11 +549,19 @@ def test_bfloat16_has_a_fingerprint_of_its_own(
     images: list[Image.Image], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     for folder in every_format(tmp_path, request):
-        published = load_quantizer(folder)
+        published_quantizer = load_quantizer(folder)
         bfloat16_quantizer = load_quantizer(f"{folder}@64:aspect:bfloat16")
         bfloat16_copy = load_quantizer(folder, size=64, aspect=True, precision="bfloat16")
         float32_quantizer = load_quantizer(folder, size=64, aspect=True)
-        assert len({each.fingerprint for each in (published, bfloat16_quantizer, float32_quantizer)}) == 3
+        assert (
+            len(
+                {
+                    any_quantizer.fingerprint
+                    for any_quantizer in (published_quantizer, bfloat16_quantizer, float32_quantizer)
+                }
+            )
+            == 3
+        )
         assert bfloat16_quantizer.fingerprint == bfloat16_copy.fingerprint
         float32_ids, bfloat16_ids, copy_ids = (
             np.concatenate([grid.ravel() for grid in each.encode(images)])
@@ -591,7 +604,7 @@ def test_pixels_are_those_of_the_image_processors(images: list[Image.Image]) -> 
     large_image = images[4].resize((1301, 873), Image.Resampling.BICUBIC)
     for processor, preprocessing in cases:
         for image in [*images, large_image]:
-            opaque_image = over_white(image.convert("RGBA"))
+            opaque_image = put_on_white(image.convert("RGBA"))
             expected = np.asarray(processor(opaque_image, return_tensors="np").pixel_values[0])
             np.testing.assert_array_equal(pixel_values(preprocessing, image), expected)
 
@@ -678,10 +691,10 @@ def test_fingerprints_travel_and_two_quantizers_are_never_mixed(
     assert len({grid.shape for grid in store.values()}) > 3
     assistant = Assistant.load(tmp_path / "other" / "model", "cpu")
     questions = [list(images), list(store.values())]
-    by_image, by_grid = (
-        assistant.answer(["What?"] * 6, [[it] for it in each], max_new_tokens=4) for each in questions
+    answers_by_image, answers_by_grid = (
+        assistant.answer(["What?"] * 6, [[item] for item in each], max_new_tokens=4) for each in questions
     )
-    assert by_image == by_grid
+    assert answers_by_image == answers_by_grid
 
     fingerprints = [load_quantizer(name).fingerprint[:12] for name in (quantizer_a, quantizer_b)]
     names = rf"'chameleon' \(({'|'.join(fingerprints)})\).*'chameleon' \(({'|'.join(fingerprints)})\)"

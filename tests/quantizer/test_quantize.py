@@ -99,7 +99,7 @@ def test_batches_and_shards_change_no_grid(quantizer: Path, tmp_path: Path) -> N
 
 
 def test_the_next_batch_is_fetched_while_the_network_encodes_one(quantizer: Path, tmp_path: Path) -> None:
-    reference, asked = load_quantizer(quantizer), threading.Event()
+    reference, request = load_quantizer(quantizer), threading.Event()
     images = write_images(tmp_path / "images", 6)
     (images / "bad.png").write_bytes(b"")
     sources = find_images(images)
@@ -107,12 +107,12 @@ def test_the_next_batch_is_fetched_while_the_network_encodes_one(quantizer: Path
 
     class WaitingQuantizer:
         def encode_prepared(self, pixel_arrays: list[torch.Tensor]) -> list[np.ndarray]:
-            assert asked.wait(60)
+            assert request.wait(60)
             return reference.encode_prepared(pixel_arrays)
 
     def batches() -> Iterator[list[LoadedImage]]:
         yield image_batches[0]
-        asked.set()
+        request.set()
         yield from image_batches[1:]
 
     rows = list(encode_batches(batches(), WaitingQuantizer(), "cpu", []))  # type: ignore[arg-type]
@@ -127,7 +127,11 @@ def test_a_compiled_encoder_makes_the_same_grids(
 ) -> None:
     calls = []
     backend = partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(torch, "compile", lambda *words, **more: calls.append(1) or backend(*words, **more))
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda *words, **options_of_call: calls.append(1) or backend(*words, **options_of_call),
+    )
     images = write_images(tmp_path / "images", 5)
     plain_grids = quantize(options(images, tmp_path / "plain", quantizer))
     compiled_grids = quantize(options(images, tmp_path / "compiled", quantizer, compile=True))
@@ -138,8 +142,8 @@ def test_a_compiled_encoder_makes_the_same_grids(
 
 def test_unreadable_images_are_listed_with_the_reason(quantizer: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 3)
-    whole = (images / "a/01.png").read_bytes()
-    (images / "cut.png").write_bytes(whole[: len(whole) // 2])
+    content = (images / "a/01.png").read_bytes()
+    (images / "cut.png").write_bytes(content[: len(content) // 2])
     (images / "text.jpg").write_text("no image")
     (images / "empty.gif").touch()
     store = quantize(options(images, tmp_path / "grids", quantizer, max_failed=0.5))
@@ -186,21 +190,21 @@ def test_options_are_checked(change: dict[str, float], tmp_path: Path) -> None:
 def test_a_second_run_takes_over_whole_shards_of_unchanged_images(quantizer: Path, tmp_path: Path) -> None:
     images, out = write_images(tmp_path / "images", 8), tmp_path / "grids"
     job = options(images, out, quantizer, shard_size=4)
-    before = dict(quantize(job))
+    old_grids = dict(quantize(job))
     first_shard, second_shard = out / "grids-00000.arrow", out / "grids-00001.arrow"
     inode = first_shard.stat().st_ino
     (out / "manifest.json").unlink()
     second_shard.write_bytes(second_shard.read_bytes()[:100])  # as after a kill in the middle, but worse
     (out / "grids-00002.arrow").touch()
-    after = quantize(job)
+    new_grids = quantize(job)
     assert first_shard.stat().st_ino == inode
     assert not (out / "grids-00002.arrow").exists()
-    for key, grid in before.items():
-        np.testing.assert_array_equal(after[key], grid)
+    for key, grid in old_grids.items():
+        np.testing.assert_array_equal(new_grids[key], grid)
 
-    changed_key = next(iter(before))
+    changed_key = next(iter(old_grids))
     stripes(seed=99).save(images / changed_key)
-    assert not np.array_equal(quantize(job)[changed_key], before[changed_key])
+    assert not np.array_equal(quantize(job)[changed_key], old_grids[changed_key])
     assert first_shard.stat().st_ino != inode
 
 
@@ -236,25 +240,29 @@ def test_damaged_folders_of_grids_are_refused(quantizer: Path, tmp_path: Path) -
 
 
 def test_exif_orientation_is_applied() -> None:
-    upright = stripes(48, 32)
+    upright_stripes = stripes(48, 32)
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
-    rotated_image = upright.transpose(Image.Transpose.ROTATE_90)
+    rotated_image = upright_stripes.transpose(Image.Transpose.ROTATE_90)
     assert rotated_image.size == (32, 48)
     upright_image = decode_image(encode_image(rotated_image, "PNG", exif=exif), "a.png")
-    np.testing.assert_array_equal(np.asarray(upright_image), np.asarray(upright))
+    np.testing.assert_array_equal(np.asarray(upright_image), np.asarray(upright_stripes))
 
 
 def test_transparency_is_composited_on_white() -> None:
-    red = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
-    red.putpixel((1, 0), (0, 0, 0, 0))
-    half = Image.new("RGBA", (1, 1), (0, 0, 0, 128))
-    assert [decode_image(encode_image(red, "PNG"), "").getpixel((x, 0)) for x in (0, 1)] == [
+    red_image = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
+    red_image.putpixel((1, 0), (0, 0, 0, 0))
+    half_transparent_image = Image.new("RGBA", (1, 1), (0, 0, 0, 128))
+    assert [decode_image(encode_image(red_image, "PNG"), "").getpixel((x, 0)) for x in (0, 1)] == [
         (200, 0, 0),
         (255, 255, 255),
     ]
-    assert decode_image(encode_image(half, "PNG"), "").getpixel((0, 0)) == (127, 127, 127)
-    assert decode_image(encode_image(half.convert("LA"), "PNG"), "").getpixel((0, 0)) == (127, 127, 127)
+    assert decode_image(encode_image(half_transparent_image, "PNG"), "").getpixel((0, 0)) == (127, 127, 127)
+    assert decode_image(encode_image(half_transparent_image.convert("LA"), "PNG"), "").getpixel((0, 0)) == (
+        127,
+        127,
+        127,
+    )
 
 
 def test_palettes_with_and_without_transparency() -> None:
@@ -296,9 +304,9 @@ def test_cmyk_and_the_first_frame_of_an_animation() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
 def test_any_cut_or_changed_file_is_an_image_or_an_image_error(kind: str) -> None:
-    whole, rng = encode_image(stripes(), kind), np.random.default_rng(0)
+    content, rng = encode_image(stripes(), kind), np.random.default_rng(0)
     for _ in range(150):
-        damaged_data = bytearray(whole[: rng.integers(len(whole) + 1)] if rng.integers(2) else whole)
+        damaged_data = bytearray(content[: rng.integers(len(content) + 1)] if rng.integers(2) else content)
         for place in rng.integers(0, len(damaged_data), 3) if damaged_data else ():
             damaged_data[place] = rng.integers(256)
         try:

@@ -64,8 +64,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     (folder / "large").mkdir()
     for n in range(4):
         rng = np.random.default_rng(n)
-        coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8))
-        coarse.resize((150 + 200 * n, 120), Image.Resampling.BICUBIC).save(folder / "large" / f"{n}.png")
+        small_image = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8))
+        small_image.resize((150 + 200 * n, 120), Image.Resampling.BICUBIC).save(folder / "large" / f"{n}.png")
     return [folder / "shapes" / "images", folder / "large"]
 
 
@@ -245,7 +245,9 @@ def test_crops_do_not_depend_on_who_makes_them(images: list[Path]) -> None:
     crops = Crops(images, [], 64, 8, seed=5)
     (batch,) = crops.draw_step((1, 7), range(4), 4)
     parts = [
-        part_batch for half in (range(2), range(2, 4)) for part_batch in crops.draw_step((1, 7), half, 4)
+        part_batch
+        for numbers in (range(2), range(2, 4))
+        for part_batch in crops.draw_step((1, 7), numbers, 4)
     ]
     assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
     assert torch.equal(torch.cat([part.chances for part in parts]), batch.chances)
@@ -310,9 +312,9 @@ def test_an_output_of_other_options_is_refused_and_replaced_on_demand(options: Q
     train_quantizer(
         replace(short_run, logging=LoggingOptions(every=2), checkpoint=CheckpointOptions(every=2))
     )
-    first = load_quantizer(options.out).fingerprint
+    first_fingerprint = load_quantizer(options.out).fingerprint
     train_quantizer(replace(other_run, overwrite=True))
-    assert load_quantizer(options.out).fingerprint != first
+    assert load_quantizer(options.out).fingerprint != first_fingerprint
     assert [entry["step"] for entry in log_of(options.out)] == [1, 2]
     assert (options.out / "notes.txt").read_text() == "mine"
 

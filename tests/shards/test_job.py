@@ -50,22 +50,22 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def run(name: str, chain: Path, inputs: Path) -> Run:
-    """The job, by its folder; `other` gives it options that make another output, `changes` those that do not."""
+    """The job, by its folder; `is_other` gives it options that make another output, `changes` those that do not."""
 
-    def call(out: Path, other: bool = False, **changes: Any) -> None:
+    def call(out: Path, is_other: bool = False, **changes: Any) -> None:
         if name == "quantize":
-            quantizer = f"{chain / 'quantizer'}@64" if other else str(chain / "quantizer")
+            quantizer = f"{chain / 'quantizer'}@64" if is_other else str(chain / "quantizer")
             quantize(QuantizeOptions(inputs / "images", out, quantizer, shard_size=5, **changes))
         elif name == "prepare":
             records = [inputs / "train.json"]
-            sequences = SequenceOptions(max_length=400 if other else 500)
+            sequences = SequenceOptions(max_length=400 if is_other else 500)
             prepare(
                 PrepareOptions(
                     chain / "tied", records, out, chain / "grids", sequences, shard_size=7, **changes
                 )
             )
         else:
-            vocabulary = inputs / ("shorter.json" if other else "vocabulary.json")
+            vocabulary = inputs / ("shorter.json" if is_other else "vocabulary.json")
             encode_grids(EncodeOptions(inputs / "grids", vocabulary, out, **changes))
 
     return call
@@ -82,8 +82,8 @@ def versions(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_a_finished_output_is_kept(run: Run, name: str, tmp_path: Path) -> None:
     run(tmp_path / "out")
-    before = versions(tmp_path / "out")
-    assert len(before) >= 6
+    old_versions = versions(tmp_path / "out")
+    assert len(old_versions) >= 6
     run(tmp_path / "out")
     free_options = {
         "quantize": {"batch_size": 3, "workers": 0, "max_failed": 0.5},
@@ -91,7 +91,7 @@ def test_a_finished_output_is_kept(run: Run, name: str, tmp_path: Path) -> None:
     }
     run(tmp_path / "out", **free_options.get(name, {"num_threads": 1}))
     run(tmp_path / "out", overwrite=True)
-    assert versions(tmp_path / "out") == before
+    assert versions(tmp_path / "out") == old_versions
 
 
 def test_a_relative_path_is_the_same_folder(
@@ -99,47 +99,49 @@ def test_a_relative_path_is_the_same_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run(Path("out"))
-    before = versions(tmp_path / "out")
+    old_versions = versions(tmp_path / "out")
     run(tmp_path / "out")
-    assert versions(tmp_path / "out") == before
+    assert versions(tmp_path / "out") == old_versions
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_other_options_are_refused_and_nothing_is_touched(run: Run, tmp_path: Path, finished: bool) -> None:
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_other_options_are_refused_and_nothing_is_touched(
+    run: Run, tmp_path: Path, is_finished: bool
+) -> None:
     out = tmp_path / "out"
     run(out)
-    if not finished:
+    if not is_finished:
         (out / MANIFEST).unlink()
         next(out.glob("*-00001.arrow")).unlink()
-    before = versions(out)
+    old_versions = versions(out)
     with pytest.raises(
         FingerprintError, match=r"out: was made with other options or inputs \(.* was .*, is "
     ):
-        run(out, other=True)
-    assert versions(out) == before
+        run(out, is_other=True)
+    assert versions(out) == old_versions
 
 
 def test_overwrite_replaces_what_other_options_made(run: Run, tmp_path: Path) -> None:
     run(tmp_path / "out")
-    before = contents(tmp_path / "out")
-    run(tmp_path / "out", other=True, overwrite=True)
-    run(tmp_path / "new", other=True)
-    assert contents(tmp_path / "out") == contents(tmp_path / "new") != before
+    old_files = contents(tmp_path / "out")
+    run(tmp_path / "out", is_other=True, overwrite=True)
+    run(tmp_path / "new", is_other=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new") != old_files
 
 
 def test_an_interrupted_job_goes_on_and_gives_the_same_files(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(out)
-    before, files = versions(out), contents(out)
+    old_versions, files = versions(out), contents(out)
     (out / MANIFEST).unlink()
     missing_shard = next(out.glob("*-00001.arrow"))
     damaged_shard = next(out.glob("*-00002.arrow"))
     missing_shard.rename(f"{missing_shard}.tmp")  # as after kill -9 while it was written
     damaged_shard.write_bytes(damaged_shard.read_bytes()[:50])
     run(out)
-    after = versions(out)
+    new_versions = versions(out)
     assert contents(out) == files
-    assert {file for file in before if before[file] != after[file]} - {"faults.jsonl"} == {
+    assert {file for file in old_versions if old_versions[file] != new_versions[file]} - {"faults.jsonl"} == {
         MANIFEST,
         missing_shard.name,
         damaged_shard.name,
@@ -149,13 +151,13 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_files(run: Run, tmp_path:
 def test_an_interrupted_replacement_goes_on(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(out)
-    first = next(out.glob("*-00000.arrow"))
-    old_shard = first.read_bytes()
-    run(out, other=True, overwrite=True)
+    first_path = next(out.glob("*-00000.arrow"))
+    old_shard = first_path.read_bytes()
+    run(out, is_other=True, overwrite=True)
     new_files = contents(out)
     (out / MANIFEST).unlink()
-    first.write_bytes(old_shard)
-    run(out, other=True)
+    first_path.write_bytes(old_shard)
+    run(out, is_other=True)
     assert contents(out) == new_files
 
 
@@ -176,7 +178,7 @@ def test_foreign_files_are_never_deleted(run: Run, name: str, tmp_path: Path) ->
     run(out)
     (out / f"{kind}-00098.arrow").touch()
     (out / f"{kind}-00099.arrow.tmp").touch()
-    run(out, other=True, overwrite=True)
+    run(out, is_other=True, overwrite=True)
     assert all((out / file).read_text() == "mine" for file in [*foreign_files, f"folder/{kind}-00099.arrow"])
     assert not list(out.glob(f"{kind}-0009*"))
 
@@ -188,21 +190,21 @@ def test_the_output_of_another_kind_of_job_is_never_replaced(run: Run, name: str
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / MANIFEST).write_text("{}")
     for folder in ("model", "run", "app"):
-        before = versions(tmp_path / folder)
+        old_versions = versions(tmp_path / folder)
         for overwrite in (False, True):
             with pytest.raises((FingerprintError, ManifestError)):
                 run(tmp_path / folder, overwrite=overwrite)
-        assert versions(tmp_path / folder) == before
+        assert versions(tmp_path / folder) == old_versions
 
 
 def test_shards_of_unknown_origin_are_refused(run: Run, tmp_path: Path) -> None:
     run(tmp_path / "out")
     files = contents(tmp_path / "out")
     (tmp_path / "out" / FINGERPRINT).unlink()
-    before = versions(tmp_path / "out")
+    old_versions = versions(tmp_path / "out")
     with pytest.raises(FingerprintError, match=rf"but no {FINGERPRINT}.*--overwrite"):
         run(tmp_path / "out")
-    assert versions(tmp_path / "out") == before
+    assert versions(tmp_path / "out") == old_versions
     (tmp_path / "out" / FINGERPRINT).write_text("{")
     with pytest.raises(ValueError, match="fingerprint"):
         run(tmp_path / "out")
@@ -219,12 +221,12 @@ def test_only_shards_of_grids_that_changed_are_encoded_anew(
     encoding = EncodeOptions(grids, inputs / "vocabulary.json", tokens)
     quantize(job)
     encode_grids(encoding)
-    before = versions(tokens)
-    first, second, *_ = sorted(images.iterdir())
-    shutil.copy(second, first)
+    old_versions = versions(tokens)
+    first_path, second_path, *_ = sorted(images.iterdir())
+    shutil.copy(second_path, first_path)
     quantize(job)
     encode_grids(encoding)
-    changes = {name for name, version in versions(tokens).items() if before[name] != version}
+    changes = {name for name, version in versions(tokens).items() if old_versions[name] != version}
     assert changes == {"tokens-00000.arrow", MANIFEST}
 
 
@@ -304,9 +306,9 @@ def test_ranks_that_start_in_any_order_make_each_shard_once(tmp_path: Path, orde
     assert make_on_ranks(tmp_path / "ranks", numbers, order) == [0, 0, 0]
     assert read_manifest(tmp_path / "ranks", "numbers")["sum"] == sum(numbers)
     # Another job: refused on every rank, then replaced.
-    before = versions(tmp_path / "ranks")
+    old_versions = versions(tmp_path / "ranks")
     assert make_on_ranks(tmp_path / "ranks", numbers[:7], order) == [1, 1, 1]
-    assert versions(tmp_path / "ranks") == before
+    assert versions(tmp_path / "ranks") == old_versions
     assert make_on_ranks(tmp_path / "ranks", numbers[:7], order, overwrite=True) == [0, 0, 0]
     assert make_on_ranks(tmp_path / "fewer", numbers[:7], [0]) == [0]
     assert contents(tmp_path / "ranks") == contents(tmp_path / "fewer")

@@ -19,10 +19,10 @@ def bpe(request, vocabularies):
 
 
 @pytest.fixture(scope="session")
-def pair(vocabularies):
+def pair_bpe(vocabularies):
     return vocabularies["pair"]
 
 
 @pytest.fixture(scope="session")
-def oriented(vocabularies):
+def oriented_bpe(vocabularies):
     return vocabularies["oriented"]

@@ -43,7 +43,7 @@ def test_ids_that_are_in_no_codebook(bpe, id, order):
 
 torch = pytest.importorskip("torch")  # a wheel is tested where torch may not be had
 FLOATS = torch.tensor([[1.0, 2.0], [0.0, 2.5]])
-NOT_INTEGERS = {
+OTHER_TYPES = {
     "NaN": (np.array([[0.0, 1.0], [np.nan, 0.5]]), "float64 (nan at row 1, column 0)"),
     "infinity": ([[0.0, float("inf")]], "float64 (inf at row 0, column 1)"),
     "fractions": (np.array([[3.0, 0.25]], np.float16), "float16 (0.25 at row 0, column 1)"),
@@ -67,9 +67,9 @@ NOT_INTEGERS = {
 }
 
 
-@pytest.mark.parametrize("name", NOT_INTEGERS)
+@pytest.mark.parametrize("name", OTHER_TYPES)
 def test_arrays_that_are_not_of_integers(bpe, name):
-    array, message = NOT_INTEGERS[name]
+    array, message = OTHER_TYPES[name]
     check_refusal(bpe, array, TypeError, "grid 1: expected integers, got dtype " + re.escape(message))
 
 
@@ -204,28 +204,30 @@ def test_ids_of_every_type(bpe, dtype, id):
 def test_tensors(bpe, dtype):
     """Tensors of any integer type, layout and, where they have signs, negative ids."""
     dtype = getattr(torch, dtype)
-    plain = torch.tensor(np.array([GRID, GRID[::-1], GRID[:, ::-1]])).to(dtype)
-    expected = bpe.encode_batch(plain.tolist()).tolist()
-    wide = torch.zeros(3, 4, 3, dtype=dtype)
-    wide[:, ::2] = plain
-    transposed = torch.from_numpy(np.ascontiguousarray(plain.numpy().transpose(0, 2, 1))).transpose(1, 2)
+    plain_grids = torch.tensor(np.array([GRID, GRID[::-1], GRID[:, ::-1]])).to(dtype)
+    expected = bpe.encode_batch(plain_grids.tolist()).tolist()
+    wide_grids = torch.zeros(3, 4, 3, dtype=dtype)
+    wide_grids[:, ::2] = plain_grids
+    transposed_grids = torch.from_numpy(
+        np.ascontiguousarray(plain_grids.numpy().transpose(0, 2, 1))
+    ).transpose(1, 2)
     for grids in (
-        plain,
-        wide[:, ::2],
-        transposed,
-        list(plain),
-        plain.numpy().astype(plain.numpy().dtype.newbyteorder()),
+        plain_grids,
+        wide_grids[:, ::2],
+        transposed_grids,
+        list(plain_grids),
+        plain_grids.numpy().astype(plain_grids.numpy().dtype.newbyteorder()),
     ):
         assert bpe.encode_batch(grids).tolist() == expected
-        assert VisualBPE.train(grids, K, 3) == VisualBPE.train(plain.tolist(), K, 3)
-    assert bpe.encode(transposed[1]).tolist() == expected[1]
-    ids, regions = bpe.encode(plain[2], return_regions=True)
+        assert VisualBPE.train(grids, K, 3) == VisualBPE.train(plain_grids.tolist(), K, 3)
+    assert bpe.encode(transposed_grids[1]).tolist() == expected[1]
+    ids, regions = bpe.encode(plain_grids[2], return_regions=True)
     decoded = bpe.decode(torch.from_numpy(ids.astype(np.int64)).to(dtype), 2, 3, regions)
-    assert decoded.tolist() == plain[2].tolist()
+    assert decoded.tolist() == plain_grids[2].tolist()
     if dtype.is_signed:
-        plain[1, 1, 2] = -3
+        plain_grids[1, 1, 2] = -3
         with pytest.raises(GridError, match="grid 1, row 1, column 2: id -3 "):
-            bpe.encode_batch(plain)
+            bpe.encode_batch(plain_grids)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
@@ -248,28 +250,28 @@ def test_ragged_rows(bpe):
 def test_layouts_that_must_work(bpe, tmp_path):
     """Fortran order, views, read-only and memory-mapped arrays give what plain ones give."""
     rng = np.random.default_rng(0)
-    plain = rng.integers(0, K, (7, 6, 5))
-    np.save(tmp_path / "grids.npy", plain.astype(np.uint16))
-    read_only = plain.copy()
+    plain_grids = rng.integers(0, K, (7, 6, 5))
+    np.save(tmp_path / "grids.npy", plain_grids.astype(np.uint16))
+    read_only = plain_grids.copy()
     read_only.flags.writeable = False
-    wide = np.zeros((7, 12, 15), np.int32)
-    wide[:, ::2, ::3] = plain
+    wide_grids = np.zeros((7, 12, 15), np.int32)
+    wide_grids[:, ::2, ::3] = plain_grids
     layouts = {
-        "Fortran": np.asfortranarray(plain),
+        "Fortran": np.asfortranarray(plain_grids),
         "read-only": read_only,
         "memory-mapped": np.load(tmp_path / "grids.npy", mmap_mode="r"),
-        "strided": wide[:, ::2, ::3],
-        "transposed": np.ascontiguousarray(plain.transpose(2, 1, 0)).transpose(2, 1, 0),
-        "backwards": np.ascontiguousarray(plain[::-1, ::-1, ::-1])[::-1, ::-1, ::-1],
-        "big-endian": plain.astype(">i8"),
-        "grids of their own": [np.asfortranarray(grid) for grid in plain],
+        "strided": wide_grids[:, ::2, ::3],
+        "transposed": np.ascontiguousarray(plain_grids.transpose(2, 1, 0)).transpose(2, 1, 0),
+        "backwards": np.ascontiguousarray(plain_grids[::-1, ::-1, ::-1])[::-1, ::-1, ::-1],
+        "big-endian": plain_grids.astype(">i8"),
+        "grids of their own": [np.asfortranarray(grid) for grid in plain_grids],
     }
-    expected = VisualBPE.train(plain.tolist(), K, 20, bpe.merge_mode)
-    values = expected.encode_batch(plain.tolist()).values
+    expected = VisualBPE.train(plain_grids.tolist(), K, 20, bpe.merge_mode)
+    values = expected.encode_batch(plain_grids.tolist()).values
     for name, grids in layouts.items():
         assert VisualBPE.train(grids, K, 20, bpe.merge_mode) == expected, name
         assert np.array_equal(expected.encode_batch(grids).values, values), name
-        assert np.array_equal(expected.encode(grids[3]), expected.encode(plain[3].tolist())), name
+        assert np.array_equal(expected.encode(grids[3]), expected.encode(plain_grids[3].tolist())), name
 
 
 def test_more_merges_than_the_data_yields(caplog):

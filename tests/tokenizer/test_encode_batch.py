@@ -41,16 +41,18 @@ def textures(draw, k):
 def test_batches_equal_merge_after_merge(data, mode, k):
     """Unseen grids of several sizes one after the other, with dropout or without, give what the oracle gives."""
     training_grids = data.draw(st.lists(textures(k), min_size=1, max_size=4))
-    unseen = data.draw(st.lists(textures(k), min_size=1, max_size=4))
+    other_grids = data.draw(st.lists(textures(k), min_size=1, max_size=4))
     dropout = data.draw(st.sampled_from([0.0, 0.0, 0.3]))
     bpe = VisualBPE.train(training_grids, k, 40, mode, min_frequency=1, num_threads=1)
     merges = [oracle.Merge(m[0], m[1], m[2:] or None, 0, 0, 0.0) for m in bpe.merges]
-    batch = bpe.encode_batch(unseen, 1, return_regions=True, dropout=dropout, seed=7)
-    for i, grid in enumerate(unseen):
+    batch = bpe.encode_batch(other_grids, 1, return_regions=True, dropout=dropout, seed=7)
+    for i, grid in enumerate(other_grids):
         image = oracle.encode(grid, merges, k, dropout, 7 + i)
         assert batch[i].tolist() == image.ids()
         assert batch.regions[i].tolist() == image.regions()
-    for decoded, grid in zip(bpe.decode_batch(batch, [g.shape for g in unseen]), unseen, strict=True):
+    for decoded, grid in zip(
+        bpe.decode_batch(batch, [g.shape for g in other_grids]), other_grids, strict=True
+    ):
         assert np.array_equal(decoded, grid)
 
 
@@ -58,11 +60,11 @@ def test_blocks_are_seamless(bpe):
     """More cells than are copied at a time: the same tokens, seeds and indices as grid by grid."""
     grids = np.concatenate([PHOTOS] * 25)[:1100]
     assert grids.size > 1 << 20
-    plain = bpe.encode_batch(PHOTOS)
+    tokens = bpe.encode_batch(PHOTOS)
     for container in (grids, list(grids), iter(grids)):
         batch = bpe.encode_batch(container, 2)
         assert len(batch) == 1100
-        assert all(np.array_equal(ids, plain[i % len(PHOTOS)]) for i, ids in enumerate(batch))
+        assert all(np.array_equal(ids, tokens[i % len(PHOTOS)]) for i, ids in enumerate(batch))
     batch = bpe.encode_batch(grids, 2, dropout=0.3, seed=2**64 - 5, return_regions=True)
     for i in (0, 4, 5, 1023, 1024, 1099):
         ids, regions = bpe.encode(grids[i], True, dropout=0.3, seed=(2**64 - 5 + i) % 2**64)
@@ -93,9 +95,9 @@ def test_an_iterable_that_fails(bpe, threads):
 
 
 def test_dropout_is_the_same_for_any_number_of_threads(bpe):
-    one, two, three = (bpe.encode_batch(PHOTOS, n, dropout=0.1, seed=3) for n in (1, 2, 3))
-    assert one.tolist() == two.tolist() == three.tolist()
-    assert one.tolist() != bpe.encode_batch(PHOTOS).tolist()
+    batch1, batch2, batch3 = (bpe.encode_batch(PHOTOS, n, dropout=0.1, seed=3) for n in (1, 2, 3))
+    assert batch1.tolist() == batch2.tolist() == batch3.tolist()
+    assert batch1.tolist() != bpe.encode_batch(PHOTOS).tolist()
 
 
 def test_lists(bpe):
@@ -178,10 +180,10 @@ def test_decode_batch(bpe):
 
 
 def test_token_shape(vocabularies):
-    oriented = vocabularies["oriented"]
-    for token in range(K, oriented.vocab_size):
-        cells = oriented.token_to_cells(token)
-        shape = oriented.token_shape(token)
+    oriented_bpe = vocabularies["oriented"]
+    for token in range(K, oriented_bpe.vocab_size):
+        cells = oriented_bpe.token_to_cells(token)
+        shape = oriented_bpe.token_shape(token)
         left = min(dx for _, dx, _ in cells)
         assert {(y, x + left) for y, x in zip(*np.nonzero(shape), strict=True)} == {c[:2] for c in cells}
         assert shape.any(axis=0).all()

@@ -48,7 +48,7 @@ def test_tokens_are_those_of_the_vocabulary_and_a_second_run_keeps_whole_files(
     assert manifest["cells"] == sum(grid.size for grid in store.values()) > manifest["tokens"]
     assert manifest["quantizer"]["fingerprint"] == bpe.quantizer_fingerprint
 
-    before = {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()}
+    old_files = {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()}
     (tmp_path / "tokens" / "manifest.json").unlink()
     damaged_shard, other_shard = (
         tmp_path / "tokens" / "tokens-00001.arrow",
@@ -58,13 +58,13 @@ def test_tokens_are_those_of_the_vocabulary_and_a_second_run_keeps_whole_files(
     (tmp_path / "tokens" / "tokens-00009.arrow").touch()
     inode = other_shard.stat().st_ino
     assert being_vl(*command) == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()} == old_files
     assert other_shard.stat().st_ino == inode
 
     bpe.truncate(5).save(tmp_path / "fewer.json")
     command = ("encode", grids, "--vocabulary", tmp_path / "fewer.json", "--out", tmp_path / "tokens")
     assert "vocabulary.vocab_size was" in expect_refusal(capsys, being_vl(*command))
-    assert {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tokens").iterdir()} == old_files
     assert being_vl(*command, "--overwrite") == 0
     shorter_bpe = VisualBPE.load(tmp_path / "fewer.json")
     assert read_tokens(tmp_path / "tokens") == {
@@ -108,11 +108,11 @@ def test_ray_gives_the_same_files(grids: Path, chain: Path, tmp_path: Path) -> N
 def test_what_does_not_fit_is_refused(
     grids: Path, chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rest = ("--vocabulary", chain / "vocabulary.json", "--out", tmp_path / "tokens")
-    assert "no manifest.json" in expect_refusal(capsys, being_vl("encode", tmp_path / "nowhere", *rest))
-    other = tiny.quantizer(tmp_path / "other", codebook_size=64, seed=1, name="other")
-    tiny.write_grids(tmp_path / "grids", {"a": np.zeros((2, 2), np.int64)}, other)
-    message = expect_refusal(capsys, being_vl("encode", tmp_path / "grids", *rest))
+    flags = ("--vocabulary", chain / "vocabulary.json", "--out", tmp_path / "tokens")
+    assert "no manifest.json" in expect_refusal(capsys, being_vl("encode", tmp_path / "nowhere", *flags))
+    other_quantizer = tiny.quantizer(tmp_path / "other", codebook_size=64, seed=1, name="other")
+    tiny.write_grids(tmp_path / "grids", {"a": np.zeros((2, 2), np.int64)}, other_quantizer)
+    message = expect_refusal(capsys, being_vl("encode", tmp_path / "grids", *flags))
     assert "'tiny'" in message
     assert "'other'" in message
     content = json.loads((chain / "vocabulary.json").read_text())

@@ -102,6 +102,6 @@ def test_the_gil_is_free_meanwhile():
 
 def test_no_zombie_handlers():
     """Training leaves Python's own handling of Ctrl-C as it was."""
-    before = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(signal.SIGINT)
     VisualBPE.train(PHOTOS, K, 10)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is handler

@@ -44,26 +44,26 @@ def test_blocks_are_grids(options, size, dtype):
 def test_memory_mapped_array(options, tmp_path):
     grids = RNG.integers(0, K, (20, 8, 8), dtype=np.uint16)
     np.save(tmp_path / "grids.npy", grids)
-    mapped = np.load(tmp_path / "grids.npy", mmap_mode="r")
-    assert VisualBPE.train(mapped, **options) == VisualBPE.train(grids, **options)
+    mapped_grids = np.load(tmp_path / "grids.npy", mmap_mode="r")
+    assert VisualBPE.train(mapped_grids, **options) == VisualBPE.train(grids, **options)
 
 
-@pytest.mark.parametrize("done", [0, 1, 17, 59, 60])
+@pytest.mark.parametrize("num_merges", [0, 1, 17, 59, 60])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_resume_from_a_file(options, done, threads, tmp_path):
-    whole = VisualBPE.train(GRIDS, **options)
-    VisualBPE.train(GRIDS, **(options | {"num_merges": done})).save(tmp_path / "part.json")
+def test_resume_from_a_file(options, num_merges, threads, tmp_path):
+    full_bpe = VisualBPE.train(GRIDS, **options)
+    VisualBPE.train(GRIDS, **(options | {"num_merges": num_merges})).save(tmp_path / "part.json")
     part = VisualBPE.load(tmp_path / "part.json")
-    rest = VisualBPE.train(Blocks(5), **options, num_threads=threads, resume=part)
-    assert rest.to_json() == whole.to_json()
+    resumed_bpe = VisualBPE.train(Blocks(5), **options, num_threads=threads, resume=part)
+    assert resumed_bpe.to_json() == full_bpe.to_json()
 
 
 def test_checkpoints(options):
-    seen = []
-    whole = VisualBPE.train(GRIDS, **options, checkpoint=seen.append, checkpoint_every=25)
-    assert [part.num_merges for part in seen] == [25, 50, 60]
-    assert seen[-1] == whole == VisualBPE.train(GRIDS, **options)
-    assert all(part.merges == whole.merges[: part.num_merges] for part in seen)
+    parts = []
+    full_bpe = VisualBPE.train(GRIDS, **options, checkpoint=parts.append, checkpoint_every=25)
+    assert [part.num_merges for part in parts] == [25, 50, 60]
+    assert parts[-1] == full_bpe == VisualBPE.train(GRIDS, **options)
+    assert all(part.merges == full_bpe.merges[: part.num_merges] for part in parts)
 
 
 def test_what_was_learned_outlives_an_exception(options):
@@ -73,23 +73,23 @@ def test_what_was_learned_outlives_an_exception(options):
     def stop(info):
         raise StoppedError(info.num_learned)
 
-    seen = []
+    parts = []
     grids = np.concatenate([RNG.integers(0, 500, (200, 32, 32))] * 2)
     options |= {"base_vocab_size": 500, "num_merges": 20_000}
     with pytest.raises(StoppedError):
-        VisualBPE.train(grids, **options, progress=stop, checkpoint=seen.append, checkpoint_every=10**9)
-    (part,) = seen
+        VisualBPE.train(grids, **options, progress=stop, checkpoint=parts.append, checkpoint_every=10**9)
+    (part,) = parts
     assert 0 < part.num_merges < 20_000
-    few = options | {"num_merges": part.num_merges}
-    assert part == VisualBPE.train(grids, **few)
+    options_of_part = options | {"num_merges": part.num_merges}
+    assert part == VisualBPE.train(grids, **options_of_part)
 
 
 def test_progress_tells_lengths(options):
-    seen = []
-    bpe = VisualBPE.train(GRIDS, **options, progress=seen.append)
-    assert seen[-1].cells == sum(grid.size for grid in GRIDS)
-    assert seen[-1].tokens == len(bpe.encode_batch(GRIDS).values)
-    assert seen[-1].elapsed > 0
+    infos = []
+    bpe = VisualBPE.train(GRIDS, **options, progress=infos.append)
+    assert infos[-1].cells == sum(grid.size for grid in GRIDS)
+    assert infos[-1].tokens == len(bpe.encode_batch(GRIDS).values)
+    assert infos[-1].elapsed > 0
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_other_options_cannot_be_resumed(change, message):
         VisualBPE.train(**options, resume=part)
 
 
-class Bad(Blocks):
+class ChangedBlocks(Blocks):
     """Blocks of which one is changed."""
 
     def __init__(self, **change):
@@ -134,11 +134,11 @@ class Bad(Blocks):
 )
 def test_blocks_that_do_not_fit(change, message):
     with pytest.raises(GridError, match=message):
-        VisualBPE.train(Bad(**change), K)
+        VisualBPE.train(ChangedBlocks(**change), K)
 
 
 def test_ids_outside_the_codebook_are_found_in_blocks():
     ids = Blocks(10)[1][0].astype(np.int64)
     ids[14 * 9 + 12 + 12 + 5] = -3
     with pytest.raises(GridError, match="grid 12, row 0, column 5: id -3"):
-        VisualBPE.train(Bad(ids=ids), K)
+        VisualBPE.train(ChangedBlocks(ids=ids), K)

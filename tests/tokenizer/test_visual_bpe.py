@@ -95,11 +95,11 @@ def test_order_of_grids_changes_nothing(bpe):
 
 def test_dropout(bpe):
     grid = PHOTOS[0]
-    plain = bpe.encode(grid)
-    assert np.array_equal(bpe.encode(grid, dropout=0.0), plain)
+    tokens = bpe.encode(grid)
+    assert np.array_equal(bpe.encode(grid, dropout=0.0), tokens)
     assert np.array_equal(bpe.encode(grid, dropout=1.0, seed=0), grid.ravel())
     ids = bpe.encode(grid, dropout=0.2, seed=5)
-    assert len(plain) < len(ids) < grid.size
+    assert len(tokens) < len(ids) < grid.size
     assert np.array_equal(bpe.encode(grid, dropout=0.2, seed=5), ids)
     assert not np.array_equal(bpe.encode(grid, dropout=0.2, seed=6), ids)
     batch = bpe.encode_batch([grid, grid], dropout=0.2, seed=4)
@@ -111,22 +111,22 @@ def test_dropout(bpe):
             bpe.encode(grid, dropout=probability, seed=0)
 
 
-def test_token_to_cells(oriented, pair):
-    for token in range(K, oriented.vocab_size):
-        cells = oriented.token_to_cells(token)
+def test_token_to_cells(oriented_bpe, pair_bpe):
+    for token in range(K, oriented_bpe.vocab_size):
+        cells = oriented_bpe.token_to_cells(token)
         height = max(dy for dy, _, _ in cells) + 1
         left = min(dx for _, dx, _ in cells)
         width = max(dx for _, dx, _ in cells) - left + 1
         assert cells[0][:2] == (0, 0)
         assert len({cell[:2] for cell in cells}) == len(cells)
         assert max(height, width) <= 32
-    a, b, dy, dx = oriented.merges[0]
-    assert oriented.token_to_cells(K) == [(0, 0, a), (dy, dx, b)]
-    assert pair.token_to_cells(7) == [(0, 0, 7)]
+    a, b, dy, dx = oriented_bpe.merges[0]
+    assert oriented_bpe.token_to_cells(K) == [(0, 0, a), (dy, dx, b)]
+    assert pair_bpe.token_to_cells(7) == [(0, 0, 7)]
     with pytest.raises(GridError, match="no fixed shape"):
-        pair.token_to_cells(K)
+        pair_bpe.token_to_cells(K)
     with pytest.raises(GridError, match="not in the vocabulary"):
-        oriented.token_to_cells(K + 400)
+        oriented_bpe.token_to_cells(K + 400)
 
 
 def test_progress(bpe):
@@ -164,14 +164,14 @@ def test_integer_types(dtype):
 
 def test_memory_layouts(bpe):
     grid = PHOTOS[0]
-    packed = np.zeros((32, 32), dtype=[("flag", "u1"), ("id", "<i4")])
-    packed["id"] = grid
+    structured_array = np.zeros((32, 32), dtype=[("flag", "u1"), ("id", "<i4")])
+    structured_array["id"] = grid
     layouts = {
         "rows skipped": (PHOTOS[0][::2], PHOTOS[0].tolist()[::2]),
         "columns reversed": (grid[:, ::-1], [row[::-1] for row in grid.tolist()]),
         "transposed": (grid.T, grid.T.tolist()),
         "Fortran": (np.asfortranarray(grid), grid.tolist()),
-        "unaligned": (packed["id"], grid.tolist()),
+        "unaligned": (structured_array["id"], grid.tolist()),
         "broadcast": (np.broadcast_to(grid[0], (8, 32)), [grid[0].tolist()] * 8),
         "read-only": (np.frombuffer(grid.tobytes(), np.uint16).reshape(32, 32), grid.tolist()),
     }
@@ -300,8 +300,8 @@ def test_options_of_the_wrong_type():
         VisualBPE("vocab.json")
 
 
-def test_tokens_that_do_not_tile(oriented):
-    ids = oriented.encode(PHOTOS[0])
+def test_tokens_that_do_not_tile(oriented_bpe):
+    ids = oriented_bpe.encode(PHOTOS[0])
     cases = [
         (ids[:-1], 32, 32, rf"position {len(ids) - 1}: no token is left for the cell at row 31"),
         ([*ids, 3], 32, 32, rf"position {len(ids)}: token 3 is one too many"),
@@ -310,31 +310,36 @@ def test_tokens_that_do_not_tile(oriented):
         ([], 1, 1, "position 0: no token is left"),
         ([1, 2], 0, 2, "0x2"),
     ]
-    wide = next(K + i for i, merge in enumerate(oriented.merges) if merge[2:] == (0, 1))
+    wide_token = next(K + i for i, merge in enumerate(oriented_bpe.merges) if merge[2:] == (0, 1))
     cases.append(
-        ([0, wide, 0, 0], 2, 2, "position 1: .*row 0, column 1, does not fit .* row 0, column 2 is outside")
+        (
+            [0, wide_token, 0, 0],
+            2,
+            2,
+            "position 1: .*row 0, column 1, does not fit .* row 0, column 2 is outside",
+        )
     )
     for tokens, height, width, message in cases:
         with pytest.raises(GridError, match=message):
-            oriented.decode(tokens, height, width)
+            oriented_bpe.decode(tokens, height, width)
     with pytest.raises(GridError, match="1-D"):
-        oriented.decode(ids[None], 32, 32)
+        oriented_bpe.decode(ids[None], 32, 32)
     with pytest.raises(TypeError, match="expected integers"):
-        oriented.decode(ids * 0.5, 32, 32)
+        oriented_bpe.decode(ids * 0.5, 32, 32)
 
 
-def test_pair_mode_needs_regions(pair):
-    ids, regions = pair.encode(PHOTOS[0], return_regions=True)
+def test_pair_mode_needs_regions(pair_bpe):
+    ids, regions = pair_bpe.encode(PHOTOS[0], return_regions=True)
     with pytest.raises(GridError, match="needed to decode in pair mode"):
-        pair.decode(ids, 32, 32)
+        pair_bpe.decode(ids, 32, 32)
     with pytest.raises(GridError, match="without leaves"):
-        pair.decode(ids, 32, 32, regions=np.asarray(regions))
+        pair_bpe.decode(ids, 32, 32, regions=np.asarray(regions))
     with pytest.raises(GridError, match=r"shape \(16, 64\)"):
-        pair.decode(ids, 16, 64, regions=regions)
+        pair_bpe.decode(ids, 16, 64, regions=regions)
     with pytest.raises(GridError, match="position"):
-        pair.decode(ids[:-1], 32, 32, regions=regions)
+        pair_bpe.decode(ids[:-1], 32, 32, regions=regions)
     with pytest.raises(GridError, match="cell 0"):
-        pair.decode(ids, 32, 32, regions=Regions(regions, regions.leaves + 50))
+        pair_bpe.decode(ids, 32, 32, regions=Regions(regions, regions.leaves + 50))
     with pytest.raises(GridError, match="with leaves of shape"):
         Regions(regions, regions.leaves[:4])
 

@@ -28,11 +28,11 @@ K = 1024
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("vocabularies")
-    found = {}
+    vocabulary_files = {}
     for mode in ("pair", "oriented"):
-        found[mode] = folder / f"{mode}.json"
-        VisualBPE.train(PHOTOS, K, 300, mode, quantizer_name="vq").save(found[mode])  # type: ignore[arg-type]
-    return found
+        vocabulary_files[mode] = folder / f"{mode}.json"
+        VisualBPE.train(PHOTOS, K, 300, mode, quantizer_name="vq").save(vocabulary_files[mode])  # type: ignore[arg-type]
+    return vocabulary_files
 
 
 @pytest.mark.parametrize("mode", ["pair", "oriented"])
@@ -43,12 +43,12 @@ def test_truncate(
     assert being_vl("vocab", "truncate", files[mode], "--merges", 120, "--out", out) == 0
     VisualBPE.train(PHOTOS, K, 120, mode, quantizer_name="vq").save(tmp_path / "trained.json")  # type: ignore[arg-type]
     assert out.read_bytes() == (tmp_path / "trained.json").read_bytes()
-    whole = VisualBPE.load(files[mode])
-    assert whole.truncate(300) == whole
-    assert whole.truncate(0).merges == []
+    full_bpe = VisualBPE.load(files[mode])
+    assert full_bpe.truncate(300) == full_bpe
+    assert full_bpe.truncate(0).merges == []
     for merges in (301, -1):
         with pytest.raises(BeingVLError, match=f"{merges}: expected 0 to 300"):
-            whole.truncate(merges)
+            full_bpe.truncate(merges)
         line = expect_refusal(
             capsys,
             being_vl("vocab", "truncate", files[mode], f"--merges={merges}", "--out", tmp_path / "no.json"),
@@ -67,58 +67,62 @@ def cells_of(bpe: VisualBPE, token: int) -> int:
 @pytest.mark.parametrize("mode", ["pair", "oriented"])
 def test_merge_stats(mode: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     bpe = VisualBPE.load(files[mode])
-    said = {}
+    outputs = {}
     for form in ("csv", "json", "table"):
         assert being_vl("vocab", "merge-stats", files[mode], "--format", form) == 0
-        said[form] = capsys.readouterr().out
-    rows = list(csv.DictReader(io.StringIO(said["csv"])))
+        outputs[form] = capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO(outputs["csv"])))
     assert len(rows) == 300
-    for row, info, merge in zip(rows, bpe.merge_infos, json.loads(said["json"])["merges"], strict=True):
+    for row, info, merge in zip(rows, bpe.merge_infos, json.loads(outputs["json"])["merges"], strict=True):
         expected = [K + info.num_learned - 1, *info[2:9], cells_of(bpe, K + info.num_learned - 1)]
         assert list(merge.values()) == expected
         assert list(row.values()) == ["" if value is None else str(value) for value in expected]
-    statistics = json.loads(said["json"])["statistics"]
-    merged = [(a >= K) + (b >= K) for a, b, *_ in bpe.merges]
-    assert list(statistics["merges"].values()) == [merged.count(n) for n in range(3)]
+    statistics = json.loads(outputs["json"])["statistics"]
+    num_merged_parts = [(a >= K) + (b >= K) for a, b, *_ in bpe.merges]
+    assert list(statistics["merges"].values()) == [num_merged_parts.count(n) for n in range(3)]
     assert statistics["n"]["max"] == max(info.n for info in bpe.merge_infos)
     assert statistics["s"]["median"] == sorted(info.s for info in bpe.merge_infos)[149]
     assert statistics["cells"]["min"] == 2
-    assert f"{statistics['merges']['base + merged']} merges base + merged" in said["table"]
-    assert len(said["table"].splitlines()) > 300
-    assert ("dy" in said["table"]) == (mode == "oriented")
+    assert f"{statistics['merges']['base + merged']} merges base + merged" in outputs["table"]
+    assert len(outputs["table"].splitlines()) > 300
+    assert ("dy" in outputs["table"]) == (mode == "oriented")
 
 
-TINY = [[[0, 1, 2], [0, 1, 3], [2, 3, 2]], [[0, 1, 3], [3, 2, 3], [0, 1, 2]]]
+TINY_GRIDS = [[[0, 1, 2], [0, 1, 3], [2, 3, 2]], [[0, 1, 3], [3, 2, 3], [0, 1, 2]]]
 
 
 def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, Path]) -> None:
     path = tmp_path / "v.json"
     grids = tmp_path / "grids.npy"
-    np.save(grids, np.array(TINY))
+    np.save(grids, np.array(TINY_GRIDS))
     for mode in ("oriented", "pair"):
-        VisualBPE.train(TINY, 4, 2, mode, alpha=0.0, min_frequency=1).save(path)
+        VisualBPE.train(TINY_GRIDS, 4, 2, mode, alpha=0.0, min_frequency=1).save(path)
         assert VisualBPE.load(path).merges[0][:2] == (0, 1)
         assert being_vl("vocab", "show", path, "--token", 4) == 0
-        said = capsys.readouterr().out
-        assert f"merge_mode            {mode}\n" in said
-        assert "2 of 3x3" in said
+        output = capsys.readouterr().out
+        assert f"merge_mode            {mode}\n" in output
+        assert "2 of 3x3" in output
         title = "token 4 = 0 + 1, 2 cells"
         if mode == "oriented":
-            assert said.endswith(f"{title} in 1x2:\n0 1\n")
+            assert output.endswith(f"{title} in 1x2:\n0 1\n")
         else:
-            assert f"{title}; in pair mode its shape is not fixed" in said
+            assert f"{title}; in pair mode its shape is not fixed" in output
         assert being_vl("vocab", "show", path, "--token", 4, "--grids", grids) == 0
         assert capsys.readouterr().out.endswith(f"{title} in 1x2:\n0 1\n")
     assert being_vl("vocab", "show", files["pair"], "--format", "json", "--merges", 2) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert (shown["num_merges"], shown["quantizer_name"], shown["grid_sizes"]) == (300, "vq", [[32, 32, 48]])
-    assert [row["token"] for row in shown["first_merges"] + shown["last_merges"]] == [
+    output_content = json.loads(capsys.readouterr().out)
+    assert (output_content["num_merges"], output_content["quantizer_name"], output_content["grid_sizes"]) == (
+        300,
+        "vq",
+        [[32, 32, 48]],
+    )
+    assert [row["token"] for row in output_content["first_merges"] + output_content["last_merges"]] == [
         K,
         K + 1,
         K + 298,
         K + 299,
     ]
-    assert shown["token"]["cells"] is None
+    assert output_content["token"]["cells"] is None
     ids, regions = VisualBPE.load(files["pair"]).encode(PHOTOS[0], return_regions=True)
     place = int(np.argmax(ids >= K))
     assert being_vl("vocab", "show", files["pair"], "--token", ids[place], "--format", "json") == 0
@@ -145,20 +149,20 @@ def test_damaged_vocabularies(
     command: str, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = files["pair"].read_text()
-    more = ("--merges", 3, "--out", tmp_path / "out.json") if command == "truncate" else ()
+    flags = ("--merges", 3, "--out", tmp_path / "out.json") if command == "truncate" else ()
     content = json.loads(text)
     content["merges"][7]["a"] = K + 7
-    for damaged, named in (
+    for damage, word in (
         (text[: len(text) // 2], "line"),
         (text.replace('"version": 1', '"version": 9'), "version is 9"),
         (json.dumps(content), "merge 7: a = 1031 is not an earlier token"),
         ("", "line 1"),
     ):
-        (tmp_path / "v.json").write_text(damaged)
-        line = expect_refusal(capsys, being_vl("vocab", command, tmp_path / "v.json", *more))
+        (tmp_path / "v.json").write_text(damage)
+        line = expect_refusal(capsys, being_vl("vocab", command, tmp_path / "v.json", *flags))
         assert "v.json" in line
-        assert named in line
-    line = expect_refusal(capsys, being_vl("vocab", command, tmp_path / "none.json", *more))
+        assert word in line
+    line = expect_refusal(capsys, being_vl("vocab", command, tmp_path / "none.json", *flags))
     assert "none.json" in line
 
 
@@ -168,8 +172,8 @@ def test_numbers_as_large_as_the_file_allows(
     """Counts up to 2**64 - 1, and tokens that double two hundred times."""
     content = json.loads(files["oriented"].read_text())
     del content["checksum"]
-    rule = {"dy": 1, "dx": 0, "n": 2**64 - 1, "n_offset": 2**64 - 1, "s": 1.0}
-    content["merges"] = [{"a": max(K + i - 1, 0), "b": max(K + i - 1, 0), **rule} for i in range(200)]
+    merge_fields = {"dy": 1, "dx": 0, "n": 2**64 - 1, "n_offset": 2**64 - 1, "s": 1.0}
+    content["merges"] = [{"a": max(K + i - 1, 0), "b": max(K + i - 1, 0), **merge_fields} for i in range(200)]
     content["num_merges"] = 200
     path = tmp_path / "v.json"
     path.write_text(json.dumps(content))
@@ -227,7 +231,7 @@ def test_another_vocabulary_is_not_replaced(
         assert VisualBPE.load(out).num_merges == {"import": 1, "truncate": 7}[second_job[0]]
 
 
-HOSTILE = {
+HOSTILE_FILES = {
     "GLOBAL": b"cos\nsystem\n(S'touch executed'\ntR.",
     "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0etouch executed\x85R.",
     "INST": b"(S'touch executed'\nios\nsystem\n.",
@@ -279,12 +283,12 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE_FILES)
 def test_hostile_pickles(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("vocab.pkl").write_bytes(HOSTILE[name])
+    Path("vocab.pkl").write_bytes(HOSTILE_FILES[name])
     status = being_vl("vocab", "import", "vocab.pkl", "--out", "v.json")
     if name == "frame of 2**63 bytes":  # lengths of frames are advice, and the list in this one is empty
         assert VisualBPE.load("v.json").merges == []
@@ -299,7 +303,7 @@ def test_these_pickles_are_hostile(tmp_path: Path) -> None:
     for name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "REDUCE by protocol 5", "eval"):
         folder = tmp_path / name
         folder.mkdir()
-        script = f"import pickle; pickle.loads({HOSTILE[name]!r})"
+        script = f"import pickle; pickle.loads({HOSTILE_FILES[name]!r})"
         subprocess.run([sys.executable, "-c", script], cwd=folder, timeout=60, check=True)
         assert (folder / "executed").exists(), name
 

@@ -32,8 +32,8 @@ def train(
     grids: Path | Sequence[Path], out: Path, *words: object, size: int | None = K, merges: int = 200
 ) -> int:
     paths = [grids] if isinstance(grids, Path) else grids
-    known = () if size is None else ("--codebook_size", size)
-    return being_vl("vocab", "train", *paths, "--out", out, "--num_merges", merges, *known, *words)
+    size_flags = () if size is None else ("--codebook_size", size)
+    return being_vl("vocab", "train", *paths, "--out", out, "--num_merges", merges, *size_flags, *words)
 
 
 def folder_of_grids(
@@ -59,7 +59,7 @@ def folder_of_grids(
     return folder
 
 
-def mixed(count: int = 25) -> list[NDArray[Any]]:
+def make_grids(count: int = 25) -> list[NDArray[Any]]:
     """Grids of several sizes."""
     return [grid[: 8 + i % 5, : 20 - i % 3].copy() for i, grid in enumerate(PHOTOS[:count])]
 
@@ -81,25 +81,25 @@ def test_arrays_archives_and_folders_teach_the_same(tmp_path: Path, monkeypatch:
 
 
 def test_folders_with_grids_of_many_sizes(tmp_path: Path) -> None:
-    grids = mixed()
-    one = folder_of_grids(tmp_path / "one", grids, shard_size=4)
+    grids = make_grids()
+    grid_folder = folder_of_grids(tmp_path / "one", grids, shard_size=4)
     parts = [folder_of_grids(tmp_path / "a", grids[:9]), folder_of_grids(tmp_path / "b", grids[9:])]
-    assert train(one, tmp_path / "1.json", size=None) == 0
+    assert train(grid_folder, tmp_path / "1.json", size=None) == 0
     assert train(parts, tmp_path / "2.json", size=None) == 0
     expected = VisualBPE.train(grids, K, 200, quantizer_name="vq", quantizer_fingerprint="vq-fingerprint")
     write_table(
-        shard_path(one, "grids", 1), grid_columns([], K), {}
+        shard_path(grid_folder, "grids", 1), grid_columns([], K), {}
     )  # as if none of its images had been readable
-    manifest = json.loads((one / "manifest.json").read_text())
+    manifest = json.loads((grid_folder / "manifest.json").read_text())
     manifest["shards"][1]["grids"] = 0
-    (one / "manifest.json").write_text(json.dumps(manifest))
-    assert train(one, tmp_path / "3.json", "--held_out_every", 3, size=None) == 0
+    (grid_folder / "manifest.json").write_text(json.dumps(manifest))
+    assert train(grid_folder, tmp_path / "3.json", "--held_out_every", 3, size=None) == 0
     assert VisualBPE.load(tmp_path / "3.json").num_grids == 14
     assert VisualBPE.load(tmp_path / "1.json") == VisualBPE.load(tmp_path / "2.json") == expected
 
 
 def test_a_store_gives_its_files_without_a_copy(tmp_path: Path) -> None:
-    grids = mixed()
+    grids = make_grids()
     store = GridStore.open(folder_of_grids(tmp_path / "grids", grids, shard_size=10))
     blocks = store.blocks()
     assert [len(heights) for _, heights, _ in blocks] == [10, 10, 5]
@@ -116,8 +116,8 @@ def test_a_store_gives_its_files_without_a_copy(tmp_path: Path) -> None:
 
 
 def report(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(out.with_name(out.stem + ".report.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads(out.with_name(out.stem + ".report.json").read_text())
+    return content
 
 
 @pytest.mark.parametrize("mode", ["pair", "oriented"])
@@ -130,19 +130,22 @@ def test_held_out_report(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     bpe = VisualBPE.load(out)
     assert bpe == VisualBPE.train(PHOTOS[~held_out], K, 200, mode)
 
-    found = report(out)
-    for part, grids in ((found["training"], PHOTOS[~held_out]), (found["held_out"], PHOTOS[held_out])):
+    report_content = report(out)
+    for part, grids in (
+        (report_content["training"], PHOTOS[~held_out]),
+        (report_content["held_out"], PHOTOS[held_out]),
+    ):
         tokens = len(bpe.encode_batch(grids).values)
         assert (part["grids"], part["cells"], part["tokens"]) == (len(grids), grids.size, tokens)
         assert part["ratio"] == tokens / grids.size
         assert part["tokens_per_grid"] == tokens / len(grids)
-    uses = np.bincount(bpe.encode_batch(PHOTOS[held_out]).values, minlength=bpe.vocab_size)
-    unused = found["held_out"]["unused"]
-    assert unused["codebook_ids"] == (uses[:K] == 0).sum()
-    assert unused["merged_tokens"] == (uses[K:] == 0).sum()
-    assert unused["merges"] <= unused["merged_tokens"]
+    token_counts = np.bincount(bpe.encode_batch(PHOTOS[held_out]).values, minlength=bpe.vocab_size)
+    unused_counts = report_content["held_out"]["unused"]
+    assert unused_counts["codebook_ids"] == (token_counts[:K] == 0).sum()
+    assert unused_counts["merged_tokens"] == (token_counts[K:] == 0).sum()
+    assert unused_counts["merges"] <= unused_counts["merged_tokens"]
 
-    curve = found["held_out"]["curve"]
+    curve = report_content["held_out"]["curve"]
     assert [curve[0]["merges"], curve[-1]["merges"]] == [0, 200]
     for point in curve:
         first = bpe.truncate(point["merges"])
@@ -150,7 +153,7 @@ def test_held_out_report(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_share_is_drawn_by_its_seed(tmp_path: Path) -> None:
-    folder = folder_of_grids(tmp_path / "grids", mixed(), shard_size=4)
+    folder = folder_of_grids(tmp_path / "grids", make_grids(), shard_size=4)
     for name, seed in (("a", 1), ("again", 1), ("b", 2)):
         assert train(folder, tmp_path / f"{name}.json", "--held_out", 0.2, "--seed", seed, size=None) == 0
         assert report(tmp_path / f"{name}.json")["held_out"]["grids"] == 5
@@ -171,9 +174,9 @@ def test_report_on_the_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture
     caplog.clear()
     with caplog.at_level("INFO", logger="being_vl"):
         assert train(tmp_path / "grids.npy", tmp_path / "few.json", "--min_frequency", 900) == 0
-    learned = VisualBPE.load(tmp_path / "few.json").num_merges
-    assert 0 < learned < 200
-    assert f"no pair is left that occurs 900 times: {learned} merges instead of 200" in caplog.text
+    num_merges = VisualBPE.load(tmp_path / "few.json").num_merges
+    assert 0 < num_merges < 200
+    assert f"no pair is left that occurs 900 times: {num_merges} merges instead of 200" in caplog.text
     assert "no grids held out" in caplog.text
 
 
@@ -184,19 +187,19 @@ def test_progress_in_lines_where_there_is_no_terminal(
     np.save(tmp_path / "grids.npy", PHOTOS)
     with caplog.at_level("INFO", logger="being_vl"):
         assert train(tmp_path / "grids.npy", tmp_path / "v.json", merges=50) == 0
-    last = VisualBPE.load(tmp_path / "v.json").merge_infos[-1]
-    kept = report(tmp_path / "v.json")["training"]["ratio"]
+    info = VisualBPE.load(tmp_path / "v.json").merge_infos[-1]
+    ratio = report(tmp_path / "v.json")["training"]["ratio"]
     line = next(line for line in caplog.messages[::-1] if line.startswith("merge 50 of 50"))
-    assert f"per second: ({last.a}, {last.b}) N={last.n} S={last.s:.3f}, {kept:.1%} of the length" in line
+    assert f"per second: ({info.a}, {info.b}) N={info.n} S={info.s:.3f}, {ratio:.1%} of the length" in line
 
 
 def test_a_vocabulary_without_merges(tmp_path: Path) -> None:
     np.save(tmp_path / "grids.npy", np.arange(32).reshape(2, 4, 4))
     assert train(tmp_path / "grids.npy", tmp_path / "v.json", "--held_out", 0.5) == 0
-    found = report(tmp_path / "v.json")
-    assert found["num_merges"] == 0
-    assert found["held_out"]["tokens"] == 16
-    assert found["statistics"]["n"] == {}
+    report_content = report(tmp_path / "v.json")
+    assert report_content["num_merges"] == 0
+    assert report_content["held_out"]["tokens"] == 16
+    assert report_content["statistics"]["n"] == {}
     assert being_vl("vocab", "show", tmp_path / "v.json") == 0
     assert being_vl("vocab", "merge-stats", tmp_path / "v.json") == 0
 
@@ -205,8 +208,8 @@ def test_up_to_which_number_merges_are_worthwhile() -> None:
     """The last number of merges at which a tenth more of them saved 1 %."""
     lengths = np.concatenate([1000 * 0.999 ** np.arange(151), np.full(300, 1000 * 0.999**150)])
     # From 164 to 149.09 merges there is less than one merge that saves, from 165 to 150 none.
-    saved = {m: 1 - lengths[m] / lengths[m * 10 // 11] for m in range(1, 451)}
-    assert last_worthwhile_merge_count(lengths) == max(m for m, share in saved.items() if share >= 0.01)
+    savings = {m: 1 - lengths[m] / lengths[m * 10 // 11] for m in range(1, 451)}
+    assert last_worthwhile_merge_count(lengths) == max(m for m, share in savings.items() if share >= 0.01)
     assert 140 < last_worthwhile_merge_count(lengths) < 165
     assert last_worthwhile_merge_count(np.full(100, 1000)) == 0
     assert last_worthwhile_merge_count(np.array([1000])) == 0
@@ -228,7 +231,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "grids.npy", folder / "whole.json"
 
 
-def stopped(grids: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+def stop_training(grids: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
     """Start a training, send a signal after the first checkpoint, and return the status and what was said."""
     words = ["vocab", "train", grids, "--out", out, "--codebook_size", NOISE["size"]]
     words += ["--num_merges", NOISE["merges"], "--checkpoint_every", 200]
@@ -239,9 +242,9 @@ def stopped(grids: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
         while process.poll() is None and not out.with_name(out.stem + ".partial.json").exists():
             time.sleep(0.001)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, output = process.communicate(timeout=60)
         if process.returncode:
-            return process.returncode, said
+            return process.returncode, output
         out.unlink()  # it had ended before the signal came
     pytest.fail("ten trainings ended before they could be stopped")
 
@@ -255,18 +258,18 @@ def test_a_stopped_training_goes_on(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    grids, whole = noise
-    out, partial = tmp_path / "v.json", tmp_path / "v.partial.json"
-    status, said = stopped(grids, out, number)
-    bpe = VisualBPE.load(partial)
+    grids, complete_path = noise
+    out, partial_path = tmp_path / "v.json", tmp_path / "v.partial.json"
+    status, output = stop_training(grids, out, number)
+    bpe = VisualBPE.load(partial_path)
     assert not out.exists()
     assert 200 <= bpe.num_merges < NOISE["merges"]
-    assert bpe == VisualBPE.load(whole).truncate(bpe.num_merges)
+    assert bpe == VisualBPE.load(complete_path).truncate(bpe.num_merges)
     if number == signal.SIGINT:
-        assert status == 130, said
-        assert f"{partial}: the {bpe.num_merges} merges learned so far" in said
-        assert "the same command goes on from there" in said
-        assert "Traceback" not in said
+        assert status == 130, output
+        assert f"{partial_path}: the {bpe.num_merges} merges learned so far" in output
+        assert "the same command goes on from there" in output
+        assert "Traceback" not in output
 
     for change, difference in CHANGES:
         assert difference in expect_refusal(capsys, train(grids, out, *change, **NOISE))
@@ -277,12 +280,12 @@ def test_a_stopped_training_goes_on(
     with caplog.at_level("INFO", logger="being_vl"):
         assert train(grids, out, **NOISE) == 0
     assert f"going on after {bpe.num_merges} merges" in caplog.text
-    told = [int(line.split()[1]) for line in caplog.messages if line.startswith("merge ")]
-    assert min(told) > bpe.num_merges
-    assert out.read_bytes() == whole.read_bytes()
+    numbers = [int(line.split()[1]) for line in caplog.messages if line.startswith("merge ")]
+    assert min(numbers) > bpe.num_merges
+    assert out.read_bytes() == complete_path.read_bytes()
     names = ["v.fingerprint.json", "v.json", "v.report.json"]
     assert sorted(path.name for path in tmp_path.glob("v.*")) == names
-    assert report(out)["training"] == report(whole)["training"]
+    assert report(out)["training"] == report(complete_path)["training"]
 
 
 CHANGES = [
@@ -296,10 +299,10 @@ CHANGES = [
 
 def write_other_grids(grids: Path, folder: Path) -> dict[str, str]:
     """Files of grids with a changed id and with a grid less, and by what they are known to differ."""
-    other = np.load(grids)
-    other[17, 3, 4] ^= 1
-    np.save(folder / "other.npy", other)
-    np.save(folder / "fewer.npy", other[1:])
+    other_grids = np.load(grids)
+    other_grids[17, 3, 4] ^= 1
+    np.save(folder / "other.npy", other_grids)
+    np.save(folder / "fewer.npy", other_grids[1:])
     return {"other.npy": "ids_sha256", "fewer.npy": "grids was 500, is 499"}
 
 
@@ -309,7 +312,7 @@ def test_a_finished_vocabulary_is_kept_or_refused(
     np.save(tmp_path / "grids.npy", PHOTOS)
     out = tmp_path / "v.json"
     assert train(tmp_path / "grids.npy", out) == 0
-    content, modified = out.read_bytes(), out.stat().st_mtime_ns
+    content, mtime = out.read_bytes(), out.stat().st_mtime_ns
 
     # The same options keep it, with as many threads and from wherever the grids lie.
     (tmp_path / "elsewhere").mkdir()
@@ -318,7 +321,7 @@ def test_a_finished_vocabulary_is_kept_or_refused(
     with caplog.at_level("INFO", logger="being_vl"):
         assert train(grids, out, "--num_threads", 1, "--overwrite") == 0
     assert "v.json: finished before, kept" in caplog.text
-    assert out.stat().st_mtime_ns == modified
+    assert out.stat().st_mtime_ns == mtime
 
     # Other options are refused and change nothing, unless they are to overwrite.
     assert "num_merges was 200, is 100" in expect_refusal(capsys, train(grids, out, merges=100))
@@ -331,7 +334,7 @@ def test_a_finished_vocabulary_is_kept_or_refused(
 def test_a_partial_vocabulary_is_overwritten(noise: tuple[Path, Path], tmp_path: Path) -> None:
     grids, _ = noise
     out = tmp_path / "v.json"
-    stopped(grids, out, signal.SIGKILL)
+    stop_training(grids, out, signal.SIGKILL)
     assert train(grids, out, "--overwrite", size=256, merges=100) == 0
     assert VisualBPE.load(out).num_merges == 100
     assert not (tmp_path / "v.partial.json").exists()
@@ -355,11 +358,11 @@ def test_a_file_of_unknown_origin_is_refused(tmp_path: Path, capsys: pytest.Capt
 def test_partial_vocabularies_whose_fingerprint_is_damaged(
     noise: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grids, whole = noise
-    out, partial, fingerprint = (
+    grids, complete_path = noise
+    out, partial_path, fingerprint = (
         tmp_path / name for name in ("v.json", "v.partial.json", "v.fingerprint.json")
     )
-    VisualBPE.load(whole).truncate(600).save(partial)
+    VisualBPE.load(complete_path).truncate(600).save(partial_path)
     for content in (None, "{", "[]"):
         if content:
             fingerprint.write_text(content)
@@ -369,11 +372,11 @@ def test_partial_vocabularies_whose_fingerprint_is_damaged(
 # Bad input
 
 
-def saved(content: Any) -> Callable[[Path], None]:
+def array_writer(content: Any) -> Callable[[Path], None]:
     return lambda path: np.save(path, content)
 
 
-def with_ids(**changes: Any) -> Callable[[Path], None]:
+def id_changer(**changes: Any) -> Callable[[Path], None]:
     """Grids of which one cell, in grid 40, row 2, column 3, holds something else."""
 
     def write(path: Path) -> None:
@@ -384,12 +387,12 @@ def with_ids(**changes: Any) -> Callable[[Path], None]:
     return write
 
 
-def pickled(path: Path) -> None:
+def write_pickle(path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, np.array([FileCreator()], dtype=object), allow_pickle=True)
 
 
-def ragged(path: Path) -> None:
+def write_ragged_array(path: Path) -> None:
     np.save(path, np.array([[1, 2], [3]], dtype=object), allow_pickle=True)
 
 
@@ -403,28 +406,28 @@ def archive(**arrays: Any) -> Callable[[Path], None]:
 
 PLACE = "grid 40, row 2, column 3"
 
-BAD_ARRAYS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "negative id": (with_ids(value=-1), [PLACE, "id -1", "expected 0 to 1023"]),
+ARRAY_FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "negative id": (id_changer(value=-1), [PLACE, "id -1", "expected 0 to 1023"]),
     "id of the codebook's size": (
-        with_ids(value=K, dtype=np.uint16),
+        id_changer(value=K, dtype=np.uint16),
         [PLACE, "id 1024", "expected 0 to 1023"],
     ),
-    "huge id": (with_ids(value=2**64 - 1, dtype=np.uint64), [PLACE, str(2**64 - 1)]),
-    "fraction": (with_ids(value=1.5, dtype=np.float32), [PLACE, "float32", "1.5"]),
-    "NaN": (with_ids(value=np.nan, dtype=np.float64), [PLACE, "float64", "nan"]),
-    "infinity": (with_ids(value=np.inf, dtype=np.float64), [PLACE, "inf"]),
-    "whole floats": (saved(PHOTOS.astype(float)), ["grid 0, row 0, column 0", "float64"]),
-    "bools": (saved(PHOTOS > 3), ["grid 0, row 0, column 0", "bool"]),
-    "complex": (saved(PHOTOS + 1j), ["grid 0, row 0, column 0", "complex128"]),
-    "text": (saved(np.full((2, 2, 2), "a")), ["<U1"]),
-    "records": (saved(np.zeros((2, 2, 2), [("a", int)])), ["'a'"]),
-    "one grid": (saved(PHOTOS[0]), ["shape (32, 32)", "(N, H, W)", "array[None]"]),
-    "four dimensions": (saved(PHOTOS[None]), ["shape (1, 48, 32, 32)", "(N, H, W)"]),
-    "number": (saved(7), ["shape ()"]),
-    "no grid": (saved(PHOTOS[:0]), ["empty", "shape (0, 32, 32)"]),
-    "no columns": (saved(PHOTOS[:, :, :0]), ["empty", "shape (48, 32, 0)"]),
-    "ragged rows": (ragged, ["Python objects", "different lengths"]),
-    "pickle": (pickled, ["Python objects"]),
+    "huge id": (id_changer(value=2**64 - 1, dtype=np.uint64), [PLACE, str(2**64 - 1)]),
+    "fraction": (id_changer(value=1.5, dtype=np.float32), [PLACE, "float32", "1.5"]),
+    "NaN": (id_changer(value=np.nan, dtype=np.float64), [PLACE, "float64", "nan"]),
+    "infinity": (id_changer(value=np.inf, dtype=np.float64), [PLACE, "inf"]),
+    "whole floats": (array_writer(PHOTOS.astype(float)), ["grid 0, row 0, column 0", "float64"]),
+    "bools": (array_writer(PHOTOS > 3), ["grid 0, row 0, column 0", "bool"]),
+    "complex": (array_writer(PHOTOS + 1j), ["grid 0, row 0, column 0", "complex128"]),
+    "text": (array_writer(np.full((2, 2, 2), "a")), ["<U1"]),
+    "records": (array_writer(np.zeros((2, 2, 2), [("a", int)])), ["'a'"]),
+    "one grid": (array_writer(PHOTOS[0]), ["shape (32, 32)", "(N, H, W)", "array[None]"]),
+    "four dimensions": (array_writer(PHOTOS[None]), ["shape (1, 48, 32, 32)", "(N, H, W)"]),
+    "number": (array_writer(7), ["shape ()"]),
+    "no grid": (array_writer(PHOTOS[:0]), ["empty", "shape (0, 32, 32)"]),
+    "no columns": (array_writer(PHOTOS[:, :, :0]), ["empty", "shape (48, 32, 0)"]),
+    "ragged rows": (write_ragged_array, ["Python objects", "different lengths"]),
+    "pickle": (write_pickle, ["Python objects"]),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps([[1]])), ["Python objects"]),
     "archive without grids": (archive(arr_0=PHOTOS, labels=PHOTOS), ["'arr_0', 'labels'", "named 'grids'"]),
     "empty archive": (archive(), ["nothing", "named 'grids'"]),
@@ -437,13 +440,13 @@ BAD_ARRAYS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_ARRAYS)
+@pytest.mark.parametrize("name", ARRAY_FAULTS)
 def test_bad_arrays(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(corpus, "BLOCK_CELLS", 5000)
     monkeypatch.chdir(tmp_path)
-    write, words = BAD_ARRAYS[name]
+    write, words = ARRAY_FAULTS[name]
     write(tmp_path / "bad.npy")
     np.save("good.npy", PHOTOS)
     paths = [Path("bad.npy")] if name == "folder without grids" else [Path("good.npy"), Path("bad.npy")]
@@ -465,40 +468,42 @@ def test_truncated_arrays(
 
 
 def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    grids = mixed()
+    grids = make_grids()
     out = tmp_path / "v.json"
-    good = folder_of_grids(tmp_path / "good", grids)
-    other = folder_of_grids(tmp_path / "other", grids, name="vq2")
-    line = expect_refusal(capsys, train([good, other], out, size=None))
+    first_folder = folder_of_grids(tmp_path / "good", grids)
+    other_folder = folder_of_grids(tmp_path / "other", grids, name="vq2")
+    line = expect_refusal(capsys, train([first_folder, other_folder], out, size=None))
     assert all(word in line for word in ("good", "other", "'vq'", "'vq2'"))
-    assert "1024" in expect_refusal(capsys, train(good, out, size=99))
+    assert "1024" in expect_refusal(capsys, train(first_folder, out, size=99))
     np.save(tmp_path / "array.npy", PHOTOS)
-    assert "array.npy" in expect_refusal(capsys, train([good, tmp_path / "array.npy"], out))
+    assert "array.npy" in expect_refusal(capsys, train([first_folder, tmp_path / "array.npy"], out))
 
     line = expect_refusal(capsys, train([folder_of_grids(tmp_path / "none", [])], out, size=None))
     assert "none: no grid" in line
 
     grids[13][4, 5] = 4000
-    line = expect_refusal(capsys, train([good, folder_of_grids(tmp_path / "bad", grids)], out, size=None))
+    line = expect_refusal(
+        capsys, train([first_folder, folder_of_grids(tmp_path / "bad", grids)], out, size=None)
+    )
     assert all(word in line for word in ("bad: grid 13, row 4, column 5", "id 4000"))
-    shard = shard_path(good, "grids", 1)
+    shard = shard_path(first_folder, "grids", 1)
     batch = read_grids(shard)
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     columns["height"] = pa.array([9] * len(batch), pa.int32())
     with pa.ipc.new_file(str(tmp_path / "wrong.arrow"), batch.schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=batch.schema))
-    whole = shard.read_bytes()
+    shard_bytes = shard.read_bytes()
     shard.write_bytes((tmp_path / "wrong.arrow").read_bytes())
-    line = expect_refusal(capsys, train(good, out, size=None))
+    line = expect_refusal(capsys, train(first_folder, out, size=None))
     assert f"{shard.name}: grid 0 has 152 ids for 9x19 cells" in line
-    shard.write_bytes(whole[: len(whole) // 2])
-    assert shard.name in expect_refusal(capsys, train(good, out, size=None))
+    shard.write_bytes(shard_bytes[: len(shard_bytes) // 2])
+    assert shard.name in expect_refusal(capsys, train(first_folder, out, size=None))
     shard.unlink()
-    assert shard.name in expect_refusal(capsys, train(good, out, size=None))
+    assert shard.name in expect_refusal(capsys, train(first_folder, out, size=None))
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "name_in_error"),
     [
         (["--held_out", "1"], "held_out"),
         (["--held_out", "-0.1"], "held_out"),
@@ -519,8 +524,8 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_bad_options(
-    words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], name_in_error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "grids.npy", PHOTOS)
-    assert named in expect_refusal(capsys, train(tmp_path / "grids.npy", tmp_path / "v.json", *words))
+    assert name_in_error in expect_refusal(capsys, train(tmp_path / "grids.npy", tmp_path / "v.json", *words))
     assert not (tmp_path / "v.json").exists()

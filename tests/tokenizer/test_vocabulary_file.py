@@ -16,29 +16,29 @@ from helpers.photos import PHOTOS_K as K
 def test_save_and_load(bpe, tmp_path):
     path = tmp_path / "folder" / "vocab.json"
     bpe.save(path)
-    loaded = VisualBPE.load(str(path))
-    assert loaded == bpe
-    assert loaded.merge_infos == bpe.merge_infos
-    assert np.array_equal(loaded.encode(PHOTOS[47]), bpe.encode(PHOTOS[47]))
+    loaded_bpe = VisualBPE.load(str(path))
+    assert loaded_bpe == bpe
+    assert loaded_bpe.merge_infos == bpe.merge_infos
+    assert np.array_equal(loaded_bpe.encode(PHOTOS[47]), bpe.encode(PHOTOS[47]))
     assert [file.name for file in path.parent.iterdir()] == ["vocab.json"]
-    other = VisualBPE.train(PHOTOS, K, 3, quantizer_name="vq", quantizer_fingerprint="ab12")
-    other.save(path)
-    assert VisualBPE.load(path) == other != bpe
-    assert (other.quantizer_name, other.quantizer_fingerprint) == ("vq", "ab12")
+    other_bpe = VisualBPE.train(PHOTOS, K, 3, quantizer_name="vq", quantizer_fingerprint="ab12")
+    other_bpe.save(path)
+    assert VisualBPE.load(path) == other_bpe != bpe
+    assert (other_bpe.quantizer_name, other_bpe.quantizer_fingerprint) == ("vq", "ab12")
     with pytest.raises(IsADirectoryError):
         bpe.save(tmp_path)
     with pytest.raises(FileNotFoundError):
         VisualBPE.load(tmp_path / "none.json")
 
 
-def test_file_describes_itself(oriented):
-    content = json.loads(oriented.to_json())
+def test_file_describes_itself(oriented_bpe):
+    content = json.loads(oriented_bpe.to_json())
     assert content["format"] == "being-vl/visual-bpe"
     assert content["version"] == 1
     assert (content["merge_mode"], content["alpha"]) == ("oriented", 0.3)
     assert content["num_grids"] == 40
     assert content["grid_sizes"] == [{"height": 32, "width": 32, "grids": 40}]
-    info, merge = oriented.merge_infos[7], content["merges"][7]
+    info, merge = oriented_bpe.merge_infos[7], content["merges"][7]
     assert merge == dict(zip(("a", "b", "dy", "dx", "n", "n_offset", "s"), info[2:9], strict=True))
 
 
@@ -90,8 +90,8 @@ def set_fields(**fields):
         (set_merge(8, s=10**400), "number out of range"),
     ],
 )
-def test_hostile_files(oriented, tmp_path, damage, message):
-    content = json.loads(oriented.to_json())
+def test_hostile_files(oriented_bpe, tmp_path, damage, message):
+    content = json.loads(oriented_bpe.to_json())
     damage(content)
     path = tmp_path / "vocab.json"
     path.write_text(json.dumps(content))
@@ -108,16 +108,16 @@ def test_files_that_are_no_vocabulary(content, tmp_path):
         VisualBPE.load(path)
 
 
-def test_truncated_files(pair):
-    text = pair.to_json()
+def test_truncated_files(pair_bpe):
+    text = pair_bpe.to_json()
     for end in range(0, len(text) - 2, 997):
         with pytest.raises(VocabularyError, match="line"):
             VisualBPE.from_json(text[:end])
 
 
-def test_altered_files(oriented, tmp_path):
+def test_altered_files(oriented_bpe, tmp_path):
     """Changed digits make other merges, which the checksum shows; spaces change nothing."""
-    text = oriented.to_json()
+    text = oriented_bpe.to_json()
     path = tmp_path / "vocab.json"
     # Not the digits of S, the last of which may stand for the same number.
     digits = [
@@ -130,7 +130,7 @@ def test_altered_files(oriented, tmp_path):
         with pytest.raises(VocabularyError, match=r"vocab.json: "):
             VisualBPE.load(path)
     path.write_text(text.replace('"n": ', '"n":  '))
-    assert VisualBPE.load(path) == oriented
+    assert VisualBPE.load(path) == oriented_bpe
     content = json.loads(text)
     content["merges"][0]["n"] += 1
     path.write_text(json.dumps(content))
@@ -138,12 +138,12 @@ def test_altered_files(oriented, tmp_path):
         VisualBPE.load(path)
     del content["checksum"]
     path.write_text(json.dumps(content))
-    assert VisualBPE.load(path).merges == oriented.merges
+    assert VisualBPE.load(path).merges == oriented_bpe.merges
 
 
-def test_tokens_that_grow_without_end(oriented):
+def test_tokens_that_grow_without_end(oriented_bpe):
     """Two hundred doublings: more cells than there are atoms, refused at once by decoding."""
-    content = json.loads(oriented.to_json())
+    content = json.loads(oriented_bpe.to_json())
     del content["checksum"]
     fields = {"dy": 1, "dx": 0, "n": 1, "n_offset": 1, "s": 1.0}
     content["merges"] = [{"a": max(K + i - 1, 0), "b": max(K + i - 1, 0), **fields} for i in range(200)]

@@ -233,8 +233,12 @@ def test_perplexity_of_a_text(chain: Path, reference: Path) -> None:
         assert probes[stage_and_step] == pytest.approx(mean.exp().item(), rel=1e-5)
     output = reference.with_name("output").read_text()
     for number in range(1, 6):
-        (before, after) = (value for (stage, _), value in probes.items() if stage == f"stage{number}")
-        assert (f"stage{number}: the perplexity of" in output) == (after > before * (1 + 1e-6))
+        (first_perplexity, last_perplexity) = (
+            value for (stage, _), value in probes.items() if stage == f"stage{number}"
+        )
+        assert (f"stage{number}: the perplexity of" in output) == (
+            last_perplexity > first_perplexity * (1 + 1e-6)
+        )
 
 
 def test_saved_model_is_compared_with_the_trained_one(chain: Path) -> None:
@@ -354,9 +358,7 @@ def test_nan_never_reaches_the_weights(
         entries = logged_steps(out)
         skipped_entries = [entry for entry in entries if entry["skipped"]]
         assert 0 < len(skipped_entries) < 6
-        assert all(
-            any(place in stage_and_step for stage_and_step in entry["records"]) for entry in skipped_entries
-        )
+        assert all(any(place in location for location in entry["records"]) for entry in skipped_entries)
         assert all(math.isnan(entry["loss"]) == entry["skipped"] for entry in entries)
         assert "loss is nan" in output
         name = "model.layers.0.mlp.up_proj.weight"
@@ -388,7 +390,7 @@ def test_leaps_are_skipped_the_same_way_when_resumed(chain: Path, tmp_path: Path
     for entry in logged_steps(baseline):
         leap = False
         for key in ("loss", "gradient_norm") if len(history) >= 20 else ():
-            logs = [math.log(before[key]) for before in history]
+            logs = [math.log(first_perplexity[key]) for first_perplexity in history]
             spread = 1.4826 * median(abs(value - median(logs)) for value in logs)
             leap |= math.log(entry[key]) - median(logs) > 1.5 * max(spread, 0.01)
         assert entry["skipped"] == leap, entry["step"]

@@ -113,9 +113,9 @@ def test_ten_interruptions_do_not_change_the_losses(
 )
 def test_resumes_on_another_number_of_ranks(
     zero: int,
-    old_checkpoints: int,
+    ranks: int,
     other_zero: int,
-    after: int,
+    other_ranks: int,
     chain: Path,
     dropout_model: Path,
     baseline: Path,
@@ -123,17 +123,17 @@ def test_resumes_on_another_number_of_ranks(
 ) -> None:
     """With the same records, the same dropout, and losses that differ by rounding alone; so too from ZeRO 1 to 2."""
     out = tmp_path / "run"
-    path = recipe(chain, out, ranks=old_checkpoints, zero=zero, model=str(dropout_model), **OPTIONS)
-    training = ForkedTraining(path, old_checkpoints)
+    path = recipe(chain, out, ranks=ranks, zero=zero, model=str(dropout_model), **OPTIONS)
+    training = ForkedTraining(path, ranks)
     wait_until(lambda: len(read_log(out / "log.jsonl")) >= STEPS[0] + 5, training)
     training.signal(signal.SIGUSR1)
-    assert training.statuses(GRACE) == [0] * old_checkpoints, training.output.read_text()
+    assert training.statuses(GRACE) == [0] * ranks, training.output.read_text()
     output = train_in_forks(
-        recipe(chain, out, ranks=old_checkpoints, zero=other_zero, model=str(dropout_model), **OPTIONS), after
+        recipe(chain, out, ranks=ranks, zero=other_zero, model=str(dropout_model), **OPTIONS), other_ranks
     )
     assert "stage2: resumed after step" in output
-    assert (f"converting it from {old_checkpoints} to {after} ranks" in output) == (
-        zero > 0 and old_checkpoints != after
+    assert (f"converting it from {ranks} to {other_ranks} ranks" in output) == (
+        zero > 0 and ranks != other_ranks
     )
     assert losses(out) == pytest.approx(losses(baseline), abs=1e-5)
     entries, expected = read_log(out / "log.jsonl"), read_log(baseline / "log.jsonl")
