@@ -5,7 +5,7 @@
 Generates records of a question and an answer of `--words` words, each about one of the grids if there are some. A
 process of its own prepares them; another opens what was made, shuffles it as a training does, and reads the first
 10,000. With `--opened` N it is given N tokenised records instead, generated with as many tokens each, no two of them
-equal: so many more are opened than can be prepared in a short time.
+equal: more are opened than can be prepared in a short time.
 
 Reported: records and tokens per second of preparing, the CPU seconds of all its processes, imports included, and the
 peak of resident memory of its largest; the records that are opened, the seconds that takes, those until the first
@@ -102,7 +102,7 @@ def run(job, values):
 
 
 def generate(source, target, count):
-    """A folder of so many records of random ids, of the mean length of those in another and with its manifest."""
+    """A folder of `count` records of random ids, of the mean length of those in another and with its manifest."""
     target.mkdir()
     manifest = read_manifest(source, KIND)
     tokens = manifest["tokens"] // manifest["records"]

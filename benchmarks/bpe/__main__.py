@@ -11,8 +11,8 @@ system time of all threads; other load of the host adds to them, up to a third, 
 The parts: `compare` all contenders that can take the size, `tokenizers` also with threads, since it takes all cores by
 default, and more CPU time by that; `merges` time against merges; `images` time and memory against
 grids; `threads` how much faster threads are, beside as many programs at once that share nothing, which tell what the
-cores are worth at the time; `alpha` what α costs; `worst_grids` inputs that could turn something quadratic; `encode` threads
-and the latency of one grid; `small_job` also the naive recount and the published tools, at a size that they can take.
+cores are worth at the time; `alpha` what α costs; `worst` inputs that could turn something quadratic; `encode` threads
+and the latency of one grid; `small` also the naive recount and the published tools, at a size that they can take.
 """
 
 import argparse

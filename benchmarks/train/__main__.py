@@ -57,7 +57,7 @@ MIXTURE = {"foundation": 40.0, "perception": 30.0, "reasoning": 20.0, "instructi
 
 def prepare(folder, args):
     """Records, grids, and an expanded Llama of random weights."""
-    # With fewer pictures, there are too few records to fill a packed row.
+    # With fewer images, there are too few records to fill a packed row.
     shapesworld.generate(folder / "data", max(60, args.row // 20), seed=0)
     quantize(QuantizeOptions(images=folder / "data" / "images", out=folder / "grids"))
     train_vocabulary(VocabOptions([folder / "grids"], folder / "vocabulary.json", num_merges=args.merges))

@@ -31,7 +31,7 @@ class VocabularyLayout:
         codebook_size: Ids of the quantizer.
         num_merges: Tokens that the visual BPE adds to them.
         quantizer_name: Name of the quantizer.
-        quantizer_fingerprint: Hex digest of its codebook and preprocessing.
+        quantizer_fingerprint: Hex SHA-256 of its codebook and preprocessing.
         padding: Rows without meaning behind them.
     """
 
@@ -81,7 +81,7 @@ class VocabularyLayout:
         return _shift(tokens, 0, self.size - self.first_visual, self.first_visual, "visual BPE id")
 
     def to_visual(self, ids: ArrayLike) -> NDArray[np.int64]:
-        """Ids of the model, of any shape, as ids of the visual BPE; BOI and EOI are not among them.
+        """Ids of the model, of any shape, as ids of the visual BPE; BOI and EOI are not included.
 
         Raises:
             ModelError: if an id is not a visual one, naming the first.

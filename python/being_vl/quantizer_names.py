@@ -14,7 +14,7 @@ def check_same_quantizer(
     other_name: str,
     other_quantizer: tuple[str | None, str | None],
 ) -> None:
-    """Refuse to mix things of two quantizers; what does not name its quantizer goes with any.
+    """Refuse to mix things of two quantizers; what does not name its quantizer is accepted with any.
 
     Args:
         subject: What is checked, for the message: a file, a folder or `the grids`.

@@ -17,7 +17,7 @@ from helpers import tiny
 from helpers.commands import being_vl, expect_refusal
 
 
-def picture(path: Path) -> Path:
+def red_image(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (32, 32), "red").save(path)
     return path
@@ -57,7 +57,7 @@ def test_unreadable_images_are_listed_or_stop_the_job(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(9):
-        picture(tmp_path / "images" / f"{number}.png")
+        red_image(tmp_path / "images" / f"{number}.png")
     content = (tmp_path / "images" / "0.png").read_bytes()
     (tmp_path / "images" / "sub").mkdir()
     (tmp_path / "images" / "sub" / "cut.png").write_bytes(content[: len(content) // 2])
@@ -172,7 +172,7 @@ def test_generate_without_picture_or_model(
         capsys, being_vl("generate", "--model", chain / "tied", "--image", tmp_path / "no.png", *ask)
     )
     assert "no.png" in line
-    image = picture(tmp_path / "red.png")
+    image = red_image(tmp_path / "red.png")
     assert "llm" in expect_refusal(
         capsys, being_vl("generate", "--model", chain / "llm", "--image", image, *ask)
     )

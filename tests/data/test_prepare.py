@@ -67,7 +67,7 @@ def make_flags(chain: Path, records: list[Path], out: Path) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Digest of each file, without what the manifest says of the folder's name."""
+    """Hash of each file, without what the manifest says of the folder's name."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.iterdir()

@@ -323,7 +323,7 @@ def test_bad_records_are_left_out_and_listed_if_asked(
         len(builder(layout=small_layout, bpe=narrow, grids=store).build(records[:1] + records[5:], faults))
         == 1
     )
-    assert faults[0].kind == "bad grid"
+    assert faults[0].kind == "id outside codebook"
     assert "record 0 (id 'r0'): the grid of 'a.png' holds the id" in faults[0].text
 
 

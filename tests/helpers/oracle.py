@@ -1,6 +1,6 @@
 """Visual BPE the slow way, written from the specification and not from the Rust code.
 
-Everything is counted anew for every merge, and encoding applies all merges one after the other.
+Everything is counted again for every merge, and encoding applies all merges one after the other.
 """
 
 import math

@@ -244,7 +244,7 @@ def start(
     largest_file: int | None = None,
     environment: Mapping[str, str] = {},
 ) -> multiprocessing.process.BaseProcess:
-    """The command in a process of its own; forked, since importing torch anew takes seconds."""
+    """The command in a process of its own; forked, since importing torch again takes seconds."""
 
     def run() -> None:
         os.environ.update(environment)

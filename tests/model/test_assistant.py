@@ -1,4 +1,4 @@
-"""Asking: a tiny model that has learned a few pictures by heart, and says what it learned."""
+"""Asking: a tiny model that has learned a few images by heart, and says what it learned."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def square_image(colour: str) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def trained_model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
-    """Expand a tiny Llama and train it, in a plain loop, until it knows four pictures and a dialogue by heart."""
+    """Expand a tiny Llama and train it, in a plain loop, until it knows four images and a dialogue by heart."""
     folder = tmp_path_factory.mktemp("learned")
     expanded, _ = tiny.expanded(folder, ["any.png"], tied=False, hidden=64, layers=2, template=tiny.LLAMA3)
     images = folder / "images"
@@ -92,7 +92,7 @@ def assistant(trained_model: TrainedModel) -> Assistant:
 
 
 def test_it_says_what_it_learned_of_each_picture(assistant: Assistant) -> None:
-    """Training, saving, quantising and prompting agree; and the answer follows the picture."""
+    """Training, saving, quantising and prompting agree; and the answer follows the image."""
     prompts: list[Any] = [QUESTION, f"{QUESTION}\n<image>", f"<image>\n{QUESTION}", "Hello."]
     images_of_prompts = [[square_image("blue")], [square_image("red")], [square_image("green")], []]
     assert assistant.answer(prompts, images_of_prompts) == [

@@ -111,14 +111,14 @@ def reverse_levels(state: State) -> State:
 
 
 class Callback:
-    """Stands for Lightning's objects in a checkpoint, whose code must not run."""
+    """Stands for Lightning's objects in a file of weights, whose code must not run."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return print, ("this must not run",)
 
 
 def save_taming(folder: Path, state: State, resolution: int = SIZE, name: str = "vqgan.ckpt") -> Path:
-    """As CompVis and Meta did: Lightning's checkpoint and a YAML."""
+    """As CompVis and Meta did: Lightning's file of weights and a YAML."""
     folder.mkdir(parents=True, exist_ok=True)
     state = reverse_levels(state) | {"loss.discriminator.main.0.weight": torch.zeros(3)}
     torch.save({"epoch": 3, "callbacks": {Callback: Callback()}, "state_dict": state}, folder / name)
@@ -169,7 +169,7 @@ def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def check_decode(quantizer: Quantizer, model: JanusVQVAE, grids: list[NDArray[np.int64]]) -> None:
-    """Pictures are those of the model's decoder on its own codes, whatever else is decoded."""
+    """Images are those of the model's decoder on its own codes, whatever else is decoded."""
     for grid, image in zip(grids, quantizer.decode(grids), strict=True):
         codes = model.quantize.embedding(torch.from_numpy(grid))
         if quantizer.name.startswith(("janus", "vq_ds16")):
@@ -293,7 +293,7 @@ def test_a_folder_of_logs_as_taming_published_them(taming: JanusVQVAE, tmp_path:
 
 
 def upstream_janus_ids(model: JanusVQVAE, pixels: Tensor) -> NDArray[np.int64]:
-    """LlamaGen's rule: latents and codes are compared at length 1."""
+    """As LlamaGen does it: latents and codes are compared at length 1."""
     with torch.no_grad():
         latents = F.normalize(model.quant_conv(model.encoder(pixels))[0], dim=0)
     return ids_of(latents, F.normalize(model.quantize.embedding.weight.detach(), dim=-1))
@@ -319,7 +319,7 @@ def test_janus_gives_the_original_ids_which_transformers_class_does_not(
     unit.load_state_dict(taming.state_dict())
     unit.quantize.embedding.weight.data = F.normalize(unit.quantize.embedding.weight.data, dim=-1)
     pixels = janus_processor()(images[0], return_tensors="pt").pixel_values
-    with torch.no_grad():  # codes of length 1, where the two rules agree
+    with torch.no_grad():  # codes of length 1, where both give the same
         np.testing.assert_array_equal(unit.encode(pixels).image_tokens, grids[0].ravel())
 
 

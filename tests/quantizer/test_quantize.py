@@ -34,7 +34,7 @@ def quantizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stripes(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
-    """A picture with a different colour in each 8×8 tile."""
+    """An image with a different colour in each 8×8 tile."""
     rng = np.random.default_rng(seed)
     colours = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
     return Image.fromarray(colours.repeat(8, 0).repeat(8, 1)[:height, :width])

@@ -216,7 +216,7 @@ def test_compiled_networks_lose_the_same(
 
 @pytest.mark.slow
 def test_two_processes_lose_as_one(options: QuantizerTrainOptions) -> None:
-    """Both halves of the training: moving and settled, with the discriminator, and codes that are placed anew."""
+    """Both halves of the training: moving and settled, with the discriminator, and codes that are placed again."""
     options_of_one = replace(options, codebook=replace(options.codebook, ema_decay=0.9, dead_threshold=0.5))
     train_quantizer(options_of_one)
     out = options.out.with_name("shared")

@@ -279,7 +279,7 @@ def test_more_merges_than_the_data_yields(caplog):
     infos = []
     bpe = VisualBPE.train([GRID] * 3, K, 1000, progress=infos.append)
     assert 0 < bpe.num_merges < 6
-    assert (infos[-1].num_learned, infos[-1].total) == (bpe.num_merges, 1000)
+    assert (infos[-1].done, infos[-1].total) == (bpe.num_merges, 1000)
     assert len(bpe.encode(GRID)) == 1
     assert caplog.messages == [
         f"no pair is left that occurs 2 times: {bpe.num_merges} merges instead of 1000"

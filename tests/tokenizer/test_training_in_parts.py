@@ -71,7 +71,7 @@ def test_what_was_learned_outlives_an_exception(options):
         pass
 
     def stop(info):
-        raise StoppedError(info.num_learned)
+        raise StoppedError(info.done)
 
     parts = []
     grids = np.concatenate([RNG.integers(0, 500, (200, 32, 32))] * 2)

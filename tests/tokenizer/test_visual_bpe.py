@@ -133,8 +133,8 @@ def test_progress(bpe):
     infos = []
     VisualBPE.train(PHOTOS, K, 60, bpe.merge_mode, progress=infos.append)
     assert all(isinstance(info, MergeInfo) for info in infos)
-    assert [info.num_learned for info in infos] == sorted({info.num_learned for info in infos})
-    assert (infos[-1].num_learned, infos[-1].total) == (60, 60)
+    assert [info.done for info in infos] == sorted({info.done for info in infos})
+    assert (infos[-1].done, infos[-1].total) == (60, 60)
     assert infos[-1][:9] == VisualBPE.train(PHOTOS, K, 60, bpe.merge_mode).merge_infos[-1][:9]
 
     def stop(info):

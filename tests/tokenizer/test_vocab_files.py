@@ -74,7 +74,7 @@ def test_merge_stats(mode: str, files: dict[str, Path], capsys: pytest.CaptureFi
     rows = list(csv.DictReader(io.StringIO(outputs["csv"])))
     assert len(rows) == 300
     for row, info, merge in zip(rows, bpe.merge_infos, json.loads(outputs["json"])["merges"], strict=True):
-        expected = [K + info.num_learned - 1, *info[2:9], cells_of(bpe, K + info.num_learned - 1)]
+        expected = [K + info.done - 1, *info[2:9], cells_of(bpe, K + info.done - 1)]
         assert list(merge.values()) == expected
         assert list(row.values()) == ["" if value is None else str(value) for value in expected]
     statistics = json.loads(outputs["json"])["statistics"]

@@ -381,7 +381,7 @@ def test_nan_never_reaches_the_weights(
 
 @pytest.mark.slow
 def test_leaps_are_skipped_the_same_way_when_resumed(chain: Path, tmp_path: Path) -> None:
-    """By the rule as it is written down; a threshold this low takes ordinary steps for leaps."""
+    """By the definition as it is written down; a threshold this low takes ordinary steps for leaps."""
     baseline, out = tmp_path / "whole", tmp_path / "killed"
     stages = [{"unfreeze": "all", "max_steps": 50, "learning_rate": 1e-6}]
     changes = {"spikes": {"action": "skip", "deviations": 1.5}, "checkpoint": {"every": 5}}

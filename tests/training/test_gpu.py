@@ -59,7 +59,7 @@ def test_bf16_is_close(chain: Path, cpu_losses: list[float], tmp_path: Path) -> 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
 def test_stopped_and_resumed_run_has_the_same_losses(zero: int, chain: Path, tmp_path: Path) -> None:
-    """But for the order in which a GPU adds up."""
+    """Up to the order in which a GPU adds up."""
     changes = {"steps": (2, 30, 2), "zero": zero}
     assert main(["train", "--recipe", str(recipe(chain, tmp_path / "whole", **changes))]) == 0
     path, log = recipe(chain, tmp_path / "stopped", **changes), tmp_path / "stopped" / "log.jsonl"
@@ -80,7 +80,7 @@ def test_stopped_and_resumed_run_has_the_same_losses(zero: int, chain: Path, tmp
 
 
 def test_ids_are_those_of_a_cpu(chain: Path, tmp_path: Path) -> None:
-    """But for pixels between two codes."""
+    """Except pixels between two codes."""
     grids = []
     for device in ("cpu", "cuda"):
         out = tmp_path / device

@@ -24,7 +24,7 @@ class LossOptions(Options):
         answers: Of answers and their end-of-turn tokens.
         captions: Of captions without a question, and their end-of-turn tokens.
         questions: Of questions, system turns, and what the chat template writes around the turns.
-        images: Of images' tokens, BOI and EOI among them.
+        images: Of images' tokens, with BOI and EOI.
     """
 
     answers: float = 1.0

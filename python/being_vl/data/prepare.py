@@ -51,14 +51,14 @@ def prepare(options: PrepareOptions) -> None:
 def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move: bool = False) -> None:
     """Tokenise all records that can be, and list the others in the folder.
 
-    The same job run again goes on where it was, and makes those shards anew whose records have changed. Under torchrun
+    The same job run again goes on where it was, and makes those shards again whose records have changed. Under torchrun
     (RANK and WORLD_SIZE in the environment) the ranks share the shards.
 
     Args:
         options: Of the job.
         builder: That of the model.
         inputs_may_move: Let the files of records, the grids and `shard_size` be others than those of the output that
-            is there, and make anew what follows from them: for a training, whose own fingerprint has their content.
+            is there, and make again what follows from them: for a training, whose own fingerprint has their content.
 
     Raises:
         RecordError: if a file of records cannot be read at all.
@@ -210,14 +210,14 @@ def check_faults(folder: StrPath, lenient: bool) -> None:
 def describe_faults(folder: StrPath) -> Iterator[str]:
     """Lines that count what a preparation has left out or cut, by kind, with the first few of each."""
     manifest = read_manifest(folder, KIND)
-    examples: dict[str, list[str]] = {kind: [] for kind in manifest["faults"]}
+    texts_of_kinds: dict[str, list[str]] = {kind: [] for kind in manifest["faults"]}
     for fault in _read_faults(folder):
-        if len(examples[fault.kind]) < 3:
-            examples[fault.kind].append(fault.text)
-    for kind, texts in examples.items():
+        if len(texts_of_kinds[fault.kind]) < 3:
+            texts_of_kinds[fault.kind].append(fault.text)
+    for kind, texts in texts_of_kinds.items():
         yield f"{kind}: {manifest['faults'][kind]:,} of {manifest['records']:,} records"
         yield from (f"  {text}" for text in texts)
-    if examples:
+    if texts_of_kinds:
         yield f"all of them: {Path(folder) / FAULTS}"
 
 

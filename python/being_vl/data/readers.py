@@ -253,13 +253,13 @@ class TarReader:
     def _read(self, file: BinaryIO, sample: list[tarfile.TarInfo], index: int) -> Any:
         # It may hold bytes that are not UTF-8.
         name = sample[0].name.encode(errors="backslashreplace").decode()
-        where = f"{self.path}: record {index} ({name})"
+        location = f"{self.path}: record {index} ({name})"
         members = {
             suffix: m for m in reversed(sample) for suffix in (".json", ".txt") if m.name.endswith(suffix)
         }
         if not members:
             raise RecordError(
-                f"{where}: no .json or .txt beside it; expected a record with 'conversations' or 'messages'"
+                f"{location}: no .json or .txt beside it; expected a record with 'conversations' or 'messages'"
             )
         suffix = min(members)
         file.seek(members[suffix].offset_data)
@@ -267,9 +267,9 @@ class TarReader:
         try:
             item = json.loads(data.decode()) if suffix == ".json" else {"caption": data.decode()}
         except UnicodeDecodeError as error:
-            raise RecordError(f"{where}: its {suffix} is not UTF-8 ({error})", "wrong encoding") from None
+            raise RecordError(f"{location}: its {suffix} is not UTF-8 ({error})", "wrong encoding") from None
         except (ValueError, RecursionError) as error:
-            raise RecordError(f"{where}: its .json is not JSON ({error})", "not JSON") from None
+            raise RecordError(f"{location}: its .json is not JSON ({error})", "not JSON") from None
         if isinstance(item, dict) and not (item.get("image") or item.get("images")):
             keys = (member_key(self.path.name, member) for member in sample)
             item["image"] = [key for key in keys if key is not None]

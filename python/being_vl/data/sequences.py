@@ -49,7 +49,7 @@ class Fault(NamedTuple):
 
 
 class ImageSpan(NamedTuple):
-    """An image in a sequence: `ids[start:stop]` are its visual tokens, BOI and EOI not among them.
+    """An image in a sequence: `ids[start:stop]` are its visual tokens, without BOI and EOI.
 
     Args:
         key: The image's key in the grid store.
@@ -399,7 +399,7 @@ class SequenceBuilder:
             return sequence
         shorter_record = record
         while self.too_long == "truncate" and sum(turn.role == "user" for turn in shorter_record.turns) > 1:
-            # Cut a question and its answer, and build the sequence anew.
+            # Cut a question and its answer, and build the sequence again.
             shorter_record = _without_last_exchange(shorter_record)
             pieces = self._write(shorter_record.turns, len(shorter_record.images))
             texts = {piece for piece, _ in pieces if isinstance(piece, str)}
@@ -454,7 +454,9 @@ class SequenceBuilder:
         outside_ids = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]
         if outside_ids.size:
             reason = f"outside the codebook of {self.bpe.base_vocab_size}"
-            return Fault("bad grid", f"the grid of {key!r} holds the id {outside_ids[0]}, {reason}")
+            return Fault(
+                "id outside codebook", f"the grid of {key!r} holds the id {outside_ids[0]}, {reason}"
+            )
         return grid
 
     def _frame(self, tokens: NDArray[Any]) -> NDArray[np.int32]:

@@ -176,7 +176,7 @@ Seconds per step: {times}; in all {sum(seconds.values()):.0f}
   train/ held-out/ text/   pictures, records, and the LLM that was trained on text alone
   grids/ vocabulary.json   ids of the pictures, and the visual BPE learned from them
   expanded/                the LLM with rows for the visual tokens
-  training/                a plain Hugging Face checkpoint per stage, log.jsonl, TensorBoard
+  training/                a plain Hugging Face model per stage, log.jsonl, TensorBoard
   exam/                    results.json, results.md, answers.jsonl: every question and answer
   drawings/                reconstructions, tokens, losses, held-out pictures with what the model said
   photographs/             the shipped photographs, and what their tokens give back

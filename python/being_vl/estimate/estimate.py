@@ -60,7 +60,7 @@ class Estimate:
         memory: Of each GPU.
         host: Bytes of the host's memory for each GPU.
         resume: Bytes of a checkpoint to resume from.
-        result: Bytes of the stage's plain checkpoint.
+        result: Bytes of the stage's plain model.
         steps: Optimizer steps; None if the number of records is not known.
         tokens: Tokens of all steps, or of one if the number of steps is not known.
         flops: Floating-point operations of those tokens.
@@ -91,7 +91,7 @@ def read_gpus(options: PlanOptions) -> Gpus:
 
 
 def read_stages(options: PlanOptions, training: TrainOptions, ranks: int) -> list[StageReading]:
-    """What each stage will read: of the records themselves if they are at hand, else as the options describe them.
+    """What each stage will read: of the records themselves if they exist, else as the options describe them.
 
     Args:
         options: Of the plan.
@@ -185,6 +185,6 @@ def row_length(training: TrainOptions, shape: Shape) -> int:
 
 
 def _stored_itemsize(config: Any) -> int:
-    """Bytes of a number in the model's checkpoint."""
+    """Bytes of a number in the model's files."""
     dtype = getattr(config, "dtype", None)
     return dtype.itemsize if isinstance(dtype, torch.dtype) else 4

@@ -21,7 +21,7 @@ def plan(options: PlanOptions) -> str:
     Raises:
         ConfigError: if the options or the recipe are wrong.
         ModelError: if nothing says what the model is like.
-        RecordError, ModelError, QuantizerError: if the records are at hand and wrong.
+        RecordError, ModelError, QuantizerError: if the records exist and have faults.
     """
     recipe = Recipe.find(options.recipe)
     training = recipe.training(options.overrides)

@@ -23,7 +23,7 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None, device: str 
         device: `auto` is all GPUs where there are some; `cpu`, or `cuda:1` for one GPU alone.
 
     Raises:
-        BeingVLError: if a rank fails; it has said why.
+        BeingVLError: if a rank fails; its own message says why.
         SystemExit: with status 0, if a signal stopped the training before its end; it is saved.
     """
     ranks = ranks or count_ranks(device)
@@ -48,7 +48,7 @@ def quantize_on_ranks(options: QuantizeOptions, ranks: int | None = None) -> Non
         ranks: Number of processes; by default one per GPU, or one on a CPU.
 
     Raises:
-        BeingVLError: if a rank fails; it has said why.
+        BeingVLError: if a rank fails; its own message says why.
         ImageError, QuantizerError: as `quantize` does.
     """
     ranks = ranks or count_ranks(options.device)
@@ -70,7 +70,7 @@ def train_quantizer_on_ranks(options: QuantizerTrainOptions, ranks: int | None =
         ranks: Number of processes; by default one per GPU, as many as share the batch evenly, or one on a CPU.
 
     Raises:
-        BeingVLError: if a rank fails; it has said why.
+        BeingVLError: if a rank fails; its own message says why.
         ConfigError, ImageError: as `train_quantizer` does.
     """
     counts = range(count_ranks(options.device), 0, -1)
@@ -102,7 +102,7 @@ def _visible_gpus(device: str) -> dict[str, str]:
 
 
 def _run_ranks(words: list[str], ranks: int, environment: Mapping[str, str]) -> None:
-    """Run a command of ours on so many ranks, and wait for its end.
+    """Run a being-vl command on several ranks, and wait for its end.
 
     Raises:
         BeingVLError: if a rank fails.

@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def local_command(ranks: int, words: Sequence[str]) -> list[str]:
-    """The command that runs a command of ours on so many ranks of this machine.
+    """The torchrun command that runs a being-vl command on several ranks of this machine.
 
     Args:
         ranks: Number of processes.

@@ -70,7 +70,7 @@ def load_causal_lm(folder: StrPath, dtype: torch.dtype | str, attention: str | N
 
     Args:
         folder: A folder of a causal LM.
-        dtype: Of its weights; `"auto"` for that of the checkpoint.
+        dtype: Of its weights; `"auto"` for that of the files.
         attention: Kernel of the attention, as transformers names it; its own choice by default.
 
     Raises:
@@ -86,7 +86,7 @@ def load_causal_lm(folder: StrPath, dtype: torch.dtype | str, attention: str | N
 def open_llm(llm: str) -> CausalLM:
     """Open a causal LM without reading its weights, where they are safetensors named as the model's class names them.
 
-    Any other checkpoint (GGUF, PyTorch's own format, names of other versions) is loaded by transformers, once.
+    Weights in any other form (GGUF, PyTorch's own format, names of other versions) are loaded by transformers, once.
 
     Args:
         llm: Folder, name on the hub, or GGUF file.
@@ -239,7 +239,7 @@ def _load_tensors(llm: str, names: KeysView[str]) -> Callable[[str], Tensor]:
     if tensors.keys() != names:
         raise ModelError(
             f"{llm}: tie_word_embeddings is {model.config.tie_word_embeddings} in its config.json, but embedding and "
-            "output head of its checkpoint differ; set it to false"
+            "output head in its files differ; set it to false"
         )
     return tensors.__getitem__
 

@@ -33,7 +33,7 @@ ImageShard = Shard[Sequence[ImageSource]]
 def quantize(options: QuantizeOptions) -> GridStore | None:
     """Encode all images that `options.images` names.
 
-    The same job run again goes on where it was, and makes those shards anew whose images have changed. Under torchrun
+    The same job run again goes on where it was, and makes those shards again whose images have changed. Under torchrun
     (RANK and WORLD_SIZE in the environment) the ranks share the shards.
 
     Returns:
@@ -45,7 +45,7 @@ def quantize(options: QuantizeOptions) -> GridStore | None:
         FingerprintError: if `out` holds grids of another quantizer, other images or another `shard_size`, and
             `overwrite` is not set.
     """
-    # Find the images; Ray's actors load the quantizer anew where they run, so here it need not be on a GPU.
+    # Find the images; Ray's actors load the quantizer again where they run, so here it need not be on a GPU.
     sources = find_images(options.images, options.root)
     device = "cpu" if options.engine == "ray" else find_device(options.device)
     quantizer = load_quantizer(options.quantizer, device)

@@ -63,15 +63,15 @@ class Corpus(Sequence["Block"]):
             GridError: if an id is not in the codebook; names file, grid, row, column and value.
         """
         grids = cells = 0
-        digest = hashlib.sha256()
+        checksum = hashlib.sha256()
         for lazy_block in self._blocks:
             ids, heights, widths = block = lazy_block.load()
             _check(lazy_block, block, codebook_size)
             grids += len(heights)
             cells += ids.size
             for array in (heights.astype("<i8"), widths.astype("<i8"), ids):
-                digest.update(np.ascontiguousarray(array).data)
-        return CorpusSummary(grids, cells, digest.hexdigest())
+                checksum.update(np.ascontiguousarray(array).data)
+        return CorpusSummary(grids, cells, checksum.hexdigest())
 
     def select(self, mask: NDArray[np.bool_]) -> "Corpus":
         """The grids at which `mask` is true; it has one entry for every grid."""
@@ -185,7 +185,7 @@ def _array_blocks(path: Path) -> Iterator[LazyBlock]:
     step = max(1, BLOCK_CELLS // (height * width))
 
     def load_block(start: int) -> "Block":
-        # Mapped anew for each block, so that the pages of earlier ones do not fill up the process.
+        # Mapped again for each block, so that the pages of earlier ones do not fill up the process.
         grids = np.load(path, mmap_mode="r") if isinstance(array, np.memmap) else array
         stop = start + step
         return grids[start:stop].reshape(-1), heights[start:stop], widths[start:stop]

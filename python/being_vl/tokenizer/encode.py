@@ -29,7 +29,7 @@ def encode_grids(options: EncodeOptions) -> None:
 
     A shard `tokens-N.arrow` for each `grids-N.arrow`: columns `key`, `height`, `width` and `tokens`, a list of the
     smallest unsigned type that the vocabulary fits into. The same job run again goes on where it was, and makes those
-    shards anew whose grids have changed. Under torchrun the ranks share the shards.
+    shards again whose grids have changed. Under torchrun the ranks share the shards.
 
     Raises:
         ManifestError: if the folder of grids is missing, unfinished or damaged.

@@ -114,11 +114,11 @@ class MergeProgress:
         pair = f"({info.a}, {info.b}){offset} N={info.n} S={info.s:.3f}, {tokens / cells:.1%} of the length"
         if not self._bar.disable:
             self._bar.set_postfix_str(pair, refresh=False)
-            self._bar.update(info.num_learned - self._bar.n)
+            self._bar.update(info.done - self._bar.n)
         elif elapsed - self._logged_seconds >= LOG_SECONDS:
-            rate = (info.num_learned - self._logged_merges) / (elapsed - self._logged_seconds)
-            log.info("merge %d of %d, %.0f per second: %s", info.num_learned, info.total, rate, pair)
-            self._logged_merges, self._logged_seconds = info.num_learned, elapsed
+            rate = (info.done - self._logged_merges) / (elapsed - self._logged_seconds)
+            log.info("merge %d of %d, %.0f per second: %s", info.done, info.total, rate, pair)
+            self._logged_merges, self._logged_seconds = info.done, elapsed
 
     def training_stats(self, grids: int) -> EncodingStats | None:
         """Lengths of the grids after the last merge; None if no merge was learned."""

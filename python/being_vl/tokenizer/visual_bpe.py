@@ -43,8 +43,8 @@ INT64_MAX, UINT64_MAX = 2**63 - 1, 2**64 - 1
 class MergeInfo(NamedTuple):
     """A merge and its statistics when it was chosen; in the progress callback also how far training is."""
 
-    num_learned: int
-    """Merges learned so far; this one made token `base_vocab_size + num_learned - 1`."""
+    done: int
+    """Merges learned so far; this one made token `base_vocab_size + done - 1`."""
     total: int
     """Most merges to learn; training stops earlier when no candidate is left."""
     a: int

@@ -95,7 +95,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"{checkpoint.folder}: was written with zero {checkpoint.zero}, and zero {zero} cannot read it; finish "
                 f"this stage with zero {checkpoint.zero} (the next one may have another), or remove {self._root} to "
-                "start it anew"
+                "start it from the beginning"
             )
         # What a checkpoint's groups must not change: names, learning rates, weight decay.
         settings = [
@@ -160,7 +160,7 @@ class Checkpoints:
             self.agree()
 
     def close(self) -> None:
-        """Wait for the last save, and remove the stage's checkpoints; its result lies elsewhere."""
+        """Wait for the last save, and remove the stage's checkpoints; its result is in another folder."""
         self.finish()
         self._thread.shutdown()
         if dist.get_rank() == 0:

@@ -24,7 +24,7 @@ def export_stage(
 ) -> None:
     """Write the model of a stage as a plain Hugging Face folder, and check it by loading it; all ranks call it.
 
-    Trained parameters are copied into the model that the stage started from, read anew from disk: what was frozen
+    Trained parameters are copied into the model that the stage started from, read again from disk: what was frozen
     stays bit-identical and keeps its dtype, even if the stage computed in bf16.
 
     Args:

@@ -43,7 +43,7 @@ class BatchTotals(NamedTuple):
     Args:
         label_weight: Sum of the weights of the label tokens' losses.
         tokens: Number of tokens, pads left out.
-        positions: Number of tokens, pads among them.
+        positions: Number of tokens, pads included.
     """
 
     label_weight: float
@@ -165,7 +165,7 @@ class Cost:
         )
 
     def flops(self, lengths: Sequence[int], label_tokens: int) -> float:
-        """Of one step over sequences of these lengths, with so many label tokens."""
+        """Operations of one step over sequences of these lengths, with this number of label tokens."""
         body = sum(lengths) * (4 * self.body + 2 * self.body_gradients)
         head = label_tokens * (4 * self.head + 2 * self.head_gradients)
         return float(body + head + 12 * self.attention * sum(length**2 for length in lengths))

@@ -59,7 +59,7 @@ class StageOptions(Options):
             without an image. Without a mixture, each category has a share as large as it is.
         mixture_end: Mixture at the end of the stage, if it changes; in between it changes linearly.
         mixture_by: Whether the shares are of `records` or of `tokens`.
-        epochs: As many records, or tokens, as the keys of the mixture have, so many times.
+        epochs: How many times as many records, or tokens, are read as the keys of the mixture have.
         accumulation: Micro-batches per rank and optimizer step.
         batch_size: Rows per optimizer step over all ranks, in place of `micro_batch_size` × ranks × `accumulation`.
         warmup: Share of the steps in which the learning rate rises linearly.
@@ -252,7 +252,7 @@ class TrainOptions(Options):
         model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone.
         records: Files of records as for `being-vl prepare`, which are prepared in `out` first; or a folder that it
             wrote, as its own options have made it.
-        out: Folder for one plain Hugging Face checkpoint per stage, logs, and checkpoints to resume from.
+        out: Folder for one plain Hugging Face model per stage, logs, and checkpoints to resume from.
         grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
         sequences: How records become sequences.
         lenient: Leave out and list records with faults, rather than stop.

@@ -29,7 +29,7 @@ _SAMPLE_ROWS = 2000
 class StageSchedule:
     """What a stage reads, whatever ranks and workers read it.
 
-    Iterating gives the rows of each step, from the first step on, each time anew.
+    Iterating gives the rows of each step, from the first step on, each time again.
 
     Args:
         stage: Its options, with the mixture in effect.
@@ -115,7 +115,7 @@ def make_schedules(options: TrainOptions, lengths: Lengths, ranks: int) -> list[
 
 
 def count_rows_of_step(stage: StageOptions, batches: BatchOptions, ranks: int) -> int:
-    """Rows of an optimizer step over all ranks: the stage's `batch_size`, or what so many ranks make them."""
+    """Rows of an optimizer step over all ranks: the stage's `batch_size`, or what this number of ranks makes of its micro-batches."""
     return stage.batch_size or batches.micro_batch_size * ranks * stage.accumulation
 
 

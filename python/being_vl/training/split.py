@@ -221,7 +221,7 @@ class _FunctionModule(nn.Module):
 def _logits_function(lm: Any) -> Callable[[Tensor, nn.Module], Tensor]:
     """What a causal LM does with its decoder's hidden states until they are logits, for `TwoPartHead`.
 
-    Families scale or cap their logits in a forward method of their own. So that very method is called, on a shallow
+    Families scale or cap their logits in a forward method of their own. So that forward method is called, on a shallow
     copy of the model. In the copy two modules are exchanged: the decoder for one that returns the hidden states that it
     is given, the output head for the projection. All other modules are the model's.
     """

@@ -49,7 +49,7 @@ impl<'py> Corpus<'py> {
         }
     }
 
-    /// Gives all grids to the trainer, which knows the sizes of so many, on so many threads (0: one per core).
+    /// Gives all grids to the trainer, which knows the sizes of `number` grids, on `num_threads` threads (0: one per core).
     pub fn fill(
         self,
         trainer: &Trainer,

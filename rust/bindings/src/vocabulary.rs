@@ -308,7 +308,7 @@ fn learn_in_steps(
     }
 }
 
-/// Does work on so many cells while other Python threads go on; listens for Ctrl-C if the cells are many.
+/// Does work on `cells` cells while other Python threads go on; listens for Ctrl-C if the cells are many.
 fn without_gil<T: Send>(
     py: Python<'_>,
     cells: usize,

@@ -112,7 +112,7 @@ impl<R> OpenJobs<R> {
         self.num_results == self.num_jobs
     }
 
-    /// Whether so many threads should get one more job.
+    /// Whether `threads` threads should get one more job.
     fn has_room(&self, threads: usize) -> bool {
         self.cells.iter().sum::<usize>() < threads * CELLS_AHEAD || self.num_jobs - self.num_results < threads
     }

@@ -5,7 +5,7 @@ use crate::grid::{Offset, Regions, check_size};
 use crate::vocabulary::{MergeMode, Vocabulary};
 
 /// A cell that no token covers yet; no id is this large.
-const FREE: u32 = u32::MAX;
+const EMPTY_CELL: u32 = u32::MAX;
 
 impl Vocabulary {
     /// The codebook ids, in raster order, of the `height`x`width` grid that was encoded to `ids`.
@@ -95,11 +95,11 @@ impl Vocabulary {
 
     /// Oriented mode: tokens one after the other, each on the first free cell.
     fn tile(&self, ids: &[u32], height: usize, width: usize) -> Result<Vec<u32>> {
-        let mut grid = vec![FREE; height * width];
+        let mut grid = vec![EMPTY_CELL; height * width];
         let mut free = 0..grid.len();
         for (position, &token) in ids.iter().enumerate() {
             let error = |problem| Error::Tokens { position, problem };
-            let Some(anchor) = free.find(|&cell| grid[cell] == FREE) else {
+            let Some(anchor) = free.find(|&cell| grid[cell] == EMPTY_CELL) else {
                 return Err(error(format!(
                     "token {token} is one too many, the {height}x{width} grid is full"
                 )));
@@ -112,7 +112,7 @@ impl Vocabulary {
                 let row = usize::try_from(last.0).ok().filter(|&row| row < height)?;
                 let column = usize::try_from(last.1).ok().filter(|&column| column < width)?;
                 let cell = &mut grid[row * width + column];
-                (*cell == FREE).then(|| *cell = id)
+                (*cell == EMPTY_CELL).then(|| *cell = id)
             });
             if fits.is_none() {
                 let (row, column) = last;
@@ -123,7 +123,7 @@ impl Vocabulary {
             }
         }
         // No cell may be left over.
-        match free.find(|&cell| grid[cell] == FREE) {
+        match free.find(|&cell| grid[cell] == EMPTY_CELL) {
             None => Ok(grid),
             Some(cell) => {
                 let (row, column) = (cell / width, cell % width);

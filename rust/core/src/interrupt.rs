@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
-/// A flag that asks training or encoding to stop soon. Clones are the same flag.
+/// A flag that asks training or encoding to stop. Clones are the same flag.
 #[derive(Debug, Default, Clone)]
 pub struct Interrupt(Arc<AtomicBool>);
 

@@ -1,4 +1,4 @@
-//! The core against a plain implementation that counts everything anew for every merge, and against itself.
+//! The core against a plain implementation that counts everything again for every merge, and against itself.
 
 mod plain;
 
@@ -138,7 +138,7 @@ fn config(cases: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(config(3000))]
 
-    /// Incremental training learns the same merges, with the same statistics, as counting anew every time, and encoding
+    /// Incremental training learns the same merges, with the same statistics, as counting again every time, and encoding
     /// a training grid gives what became of it.
     #[test]
     fn training_equals_full_counts((options, grids, _) in cases()) {

@@ -1,4 +1,4 @@
-"""Checkpoints under taming's names: [VQ-GAN f16](https://github.com/CompVis/taming-transformers) and the others of its
+"""Weights under taming's names: [VQ-GAN f16](https://github.com/CompVis/taming-transformers) and the others of its
 authors, and Meta's [Chameleon](https://github.com/facebookresearch/chameleon) as first published.
 
 The preprocessing is that of their notebooks and of Meta's `image_tokenizer.py`: the shorter side to the training size

@@ -1,4 +1,4 @@
-"""The codebook of a quantizer in training: where its codes start, how they move, and which are placed anew."""
+"""The codebook of a quantizer in training: where its codes start, how they move, and which are placed again."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ class Codebook:
     Args:
         weight: The codes (K, D), changed in place.
         ema_decay: Decay of the moving averages.
-        dead_threshold: A code that is used less than this often per batch, on average, is placed anew.
+        dead_threshold: A code that is used less than this often per batch, on average, is placed again.
         is_moving: Whether the codes are the moving averages; else something else moves them, as an optimizer.
     """
 

@@ -46,7 +46,7 @@ class CodebookOptions(Options):
             from them. It keeps those images at few and steady ids.
         commitment: Weight of the loss that pulls latents to their codes.
         ema_decay: Decay of the moving averages of codes and of their use.
-        dead_threshold: A code that is used less than this often per batch, on average, is placed anew.
+        dead_threshold: A code that is used less than this often per batch, on average, is placed again.
     """
 
     size: int = 1024

@@ -57,7 +57,7 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
 
     The networks start as principal components of the tiles, and the codebook as k-means of those, which is a
     fair quantizer already; without that start, hours go by before it is as good. While the encoder learns, the
-    codebook follows the moving averages of its latents, and unused codes are placed anew. Equal tiles of an image
+    codebook follows the moving averages of its latents, and unused codes are placed again. Equal tiles of an image
     count once, in the codebook and in the loss, or plain backgrounds would get most of the codes. The
     discriminator joins late. Everything random is a function of the seed and the step, so a run that was killed
     goes on from its checkpoint as if nothing had happened. Under torchrun the ranks share each step's crops.
@@ -393,7 +393,9 @@ class Trainer:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
-            raise CheckpointError(f"{path}: cannot be read ({error}); remove it to start anew") from error
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}); remove it to start from the beginning"
+            ) from error
         for network, tensors in zip((self.model, self.discriminator), state["networks"], strict=True):
             network.load_state_dict(tensors)
         for optimizer, fields in zip(self.optimizers, state["optimizers"], strict=True):

@@ -122,7 +122,7 @@ impl MergeIndex {
         })
     }
 
-    /// Oriented mode: whether two regions with a merge's tokens at its offset are adjacent, in a grid of so many cells.
+    /// Oriented mode: whether two regions with a merge's tokens at its offset are adjacent, in a grid of `cells` cells.
     ///
     /// Their shapes decide it, so it is worked out once, when a grid that both fit into has one of them.
     pub fn touches(&self, merge: u32, cells: usize) -> bool {

@@ -9,7 +9,7 @@ use std::vec::IntoIter;
 
 use crate::grid::Grid;
 
-/// One in so many ids is counted; odd, so that these are of all columns.
+/// One in this number of ids is counted; odd, so that these are of all columns.
 const SAMPLING_STEP: usize = 13;
 
 /// A shard and a position there.
@@ -27,7 +27,7 @@ pub(super) struct GridAssigner {
 }
 
 impl GridAssigner {
-    /// For so many ids and grids, and these positions in shards.
+    /// For `ids` ids and `grids` grids, and these positions in shards.
     pub fn new(
         ids: u32,
         grids: usize,

@@ -26,7 +26,7 @@ const MAX_SORTED_CELLS: usize = 1 << 25;
 /// more memory.
 const MAX_GROUPS: usize = 4;
 
-/// Tokens are of one of so many classes, each a fair sample of them.
+/// Tokens are of one of this number of classes, each a fair sample of them.
 const NUM_CLASSES: u32 = 8;
 
 /// With fewer tokens than this, one class does not tell how frequent pairs are.
@@ -83,7 +83,7 @@ pub(super) struct CellPairSearch<'a, W> {
     pub region_maps: &'a [&'a RegionMap<W>],
     /// About how many pairs are to be at or above the threshold.
     pub target: usize,
-    /// Bounds of the threshold; if no threshold within them leaves so many pairs, the lower one is taken.
+    /// Bounds of the threshold; if no threshold within them leaves `target` pairs, the lower one is taken.
     pub bounds: RangeInclusive<u64>,
     pub threads: &'a Threads,
     pub interrupt: &'a Interrupt,

@@ -11,7 +11,7 @@ use super::word::Word;
 use crate::interrupt::Interrupt;
 use crate::statistics::{key, tokens};
 
-/// Pairs are sorted into so many buckets before they are counted, by the high bits of their hash, so that the counts
+/// Pairs are sorted into this number of buckets before they are counted, by the high bits of their hash, so that the counts
 /// that a bucket needs stay in the nearer caches.
 const NUM_BUCKETS: usize = 64;
 
@@ -78,7 +78,7 @@ pub(super) struct Sketch {
 }
 
 impl Sketch {
-    /// Counts all pairs by a hash of so many bits.
+    /// Counts all pairs by a hash of `bits` bits.
     pub fn new<W: Word>(regions: &RegionMap<W>, bits: u32, interrupt: &Interrupt) -> Self {
         let mut counts = vec![0_u32; 1 << bits];
         let mut buckets = Buckets::new(regions.len());
@@ -138,9 +138,9 @@ impl Sketch {
     }
 }
 
-/// The number with so many others before it in descending order; puts those before it first.
+/// The number with `n` others before it in descending order; puts those before it first.
 fn nth_largest(numbers: &mut [u32], n: usize) -> u32 {
-    let (_, &mut number, _) = numbers.select_nth_unstable_by(n, |one, other| other.cmp(one));
+    let (_, &mut number, _) = numbers.select_nth_unstable_by(n, |a, b| b.cmp(a));
     number
 }
 
@@ -162,7 +162,7 @@ struct Occurrence {
 }
 
 /// The content of a free slot.
-const FREE: u32 = u32::MAX;
+const EMPTY_SLOT: u32 = u32::MAX;
 
 /// The pairs counted so far, and a hash table of them: the number of a pair is in the first free slot at or after the
 /// one that its hash names.
@@ -176,11 +176,10 @@ struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// For pairs of about so many hashes. A bucket of pairs fills one part of the table, so the table has room to
-    /// spare.
+    /// For pairs of about `hashes` hashes. A bucket of pairs fills one part of the table, so the table has room to spare.
     fn new(sketch: &'a Sketch, base_vocab_size: u32, hashes: u32) -> Self {
         let bits = (4 * hashes).max(1 << 10).ilog2() + 2;
-        Self { sketch, base_vocab_size, pairs: Vec::new(), slots: vec![FREE; 1 << bits], bits }
+        Self { sketch, base_vocab_size, pairs: Vec::new(), slots: vec![EMPTY_SLOT; 1 << bits], bits }
     }
 
     fn count(&mut self, bucket: &[Occurrence]) {
@@ -207,7 +206,7 @@ impl<'a> Table<'a> {
         let mut slot = high_bits(hash, self.bits);
         loop {
             let number = self.slots[slot];
-            if number == FREE {
+            if number == EMPTY_SLOT {
                 return self.insert(slot, key, hash);
             }
             if self.pairs[number as usize].key == key {
@@ -239,12 +238,12 @@ impl<'a> Table<'a> {
 
     fn grow(&mut self) {
         self.bits += 1;
-        self.slots = vec![FREE; 1 << self.bits];
+        self.slots = vec![EMPTY_SLOT; 1 << self.bits];
         // Put all pairs into the new slots.
         for (number, pair) in (0..).zip(&self.pairs) {
             let (a, b) = tokens(pair.key);
             let mut slot = high_bits(hash(a, b), self.bits);
-            while self.slots[slot] != FREE {
+            while self.slots[slot] != EMPTY_SLOT {
                 slot = (slot + 1) & (self.slots.len() - 1);
             }
             self.slots[slot] = number;
@@ -276,7 +275,7 @@ pub(super) fn count_frequent<W: Word>(
     table.pairs
 }
 
-/// Ranges that cover so many positions, or fewer if the interrupt flag is set on the way.
+/// Ranges that cover `len` positions, or fewer if the interrupt flag is set on the way.
 fn ranges(len: usize, interrupt: &Interrupt) -> impl Iterator<Item = (usize, usize)> {
     let ranges = (0..len).step_by(CHECK_INTERVAL).map(move |from| (from, len.min(from + CHECK_INTERVAL)));
     ranges.take_while(|_| !interrupt.is_set())

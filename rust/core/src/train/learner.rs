@@ -35,7 +35,7 @@ const MIN_PARALLEL_CELLS: u64 = 1 << 14;
 /// Most bits of the hashes that pairs are counted by.
 const MAX_SKETCH_BITS: u32 = 22;
 
-/// With fewer cells than this, a shard is not worth a thread, unless the options ask for so many threads.
+/// With fewer cells than this, a shard is not worth a thread, unless the options ask for that many threads.
 const MIN_SHARD_CELLS: u64 = 1 << 21;
 
 /// Most cells of a shard before its last grid is added. With that grid there are fewer than 2^31 cells, so positions
@@ -329,7 +329,7 @@ impl<W: Word> Learner<W> {
 
     /// Step 1: counts all pairs and indexes the frequent ones, with a threshold of at most `limit`.
     fn index(&mut self, limit: u64, interrupt: &Interrupt) -> Result<()> {
-        // With lower frequencies that can win, more pairs are indexed, so that they need not be counted again soon.
+        // With lower frequencies that can win, more pairs are indexed, so that the next count comes later.
         let halves = match self.options.merge_mode {
             _ if self.options.alpha > 0.5 => 4,
             MergeMode::Oriented => 3,
@@ -345,7 +345,7 @@ impl<W: Word> Learner<W> {
         };
         interrupt.check()?;
 
-        // Start anew with the pairs at or above the threshold.
+        // Start again with the pairs at or above the threshold.
         self.threshold = threshold;
         self.pairs_of_token.iter_mut().for_each(Vec::clear);
         self.dropped_pairs.clear();

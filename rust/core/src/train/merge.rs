@@ -71,7 +71,7 @@ pub(super) struct PairDeltas {
 }
 
 impl PairDeltas {
-    /// No changes, for so many tokens, border among them.
+    /// No changes, for `tokens` tokens with the border.
     pub fn new(tokens: usize) -> Self {
         Self {
             removals: vec![Removals::default(); tokens],
@@ -99,7 +99,7 @@ impl PairDeltas {
         self.counts[pair as usize]
     }
 
-    /// A recorder for at most so many more adjacencies of the new token.
+    /// A recorder for at most `max_adjacencies` more adjacencies of the new token.
     fn recorder(&mut self, max_adjacencies: usize, token: u32) -> DeltaRecorder<'_> {
         // One more, which is written but does not count.
         let end = self.num_adjacencies + max_adjacencies + 1;

@@ -1,7 +1,7 @@
 //! Learning a vocabulary from many grids: options, and the [`Trainer`] that is the interface of it.
 //!
 //! # The algorithm
-//! The result is that of counting all pairs of adjacent regions anew for every merge; but almost all counts stay as
+//! The result is that of counting all pairs of adjacent regions again for every merge; but almost all counts stay as
 //! they are from one merge to the next, so they are kept up to date instead:
 //! 1. **Count.** All pairs are counted once. Those at or above a threshold are *indexed*: each with its exact count and
 //!    a list of where it occurs. (`count_cells`, `count_regions`, `occurrences`)

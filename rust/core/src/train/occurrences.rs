@@ -66,7 +66,7 @@ const REGION_BLOCK: u32 = u32::MAX;
 
 const NO_SPAN: Span = Span { start: 0, len: 0, block: REGION_BLOCK };
 
-/// A batch of so many cells gets a block of its own, since copying it would take long.
+/// A batch of at least this number of cells gets a block of its own, since copying it would take long.
 const MIN_OWN_BLOCK: usize = 1 << 12;
 
 /// Lists, and what is left of dropped ones.
@@ -187,7 +187,7 @@ impl<T: Copy> Block<T> {
         start
     }
 
-    /// Makes room for so many more items in the block of regions: leaves out those that are in no list, if they are
+    /// Makes room for `number` more items in the block of regions: leaves out those that are in no list, if they are
     /// many, or else takes more memory.
     fn make_room(&mut self, number: usize, spans: &mut [Span]) {
         if self.items.len() + number > self.items.capacity() {
@@ -215,7 +215,7 @@ impl<T: Copy> Block<T> {
         self.items.len() - self.num_listed > self.growth(spans)
     }
 
-    /// Whether the block has `min_items`, and so many times as many items as are in lists.
+    /// Whether the block has more than `min_items` items, and more than `times` times those that are in lists.
     fn is_emptier_than(&self, times: f64, min_items: usize) -> bool {
         self.items.len() > min_items && self.items.len() as f64 > times * self.num_listed as f64
     }

@@ -270,7 +270,7 @@ impl<W: Word> RegionMap<W> {
     }
 }
 
-/// The rows that begin in a range of positions, as (start, stride), but for the last of each stack, which is border.
+/// The rows that begin in a range of positions, as (start, stride), without the last of each stack, which is border.
 fn rows(stacks: &[Stack], range: Range<usize>, len: usize) -> impl Iterator<Item = (u32, u32)> {
     stacks.iter().enumerate().flat_map(move |(i, &Stack { start, stride, .. })| {
         let end = stacks.get(i + 1).map_or(len, |next| next.start as usize);

@@ -327,7 +327,7 @@ impl<W: Word> Shard<W> {
         self.removals[number]
     }
 
-    /// The pairs that came with the last merge, each once, but for those with fewer adjacencies than its `min_count`.
+    /// The pairs that came with the last merge, each once, without those with fewer adjacencies than its `min_count`.
     pub fn frequent_pairs(&self) -> &[NewPair] {
         &self.frequent_pairs
     }

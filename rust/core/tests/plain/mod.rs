@@ -1,4 +1,4 @@
-//! Visual BPE written plainly from the specification: every merge counts all pairs anew, and encoding applies all
+//! Visual BPE written plainly from the specification: every merge counts all pairs again, and encoding applies all
 //! merges. The core is compared with it.
 
 use std::collections::BTreeMap;
