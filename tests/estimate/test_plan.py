@@ -262,7 +262,7 @@ def test_shipped_recipe_is_planned(name: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*RECIPES} - {"demo"}))
 def test_shipped_recipe_trains_a_model_of_its_kind(name: str, chain: Path, tmp_path: Path) -> None:
-    """The recipe itself, except for its files, the number of steps, and a model scaled down; test_demo runs the demo's."""
+    """The recipe itself, with other files, fewer steps, and a model scaled down; test_demo runs the demo's."""
     training = Recipe.find(name).training()
     config = find_shape(*Recipe.find(name).model()).config
     if config.model_type == "llama":

@@ -1,4 +1,4 @@
-"""Bytes of a training: activations, by running the model without memory; weights and states, as DeepSpeed keeps them."""
+"""Bytes of a training: activations, by running the model without memory; weights and states, as DeepSpeed has them."""
 
 import math
 from collections.abc import Callable

@@ -14,8 +14,8 @@ class PlanOptions(Options):
     Args:
         recipe: Recipe of a training or of a run: a file, or the name of a shipped one.
         gpus: The GPUs, such as `8x80GB`, or `4x8x80GB` for four nodes of eight.
-        shape: Model to plan with, where the recipe's does not exist yet: a folder, a config.json, or the name of a shipped
-            one, such as `Llama-3.1-8B`.
+        shape: Model to plan with, where the recipe's does not exist yet: a folder, a config.json, or the name of a
+            shipped one, such as `Llama-3.1-8B`.
         new_rows: Rows that expanding it adds; by default what the recipe says.
         records: Number of records of each category, where the recipe's do not exist yet.
         mean_length: Their tokens, on average.

@@ -73,8 +73,8 @@ def fit_square(
 ) -> Image.Image:
     """The whole image, scaled (bicubic) so that its longer side is `size`, in the middle of a plain square.
 
-    Nothing is cropped and the proportions stay, except where the shorter side would be less than `min_side`; an image of `size` by
-    `size` pixels is returned as it is. The square is white unless `background`, RGB of 0 to 255, says otherwise.
+    Nothing is cropped. The proportions stay, except where the shorter side would be less than `min_side`. An image of
+    `size` by `size` pixels is returned as it is. The square is white unless `background`, RGB of 0 to 255, says otherwise.
     """
     image = to_rgb(image)
     if image.size == (size, size):

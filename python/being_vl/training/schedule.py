@@ -115,7 +115,7 @@ def make_schedules(options: TrainOptions, lengths: Lengths, ranks: int) -> list[
 
 
 def count_rows_of_step(stage: StageOptions, batches: BatchOptions, ranks: int) -> int:
-    """Rows of an optimizer step over all ranks: the stage's `batch_size`, or what this number of ranks makes of its micro-batches."""
+    """Rows of an optimizer step over all ranks: the stage's `batch_size`, or those of all micro-batches."""
     return stage.batch_size or batches.micro_batch_size * ranks * stage.accumulation
 
 
