@@ -74,7 +74,8 @@ def fit_square(
     """The whole image, scaled (bicubic) so that its longer side is `size`, in the middle of a plain square.
 
     Nothing is cropped. The proportions stay, except where the shorter side would be less than `min_side`. An image of
-    `size` by `size` pixels is returned as it is. The square is white unless `background`, RGB of 0 to 255, says otherwise.
+    `size` by `size` pixels is returned as it is. The square is of the colour `background`, RGB of 0 to 255; by default
+    white.
     """
     image = to_rgb(image)
     if image.size == (size, size):

@@ -139,14 +139,14 @@ impl Vocabulary {
         let encode = |block: Block, interrupt: &Interrupt| {
             // Grid i of the batch is grid i - first of this block.
             let options = encode_options(regions, dropout, seed.wrapping_add(block.first as u64));
-            let encoded = self.encode_block(&block, &options, interrupt)?;
-            Ok((block, encoded))
+            let encodings = self.encode_block(&block, &options, interrupt)?;
+            Ok((block, encodings))
         };
-        let gather = |(block, mut encoded): (Block, EncodedBatch)| {
-            for (&size, regions) in block.sizes().iter().zip(std::mem::take(&mut encoded.regions)) {
+        let gather = |(block, mut encodings): (Block, EncodedBatch)| {
+            for (&size, regions) in block.sizes().iter().zip(std::mem::take(&mut encodings.regions)) {
                 arrays_of_grids.push(region_arrays(py, size, regions)?);
             }
-            batch.append(encoded);
+            batch.append(encodings);
             Ok(())
         };
         work::stream(py, num_threads, || blocks.next(), Block::cells, encode, gather)?;

@@ -78,13 +78,13 @@ pub(crate) fn stream<J: Send, R: Send>(
     work: impl Fn(J, &Interrupt) -> Result<R> + Send + Sync,
     mut take: impl FnMut(R) -> PyResult<()>,
 ) -> PyResult<()> {
-    let Some(first) = next()? else { return Ok(()) };
-    let second = next()?;
-    if second.is_none() && cells(&first) < MIN_THREAD_CELLS {
-        let result = py.detach(|| work(first, &Interrupt::default()));
+    let Some(first_job) = next()? else { return Ok(()) };
+    let second_job = next()?;
+    if second_job.is_none() && cells(&first_job) < MIN_THREAD_CELLS {
+        let result = py.detach(|| work(first_job, &Interrupt::default()));
         return take(result.map_err(|error| to_python(&error))?);
     }
-    let mut first_jobs = [Some(first), second].into_iter().flatten();
+    let mut first_jobs = [Some(first_job), second_job].into_iter().flatten();
     let next = || first_jobs.next().map_or_else(&mut next, |job| Ok(Some(job)));
     let threads = match threads {
         0 => available_parallelism().map_or(1, usize::from),

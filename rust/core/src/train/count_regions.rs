@@ -111,20 +111,20 @@ impl Sketch {
 
     /// The least threshold that at most `max_reaching` bounds reach.
     pub fn threshold(&self, max_reaching: usize) -> u64 {
-        let mut largest: Vec<u32> = Vec::new();
-        // All bounds above this one are in `largest`, which is cut whenever it is twice as long as needed.
+        let mut largest_counts: Vec<u32> = Vec::new();
+        // All bounds above this one are in `largest_counts`, which is cut whenever it is twice as long as needed.
         let mut cutoff = 0;
         for &count in &self.counts {
             if count > cutoff {
-                largest.push(count);
-                if largest.len() > 2 * max_reaching {
-                    cutoff = nth_largest(&mut largest, max_reaching);
-                    largest.truncate(max_reaching);
+                largest_counts.push(count);
+                if largest_counts.len() > 2 * max_reaching {
+                    cutoff = nth_largest(&mut largest_counts, max_reaching);
+                    largest_counts.truncate(max_reaching);
                 }
             }
         }
-        if largest.len() > max_reaching {
-            cutoff = nth_largest(&mut largest, max_reaching);
+        if largest_counts.len() > max_reaching {
+            cutoff = nth_largest(&mut largest_counts, max_reaching);
         }
         u64::from(cutoff) + 1
     }

@@ -200,11 +200,11 @@ impl DeltaRecorder<'_> {
         (z, other_token): Region,
         removals: [(usize, u32); N],
         x: u32,
-        before: bool,
+        is_before: bool,
         is_new: bool,
     ) {
         // Two regions of the new token are one pair, whichever comes first.
-        let before = before & (other_token != self.token);
+        let is_before = is_before & (other_token != self.token);
         // What is taken away.
         let token_removals = &mut self.removals[other_token as usize];
         for (index, number) in removals {
@@ -212,7 +212,7 @@ impl DeltaRecorder<'_> {
             *sum = sum.wrapping_add(number);
         }
         // What is added.
-        self.adjacencies[self.len] = (new_pair(other_token, before), z, x);
+        self.adjacencies[self.len] = (new_pair(other_token, is_before), z, x);
         self.len += usize::from(is_new);
     }
 }
@@ -240,18 +240,18 @@ pub(super) fn join_cells<W: Word>(
     let mut recorder = deltas.recorder(6 * block.len(), token);
     for &x in block {
         // A merge of this block may have taken one of them meanwhile.
-        let to_right = has_anchor(cells, x + 1, b) & merges_right;
-        let to_below = has_anchor(cells, x + stride, b) & merges_below;
-        if !has_anchor(cells, x, a) | !(to_right | to_below) {
+        let is_right = has_anchor(cells, x + 1, b) & merges_right;
+        let is_below = has_anchor(cells, x + stride, b) & merges_below;
+        if !has_anchor(cells, x, a) | !(is_right | is_below) {
             continue;
         }
         num_merges += 1;
-        num_below += u32::from(!to_right);
-        let distance = if to_right { 1 } else { stride };
-        let around = positions_around(x, distance, stride).map(|q| region_at(cells, q));
+        num_below += u32::from(!is_right);
+        let distance = if is_right { 1 } else { stride };
+        let outer_regions = positions_around(x, distance, stride).map(|q| region_at(cells, q));
         cells[x as usize] = W::new(token, 0);
         cells[(x + distance) as usize] = W::new(token, distance);
-        record_joined_cells(&mut recorder, around, x, distance, pairs_of_b, border);
+        record_joined_cells(&mut recorder, outer_regions, x, distance, pairs_of_b, border);
     }
     // The pairs (a, b) themselves.
     recorder.removals[b as usize][PAIRS_OF_A] += num_merges + num_below * BELOW;
@@ -274,29 +274,35 @@ fn record_joined_cells(
     border: u32,
 ) {
     let y = x + distance;
-    let to_right = distance == 1;
+    let is_right = distance == 1;
     let is_inside = |region: Region| region.1 != border;
     // Around x: above, left, and across from y.
-    let (once_u, once_v) = (is_inside(u), is_inside(v) & (v.0 != u.0));
-    let once_w = is_inside(w) & (w.0 != u.0) & (w.0 != v.0);
+    let (is_counted_u, is_counted_v) = (is_inside(u), is_inside(v) & (v.0 != u.0));
+    let is_counted_w = is_inside(w) & (w.0 != u.0) & (w.0 != v.0);
     // Around y: across from x, right, and below.
-    let (once_p, once_q) = (is_inside(p), is_inside(q) & (q.0 != p.0));
-    let once_r = is_inside(r) & (r.0 != p.0) & (r.0 != q.0);
-    let not_beside_x = |z: u32| (z != u.0) & (z != v.0) & (z != w.0);
+    let (is_counted_p, is_counted_q) = (is_inside(p), is_inside(q) & (q.0 != p.0));
+    let is_counted_r = is_inside(r) & (r.0 != p.0) & (r.0 != q.0);
+    let is_apart_from_x = |z: u32| (z != u.0) & (z != v.0) & (z != w.0);
     let index_at_y = |z: u32| pairs_of_b + usize::from(z < y);
     // A neighbour across lies below or above if y lies to the right, and beside it otherwise.
-    let across = 1 + u32::from(to_right) * BELOW;
-    let if_once = |once: bool, number: u32| u32::from(once).wrapping_neg() & number;
+    let across_count = 1 + u32::from(is_right) * BELOW;
+    let number_if = |condition: bool, number: u32| u32::from(condition).wrapping_neg() & number;
     // What is above x or left of it is anchored before it.
-    recorder.add(u, [(PAIRS_OF_A + 1, if_once(once_u, 1 + BELOW))], x, true, once_u);
-    recorder.add(v, [(PAIRS_OF_A + 1, u32::from(once_v))], x, true, once_v);
-    recorder.add(w, [(PAIRS_OF_A + usize::from(w.0 < x), if_once(once_w, across))], x, w.0 < x, once_w);
-    let removal = (index_at_y(p.0), if_once(once_p, across));
-    recorder.add(p, [removal], x, p.0 < x, once_p & not_beside_x(p.0));
-    let removal = (index_at_y(q.0), u32::from(once_q));
-    recorder.add(q, [removal], x, q.0 < x, once_q & not_beside_x(q.0));
-    let removal = (index_at_y(r.0), if_once(once_r, 1 + BELOW));
-    recorder.add(r, [removal], x, r.0 < x, once_r & not_beside_x(r.0));
+    recorder.add(u, [(PAIRS_OF_A + 1, number_if(is_counted_u, 1 + BELOW))], x, true, is_counted_u);
+    recorder.add(v, [(PAIRS_OF_A + 1, u32::from(is_counted_v))], x, true, is_counted_v);
+    recorder.add(
+        w,
+        [(PAIRS_OF_A + usize::from(w.0 < x), number_if(is_counted_w, across_count))],
+        x,
+        w.0 < x,
+        is_counted_w,
+    );
+    let removal = (index_at_y(p.0), number_if(is_counted_p, across_count));
+    recorder.add(p, [removal], x, p.0 < x, is_counted_p & is_apart_from_x(p.0));
+    let removal = (index_at_y(q.0), u32::from(is_counted_q));
+    recorder.add(q, [removal], x, q.0 < x, is_counted_q & is_apart_from_x(q.0));
+    let removal = (index_at_y(r.0), number_if(is_counted_r, 1 + BELOW));
+    recorder.add(r, [removal], x, r.0 < x, is_counted_r & is_apart_from_x(r.0));
 }
 
 /// Joins regions of any size, whose anchors are in `block`. `WITH_CELL` if one of each two is a single cell. Returns
@@ -339,9 +345,9 @@ pub(super) fn join_regions<const WITH_CELL: bool, W: Word>(
             let (mut removals_x, mut removals_y) = (u32::from(beside_x), u32::from(beside_y));
             if WITH_CELL {
                 // Adjacent single cells that do not follow each other in a row are in a column.
-                let below = |x: u32| u32::from(z.wrapping_sub(x).wrapping_add(1) & !2 != 0) * BELOW;
-                removals_x *= 1 + u32::from(a < base_vocab_size) * below(x);
-                removals_y *= 1 + u32::from(b < base_vocab_size) * below(y);
+                let below_count = |x: u32| u32::from(z.wrapping_sub(x).wrapping_add(1) & !2 != 0) * BELOW;
+                removals_x *= 1 + u32::from(a < base_vocab_size) * below_count(x);
+                removals_y *= 1 + u32::from(b < base_vocab_size) * below_count(y);
             }
             let index_of_x = PAIRS_OF_A + usize::from(z < x);
             let index_of_y = pairs_of_b + usize::from(z < y);

@@ -32,7 +32,7 @@ pub(super) struct Neighbours {
     /// The places of the neighbours.
     places: Range<usize>,
     /// One bit per place: those beside x, and those beside y.
-    beside: [u64; 2],
+    beside_bits: [u64; 2],
     /// All neighbours instead, if they are too many for the table, or two anchors have the same remainder.
     overflow: Vec<Neighbour>,
 }
@@ -48,7 +48,7 @@ impl Default for Neighbours {
             slots: [0; SLOTS],
             regions: [NO_REGION; 256],
             places: 0..0,
-            beside: [0; 2],
+            beside_bits: [0; 2],
             overflow: Vec::new(),
         }
     }
@@ -61,7 +61,7 @@ struct RegionTable<'a> {
     /// The number of places taken.
     len: usize,
     /// One bit per place: those beside the region of the walk.
-    beside: u64,
+    beside_bits: u64,
 }
 
 impl RegionTable<'_> {
@@ -73,7 +73,7 @@ impl RegionTable<'_> {
         let place = if is_there { *slot } else { self.len as u8 };
         *slot = place;
         self.regions[usize::from(self.len as u8)] = region;
-        self.beside |= 1_u64.wrapping_shl(place.into());
+        self.beside_bits |= 1_u64.wrapping_shl(place.into());
         self.len += usize::from(!is_there);
     }
 }
@@ -100,7 +100,7 @@ impl Neighbours {
         let (beside_x, end) = walk(has_two_cells[0])(self, cells, x, stride, (x, token), 3);
         let members_of_x = self.num_members;
         let (beside_y, end) = walk(has_two_cells[1])(self, cells, y, stride, (x, token), end);
-        self.beside = [beside_x, beside_y];
+        self.beside_bits = [beside_x, beside_y];
         self.finish(cells, x, stride, 3..end, members_of_x)
     }
 
@@ -112,7 +112,7 @@ impl Neighbours {
         self.regions[1].0 = x;
         self.slots[x as usize % SLOTS] = 1;
         let (beside_x, end) = self.walk(cells, x, stride, (x, border), 2);
-        self.beside = [beside_x, 0];
+        self.beside_bits = [beside_x, 0];
         let number = self.finish(cells, x, stride, 2..end, self.num_members);
         // The walk has given the cells another token.
         for &p in &self.members[..self.num_members] {
@@ -124,10 +124,10 @@ impl Neighbours {
     /// Visits the neighbours.
     #[inline]
     pub fn for_each(&self, mut visit: impl FnMut(Neighbour)) {
-        let mut beside = self.beside.map(|bits| bits.wrapping_shr(self.places.start as u32));
+        let mut beside_bits = self.beside_bits.map(|bits| bits.wrapping_shr(self.places.start as u32));
         for &region in &self.regions[self.places.clone()] {
-            let [beside_x, beside_y] = beside.map(|bits| bits & 1 != 0);
-            beside = beside.map(|bits| bits >> 1);
+            let [beside_x, beside_y] = beside_bits.map(|bits| bits & 1 != 0);
+            beside_bits = beside_bits.map(|bits| bits >> 1);
             visit(Neighbour { region, beside_x, beside_y });
         }
         self.overflow.iter().copied().for_each(visit);
@@ -145,12 +145,12 @@ impl Neighbours {
     ) -> (u64, usize) {
         let Self { members, num_members, slots, regions, .. } = self;
         // Adding `change` to a member's word gives it the new token and anchor.
-        let old = cells[start as usize];
-        let change = W::new(token, start - anchor).minus(old);
-        cells[start as usize] = old.plus(change);
-        let old_token = old.token();
+        let old_word = cells[start as usize];
+        let change = W::new(token, start - anchor).minus(old_word);
+        cells[start as usize] = old_word.plus(change);
+        let old_token = old_word.token();
         let no_change = W::new(0, 0);
-        let mut table = RegionTable { slots, regions, len, beside: 0 };
+        let mut table = RegionTable { slots, regions, len, beside_bits: 0 };
         // `members` is a queue: cells are appended when they are reached, and visited in that order.
         let (mut number, mut end) = (*num_members, *num_members + 1);
         members.resize(members.len().max(end), 0);
@@ -172,7 +172,7 @@ impl Neighbours {
             }
         }
         *num_members = end;
-        (table.beside, table.len)
+        (table.beside_bits, table.len)
     }
 
     /// Does the same as [`Neighbours::walk`] for a region of two cells, which most are.
@@ -191,14 +191,14 @@ impl Neighbours {
         for p in [start, start + distance] {
             cells[p as usize] = W::new(token, p - anchor);
         }
-        let mut table = RegionTable { slots, regions, len, beside: 0 };
+        let mut table = RegionTable { slots, regions, len, beside_bits: 0 };
         for q in positions_around(start, distance, stride) {
             table.add(region_at(cells, q));
         }
         members.resize(members.len().max(*num_members + 2), 0);
         members[*num_members..][..2].copy_from_slice(&[start, start + distance]);
         *num_members += 2;
-        (table.beside, table.len)
+        (table.beside_bits, table.len)
     }
 
     /// Clears the table, and finds the neighbours by sorting if it was too small. The first `members_of_x` members are
@@ -294,10 +294,10 @@ mod tests {
                 let p = stride + cell % height * stride + cell / height % width;
                 let (x, _) = region_at(&cells, p);
                 let expected = plain_search(&cells, &[x], stride);
-                let before = cells.clone();
+                let old_cells = cells.clone();
                 prop_assert_eq!(neighbours.find(&mut cells, x, stride, BORDER), expected.len());
                 prop_assert_eq!(neighbour_list(&neighbours), expected.clone());
-                prop_assert!(cells == before);
+                prop_assert!(cells == old_cells);
 
                 // Around two regions that become one.
                 let inner_neighbours: Vec<_> = expected.iter().filter(|other| other.region.1 != BORDER).collect();
@@ -312,10 +312,10 @@ mod tests {
                 let number = neighbours.merge(&mut cells, (x, y), has_two_cells, stride, token);
                 prop_assert_eq!(number, expected.len());
                 prop_assert_eq!(neighbour_list(&neighbours), expected);
-                for (q, word) in (0..).zip(before) {
-                    let (anchor, old) = region_of(q, word);
-                    let is_merged = old != BORDER && (anchor == x || anchor == y);
-                    prop_assert_eq!(region_at(&cells, q), if is_merged { (x, token) } else { (anchor, old) });
+                for (q, word) in (0..).zip(old_cells) {
+                    let (anchor, old_token) = region_of(q, word);
+                    let is_merged = old_token != BORDER && (anchor == x || anchor == y);
+                    prop_assert_eq!(region_at(&cells, q), if is_merged { (x, token) } else { (anchor, old_token) });
                 }
             }
         }

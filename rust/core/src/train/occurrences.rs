@@ -157,13 +157,13 @@ impl OccurrenceLists {
     /// Whether it is time to [`compact`](OccurrenceLists::compact): the block of regions is all but full, or half of a
     /// block of cells is in no list.
     pub fn should_compact(&self) -> bool {
-        self.region_block.is_full_but_for(64) && self.region_block.is_wasteful(&self.spans)
+        self.region_block.is_nearly_full(64) && self.region_block.is_wasteful(&self.spans)
             || self.cell_blocks.iter().any(|cells| cells.is_emptier_than(2.0, self.min_compaction))
     }
 
     /// Leaves out items that are in no list, in blocks with many of them.
     pub fn compact(&mut self) {
-        if self.region_block.is_full_but_for(8) && self.region_block.is_wasteful(&self.spans) {
+        if self.region_block.is_nearly_full(8) && self.region_block.is_wasteful(&self.spans) {
             self.region_block.compact(&mut self.spans, REGION_BLOCK);
         }
         for (number, cells) in (0..).zip(&mut self.cell_blocks) {
@@ -205,8 +205,8 @@ impl<T: Copy> Block<T> {
         self.items.len() / 4 + spans.len()
     }
 
-    /// Whether there is room for less than one in `share` more items.
-    fn is_full_but_for(&self, share: usize) -> bool {
+    /// Whether the room left is less than one in `share` of the items.
+    fn is_nearly_full(&self, share: usize) -> bool {
         self.items.len() + self.items.len() / share > self.items.capacity()
     }
 

@@ -9,8 +9,8 @@ use being_vl_core::{
 pub fn read_vocabulary(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(vocabulary) = Vocabulary::from_json(text) else { return };
-    let again = Vocabulary::from_json(&vocabulary.to_json().unwrap()).unwrap();
-    assert_eq!(again, vocabulary);
+    let copy = Vocabulary::from_json(&vocabulary.to_json().unwrap()).unwrap();
+    assert_eq!(copy, vocabulary);
     let k = vocabulary.base_vocab_size();
     let ids: Vec<u32> = (0..20).map(|cell| cell * 7 % 3 % k).collect();
     round_trip(
