@@ -86,15 +86,15 @@ def measure(path):
     """Seconds to open, records per second in turn and in random order, and peak memory in GB; printed as JSON."""
     start = time.perf_counter()
     source = Records(path)
-    opening = time.perf_counter()
-    source.by_category()
+    open_end = time.perf_counter()
+    source.group_by_category()
     reading = time.perf_counter()
     reads = min(RANDOM_READS, len(source))
     for number in np.random.default_rng(0).integers(len(source), size=reads).tolist():
         source[number]
     end = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps([opening - start, len(source) / (reading - opening), reads / (end - reading), peak]))
+    print(json.dumps([open_end - start, len(source) / (reading - open_end), reads / (end - reading), peak]))
 
 
 def main():
@@ -120,10 +120,10 @@ def main():
                 write(path, count)
                 command = [sys.executable, "-m", "benchmarks.records", "--measure", str(path)]
                 result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-                opening, sequential_rate, random_rate, peak = json.loads(result.stdout)
+                open_seconds, sequential_rate, random_rate, peak = json.loads(result.stdout)
                 size = path.stat().st_size / 1e9
                 print(
-                    f"| {kind} | {count:,} | {size:.2f} | {opening:.1f} | {sequential_rate:,.0f} "
+                    f"| {kind} | {count:,} | {size:.2f} | {open_seconds:.1f} | {sequential_rate:,.0f} "
                     f"| {random_rate:,.0f} | {peak:.2f} |",
                     flush=True,
                 )

@@ -51,7 +51,7 @@ def command_section(name: str, command: Any) -> str:
     from being_vl.schema import read_options
 
     kind = load(command.options)
-    place = f" {command.positional.upper()}" if command.positional else ""
+    place = f" {command.positional_option.upper()}" if command.positional_option else ""
     lines = [f"## being-vl {name} {{ #{anchor(name)} }}", "", command.text, ""]
     options = read_options(kind)
     rest = " [-- OPTIONS OF THE TRAINING]" if options.pop(REST, None) else ""
@@ -74,7 +74,7 @@ def command_section(name: str, command: Any) -> str:
         lines += [f"Besides its own options it takes all of [`{TRAIN}`](#{TRAIN}).", ""]
     if command.dry_run:
         lines += ["`--dry_run` checks and plans everything, and writes nothing.", ""]
-    return "\n".join([*lines, table(options, "--", command.positional), ""])
+    return "\n".join([*lines, table(options, "--", command.positional_option), ""])
 
 
 def commands_by_options(sections: Mapping[str, str]) -> dict[str, str]:
@@ -97,20 +97,20 @@ def options_section(title: str, kind: Any) -> str:
     return f"### {title} {{ #{anchor(kind.__name__)} }}\n\n{table(read_options(kind), '')}\n"
 
 
-def table(options: Mapping[str, Any], prefix: str, positional: str | None = None) -> str:
+def table(options: Mapping[str, Any], prefix: str, positional_option: str | None = None) -> str:
     """Name, default and help of each option; those of a section below one another."""
     from being_vl.schema import walk
 
     lines = ["| option | default | |", "|---|---|---|"]
     for name, option in walk(options):
-        word = f"`{name.upper()}`" if name == positional else f"`{prefix}{name}`"
+        word = f"`{name.upper()}`" if name == positional_option else f"`{prefix}{name}`"
         if option.alias:
             word += f", `{option.alias}`"
-        lines.append(f"| {word} | {default_of(option)} | {option.help.replace('|', chr(92) + '|')} |")
+        lines.append(f"| {word} | {show_default(option)} | {option.help.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 
 
-def default_of(option: Any) -> str:
+def show_default(option: Any) -> str:
     """A default as YAML has it; nothing for None and for long lists, and a word for what must be given."""
     from being_vl.schema import NO_DEFAULT, show_value
 

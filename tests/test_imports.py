@@ -95,22 +95,22 @@ def list_imports() -> dict[str, set[str]]:
     return imports
 
 
-def room_of(module: str) -> str:
+def find_room(module: str) -> str:
     return module.split(".")[1] if "." in module else module
 
 
 def test_every_room_has_its_place() -> None:
-    assert {room_of(module) for module in list_imports()} == LEVEL.keys()
+    assert {find_room(module) for module in list_imports()} == LEVEL.keys()
 
 
 def test_rooms_import_downwards_only() -> None:
-    upward = [
+    upward_imports = [
         f"{module} imports {target}"
         for module, targets in list_imports().items()
         for target in sorted(targets)
-        if LEVEL[room_of(target)] < LEVEL[room_of(module)]
+        if LEVEL[find_room(target)] < LEVEL[find_room(module)]
     ]
-    assert not upward, "\n".join(upward)
+    assert not upward_imports, "\n".join(upward_imports)
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

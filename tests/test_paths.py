@@ -69,14 +69,14 @@ def parameters(name: str) -> Iterator[tuple[str, str]]:
 
 
 def test_annotations_that_name_a_path_name_every_kind() -> None:
-    narrow = [
+    narrow_annotations = [
         f"{place}: {annotation}"
         for name in being_vl.__all__
         for place, annotation in parameters(name)
         if "Path" in annotation and "PathLike" not in annotation and "StrPath" not in annotation
     ]
     # `GridStore.open` and `Records` have converted these.
-    assert [line.partition(":")[0] for line in narrow] == [
+    assert [line.partition(":")[0] for line in narrow_annotations] == [
         "GridStore.__init__(paths)",
         "Record.__init__(source)",
     ]

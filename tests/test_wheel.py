@@ -51,8 +51,8 @@ def wheel(tmp_path_factory):
     (folder / "sources").mkdir()
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "target")
-            shutil.copytree(ROOT / name, folder / "sources" / name, ignore=ignored)
+            ignore = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "target")
+            shutil.copytree(ROOT / name, folder / "sources" / name, ignore=ignore)
         else:
             shutil.copy(ROOT / name, folder / "sources" / name)
     # Crates that were compiled already need not be compiled again.

@@ -64,7 +64,7 @@ class Command(NamedTuple):
         function: `module:function`. It takes the options; what it returns, a text or texts one by one, is printed.
         options: `module:class`, the options dataclass whose fields are the flags.
         text: What the command does.
-        positional: The option that is given by its place. `recipe` stands for the command's own recipe where the
+        positional_option: The option that is given by its place. `recipe` stands for the command's own recipe where the
             options have none of this name.
         dry_run: `module:function` that is called in place of the other one with `--dry_run`.
         extra: The package's extra that it needs.
@@ -73,7 +73,7 @@ class Command(NamedTuple):
     function: str
     options: str
     text: str
-    positional: str | None = None
+    positional_option: str | None = None
     dry_run: str | None = None
     extra: str = "data"
 
@@ -84,7 +84,7 @@ class Command(NamedTuple):
             name: The command's.
             options: Of its dataclass.
         """
-        place = f"{self.positional.upper()} " if self.positional else ""
+        place = f"{self.positional_option.upper()} " if self.positional_option else ""
         overrides = " [-- FLAGS OF THE TRAINING]" if REST in options else ""
         usage = f"being-vl {name} {place}[OPTIONS]{overrides}"
         parser = Parser(prog=f"being-vl {name}", usage=usage, description=self.text)
@@ -102,7 +102,7 @@ class Command(NamedTuple):
             )
         for flags, text in switches.items():
             parser.add_argument(*flags.split(), action="store_true", help=text)
-        add_flags(parser, options, self.positional)
+        add_flags(parser, options, self.positional_option)
         return parser
 
     def _add_recipe(self, parser: Parser) -> None:
@@ -110,7 +110,7 @@ class Command(NamedTuple):
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": "YAML file of these options"}
         flag = parser.add_argument("--recipe", metavar="FILE", **settings)
         vars(flag)["hint"] = Path
-        if self.positional == "recipe":
+        if self.positional_option == "recipe":
             flag.help = argparse.SUPPRESS
             settings["help"] += ", or the name of a shipped one"
             vars(parser.add_argument("recipe", nargs="?", metavar="RECIPE", **settings))["hint"] = Path

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message.removeprefix("argument "))
 
 
-def add_flags(parser: Parser, options: Mapping[str, Option], positional: str | None = None) -> None:
+def add_flags(parser: Parser, options: Mapping[str, Option], positional_option: str | None = None) -> None:
     """Add a flag for each option; those of nested options are `--outer.inner`, in a group of their own.
 
     Each action has the type of its option as `hint`.
@@ -38,14 +38,14 @@ def add_flags(parser: Parser, options: Mapping[str, Option], positional: str | N
     Args:
         parser: What the flags are added to.
         options: As `read_options` returns them.
-        positional: The option that is given by its place.
+        positional_option: The option that is given by its place.
     """
     for name, option in options.items():
         if option.options is not None:
             group = parser.add_argument_group(name, option.help or None)
             for leaf_name, leaf in walk(option.options, f"{name}."):
                 _add_flag(group, leaf_name, leaf)
-        elif name == positional:
+        elif name == positional_option:
             nargs = "*" if get_origin(option.hint) is list else "?"
             text = option.help.replace("%", "%%")
             action = parser.add_argument(

@@ -15,16 +15,16 @@ def lazy_names(
         package: Its `__name__`.
         modules: Module, relative to the package → the names that the package offers from it.
     """
-    module_of = {name: module for module, names in modules.items() for name in names}
+    modules_of_names = {name: module for module, names in modules.items() for name in names}
 
     def getattr_(name: str) -> Any:
-        if name not in module_of:
+        if name not in modules_of_names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{module_of[name]}"), name)
+        value = getattr(import_module(f"{package}.{modules_of_names[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 
     def dir_() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *module_of})
+        return sorted({*vars(sys.modules[package]), *modules_of_names})
 
     return getattr_, dir_

@@ -55,6 +55,6 @@ def fixed_options(options: Any) -> dict[str, Any]:
         if field.metadata.get("may_change"):
             continue
         value = getattr(options, field.name)
-        nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
-        values[field.name] = fixed_options(value) if nested else to_jsonable(value)
+        is_nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        values[field.name] = fixed_options(value) if is_nested else to_jsonable(value)
     return values

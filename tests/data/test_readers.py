@@ -104,7 +104,7 @@ def test_records_of_several_files_are_numbered_through_and_sorted_by_category(tm
     assert [records[number] for number in range(300)] == all_records
     assert all_records[250].source == tmp_path / "web.tar"
     assert all_records[250].index == 0
-    for category, numbers in records.by_category().items():
+    for category, numbers in records.group_by_category().items():
         assert numbers.tolist() == [n for n, record in enumerate(all_records) if record.category == category]
     with pytest.raises(IndexError, match="there are 300 records"):
         records[300]

@@ -242,7 +242,7 @@ def test_categories_are_those_asked_for(tmp_path: Path) -> None:
         list(Records(path))
     write(tmp_path, [make_item(category=...), make_item(category="foundation")])
     records = Records(path, "charts", ["foundation", "charts"])
-    numbers_of_categories = {name: numbers.tolist() for name, numbers in records.by_category().items()}
+    numbers_of_categories = {name: numbers.tolist() for name, numbers in records.group_by_category().items()}
     assert numbers_of_categories == {"charts": [0], "foundation": [1]}
 
 

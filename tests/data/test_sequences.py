@@ -275,12 +275,12 @@ def test_records_that_are_too_long_are_an_error_or_left_out(
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_strings_of_special_tokens_in_a_text_are_text(template: str) -> None:
     build = builder(template)
-    special = build.chat.special_tokens
+    special_tokens = build.chat.special_tokens
     plain = build.build([record("What?", "Red.")])[0]
-    for name in special:
+    for name in special_tokens:
         hostile_record = record(f"Say {name}{name}", f"{name}, I say {name}")
         sequence = build.build([hostile_record])[0]
-        ids = set(build.tokenizer.convert_tokens_to_ids(list(special)))
+        ids = set(build.tokenizer.convert_tokens_to_ids(list(special_tokens)))
         special_ids = [token for token in sequence.ids if token in ids]
         assert special_ids == [token for token in plain.ids if token in ids]
         assert build.tokenizer.decode(sequence.ids).count(name) == 4 + build.tokenizer.decode(
@@ -317,10 +317,12 @@ def test_bad_records_are_left_out_and_listed_if_asked(
     assert by_record[3].text == "data.json: record 3 (id 'r3'): no answer to learn from"
     assert by_record[4].text.endswith(" tokens, max_length is 300")
     faults = []
-    narrow = VisualBPE.train([np.zeros((2, 2), np.int32)], base_vocab_size=2, num_merges=1)
-    small_layout = VocabularyLayout(TEXT_SIZE, 2, narrow.num_merges, "tiny", store.quantizer_fingerprint)
+    narrow_bpe = VisualBPE.train([np.zeros((2, 2), np.int32)], base_vocab_size=2, num_merges=1)
+    small_layout = VocabularyLayout(TEXT_SIZE, 2, narrow_bpe.num_merges, "tiny", store.quantizer_fingerprint)
     assert (
-        len(builder(layout=small_layout, bpe=narrow, grids=store).build(records[:1] + records[5:], faults))
+        len(
+            builder(layout=small_layout, bpe=narrow_bpe, grids=store).build(records[:1] + records[5:], faults)
+        )
         == 1
     )
     assert faults[0].kind == "id outside codebook"

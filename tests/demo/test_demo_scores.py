@@ -47,16 +47,16 @@ def test_rows_stand_beside_their_controls() -> None:
         ],
         SCENES,
     )
-    row_of = {(row.category, row.kind): row for row in rows}
-    caption = row_of["foundation", "caption"]
+    rows_of_kinds = {(row.category, row.kind): row for row in rows}
+    caption = rows_of_kinds["foundation", "caption"]
     assert (caption.right, caption.swapped, caption.majority) == (pytest.approx(2 / 3), 0, None)
-    several_objects = row_of["perception", "colour, several objects"]
+    several_objects = rows_of_kinds["perception", "colour, several objects"]
     assert (several_objects.questions, several_objects.right, several_objects.swapped) == (2, 0.5, 0.5)
     assert (several_objects.majority, several_objects.random_object) == (0.5, 0.5)
-    assert row_of["perception", "colour, one object"].random_object == 1
-    assert row_of["perception", "texture"].random_object == 1
-    assert row_of["perception", "background"].random_object is None
-    average = row_of["perception", "all"]
+    assert rows_of_kinds["perception", "colour, one object"].random_object == 1
+    assert rows_of_kinds["perception", "texture"].random_object == 1
+    assert rows_of_kinds["perception", "background"].random_object is None
+    average = rows_of_kinds["perception", "all"]
     assert (average.questions, average.right, average.swapped) == (5, pytest.approx(0.8), pytest.approx(0.4))
     assert average.majority == pytest.approx((2 * 0.5 + 3) / 5)
     lines = table(rows).splitlines()

@@ -178,14 +178,14 @@ def test_blocks_run_as_printed(
                 )
                 assert being_vl(*words[1:]) == 0, f"{block.name()}: {capsys.readouterr().err}"
             if block.output():
-                printed = "\n".join([capsys.readouterr().out, *caplog.messages])
-                assert missing_lines(block.output(), printed) == [], block.name()
+                output_text = "\n".join([capsys.readouterr().out, *caplog.messages])
+                assert missing_lines(block.output(), output_text) == [], block.name()
 
 
-def missing_lines(expected: list[str], printed: str) -> list[str]:
+def missing_lines(expected: list[str], output_text: str) -> list[str]:
     """Lines that a page shows and a command did not print, seconds aside."""
     seconds = re.compile(r"\d+(\.\d+)? s\b")
-    lines = {seconds.sub("0 s", line).rstrip() for line in printed.splitlines()}
+    lines = {seconds.sub("0 s", line).rstrip() for line in output_text.splitlines()}
     return [line for line in expected if seconds.sub("0 s", line).rstrip() not in lines]
 
 

@@ -53,15 +53,15 @@ class Image:
 
     def apply(self, a, b, offset, c, skip=lambda x, y: False):
         """Apply one merge to the pairs as they stand before it."""
-        consumed = set()
+        joined_cells = set()
         for x, y in self.adjacent():
-            if x in consumed or y in consumed or (self.token[x], self.token[y]) != (a, b):
+            if x in joined_cells or y in joined_cells or (self.token[x], self.token[y]) != (a, b):
                 continue
             if offset is not None and offset != (y[0] - x[0], y[1] - x[1]):
                 continue
             if skip(x, y):
                 continue
-            consumed |= {x, y}
+            joined_cells |= {x, y}
             self.anchor = {cell: x if anchor == y else anchor for cell, anchor in self.anchor.items()}
             del self.token[y]
             self.token[x] = c

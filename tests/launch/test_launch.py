@@ -336,15 +336,15 @@ def test_slurm_job_saves_when_warned_and_queues_again(
 
     job = run_slurm(*words).split()[-1]
 
-    def shows(*facts: str) -> bool:
+    def has_fact(*facts: str) -> bool:
         return any(fact in run_slurm("scontrol", "show", "job", job) for fact in facts)
 
-    wait_for(lambda: len(losses(tmp_path / "out")) > 4 or shows("JobState=FAILED"))
+    wait_for(lambda: len(losses(tmp_path / "out")) > 4 or has_fact("JobState=FAILED"))
     run_slurm("scancel", "--signal=USR1", job)  # as Slurm does before the time limit
-    wait_for(lambda: shows("JobState=COMPLETED", "JobState=FAILED"))
+    wait_for(lambda: has_fact("JobState=COMPLETED", "JobState=FAILED"))
     log = (tmp_path / "out" / f"slurm-{job}.log").read_text()
-    assert shows("JobState=COMPLETED"), log[-4000:]
-    assert shows("Restarts=1")
+    assert has_fact("JobState=COMPLETED"), log[-4000:]
+    assert has_fact("Restarts=1")
     first_log, _, second_log = log.partition("stopped by SIGUSR1")
     assert "one: resumed after step" in second_log
     assert first_log

@@ -159,8 +159,8 @@ def test_new_rows_are_drawn_by_he_seeded_and_all_different(parts: Path, tmp_path
     def new_rows(name: str, **changes: object) -> list[torch.Tensor]:
         layout = expand(options(parts, llm, tmp_path / name, **changes))
         model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
-        return [end.weight[layout.text_size :].detach() for end in ends]
+        embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+        return [end.weight[layout.text_size :].detach() for end in embeddings]
 
     rows = new_rows("a")
     for drawn_rows in rows:

@@ -155,7 +155,7 @@ def pixel_values(preprocessing: Preprocessing, image: Image.Image) -> Tensor:
 
 
 @torch.no_grad()
-def ids_of(latents: Tensor, codebook: Tensor) -> NDArray[np.int64]:
+def find_ids(latents: Tensor, codebook: Tensor) -> NDArray[np.int64]:
     """The definition: (D, h, w) → ids of the nearest codes, in float64."""
     _, height, width = latents.shape
     ids = torch.cdist(latents.flatten(1).T.double(), codebook.double()).argmin(1)
@@ -296,7 +296,7 @@ def upstream_janus_ids(model: JanusVQVAE, pixels: Tensor) -> NDArray[np.int64]:
     """As LlamaGen does it: latents and codes are compared at length 1."""
     with torch.no_grad():
         latents = F.normalize(model.quant_conv(model.encoder(pixels))[0], dim=0)
-    return ids_of(latents, F.normalize(model.quantize.embedding.weight.detach(), dim=-1))
+    return find_ids(latents, F.normalize(model.quantize.embedding.weight.detach(), dim=-1))
 
 
 def test_janus_gives_the_original_ids_which_transformers_class_does_not(
@@ -315,12 +315,12 @@ def test_janus_gives_the_original_ids_which_transformers_class_does_not(
     assert num_differences > 0
     check_decode(quantizer, taming, grids)
 
-    unit = JanusVQVAE(taming.config).eval()
-    unit.load_state_dict(taming.state_dict())
-    unit.quantize.embedding.weight.data = F.normalize(unit.quantize.embedding.weight.data, dim=-1)
+    unit_model = JanusVQVAE(taming.config).eval()
+    unit_model.load_state_dict(taming.state_dict())
+    unit_model.quantize.embedding.weight.data = F.normalize(unit_model.quantize.embedding.weight.data, dim=-1)
     pixels = janus_processor()(images[0], return_tensors="pt").pixel_values
     with torch.no_grad():  # codes of length 1, where both give the same
-        np.testing.assert_array_equal(unit.encode(pixels).image_tokens, grids[0].ravel())
+        np.testing.assert_array_equal(unit_model.encode(pixels).image_tokens, grids[0].ravel())
 
 
 def llamagen_names(state: State) -> State:

@@ -102,7 +102,7 @@ def flags(options: QuantizerTrainOptions, out: Path) -> list[str]:
     return ["--images", *map(str, options.images), "--out", str(out), *chain.from_iterable(values)]
 
 
-def log_of(out: Path) -> list[dict[str, float]]:
+def read_entries(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
@@ -111,7 +111,7 @@ def test_training_makes_a_quantizer_and_a_log(options: QuantizerTrainOptions) ->
     quantizer = load_quantizer(options.out)
     assert (quantizer.name, quantizer.codebook_size) == ("custom", 64)
     assert quantizer.encode([Image.new("RGB", (100, 70))])[0].shape == (8, 8)
-    log = log_of(options.out)
+    log = read_entries(options.out)
     assert [entry["step"] for entry in log] == list(range(1, 25))
     assert ["discriminator" in entry for entry in log] == [False] * 12 + [True] * 12
     assert [entry["step"] for entry in log if "psnr" in entry] == [6, 12, 18, 24]
@@ -228,7 +228,7 @@ def test_two_processes_lose_as_one(options: QuantizerTrainOptions) -> None:
         check=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    log_of_one, log_of_two = log_of(options_of_one.out), log_of(out)
+    log_of_one, log_of_two = read_entries(options_of_one.out), read_entries(out)
     assert len(log_of_one) == len(log_of_two) == options.steps
     for a, b in zip(log_of_one, log_of_two, strict=True):
         assert set(a) == set(b)
@@ -315,7 +315,7 @@ def test_an_output_of_other_options_is_refused_and_replaced_on_demand(options: Q
     first_fingerprint = load_quantizer(options.out).fingerprint
     train_quantizer(replace(other_run, overwrite=True))
     assert load_quantizer(options.out).fingerprint != first_fingerprint
-    assert [entry["step"] for entry in log_of(options.out)] == [1, 2]
+    assert [entry["step"] for entry in read_entries(options.out)] == [1, 2]
     assert (options.out / "notes.txt").read_text() == "mine"
 
 

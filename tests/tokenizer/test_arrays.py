@@ -106,10 +106,10 @@ def test_all_grids_at_once(bpe, grids, message):
             call()
 
 
-@pytest.mark.parametrize("empty", [[], (), iter([]), np.zeros((0, 2, 3), int), torch.zeros(0, 2, 3).long()])
-def test_no_grids(bpe, empty):
-    assert len(bpe.encode_batch(empty)) == 0
-    assert VisualBPE.train(empty, K).num_merges == 0
+@pytest.mark.parametrize("grids", [[], (), iter([]), np.zeros((0, 2, 3), int), torch.zeros(0, 2, 3).long()])
+def test_no_grids(bpe, grids):
+    assert len(bpe.encode_batch(grids)) == 0
+    assert VisualBPE.train(grids, K).num_merges == 0
 
 
 TOKEN_FAULTS = {
@@ -222,8 +222,8 @@ def test_tensors(bpe, dtype):
         assert VisualBPE.train(grids, K, 3) == VisualBPE.train(plain_grids.tolist(), K, 3)
     assert bpe.encode(transposed_grids[1]).tolist() == expected[1]
     ids, regions = bpe.encode(plain_grids[2], return_regions=True)
-    decoded = bpe.decode(torch.from_numpy(ids.astype(np.int64)).to(dtype), 2, 3, regions)
-    assert decoded.tolist() == plain_grids[2].tolist()
+    decoded_grid = bpe.decode(torch.from_numpy(ids.astype(np.int64)).to(dtype), 2, 3, regions)
+    assert decoded_grid.tolist() == plain_grids[2].tolist()
     if dtype.is_signed:
         plain_grids[1, 1, 2] = -3
         with pytest.raises(GridError, match="grid 1, row 1, column 2: id -3 "):
@@ -252,13 +252,13 @@ def test_layouts_that_must_work(bpe, tmp_path):
     rng = np.random.default_rng(0)
     plain_grids = rng.integers(0, K, (7, 6, 5))
     np.save(tmp_path / "grids.npy", plain_grids.astype(np.uint16))
-    read_only = plain_grids.copy()
-    read_only.flags.writeable = False
+    read_only_grids = plain_grids.copy()
+    read_only_grids.flags.writeable = False
     wide_grids = np.zeros((7, 12, 15), np.int32)
     wide_grids[:, ::2, ::3] = plain_grids
     layouts = {
         "Fortran": np.asfortranarray(plain_grids),
-        "read-only": read_only,
+        "read-only": read_only_grids,
         "memory-mapped": np.load(tmp_path / "grids.npy", mmap_mode="r"),
         "strided": wide_grids[:, ::2, ::3],
         "transposed": np.ascontiguousarray(plain_grids.transpose(2, 1, 0)).transpose(2, 1, 0),

@@ -50,10 +50,10 @@ def test_batches_equal_merge_after_merge(data, mode, k):
         image = oracle.encode(grid, merges, k, dropout, 7 + i)
         assert batch[i].tolist() == image.ids()
         assert batch.regions[i].tolist() == image.regions()
-    for decoded, grid in zip(
+    for decoded_grid, grid in zip(
         bpe.decode_batch(batch, [g.shape for g in other_grids]), other_grids, strict=True
     ):
-        assert np.array_equal(decoded, grid)
+        assert np.array_equal(decoded_grid, grid)
 
 
 def test_blocks_are_seamless(bpe):
@@ -81,12 +81,12 @@ def test_blocks_are_seamless(bpe):
 def test_an_iterable_that_fails(bpe, threads):
     """Its exception comes out, however many blocks are under way; of several grids with a fault the first is named."""
 
-    def failing():
+    def raise_error():
         yield from [*PHOTOS] * 4
         raise KeyError("lost")
 
     with pytest.raises(KeyError, match="lost"):
-        bpe.encode_batch(failing(), threads)
+        bpe.encode_batch(raise_error(), threads)
     grids = np.concatenate([PHOTOS] * 8).astype(np.int16)
     grids[[100, 200, 300], 7, 31] = -1, -2, -3
     for container in (grids, list(grids)):

@@ -57,11 +57,11 @@ def test_truncate(
     assert not (tmp_path / "no.json").exists()
 
 
-def cells_of(bpe: VisualBPE, token: int) -> int:
+def count_cells(bpe: VisualBPE, token: int) -> int:
     if token < bpe.base_vocab_size:
         return 1
     a, b, *_ = bpe.merges[token - bpe.base_vocab_size]
-    return cells_of(bpe, a) + cells_of(bpe, b)
+    return count_cells(bpe, a) + count_cells(bpe, b)
 
 
 @pytest.mark.parametrize("mode", ["pair", "oriented"])
@@ -74,7 +74,7 @@ def test_merge_stats(mode: str, files: dict[str, Path], capsys: pytest.CaptureFi
     rows = list(csv.DictReader(io.StringIO(outputs["csv"])))
     assert len(rows) == 300
     for row, info, merge in zip(rows, bpe.merge_infos, json.loads(outputs["json"])["merges"], strict=True):
-        expected = [K + info.done - 1, *info[2:9], cells_of(bpe, K + info.done - 1)]
+        expected = [K + info.done - 1, *info[2:9], count_cells(bpe, K + info.done - 1)]
         assert list(merge.values()) == expected
         assert list(row.values()) == ["" if value is None else str(value) for value in expected]
     statistics = json.loads(outputs["json"])["statistics"]

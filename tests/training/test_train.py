@@ -176,8 +176,8 @@ def test_zero_and_ranks_do_not_change_the_losses(
     train_in_forks(recipe(chain, out, ranks=ranks, zero=zero, gradient_checkpointing=zero == 2), ranks)
     assert losses(out) == pytest.approx(losses(reference), rel=2e-5)
     assert_what_trains(chain / "tied", out)
-    final, expected = weights(out / "stage3"), weights(reference / "stage3")
-    for name, tensor in final.items():
+    final_weights, expected = weights(out / "stage3"), weights(reference / "stage3")
+    for name, tensor in final_weights.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
 
 

@@ -140,12 +140,12 @@ class Curriculum:
         # Of the keys that are not ahead of their share the one that is due first.
         balances, scale = self._credits, self._scale
         costs = [length for _, length in self._next_records] if self._is_by_tokens else [1] * len(balances)
-        key, earliest_due = -1, math.inf
+        key, earliest_deadline = -1, math.inf
         for candidate, share in enumerate(shares):
             if balances[candidate] + share * costs[candidate] > 0:
-                due = (costs[candidate] * scale - balances[candidate]) / share if share else math.inf
-                if due < earliest_due or key < 0:
-                    key, earliest_due = candidate, due
+                deadline = (costs[candidate] * scale - balances[candidate]) / share if share else math.inf
+                if deadline < earliest_deadline or key < 0:
+                    key, earliest_deadline = candidate, deadline
 
         # Every key is credited its share of the record's cost; the chosen key pays the cost.
         for candidate, share in enumerate(shares):

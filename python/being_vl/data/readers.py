@@ -188,7 +188,7 @@ def _no_list_error(path: Path, text: str, base: int) -> RecordError:
             raise json.JSONDecodeError("Extra data" + hint, text, _skip_space(text, end))
     except json.JSONDecodeError as error:
         return _json_error(path, text, base, error)
-    return RecordError(f"{path}: a JSON {kind_of(value)}; expected a JSON list of records")
+    return RecordError(f"{path}: a JSON {describe_kind(value)}; expected a JSON list of records")
 
 
 def _json_error(path: Path, text: str, base: int, error: Exception) -> RecordError:
@@ -362,7 +362,7 @@ def _holds_names(kind: Any) -> bool:
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_list))
 
 
-def kind_of(value: Any) -> str:
+def describe_kind(value: Any) -> str:
     """JSON's name for the type of a decoded value."""
     kinds = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return kinds.get(type(value), "number")

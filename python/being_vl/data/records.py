@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from being_vl.data.options import CATEGORIES
-from being_vl.data.readers import kind_of, open_records
+from being_vl.data.readers import describe_kind, open_records
 from being_vl.errors import RecordError
 from being_vl.options import StrPath
 
@@ -110,8 +110,8 @@ class Records:
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Record | RecordError]:
         """Records `start` to `stop` - 1 in order; in place of one with a fault, the error that names the fault."""
-        for file, begin, end in self.parts(start, len(self) if stop is None else stop):
-            for index, item in enumerate(self._readers[file].read(begin, end), begin):
+        for file, part_start, end in self.parts(start, len(self) if stop is None else stop):
+            for index, item in enumerate(self._readers[file].read(part_start, end), part_start):
                 try:
                     yield self._read(item, file, index)
                 except RecordError as error:
@@ -125,7 +125,7 @@ class Records:
                 yield file, max(start, start_of_file) - start_of_file, min(stop, end) - start_of_file
             start_of_file = end
 
-    def by_category(self) -> dict[str, NDArray[np.int64]]:
+    def group_by_category(self) -> dict[str, NDArray[np.int64]]:
         """The numbers of the records of each category, ascending; reads and checks all records, one at a time."""
         names = list(self.categories)
         indices = np.fromiter((names.index(record.category) for record in self), np.uint16, len(self))
@@ -155,7 +155,8 @@ def _read_record(
         raise item
     if not isinstance(item, dict):
         raise RecordError(
-            f"{path}: record {index}: a JSON {kind_of(item)}; expected an object with 'conversations' or 'messages'"
+            f"{path}: record {index}: a JSON {describe_kind(item)}; expected an object with 'conversations' or "
+            "'messages'"
         )
     # A table's rows have every field, null where a record has none.
     item = {name: value for name, value in item.items() if value is not None}
@@ -219,7 +220,7 @@ def _read_caption(caption: Any, images: tuple[str, ...], location: str) -> tuple
 def _read_turns(items: Any, field: str, location: str) -> tuple[Turn, ...]:
     """The turns of a conversation: user and assistant alternate, behind a system turn if there is one."""
     if not isinstance(items, list) or not items:
-        content = "empty" if items == [] else f"a JSON {kind_of(items)}"
+        content = "empty" if items == [] else f"a JSON {describe_kind(items)}"
         raise RecordError(f"{location}: {field!r} is {content}; expected a list of turns")
     _, _, roles = _DIALECTS[field]
     system, user, assistant = roles
@@ -257,12 +258,15 @@ def _read_turn(item: Any, field: str, place: str, location: str) -> tuple[str, s
     _, user, assistant = roles
     if not isinstance(item, dict):
         raise RecordError(
-            f"{location}: {place} is a JSON {kind_of(item)}; expected an object with {role_key!r} and {text_key!r}"
+            f"{location}: {place} is a JSON {describe_kind(item)}; expected an object with {role_key!r} and "
+            f"{text_key!r}"
         )
     turn = {role_key: item.get(role_key), text_key: _join_parts(item.get(text_key))}
     for key, value in turn.items():
         if not isinstance(value, str):
-            fault = f"has a {key!r} that is a JSON {kind_of(value)}" if key in item else f"has no {key!r}"
+            fault = (
+                f"has a {key!r} that is a JSON {describe_kind(value)}" if key in item else f"has no {key!r}"
+            )
             raise RecordError(f"{location}: {place} {fault}; expected a string")
     name, text = turn[role_key], _check_text(turn[text_key], place, location)
     if name not in roles:
@@ -281,7 +285,7 @@ def _read_turn(item: Any, field: str, place: str, location: str) -> tuple[str, s
 def _check_text(text: Any, place: str, location: str) -> str:
     """A text without white space around it."""
     if not isinstance(text, str):
-        raise RecordError(f"{location}: {place} is a JSON {kind_of(text)}; expected a string")
+        raise RecordError(f"{location}: {place} is a JSON {describe_kind(text)}; expected a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -250,7 +250,7 @@ class SequenceBuilder:
         images = self._encode_images(records, record_faults)
         records = [record for record in records if images.keys() >= set(record.images)]
         if not self.chat.takes_system:
-            records = _without_system_turns(records, record_faults)
+            records = _drop_system_turns(records, record_faults)
 
         # Write each conversation as pieces of text and images, and tokenise all distinct texts together.
         pieces_of_records = [self._write(record.turns, len(record.images)) for record in records]
@@ -400,7 +400,7 @@ class SequenceBuilder:
         shorter_record = record
         while self.too_long == "truncate" and sum(turn.role == "user" for turn in shorter_record.turns) > 1:
             # Cut a question and its answer, and build the sequence again.
-            shorter_record = _without_last_exchange(shorter_record)
+            shorter_record = _drop_last_exchange(shorter_record)
             pieces = self._write(shorter_record.turns, len(shorter_record.images))
             texts = {piece for piece, _ in pieces if isinstance(piece, str)}
             tokens |= self._text.encode(texts - tokens.keys())
@@ -486,7 +486,7 @@ def check_vocabulary(layout: VocabularyLayout, bpe: VisualBPE) -> None:
     )
 
 
-def _without_last_exchange(record: Record) -> Record:
+def _drop_last_exchange(record: Record) -> Record:
     """The record without its last question, the images in it, and its answer."""
     turns = record.turns[:-2]
     marks = [turn.text.count(PLACEHOLDER) for turn in record.turns]
@@ -494,7 +494,7 @@ def _without_last_exchange(record: Record) -> Record:
     return dataclasses.replace(record, turns=turns, images=images)
 
 
-def _without_system_turns(records: Sequence[Record], faults: list[Fault]) -> list[Record]:
+def _drop_system_turns(records: Sequence[Record], faults: list[Fault]) -> list[Record]:
     """The records that begin with no system turn; the others become faults."""
     for record in records:
         if record.turns[0].role == "system":

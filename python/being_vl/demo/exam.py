@@ -110,8 +110,8 @@ def take_exam(options: ExamOptions) -> None:
     swapped_grids = dict(zip(names, [grids[name] for name in names[shift:] + names[:shift]], strict=True))
     # All questions, with the right and with the other grid.
     right_texts, swapped_texts = (
-        _ask(assistant, conversations, [grids_of[conversation.image] for conversation in conversations])
-        for grids_of in (grids, swapped_grids)
+        _ask(assistant, conversations, [image_grids[conversation.image] for conversation in conversations])
+        for image_grids in (grids, swapped_grids)
     )
     answers = [
         ExamAnswer(conversation.category, kind, conversation.image, question, reference, right, swapped)

@@ -91,7 +91,7 @@ def find_cluster(options: LaunchOptions) -> Cluster:
     is_master = is_this_machine(address)
     # Nodes that start their parts on their own must agree on the port without asking.
     port = free_port() if is_master and options.launcher != "torchrun" else PORT
-    interface = interface_of(address) if is_master else None
+    interface = find_interface(address) if is_master else None
     return Cluster(hosts, gpus, master, options.port or port, options.interface or interface)
 
 
@@ -154,7 +154,7 @@ def local_address(master: str | None) -> str:
         return str(probe.getsockname()[0])
 
 
-def interface_of(address: str) -> str | None:
+def find_interface(address: str) -> str | None:
     """Name of this machine's network interface that has an address; None for loopback or none."""
     import psutil
 

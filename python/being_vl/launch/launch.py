@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from being_vl.errors import ConfigError, ModelError, RecordError
 from being_vl.files import MANIFEST, to_jsonable, write_json
-from being_vl.launch.cluster import find_cluster, interface_of, is_this_machine, local_address, resolve_host
+from being_vl.launch.cluster import find_cluster, find_interface, is_this_machine, local_address, resolve_host
 from being_vl.launch.deepspeed import deepspeed_command
 from being_vl.launch.options import LaunchOptions
 from being_vl.launch.shell import forwarded_environment, shell_line
@@ -43,7 +43,7 @@ def launch(options: LaunchOptions) -> str:
         environment, command = deepspeed_command(options, cluster, training.out, flags)
     else:
         address = local_address(cluster.master)
-        cluster = cluster._replace(interface=options.interface or interface_of(address))
+        cluster = cluster._replace(interface=options.interface or find_interface(address))
         is_master = is_this_machine(resolve_host(cluster.master))
         environment = forwarded_environment(options, cluster)
         command = node_command(cluster, address, is_master, ["train", *flags], options.max_restarts)

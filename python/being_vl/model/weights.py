@@ -116,7 +116,7 @@ def open_llm(llm: str) -> CausalLM:
     except Exception as error:  # tokenizers raise plain Exception on damaged files
         raise ModelError(f"{llm}: its tokenizer cannot be loaded: {_first_line(error)}") from error
 
-    name_of = {id(parameter): name for name, parameter in parameters.items()}
+    names_of_parameters = {id(parameter): name for name, parameter in parameters.items()}
     config.architectures = [type(model).__name__]
     bias = getattr(head, "bias", None)
     return CausalLM(
@@ -124,9 +124,9 @@ def open_llm(llm: str) -> CausalLM:
         tokenizer,
         list(parameters),
         tensor,
-        name_of[id(model.get_input_embeddings().weight)],
-        name_of[id(head.weight)],
-        None if bias is None else name_of[id(bias)],
+        names_of_parameters[id(model.get_input_embeddings().weight)],
+        names_of_parameters[id(head.weight)],
+        None if bias is None else names_of_parameters[id(bias)],
     )
 
 
@@ -207,23 +207,23 @@ def _stream_tensors(llm: str, model: Any) -> Callable[[str], Tensor] | None:
 
     # Which file holds which tensor.
     files = [single_file] if single_file else get_checkpoint_shard_files(llm, index)[0]
-    file_of: dict[str, str] = {}
+    files_of_tensors: dict[str, str] = {}
     for file in files:
         with safe_open(file, "pt") as shard:
-            file_of |= dict.fromkeys(shard.keys(), file)
+            files_of_tensors |= dict.fromkeys(shard.keys(), file)
 
     def tensor(name: str) -> Tensor:
-        with safe_open(file_of[name], "pt") as shard:
+        with safe_open(files_of_tensors[name], "pt") as shard:
             value: Tensor = shard.get_tensor(name)  # maps the file; what is not looked at is not read
         return value
 
     # The files must hold the parameters, by their names and shapes, and no tied tensor twice.
     parameters = _distinct_tensors(model)
     tied_names = model.state_dict().keys() - parameters.keys()
-    if tied_names & file_of.keys() or not parameters.keys() <= file_of.keys():
+    if tied_names & files_of_tensors.keys() or not parameters.keys() <= files_of_tensors.keys():
         return None
-    same_shapes = all(tensor(name).shape == value.shape for name, value in parameters.items())
-    return tensor if same_shapes else None
+    has_same_shapes = all(tensor(name).shape == value.shape for name, value in parameters.items())
+    return tensor if has_same_shapes else None
 
 
 def _load_tensors(llm: str, names: KeysView[str]) -> Callable[[str], Tensor]:

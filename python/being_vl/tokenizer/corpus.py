@@ -267,7 +267,7 @@ def _select_grids(load: Callable[[], "Block"], mask: NDArray[np.bool_]) -> "Bloc
     # Neighbours are cut out together, from the first of them to behind the last.
     offsets = _grid_offsets(block)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
-    runs = [ids[offsets[begin] : offsets[end]] for begin, end in edges.reshape(-1, 2)]
+    runs = [ids[offsets[run_start] : offsets[end]] for run_start, end in edges.reshape(-1, 2)]
     return runs[0] if len(runs) == 1 else np.concatenate(runs), heights[mask], widths[mask]
 
 

@@ -108,8 +108,8 @@ def _encode(
         ids[start:end].reshape(shape)
         for start, end, shape in zip(offsets[:-1], offsets[1:], shapes, strict=True)
     ]
-    encoded = bpe.encode_batch(arrays, num_threads=num_threads)
-    tokens = pa.array(encoded.values.astype(np.min_scalar_type(bpe.vocab_size - 1)))
+    encodings = bpe.encode_batch(arrays, num_threads=num_threads)
+    tokens = pa.array(encodings.values.astype(np.min_scalar_type(bpe.vocab_size - 1)))
     columns = {name: batch.column(name) for name in ("key", "height", "width")}
-    columns["tokens"] = pa.ListArray.from_arrays(pa.array(encoded.offsets.astype(np.int32)), tokens)
+    columns["tokens"] = pa.ListArray.from_arrays(pa.array(encodings.offsets.astype(np.int32)), tokens)
     return columns, {"grids": len(arrays), "cells": int(offsets[-1] - offsets[0]), "tokens": len(tokens)}

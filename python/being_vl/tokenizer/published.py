@@ -45,7 +45,7 @@ def _unpickle(data: bytes) -> Any:
     marks: list[int] = []
     memo: dict[Any, Any] = {}
 
-    def since_mark() -> list[Any]:
+    def pop_to_mark() -> list[Any]:
         start = marks.pop()
         items = stack[start:]
         del stack[start:]
@@ -62,17 +62,17 @@ def _unpickle(data: bytes) -> Any:
             case "EMPTY_LIST":
                 stack.append([])
             case "LIST":
-                stack.append(since_mark())
+                stack.append(pop_to_mark())
             case "APPEND":
                 item = stack.pop()
                 stack[-1].append(item)
             case "APPENDS":
-                items = since_mark()
+                items = pop_to_mark()
                 stack[-1].extend(items)
             case "EMPTY_TUPLE":
                 stack.append(())
             case "TUPLE":
-                stack.append(tuple(since_mark()))
+                stack.append(tuple(pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 items = [stack.pop() for _ in range(int(opcode.name[-1]))]
                 stack.append(tuple(reversed(items)))

@@ -22,7 +22,7 @@ from torch import distributed as dist
 from being_vl.errors import CheckpointError
 from being_vl.files import fsync, remove, write_json
 from being_vl.options import StrPath
-from being_vl.training.ranks import any_rank
+from being_vl.training.ranks import all_reduce_any
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Checkpoints:
         # What this rank's thread is at, and then what the threads of all ranks are at.
         error = next((e for task in self._tasks if task.done() and (e := task.exception())), None)
         is_busy = any(not task.done() for task in self._tasks)
-        is_stop_wanted, has_error, is_any_rank_busy = any_rank(stop, error is not None, is_busy)
+        is_stop_wanted, has_error, is_any_rank_busy = all_reduce_any(stop, error is not None, is_busy)
         if has_error:
             raise CheckpointError(
                 f"could not save a checkpoint, the earlier ones stay: {error or 'another rank says why'}"

@@ -58,7 +58,7 @@ def _environment_of_one_rank() -> dict[str, str]:
     }
 
 
-def any_rank(*flags: bool) -> list[bool]:
+def all_reduce_any(*flags: bool) -> list[bool]:
     """For each flag, whether it is set on any rank."""
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     counts = torch.tensor(flags, dtype=torch.int32, device=device)
@@ -99,7 +99,7 @@ def hold_folder(out: StrPath) -> Iterator[None]:
                 f"{out}: another training is running in this folder; wait for it, end its processes, or choose another"
             )
         # A rank that reads something else looks at another folder, that of another node.
-        if any_rank((out / LOCK).read_text().strip() != content[0])[0]:
+        if all_reduce_any((out / LOCK).read_text().strip() != content[0])[0]:
             raise CheckpointError(
                 f"{out}: not all ranks see what rank 0 writes there; choose a folder that all nodes share"
             )

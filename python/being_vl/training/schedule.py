@@ -78,11 +78,11 @@ class StageSchedule:
             for mixture in (curriculum.weights, curriculum.end)
         ]
         weights = {**self.stage.mixture, **(self.stage.mixture_end or {})}
-        missing = sorted(key for key, weight in weights.items() if weight and key not in curriculum.keys)
+        missing_keys = sorted(key for key, weight in weights.items() if weight and key not in curriculum.keys)
         return (
             f"{self.stage.name}: {self.steps} steps of {self.batch_size} rows, mixture by {self.stage.mixture_by}: "
             + " to ".join(dict.fromkeys(mixtures))
-            + (f"; no records of {', '.join(missing)}" if missing else "")
+            + (f"; no records of {', '.join(missing_keys)}" if missing_keys else "")
         )
 
 

@@ -28,7 +28,7 @@ from being_vl.training.optimizer import (
     set_learning_rates,
 )
 from being_vl.training.options import TrainOptions
-from being_vl.training.ranks import any_rank, log_once
+from being_vl.training.ranks import all_reduce_any, log_once
 from being_vl.training.retention import TextProbe
 from being_vl.training.schedule import StageProgress, StageSchedule, check_packing
 from being_vl.training.signals import StopRequest
@@ -260,7 +260,7 @@ def end_if_asked(stop: StopRequest, stage: str) -> None:
     Raises:
         SystemExit: with status 0, if so.
     """
-    if any_rank(stop.signal is not None)[0]:
+    if all_reduce_any(stop.signal is not None)[0]:
         end_training(stop, f"before {stage}, nothing to save")
 
 

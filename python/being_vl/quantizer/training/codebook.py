@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from being_vl.quantizer.models.tiled import squared_distances
-from being_vl.quantizer.training.distributed import all_gather, all_sum
+from being_vl.quantizer.training.distributed import all_gather, all_reduce_sum
 
 LATENTS_AT_A_TIME = 4096
 """Latents whose distances to all codes are in memory."""
@@ -72,7 +72,7 @@ class Codebook:
         """
         # The moving averages, and the codes that follow them.
         counts, sums = _sum_by_id(latents, ids, len(self.weight))
-        counts, sums = all_sum(counts), all_sum(sums)
+        counts, sums = all_reduce_sum(counts), all_reduce_sum(sums)
         self.counts.lerp_(counts, 1 - self.ema_decay)
         self.sums.lerp_(sums, 1 - self.ema_decay)
         if self.is_moving:

@@ -37,16 +37,16 @@ def wait_for_all_ranks() -> None:
         dist.barrier()
 
 
-def all_sum(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all ranks' tensors, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
-def all_mean(tensor: Tensor) -> Tensor:
+def all_reduce_mean(tensor: Tensor) -> Tensor:
     """The mean over all ranks' tensors."""
-    return all_sum(tensor.clone()) / (dist.get_world_size() if dist.is_initialized() else 1)
+    return all_reduce_sum(tensor.clone()) / (dist.get_world_size() if dist.is_initialized() else 1)
 
 
 def all_gather(tensor: Tensor) -> Tensor:
@@ -67,7 +67,9 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace gradients by their means over all ranks, in one message."""
     if dist.is_initialized():
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        message = all_sum(torch.cat([gradient.flatten() for gradient in gradients])) / dist.get_world_size()
+        message = (
+            all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients])) / dist.get_world_size()
+        )
         for gradient, part in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 

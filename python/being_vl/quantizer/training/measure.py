@@ -39,8 +39,8 @@ def measure(autoencoder: Autoencoder, crops: Crops) -> Measurement:
     """Encode and decode the middle squares of all held-out images."""
     weight = autoencoder.codebook.weight
     is_used = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
-    psnr_of: dict[str, float] = {}
-    ssim_of: dict[str, float] = {}
+    psnr_of_folders: dict[str, float] = {}
+    ssim_of_folders: dict[str, float] = {}
     sheets = {}
     for folder, paths in crops.held_out_paths.items():
         scores: list[tuple[Tensor, Tensor]] = []
@@ -53,10 +53,10 @@ def measure(autoencoder: Autoencoder, crops: Crops) -> Measurement:
             scores.append((psnr(reconstruction, image), ssim(reconstruction, image)))
             if len(pairs) < SHEET_IMAGES:
                 pairs.append((pixels[0], reconstruction[0].cpu()))
-        for means, values in zip((psnr_of, ssim_of), zip(*scores, strict=True), strict=True):
+        for means, values in zip((psnr_of_folders, ssim_of_folders), zip(*scores, strict=True), strict=True):
             means[folder] = round(float(torch.cat(values).mean()), 4)
         sheets[folder] = _draw_pairs(pairs)
-    return Measurement(psnr_of, ssim_of, round(float(is_used.float().mean()), 4), sheets)
+    return Measurement(psnr_of_folders, ssim_of_folders, round(float(is_used.float().mean()), 4), sheets)
 
 
 def _draw_pairs(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -21,7 +21,7 @@ from being_vl.quantizer.training.autoencoder import Autoencoder, ForwardPass
 from being_vl.quantizer.training.codebook import Codebook
 from being_vl.quantizer.training.crops import CropBatch, CropDataset, Crops, fingerprint_folders
 from being_vl.quantizer.training.distributed import (
-    all_mean,
+    all_reduce_mean,
     average_gradients,
     broadcast_from_rank_0,
     process_group,
@@ -252,7 +252,7 @@ class Trainer:
             self._update_codebook(batches, passes)
         self.step += 1
         # The log: all ranks' means, in one message.
-        means = all_mean(torch.stack([loss.detach() for loss in losses.values()])).tolist()
+        means = all_reduce_mean(torch.stack([loss.detach() for loss in losses.values()])).tolist()
         weight = {} if adversarial_weight is None else {"adversarial_weight": float(adversarial_weight)}
         return dict(zip(losses, means, strict=True)) | weight
 
@@ -332,7 +332,7 @@ class Trainer:
         """The weight with which both losses pull equally at the last layer (VQ-GAN, equation 7)."""
         last_layer: Tensor = self.model.decoder.conv_out.weight
         pull, adversarial_pull = (
-            all_mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
+            all_reduce_mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
             for loss in (reconstruction, generator)
         )
         weight: Tensor = (pull / (adversarial_pull + 1e-4)).clamp(max=1e4)
