@@ -57,7 +57,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def find_command(words: list[str]) -> str | None:
-    """The name of the command that the first words of a command line are; None if they are none."""
+    """The name of the command at the start of a command line; None if there is none."""
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in COMMANDS:

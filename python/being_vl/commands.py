@@ -45,7 +45,7 @@ class Invocation(NamedTuple):
     settings: Mapping[str, Any]
 
     def values(self) -> dict[str, Any]:
-        """What recipe and flags give; the options dataclass is not made."""
+        """The values that recipe and flags give, before they become the options dataclass."""
         return merge_values(self.options, self.recipe, self.flags)
 
     def make_options(self) -> Any:
@@ -165,7 +165,7 @@ def _check_kind(recipe: Recipe, name: str) -> None:
 
 
 def show(report: Any) -> None:
-    """Print what a command's function returned: a text, or texts that it makes one by one; anything else is none."""
+    """Print what a command's function returned, if it is a text, or texts that it yields one by one."""
     if isinstance(report, str):
         print(report)
     elif isinstance(report, Iterator):

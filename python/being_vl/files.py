@@ -73,7 +73,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def file_version(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """A file's size in bytes and its time of change in nanoseconds: others when the file is; empty if it is missing."""
+    """Size in bytes and time of change in nanoseconds, which tell whether a file has changed; empty if there is none."""
     try:
         status = Path(path).stat()
     except OSError:

@@ -21,7 +21,7 @@ def compute_fingerprint(value: Any) -> str:
 
 
 def check_fingerprint(path: StrPath, fields: Mapping[str, Any], output: str | None = None) -> bool:
-    """Compare what an output is to follow from with what `path` says that the one there follows from.
+    """Compare the fingerprint that an output is to have with the one that is written at `path`.
 
     Args:
         path: The file that holds the fields of an earlier job, if there was one.

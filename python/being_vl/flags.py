@@ -146,7 +146,7 @@ def to_underscores(word: str) -> str:
 
 
 def _join_boolean_words(words: list[str], leaves: Mapping[str, Option]) -> list[str]:
-    """`--flag true` as one word, and a bare `--flag` too, so that what follows it is no value of its."""
+    """`--flag true` as one word, and a bare `--flag` too, so that the next word is not taken for its value."""
     result: list[str] = []
     queue = [to_underscores(word) for word in words]
     while queue:

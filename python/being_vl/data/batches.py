@@ -71,7 +71,7 @@ class _BatchDataset(Dataset[dict[str, torch.Tensor]]):
         return batch | {"tokens": torch.tensor(tokens)}
 
     def _read(self, row: Row) -> list[TokenSequence]:
-        """A row's records; if BPE-dropout makes them too many tokens, with as much less dropout as is needed."""
+        """A row's sequences, with less BPE-dropout where they would have too many tokens."""
         for sixteenths in range(16, -1, -1):
             share = sixteenths / 16
             sequences = [

@@ -49,7 +49,7 @@ def prepare(options: PrepareOptions) -> None:
 
 
 def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move: bool = False) -> None:
-    """Tokenise all records that can be, and list the others in the folder.
+    """Tokenise all records without faults, and list the others in the folder.
 
     The same job run again goes on where it was, and makes those shards again whose records have changed. Under torchrun
     (RANK and WORLD_SIZE in the environment) the ranks share the shards.

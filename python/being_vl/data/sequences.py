@@ -495,7 +495,7 @@ def _drop_last_exchange(record: Record) -> Record:
 
 
 def _drop_system_turns(records: Sequence[Record], faults: list[Fault]) -> list[Record]:
-    """The records that begin with no system turn; the others become faults."""
+    """The records that do not begin with a system turn; the others become faults."""
     for record in records:
         if record.turns[0].role == "system":
             reason = "has a system turn, which the model's chat template does not write"

@@ -133,7 +133,7 @@ class SequenceShard:
         return counts
 
     def savings(self) -> NDArray[np.int64]:
-        """How many tokens fewer than cells the images of each row have, thanks to merges."""
+        """Per row, the cells of its images less their tokens: what merges save."""
         sums = np.cumsum(self.cells.values - (self.stops.values - self.starts.values), dtype=np.int64)
         return np.diff(np.append(0, sums)[self.cells.offsets])
 
@@ -250,7 +250,7 @@ class PreparedSequences:
         )
 
     def _expected_lengths(self, lengths: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The lengths with BPE-dropout: of what merges have saved in a row's images, it gives back a share."""
+        """The lengths to expect with BPE-dropout, which undoes a share of what merges save."""
         # Measure that share on some rows.
         savings = np.concatenate([shard.savings() for shard in self.shards])
         sample = np.flatnonzero(savings)

@@ -33,7 +33,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all."""
         return sum(self)
 
 
@@ -78,7 +78,7 @@ class States(NamedTuple):
 
     @classmethod
     def from_model(cls, model: TwoPartLM) -> "States":
-        """Count a model's."""
+        """Count a model's parameters."""
         parameters = list(model.parameters())
         parts = [*model.layers(), model.embedding, model.head]
         return cls(

@@ -62,7 +62,7 @@ def _memory_rows(training: TrainOptions, estimates: list[Estimate]) -> list[tupl
 
 
 def advise(estimate: Estimate, training: TrainOptions, gpus: Gpus) -> str | None:
-    """Which options make a stage fit that does not; None if it fits."""
+    """Which options would make a stage fit; None if it fits already."""
 
     def total(changes: Mapping[str, Any], count: int = gpus.number) -> float:
         memory, _ = estimate_memory(

@@ -34,7 +34,7 @@ class ImageSource(Protocol):
 
     @property
     def fingerprint(self) -> tuple[Any, ...]:
-        """JSON-able values that are others when the image is, known without reading it."""
+        """JSON-able values that change with the image, known without reading it."""
 
 
 @dataclass(frozen=True, slots=True)

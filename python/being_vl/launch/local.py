@@ -93,7 +93,7 @@ def count_ranks(device: str) -> int:
 
 
 def _visible_gpus(device: str) -> dict[str, str]:
-    """The variable that leaves a training only the device that is asked for; none where that is all there is."""
+    """The variable that shows a training only the device of the options; empty if it shows all devices."""
     import torch
 
     if device in ("auto", "cuda") or not torch.cuda.is_available():

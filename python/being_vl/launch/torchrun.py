@@ -38,7 +38,7 @@ def local_command(ranks: int, words: Sequence[str]) -> list[str]:
 def node_command(
     cluster: Cluster, host: str | None, is_master: bool, words: Sequence[str], max_restarts: int = 0
 ) -> list[str]:
-    """The command that starts one node's ranks of a command of ours.
+    """The torchrun command that starts one node's ranks of a being-vl command.
 
     Args:
         cluster: All machines.

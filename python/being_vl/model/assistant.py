@@ -165,7 +165,7 @@ class Assistant:
 
 
 class _TokenChooser(LogitsProcessor):  # type: ignore[misc]
-    """Leaves the likeliest or a drawn token as the greatest score, and never an image id.
+    """Gives the likeliest or a drawn token the greatest score, never an image id.
 
     Drawing adds Gumbel noise, whose argmax is a draw from the softmax. Each row has a generator of its own, so that an
     answer does not depend on the other rows of its batch.

@@ -27,7 +27,7 @@ IdCounts = NDArray[np.int64]
 
 
 def info(options: GridsInfoOptions) -> str:
-    """Counts, how often ids occur, and how much neighbours tell of each other.
+    """Counts, how often ids occur, and the mutual information of neighbours.
 
     Raises:
         ManifestError: if the folder is missing, unfinished or damaged.
@@ -214,7 +214,7 @@ class _PairCounts:
         np.add.at(self.counts, positions, summands)
 
     def facts(self) -> dict[str, float]:
-        """Share of equal neighbours, number of different pairs, and what one id tells of the other."""
+        """Share of equal neighbours, number of different pairs, and their mutual information."""
         first_ids, second_ids = np.divmod(self.codes, self.codebook_size)
         id_counts = (
             [np.bincount(ids, self.counts) for ids in (first_ids, second_ids)] if len(self.codes) else []
