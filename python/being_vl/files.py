@@ -73,7 +73,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def file_version(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Size in bytes and time of change in nanoseconds, which tell whether a file has changed; empty if there is none."""
+    """Size in bytes and time of change in nanoseconds, which tell whether a file has changed; empty without a file."""
     try:
         status = Path(path).stat()
     except OSError:
