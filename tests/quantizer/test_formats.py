@@ -32,7 +32,7 @@ from transformers.models.chameleon.image_processing_pil_chameleon import Chamele
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from being_vl.data.sequences import SequenceBuilder
-from being_vl.errors import ConfigError, QuantizerError
+from being_vl.errors import QuantizerError
 from being_vl.model.assistant import Assistant
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
@@ -699,7 +699,7 @@ def test_fingerprints_travel_and_two_quantizers_are_never_mixed(
     fingerprints = [load_quantizer(name).fingerprint[:12] for name in (quantizer_a, quantizer_b)]
     names = rf"'chameleon' \(({'|'.join(fingerprints)})\).*'chameleon' \(({'|'.join(fingerprints)})\)"
     grids = [tmp_path / name / "grids" for name in ("one", "other")]
-    with pytest.raises(ConfigError, match=names):
+    with pytest.raises(QuantizerError, match=names):
         train_vocabulary(VocabularyOptions(grids, tmp_path / "bpe.json", num_merges=4))
     with pytest.raises(QuantizerError, match=names):
         expand(ExpandOptions(llm, tmp_path / "one" / "bpe.json", tmp_path / "model", quantizer_b))
