@@ -44,7 +44,7 @@ def test_every_command_calls_something_that_is_there() -> None:
     for command in COMMANDS.values():
         assert callable(load(command.function))
         assert command.dry_run is None or callable(load(command.dry_run))
-        assert command.positional is None or command.positional in {
+        assert command.positional_option is None or command.positional_option in {
             *read_options(load(command.options)),
             "recipe",
         }

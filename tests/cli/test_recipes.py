@@ -243,7 +243,7 @@ def test_a_printed_recipe_is_read_back(name: str, tmp_path: Path, capsys: pytest
     values = {bool: "true", int: "16", float: "0.5", str: "64", Path: "a b.json"}
     words: list[str] = []
     for option, description in walk(read_options(load(COMMANDS[name].options))):
-        if description.hint in values and option != COMMANDS[name].positional:
+        if description.hint in values and option != COMMANDS[name].positional_option:
             words += [f"--{option}={values[description.hint]}"]
     content = config(capsys, *name.split(), *words)
     path = write_text(tmp_path / "recipe.yaml", yaml.safe_dump(content))

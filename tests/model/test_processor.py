@@ -111,7 +111,7 @@ def test_transformers_generates_from_a_batch_what_the_assistant_answers(
     )
     model = AutoModelForCausalLM.from_pretrained(folder)
     assistant = Assistant.load(folder, "cpu")
-    stops = {"eos_token_id": assistant._stops, "pad_token_id": processor.builder.pad_id}
+    stops = {"eos_token_id": assistant._stop_ids, "pad_token_id": processor.builder.pad_id}
     output = model.generate(
         **batch, max_new_tokens=6, do_sample=False, **stops, suppress_tokens=list(range(400, 500))
     )
