@@ -75,7 +75,7 @@ def prepare(folder, args):
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(0)
-    # Made where there is a GPU, a large model does not take minutes, nor twice the disk.
+    # On a GPU where there is one: a CPU would take minutes, and float32 twice the disk.
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         llm = LlamaForCausalLM(config)
     llm.to(torch.bfloat16 if torch.cuda.is_available() else torch.float32).save_pretrained(folder / "llm")

@@ -46,7 +46,7 @@ def main(words: list[str] | None = None) -> int:
             raise
         print(f"being-vl: {name}: {install_hint(error.name, COMMANDS[name].extra)}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever reads what we print, `head` for one, wants no more of it
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (BeingVLError, OSError) as error:
         if logging.getLogger("being_vl").isEnabledFor(logging.DEBUG):

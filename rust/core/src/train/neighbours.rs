@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::word::{Region, Word, positions_around, region_at, region_of};
 
-/// Most regions that the table tells apart; more are told apart by sorting.
+/// Most regions that the table distinguishes; more are distinguished by sorting.
 const MAX_TABLE_REGIONS: usize = 64;
 
 /// The table finds a region by the remainder of its anchor by this.
