@@ -57,8 +57,8 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
     Args:
         options: Of the job.
         builder: That of the model.
-        inputs_may_move: Let the files of records, the grids and `shard_size` be others than those of the output that
-            is there, and make again what follows from them: for a training, whose own fingerprint has their content.
+        inputs_may_move: Let the files of records, the grids and `shard_size` differ from those of the output that is
+            there, and make again what follows from them: for a training, whose own fingerprint has their content.
 
     Raises:
         RecordError: if a file of records cannot be read at all.

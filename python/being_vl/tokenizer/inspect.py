@@ -34,7 +34,7 @@ MAX_CELLS = 1 << 16
 
 
 def import_vocabulary(options: VocabularyImportOptions) -> VisualBPE:
-    """Turn a vocabulary that Being-VL-0.5 published into a file of ours.
+    """Turn a vocabulary that Being-VL-0.5 published into a vocabulary file.
 
     Raises:
         VocabularyError: if it is anything but a pickled list of merges; nothing in it is executed.

@@ -59,7 +59,7 @@ class StageOptions(Options):
             without an image. Without a mixture, each category has a share as large as it is.
         mixture_end: Mixture at the end of the stage, if it changes; in between it changes linearly.
         mixture_by: Whether the shares are of `records` or of `tokens`.
-        epochs: How many times as many records, or tokens, are read as the keys of the mixture have.
+        epochs: Passes over as many records, or tokens, as the keys of the mixture have.
         accumulation: Micro-batches per rank and optimizer step.
         batch_size: Rows per optimizer step over all ranks, in place of `micro_batch_size` × ranks × `accumulation`.
         warmup: Share of the steps in which the learning rate rises linearly.

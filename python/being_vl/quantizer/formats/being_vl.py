@@ -5,7 +5,7 @@ from being_vl.quantizer.weights import WeightFiles
 
 
 def recognizes(files: WeightFiles) -> bool:
-    """Whether the manifest is one of our training."""
+    """Whether the manifest is one that `being-vl quantizer train` has written."""
     return "fit" in files.manifest
 
 

@@ -7,7 +7,7 @@ from being_vl.quantizer.weights import WeightFiles
 
 
 def recognizes(files: WeightFiles) -> bool:
-    """Whether the config is of a `VQModel` that is not of our own training."""
+    """Whether the config is of a `VQModel` that `being-vl quantizer train` has not written."""
     return files.config.get("_class_name") == "VQModel" and "fit" not in files.manifest
 
 

@@ -191,8 +191,8 @@ struct DeltaRecorder<'a> {
 
 impl DeltaRecorder<'_> {
     /// Records a neighbour of the region of the new token at `x`: the pairs of its token that are taken away, as
-    /// (index, number), and if it `is_new` as a neighbour, an adjacency, in which it comes before `x` (`is_before`) or after it.
-    /// Branchless: the adjacency is always written, and counts if the length grows.
+    /// (index, number), and if it `is_new` as a neighbour, an adjacency, in which it comes before `x` (`is_before`) or
+    /// after it. Branchless: the adjacency is always written, and counts if the length grows.
     #[inline]
     #[expect(clippy::needless_bitwise_bool, reason = "branchless")]
     fn add<const N: usize>(
