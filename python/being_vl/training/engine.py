@@ -109,7 +109,9 @@ def _replaces_training(options: TrainOptions, fingerprint: dict[str, Any]) -> bo
     try:
         check_fingerprint(options.out / FINGERPRINT, fingerprint)
     except FingerprintError:
-        if not _may_overwrite(options):
+        # A start that failed before its first step has left nothing to lose.
+        has_output = find_outputs(options.out) != [options.out / FINGERPRINT]
+        if has_output and not _may_overwrite(options):
             raise
         return True
     return False
