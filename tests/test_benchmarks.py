@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import being_vl
 from being_vl import VisualBPE
 from helpers import tiny
 
@@ -23,6 +24,15 @@ def python(*words):
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+def test_a_version_gives_the_same_as_itself(tmp_path):
+    np.save(tmp_path / "few.npy", PHOTOS[:6])
+    package = Path(being_vl.__file__).parents[1]
+    settings = "--grids", tmp_path / "few.npy", "--merges", 20, "--rounds", 1
+    lines = python("-m", "benchmarks.bpe.versions", package, package, *settings).splitlines()
+    assert len([line for line in lines if line.endswith(": the same")]) == 12
+    assert len([line for line in lines if line.endswith("times (1 rounds)")]) == 4
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
