@@ -18,6 +18,8 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from being_vl.quantizer.preprocessing import Preprocessing
 
+torch.set_num_threads(1)  # at these sizes more threads only wait for each other
+
 SIZE, CODES = 32, 64
 State = dict[str, Tensor]
 
