@@ -98,8 +98,8 @@ def draw(name: str, title: str, boxes: dict[str, Box], arrows: list[Arrow]) -> N
     (IMAGES / f"{name}.svg").write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Draw all of them."""
+def draw_training_loop() -> None:
+    """How the vocabulary's trainer works, merge after merge."""
     draw(
         "training-loop",
         "The loop of the vocabulary's trainer: count, select, join, update, repeat",
@@ -118,6 +118,10 @@ def main() -> None:
             Arrow("repeat", "select"),
         ],
     )
+
+
+def draw_encoding() -> None:
+    """How a grid becomes tokens."""
     draw(
         "encoding",
         "Encoding a grid: list pairs, take marked merges in order, put out tokens",
@@ -129,6 +133,10 @@ def main() -> None:
         },
         [Arrow("grid", "pairs"), Arrow("pairs", "merges"), Arrow("merges", "tokens")],
     )
+
+
+def draw_steps_and_files() -> None:
+    """Which step reads and writes which files."""
     draw(
         "steps-and-files",
         "The steps of a run and the files through which they meet",
@@ -152,6 +160,10 @@ def main() -> None:
             Arrow("expanded", "trained"),
         ],
     )
+
+
+def draw_training_step() -> None:
+    """What happens in one optimizer step."""
     draw(
         "training-step",
         "One optimizer step of the LLM's training",
@@ -174,6 +186,10 @@ def main() -> None:
             Arrow("checkpoint", "batch"),
         ],
     )
+
+
+def draw_sharded_job() -> None:
+    """How ranks share a job."""
     draw(
         "sharded-job",
         "A sharded job: ranks write their shards aside, rank 0 writes the manifest last",
@@ -192,6 +208,10 @@ def main() -> None:
             Arrow("wait", "manifest"),
         ],
     )
+
+
+def draw_rooms() -> None:
+    """Which part of the package imports from which."""
     draw(
         "rooms",
         "Imports point one way: each room imports from rooms further down the arrows only",
@@ -221,6 +241,16 @@ def main() -> None:
             Arrow("ground", "core"),
         ],
     )
+
+
+def main() -> None:
+    """Draw all of them."""
+    draw_training_loop()
+    draw_encoding()
+    draw_steps_and_files()
+    draw_training_step()
+    draw_sharded_job()
+    draw_rooms()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -20,7 +19,6 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.nn import functional as F
 
 from being_vl.demo import shapesworld
 from being_vl.errors import CheckpointError, ConfigError, FingerprintError, ImageError, ManifestError
@@ -29,7 +27,6 @@ from being_vl.quantizer.base import load_quantizer
 from being_vl.quantizer.models.tiled import VQGAN, cut_tiles, decode_codes, encode_tiles, new_model, to_tensor
 from being_vl.quantizer.training.codebook import Codebook
 from being_vl.quantizer.training.crops import Crops
-from being_vl.quantizer.training.losses import VGG16_WIDTHS, Perceptual, edge_loss, psnr, ssim
 from being_vl.quantizer.training.measure import measure
 from being_vl.quantizer.training.options import (
     AdversarialOptions,
@@ -44,16 +41,9 @@ from being_vl.quantizer.training.start import start_linear
 from being_vl.quantizer.training.trainer import Trainer, train_quantizer
 from helpers import tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NO_DISCRIMINATOR = AdversarialOptions(weight=0.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums of floats depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -432,13 +422,6 @@ def test_the_start_is_the_principal_components() -> None:
     assert error < 0.03
 
 
-def test_edge_loss_sees_edges_and_no_constant_shift() -> None:
-    flat_error, edge_error = torch.full((1, 3, 16, 16), 0.3), torch.zeros(1, 3, 16, 16)
-    edge_error[..., 8:] = 1
-    assert edge_loss(flat_error) == 0
-    assert edge_loss(edge_error) > 0.05
-
-
 def test_tiles_and_pixels_are_inverse_of_each_other() -> None:
     model = new_model(16, code_dim=4, tile=8, width=32)
     rng = np.random.default_rng(0)
@@ -448,89 +431,6 @@ def test_tiles_and_pixels_are_inverse_of_each_other() -> None:
     top_right = tiles[1].reshape(3, 8, 8)
     torch.testing.assert_close(top_right, pixels[0, :, :8, 8:])
     assert VQGAN(model, "x", 64).downsample == 8
-
-
-def test_ssim_is_that_of_its_definition() -> None:
-    rng = np.random.default_rng(0)
-    a = np.clip(rng.normal(0, 0.4, (3, 17, 14)), -1, 1)
-    b = np.clip(a + rng.normal(0, 0.2, a.shape), -1, 1)
-    bell = np.exp(-(np.arange(-5, 6) ** 2) / 4.5)
-    window = np.outer(bell, bell) / bell.sum() ** 2
-    values = []
-    for x, y in zip((a + 1) / 2, (b + 1) / 2, strict=True):
-        for row in range(17 - 10):
-            for column in range(14 - 10):
-                p, q = (z[row : row + 11, column : column + 11] for z in (x, y))
-                mean_p, mean_q = (window * p).sum(), (window * q).sum()
-                var_p, var_q = (window * (p - mean_p) ** 2).sum(), (window * (q - mean_q) ** 2).sum()
-                covariance = (window * (p - mean_p) * (q - mean_q)).sum()
-                values.append(
-                    (2 * mean_p * mean_q + 1e-4)
-                    * (2 * covariance + 9e-4)
-                    / ((mean_p**2 + mean_q**2 + 1e-4) * (var_p + var_q + 9e-4))
-                )
-    images, references = (torch.from_numpy(x)[None].float() for x in (a, b))
-    assert float(ssim(images, references)) == pytest.approx(np.mean(values), abs=1e-5)
-    assert float(ssim(images, images)) == pytest.approx(1)
-    assert float(psnr(images, references)) == pytest.approx(
-        -10 * np.log10(((a - b) ** 2 / 4).mean()), abs=1e-3
-    )
-
-
-@pytest.fixture(scope="module")
-def vgg(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Files of random weights: torchvision's VGG16, with its classifier, and LPIPS's heads."""
-    folder = tmp_path_factory.mktemp("vgg")
-    torch.manual_seed(0)
-    weights, number, channels = {"classifier.0.weight": torch.zeros(1)}, 0, 3
-    for widths in VGG16_WIDTHS:
-        for width in widths:
-            weights[f"features.{number}.weight"] = (
-                torch.randn(width, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
-            )
-            weights[f"features.{number}.bias"] = torch.randn(width) * 0.1
-            number, channels = number + 2, width
-        number += 1
-    torch.save(weights, folder / "vgg16.pth")
-    torch.save(
-        {f"lin{n}.model.1.weight": torch.rand(1, widths[-1], 1, 1) for n, widths in enumerate(VGG16_WIDTHS)},
-        folder / "heads.pth",
-    )
-    return folder / "vgg16.pth", folder / "heads.pth"
-
-
-def test_the_perceptual_loss_is_lpips(vgg: tuple[Path, Path]) -> None:
-    """As the paper has it, layer by layer, under the numbers of torchvision's `features`."""
-    weights, heads = (torch.load(path) for path in vgg)
-    images, references = torch.rand(2, 2, 3, 32, 24) * 2 - 1
-
-    def features(x: torch.Tensor) -> list[torch.Tensor]:
-        x = x - torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
-        x = x / torch.tensor([0.458, 0.448, 0.450])[:, None, None]
-        blocks = []
-        for number in range(30):
-            if number in (4, 9, 16, 23):
-                x = F.max_pool2d(x, 2)
-            elif f"features.{number}.weight" in weights:
-                kernel, bias = weights[f"features.{number}.weight"], weights[f"features.{number}.bias"]
-                x = F.conv2d(x, kernel, bias, padding=1).relu()
-            if number in (3, 8, 15, 22, 29):
-                blocks.append(F.normalize(x, dim=1))
-        return blocks
-
-    definition = sum(
-        ((a - b) ** 2 * heads[f"lin{n}.model.1.weight"]).sum(1).mean((1, 2))
-        for n, (a, b) in enumerate(zip(features(images), features(references), strict=True))
-    )
-    perceptual = Perceptual(*vgg)
-    torch.testing.assert_close(perceptual(images, references), definition)
-    assert perceptual(images, images).abs().max() == 0
-    even_distances = Perceptual(vgg[0])(images, references)
-    assert (even_distances > 0).all()
-    with pytest.raises(ConfigError, match=r"heads\.pth: expected torchvision's weights of VGG16 \(KeyError"):
-        Perceptual(vgg[1])
-    with pytest.raises(ConfigError, match=r"nothing\.pth: expected torchvision's weights"):
-        Perceptual(Path("nothing.pth"))
 
 
 def test_training_with_the_perceptual_loss(options: QuantizerTrainOptions, vgg: tuple[Path, Path]) -> None:

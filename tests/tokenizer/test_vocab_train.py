@@ -1,68 +1,24 @@
-"""`being-vl vocab train`: where grids come from, the report, stopping and going on, bad input."""
+"""`being-vl vocab train`: where grids come from, the report, stopping and going on."""
 
 import json
-import pickle
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from numpy.typing import NDArray
 
 from being_vl import VisualBPE
-from being_vl.files import write_manifest
 from being_vl.shards.arrow import shard_path, write_table
-from being_vl.shards.grids import GridRow, GridStore, grid_columns, read_grids
+from being_vl.shards.grids import GridStore, grid_columns
 from being_vl.tokenizer import corpus
 from being_vl.tokenizer.report import last_worthwhile_merge_count
-from helpers.commands import FileCreator, being_vl, expect_refusal
-
-PHOTOS = np.load(Path(__file__).parents[1] / "helpers" / "photo_grids.npz")["grids"]
-PHOTOS.flags.writeable = False
-K = 1024
-
-
-def train(
-    grids: Path | Sequence[Path], out: Path, *words: object, size: int | None = K, merges: int = 200
-) -> int:
-    paths = [grids] if isinstance(grids, Path) else grids
-    size_flags = () if size is None else ("--codebook_size", size)
-    return being_vl("vocab", "train", *paths, "--out", out, "--num_merges", merges, *size_flags, *words)
-
-
-def folder_of_grids(
-    folder: Path, grids: Sequence[NDArray[Any]], shard_size: int = 10, codebook: int = K, name: str = "vq"
-) -> Path:
-    """Grids as `being-vl quantize` leaves them, in several files."""
-    folder.mkdir(parents=True)
-    shards = []
-    for n, start in enumerate(range(0, len(grids), shard_size)):
-        rows = [
-            GridRow(f"{start + i:03}.png", grid, (9, 9), "0" * 64)
-            for i, grid in enumerate(grids[start : start + shard_size])
-        ]
-        write_table(shard_path(folder, "grids", n), grid_columns(rows, codebook), {})
-        shards.append({"file": shard_path(folder, "grids", n).name, "grids": len(rows)})
-    quantizer = {
-        "name": name,
-        "fingerprint": f"{name}-fingerprint",
-        "codebook_size": codebook,
-        "downsample": 8,
-    }
-    write_manifest(folder, "grids", {"quantizer": quantizer, "failures": {}, "shards": shards})
-    return folder
-
-
-def make_grids(count: int = 25) -> list[NDArray[Any]]:
-    """Grids of several sizes."""
-    return [grid[: 8 + i % 5, : 20 - i % 3].copy() for i, grid in enumerate(PHOTOS[:count])]
-
+from helpers.commands import being_vl, expect_refusal
+from helpers.photos import PHOTOS, PHOTOS_K
+from helpers.vocabularies import folder_of_grids, make_grids, train
 
 # Where grids come from
 
@@ -74,7 +30,7 @@ def test_arrays_archives_and_folders_teach_the_same(tmp_path: Path, monkeypatch:
     np.savez(tmp_path / "all.npz", grids=PHOTOS, others=np.ones(3))
     np.save(tmp_path / "first.npy", PHOTOS[:7].astype(np.uint32))
     np.savez_compressed(tmp_path / "rest.npz", grids=PHOTOS[7:])
-    expected = VisualBPE.train(PHOTOS, K, 200)
+    expected = VisualBPE.train(PHOTOS, PHOTOS_K, 200)
     for n, names in enumerate((["all.npy"], ["fortran.npy"], ["all.npz"], ["first.npy", "rest.npz"])):
         assert train([tmp_path / name for name in names], tmp_path / f"{n}.json") == 0
         assert VisualBPE.load(tmp_path / f"{n}.json") == expected
@@ -86,9 +42,11 @@ def test_folders_with_grids_of_many_sizes(tmp_path: Path) -> None:
     parts = [folder_of_grids(tmp_path / "a", grids[:9]), folder_of_grids(tmp_path / "b", grids[9:])]
     assert train(grid_folder, tmp_path / "1.json", size=None) == 0
     assert train(parts, tmp_path / "2.json", size=None) == 0
-    expected = VisualBPE.train(grids, K, 200, quantizer_name="vq", quantizer_fingerprint="vq-fingerprint")
+    expected = VisualBPE.train(
+        grids, PHOTOS_K, 200, quantizer_name="vq", quantizer_fingerprint="vq-fingerprint"
+    )
     write_table(
-        shard_path(grid_folder, "grids", 1), grid_columns([], K), {}
+        shard_path(grid_folder, "grids", 1), grid_columns([], PHOTOS_K), {}
     )  # as if none of its images had been readable
     manifest = json.loads((grid_folder / "manifest.json").read_text())
     manifest["shards"][1]["grids"] = 0
@@ -128,7 +86,7 @@ def test_held_out_report(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert train(tmp_path / "grids.npy", out, "--held_out_every", 6, "--merge_mode", mode) == 0
     held_out = np.arange(len(PHOTOS)) % 6 == 5
     bpe = VisualBPE.load(out)
-    assert bpe == VisualBPE.train(PHOTOS[~held_out], K, 200, mode)
+    assert bpe == VisualBPE.train(PHOTOS[~held_out], PHOTOS_K, 200, mode)
 
     report_content = report(out)
     for part, grids in (
@@ -141,8 +99,8 @@ def test_held_out_report(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert part["tokens_per_grid"] == tokens / len(grids)
     token_counts = np.bincount(bpe.encode_batch(PHOTOS[held_out]).values, minlength=bpe.vocab_size)
     unused_counts = report_content["held_out"]["unused"]
-    assert unused_counts["codebook_ids"] == (token_counts[:K] == 0).sum()
-    assert unused_counts["merged_tokens"] == (token_counts[K:] == 0).sum()
+    assert unused_counts["codebook_ids"] == (token_counts[:PHOTOS_K] == 0).sum()
+    assert unused_counts["merged_tokens"] == (token_counts[PHOTOS_K:] == 0).sum()
     assert unused_counts["merges"] <= unused_counts["merged_tokens"]
 
     curve = report_content["held_out"]["curve"]
@@ -327,7 +285,7 @@ def test_a_finished_vocabulary_is_kept_or_refused(
     assert "num_merges was 200, is 100" in expect_refusal(capsys, train(grids, out, merges=100))
     assert out.read_bytes() == content
     assert train(grids, out, "--overwrite", merges=100) == 0
-    assert VisualBPE.load(out) == VisualBPE.train(PHOTOS, K, 100)
+    assert VisualBPE.load(out) == VisualBPE.train(PHOTOS, PHOTOS_K, 100)
     assert train(grids, out, merges=100) == 0
 
 
@@ -343,7 +301,7 @@ def test_a_partial_vocabulary_is_overwritten(noise: tuple[Path, Path], tmp_path:
 def test_a_file_of_unknown_origin_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "grids.npy", PHOTOS)
     out = tmp_path / "v.json"
-    VisualBPE.train(PHOTOS, K, 200).save(out)
+    VisualBPE.train(PHOTOS, PHOTOS_K, 200).save(out)
     assert "no v.fingerprint.json" in expect_refusal(capsys, train(tmp_path / "grids.npy", out))
     assert train(tmp_path / "grids.npy", out, "--overwrite") == 0
 
@@ -367,165 +325,3 @@ def test_partial_vocabularies_whose_fingerprint_is_damaged(
         if content:
             fingerprint.write_text(content)
         assert "v.fingerprint.json" in expect_refusal(capsys, train(grids, out, **NOISE))
-
-
-# Bad input
-
-
-def array_writer(content: Any) -> Callable[[Path], None]:
-    return lambda path: np.save(path, content)
-
-
-def id_changer(**changes: Any) -> Callable[[Path], None]:
-    """Grids of which one cell, in grid 40, row 2, column 3, holds something else."""
-
-    def write(path: Path) -> None:
-        grids = PHOTOS.astype(changes.get("dtype", np.int64))
-        grids[40, 2, 3] = changes["value"]
-        np.save(path, grids)
-
-    return write
-
-
-def write_pickle(path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, np.array([FileCreator()], dtype=object), allow_pickle=True)
-
-
-def write_ragged_array(path: Path) -> None:
-    np.save(path, np.array([[1, 2], [3]], dtype=object), allow_pickle=True)
-
-
-def archive(**arrays: Any) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **arrays)
-
-    return write
-
-
-PLACE = "grid 40, row 2, column 3"
-
-ARRAY_FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "negative id": (id_changer(value=-1), [PLACE, "id -1", "expected 0 to 1023"]),
-    "id of the codebook's size": (
-        id_changer(value=K, dtype=np.uint16),
-        [PLACE, "id 1024", "expected 0 to 1023"],
-    ),
-    "huge id": (id_changer(value=2**64 - 1, dtype=np.uint64), [PLACE, str(2**64 - 1)]),
-    "fraction": (id_changer(value=1.5, dtype=np.float32), [PLACE, "float32", "1.5"]),
-    "NaN": (id_changer(value=np.nan, dtype=np.float64), [PLACE, "float64", "nan"]),
-    "infinity": (id_changer(value=np.inf, dtype=np.float64), [PLACE, "inf"]),
-    "whole floats": (array_writer(PHOTOS.astype(float)), ["grid 0, row 0, column 0", "float64"]),
-    "bools": (array_writer(PHOTOS > 3), ["grid 0, row 0, column 0", "bool"]),
-    "complex": (array_writer(PHOTOS + 1j), ["grid 0, row 0, column 0", "complex128"]),
-    "text": (array_writer(np.full((2, 2, 2), "a")), ["<U1"]),
-    "records": (array_writer(np.zeros((2, 2, 2), [("a", int)])), ["'a'"]),
-    "one grid": (array_writer(PHOTOS[0]), ["shape (32, 32)", "(N, H, W)", "array[None]"]),
-    "four dimensions": (array_writer(PHOTOS[None]), ["shape (1, 48, 32, 32)", "(N, H, W)"]),
-    "number": (array_writer(7), ["shape ()"]),
-    "no grid": (array_writer(PHOTOS[:0]), ["empty", "shape (0, 32, 32)"]),
-    "no columns": (array_writer(PHOTOS[:, :, :0]), ["empty", "shape (48, 32, 0)"]),
-    "ragged rows": (write_ragged_array, ["Python objects", "different lengths"]),
-    "pickle": (write_pickle, ["Python objects"]),
-    "plain pickle": (lambda path: path.write_bytes(pickle.dumps([[1]])), ["Python objects"]),
-    "archive without grids": (archive(arr_0=PHOTOS, labels=PHOTOS), ["'arr_0', 'labels'", "named 'grids'"]),
-    "empty archive": (archive(), ["nothing", "named 'grids'"]),
-    "archive of objects": (archive(grids=np.array([[1, 2], [3]], dtype=object)), ["Python objects"]),
-    "archive of one grid": (archive(grids=PHOTOS[0]), ["shape (32, 32)"]),
-    "text file": (lambda path: path.write_text("no array"), ["expected"]),
-    "empty file": (lambda path: path.touch(), ["cannot be read", "expected"]),
-    "missing file": (lambda path: None, ["no such file"]),
-    "folder without grids": (lambda path: path.mkdir(), ["manifest"]),
-}
-
-
-@pytest.mark.parametrize("name", ARRAY_FAULTS)
-def test_bad_arrays(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(corpus, "BLOCK_CELLS", 5000)
-    monkeypatch.chdir(tmp_path)
-    write, words = ARRAY_FAULTS[name]
-    write(tmp_path / "bad.npy")
-    np.save("good.npy", PHOTOS)
-    paths = [Path("bad.npy")] if name == "folder without grids" else [Path("good.npy"), Path("bad.npy")]
-    line = expect_refusal(capsys, train(paths, Path("v.json")))
-    assert all(word in line for word in ["bad.npy", *words])
-    assert not Path("v.json").exists()
-    assert not Path("executed").exists()
-
-
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
-@pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_truncated_arrays(
-    suffix: str, kept: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / f"cut.{suffix}"
-    np.savez(path, grids=PHOTOS) if suffix == "npz" else np.save(path, PHOTOS)
-    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    assert "cut.np" in expect_refusal(capsys, train(path, tmp_path / "v.json"))
-
-
-def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    grids = make_grids()
-    out = tmp_path / "v.json"
-    first_folder = folder_of_grids(tmp_path / "good", grids)
-    other_folder = folder_of_grids(tmp_path / "other", grids, name="vq2")
-    line = expect_refusal(capsys, train([first_folder, other_folder], out, size=None))
-    assert all(word in line for word in ("good", "other", "'vq'", "'vq2'"))
-    assert "1024" in expect_refusal(capsys, train(first_folder, out, size=99))
-    np.save(tmp_path / "array.npy", PHOTOS)
-    assert "array.npy" in expect_refusal(capsys, train([first_folder, tmp_path / "array.npy"], out))
-
-    line = expect_refusal(capsys, train([folder_of_grids(tmp_path / "none", [])], out, size=None))
-    assert "none: no grid" in line
-
-    grids[13][4, 5] = 4000
-    line = expect_refusal(
-        capsys, train([first_folder, folder_of_grids(tmp_path / "bad", grids)], out, size=None)
-    )
-    assert all(word in line for word in ("bad: grid 13, row 4, column 5", "id 4000"))
-    shard = shard_path(first_folder, "grids", 1)
-    batch = read_grids(shard)
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    columns["height"] = pa.array([9] * len(batch), pa.int32())
-    with pa.ipc.new_file(str(tmp_path / "wrong.arrow"), batch.schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=batch.schema))
-    shard_bytes = shard.read_bytes()
-    shard.write_bytes((tmp_path / "wrong.arrow").read_bytes())
-    line = expect_refusal(capsys, train(first_folder, out, size=None))
-    assert f"{shard.name}: grid 0 has 152 ids for 9x19 cells" in line
-    shard.write_bytes(shard_bytes[: len(shard_bytes) // 2])
-    assert shard.name in expect_refusal(capsys, train(first_folder, out, size=None))
-    shard.unlink()
-    assert shard.name in expect_refusal(capsys, train(first_folder, out, size=None))
-
-
-@pytest.mark.parametrize(
-    ("words", "name_in_error"),
-    [
-        (["--held_out", "1"], "held_out"),
-        (["--held_out", "-0.1"], "held_out"),
-        (["--held_out", "0.001"], "none of them"),
-        (["--held_out", "0.999"], "all of them"),
-        (["--held_out_every", "1"], "held_out_every"),
-        (["--held_out_every", "49"], "none of them"),
-        (["--held_out", "0.1", "--held_out_every", "3"], "not both"),
-        (["--seed=-1"], "seed"),
-        (["--checkpoint_every", "0"], "checkpoint_every"),
-        (["--num_threads", "0"], "num_threads"),
-        (["--num_merges=-1"], "num_merges"),
-        (["--num_merges", str(2**40)], "num_merges"),
-        (["--alpha=-1"], "alpha"),
-        (["--sigma", "0"], "sigma"),
-        (["--min_frequency", "0"], "min_frequency"),
-        (["--codebook_size", "0"], "codebook_size"),
-    ],
-)
-def test_bad_options(
-    words: list[str], name_in_error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    np.save(tmp_path / "grids.npy", PHOTOS)
-    assert name_in_error in expect_refusal(capsys, train(tmp_path / "grids.npy", tmp_path / "v.json", *words))
-    assert not (tmp_path / "v.json").exists()

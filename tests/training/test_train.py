@@ -2,40 +2,29 @@
 
 import fcntl
 import json
-import math
 import os
 import re
 import shutil
 import time
-from itertools import count, islice
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from being_vl import VisualBPE
 from being_vl.cli import main
-from being_vl.data.batches import collate
-from being_vl.data.curriculum import Curriculum
-from being_vl.data.options import CATEGORIES, LossOptions
-from being_vl.data.packing import pack
-from being_vl.data.records import Records
-from being_vl.data.sequences import SequenceBuilder
 from being_vl.errors import FingerprintError
 from being_vl.launch.local import train_on_ranks
 from being_vl.layout import VocabularyLayout
 from being_vl.recipes.recipe import Recipe
-from being_vl.shards.grids import GridStore
 from being_vl.training.engine import plan_training
 from being_vl.training.log import read_log
 from being_vl.training.options import TrainOptions
-from helpers import tiny
 from helpers.commands import being_vl, expect_refusal
+from helpers.plain_training import oracle
 from helpers.ranks import ForkedTraining, train_by_command, train_in_forks
-from helpers.training import BATCH, MIXTURES, losses, recipe, weights
+from helpers.training import MIXTURES, losses, recipe, weights
 
 
 @pytest.fixture(scope="session")
@@ -44,82 +33,6 @@ def reference(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reference") / "run"
     out.with_name("output").write_text(train_by_command(recipe(chain, out)))
     return out
-
-
-def oracle(
-    chain: Path, model: str, stages: int, steps: int, packing: int | None = None, **loss: float
-) -> list[dict[str, float]]:
-    """Losses by plain torch: whole matrices, full logits, one batch at a time, rows held by putting them back.
-
-    Records that training packs are rows of their own here. Of each step the mean of all losses, and those by category
-    and kind of token.
-    """
-    lm = AutoModelForCausalLM.from_pretrained(chain / model)
-    layout = VocabularyLayout.load(chain / model)
-    tokenizer = AutoTokenizer.from_pretrained(chain / model)
-    bpe = VisualBPE.load(chain / model / "visual_vocabulary.json")
-    builder = SequenceBuilder(
-        tokenizer,
-        layout=layout,
-        bpe=bpe,
-        grids=GridStore.open(chain / "grids"),
-        max_length=2048,
-        loss=LossOptions(**loss),
-    )
-    sequences = tiny.SequenceList(builder.build(list(Records([chain / "data" / "train.json"]))))
-    matrices = list(
-        {id(m.weight): m.weight for m in (lm.get_input_embeddings(), lm.get_output_embeddings())}.values()
-    )
-    losses_of_steps = []
-    for stage in range(stages):
-        parameters = [*matrices]
-        if stage >= 1:
-            parameters += lm.model.layers[0].parameters()
-        if stage == 2:
-            parameters = list(lm.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1)
-        draw = Curriculum(sequences.lengths, MIXTURES[stage], seed=stage).draw
-        records = sum(
-            len(sequences.lengths[group])
-            for group in sequences.lengths
-            if MIXTURES[stage].get(group.category)
-        )
-        stream = pack(draw, packing, records // 4) if packing else ([draw()] for _ in count())
-        for step in range(steps):
-            entries = [e for row in islice(stream, BATCH) for e in row]
-            batch = collate([[sequences.get(e.group, e.number, e.position)] for e in entries], 0, CATEGORIES)
-            logits = lm(input_ids=batch["input_ids"]).logits
-            labels, weights = batch["labels"][:, 1:].flatten(), batch["weights"][:, 1:].flatten()
-            losses_of_tokens = F.cross_entropy(
-                logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="none"
-            )
-            kinds = {"loss": torch.ones_like(labels) > 0, "text": labels < layout.text_size}
-            kinds["visual"] = ~kinds["text"]
-            category_of_record = torch.tensor([CATEGORIES.index(e.group.category) for e in entries])
-            category_of_token = category_of_record.repeat_interleave(len(labels) // len(entries))
-            kinds |= {name: category_of_token == number for number, name in enumerate(CATEGORIES)}
-            means = {
-                kind: (losses_of_tokens * weights)[is_of_kind].sum() / weights[is_of_kind].sum()
-                for kind, is_of_kind in kinds.items()
-                if weights[is_of_kind].any()
-            }
-            losses_of_steps.append({kind: mean.item() for kind, mean in means.items()})
-            lm.zero_grad()
-            means["loss"].backward()
-            text_rows = [matrix.detach()[: layout.text_size].clone() for matrix in matrices]
-            if stage < 2:
-                for matrix in matrices:
-                    matrix.grad[: layout.text_size] = 0
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            warmup = math.ceil(steps * 0.03)
-            cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-            optimizer.param_groups[0]["lr"] = 3e-3 * (1.0 if step < warmup else cosine)
-            optimizer.step()
-            if stage < 2:
-                with torch.no_grad():
-                    for matrix, rows in zip(matrices, text_rows, strict=True):
-                        matrix[: layout.text_size] = rows
-    return losses_of_steps
 
 
 def test_without_a_recipe_the_stages_are_the_papers() -> None:

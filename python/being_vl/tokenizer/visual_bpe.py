@@ -2,7 +2,6 @@
 
 import json
 import logging
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -15,6 +14,7 @@ from being_vl import _core
 from being_vl._core import BeingVLError, GridError, VocabularyError
 from being_vl.files import write_aside
 from being_vl.tokenizer.batch import INT32_MAX, EncodedBatch, Regions
+from being_vl.tokenizer.integers import check_integer, check_seed, check_threads, training_integers
 from being_vl.tokenizer.published import read_published
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,7 @@ class GridBlocks(Protocol):
 Grids = ArrayLike | Iterable[ArrayLike]
 """An (N, H, W) integer array, or (H, W) integer arrays; torch tensors on the CPU are arrays, too."""
 
-MAX_SIDE, MAX_CELLS, MAX_VOCAB_SIZE = 65_535, 2**28, 2**24
-INT64_MAX, UINT64_MAX = 2**63 - 1, 2**64 - 1
+MAX_SIDE, MAX_CELLS = 65_535, 2**28
 
 
 class MergeInfo(NamedTuple):
@@ -127,32 +126,20 @@ class VisualBPE:
             BeingVLError: an option that cannot be used, or a vocabulary to resume from that has other options.
             TypeError: grids that are not integers.
         """
-        save = None if checkpoint is None else lambda core: checkpoint(cls(core))
-        report = None if progress is None else lambda merge: progress(MergeInfo(**merge))
-        bpe = cls(
-            _core.Vocabulary.train(
-                grids,
-                base_vocab_size=_integer("base_vocab_size", base_vocab_size, 1, MAX_VOCAB_SIZE),
-                num_merges=_integer("num_merges", num_merges, 0, MAX_VOCAB_SIZE),
-                merge_mode=merge_mode,
-                alpha=alpha,
-                sigma=sigma,
-                min_frequency=_integer("min_frequency", min_frequency, 1, INT64_MAX),
-                num_threads=_threads(num_threads),
-                progress=report,
-                resume=None if resume is None else resume._core,
-                checkpoint=save,
-                checkpoint_every=_integer("checkpoint_every", checkpoint_every, 1, INT64_MAX),
-                quantizer_name=quantizer_name,
-                quantizer_fingerprint=quantizer_fingerprint,
-            )
+        core = _core.Vocabulary.train(
+            grids,
+            **training_integers(base_vocab_size, num_merges, min_frequency, num_threads, checkpoint_every),
+            merge_mode=merge_mode,
+            alpha=alpha,
+            sigma=sigma,
+            progress=None if progress is None else lambda merge: progress(MergeInfo(**merge)),
+            resume=None if resume is None else resume._core,
+            checkpoint=None if checkpoint is None else lambda core: checkpoint(cls(core)),
+            quantizer_name=quantizer_name,
+            quantizer_fingerprint=quantizer_fingerprint,
         )
-        if bpe.num_merges < num_merges:
-            log.warning(
-                "no pair is left that occurs %d times: %d merges instead of %d",
-                *(min_frequency, bpe.num_merges, num_merges),
-            )
-        return bpe
+        _warn_of_fewer_merges(core.num_merges, num_merges, min_frequency)
+        return cls(core)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "VisualBPE":
@@ -228,7 +215,7 @@ class VisualBPE:
         """
         content = json.loads(self.to_json())
         del content["checksum"]
-        content["num_merges"] = _integer("num_merges", num_merges, 0, self.num_merges)
+        content["num_merges"] = check_integer("num_merges", num_merges, 0, self.num_merges)
         del content["merges"][content["num_merges"] :]
         return VisualBPE.from_json(json.dumps(content))
 
@@ -271,7 +258,7 @@ class VisualBPE:
             TypeError: not integers.
         """
         ids, planes = self._core.encode(
-            grid, regions=return_regions, dropout=dropout, seed=_seed(dropout, seed)
+            grid, regions=return_regions, dropout=dropout, seed=check_seed(dropout, seed)
         )
         return ids if planes is None else (ids, Regions(*planes))
 
@@ -298,10 +285,10 @@ class VisualBPE:
         """
         values, offsets, planes = self._core.encode_batch(
             grids,
-            num_threads=_threads(num_threads),
+            num_threads=check_threads(num_threads),
             regions=return_regions,
             dropout=dropout,
-            seed=_seed(dropout, seed),
+            seed=check_seed(dropout, seed),
         )
         return EncodedBatch(values, offsets, None if planes is None else [Regions(*pair) for pair in planes])
 
@@ -323,7 +310,7 @@ class VisualBPE:
             GridError: tokens that do not tile the grid, naming the first bad position; regions that are missing or
                 belong to other tokens.
         """
-        height, width = (_integer(n, v, 0, INT32_MAX) for n, v in (("height", height), ("width", width)))
+        height, width = (check_integer(n, v, 0, INT32_MAX) for n, v in (("height", height), ("width", width)))
         if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_CELLS):
             raise GridError(
                 f"a grid of {height}x{width}: expected at least one cell, at most {MAX_SIDE} rows and columns, "
@@ -390,7 +377,7 @@ class VisualBPE:
         Raises:
             GridError: no such token, or a merged one in pair mode, where shapes are not fixed.
         """
-        return sorted(self._core.token_to_cells(_integer("token", token, 0, INT32_MAX)))
+        return sorted(self._core.token_to_cells(check_integer("token", token, 0, INT32_MAX)))
 
     def token_shape(self, token: int) -> NDArray[np.bool_]:
         """The shape of a token's region, as a (height, width) array that is true where the region is.
@@ -490,26 +477,10 @@ class VisualBPE:
         )
 
 
-def _integer(name: str, value: SupportsIndex, minimum: int, maximum: int) -> int:
-    """An option as an int between two bounds, both included."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
-    if not minimum <= number <= maximum:
-        raise BeingVLError(f"{name} = {number}: expected {minimum} to {maximum}")
-    return number
-
-
-def _threads(num_threads: int | None) -> int:
-    """The number of threads for the core, where 0 means one per core."""
-    return 0 if num_threads is None else _integer("num_threads", num_threads, 1, 1024)
-
-
-def _seed(dropout: float, seed: int | None) -> int:
-    """The seed for the core; an error if there is dropout without a seed."""
-    if seed is None:
-        if dropout:
-            raise BeingVLError(f"dropout = {dropout} needs a seed")
-        return 0
-    return _integer("seed", seed, 0, UINT64_MAX)
+def _warn_of_fewer_merges(learned: int, num_merges: int, min_frequency: int) -> None:
+    """Log a warning if training ended for want of candidates."""
+    if learned < num_merges:
+        log.warning(
+            "no pair is left that occurs %d times: %d merges instead of %d",
+            *(min_frequency, learned, num_merges),
+        )
