@@ -98,7 +98,8 @@ def main():
     folders = [options.old, options.new]
     job = {name: getattr(options, name) for name in ("grids", "count", "codebook_size", "merges")}
     differences = compare_results(folders, job)
-    compare_times(folders, job, options.rounds)
+    if options.rounds:
+        compare_times(folders, job, options.rounds)
     sys.exit(1 if differences else 0)
 
 
