@@ -67,7 +67,7 @@ ROOMS = """
     flags
     schema
     layout options fingerprints devices progress quantizer_names
-    files lazy version extras yaml_text
+    files lazy version extras yaml_text account names
     errors
     _core
 """

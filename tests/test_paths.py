@@ -83,8 +83,8 @@ def test_annotations_that_name_a_path_name_every_kind() -> None:
 
 
 def test_reading(chain: Path, kind: Kind) -> None:
-    from being_vl.data.readers import open_records
     from being_vl.images.decode import read_image
+    from being_vl.images.readers import open_records
     from being_vl.model.weights import load_causal_lm
 
     grids = being_vl.GridStore.open(kind(chain / "grids"))

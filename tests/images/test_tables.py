@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from being_vl.data.readers import open_records
 from being_vl.data.records import Records
 from being_vl.errors import RecordError
 from being_vl.images import tables
+from being_vl.images.readers import open_records
 from being_vl.images.sources import find_images
 from being_vl.images.tables import open_table
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from being_vl.data.options import CATEGORIES
-from being_vl.data.readers import describe_kind, open_records
 from being_vl.errors import RecordError
+from being_vl.images.readers import describe_kind, open_records
+from being_vl.images.references import read_references
 from being_vl.options import StrPath
 
 PLACEHOLDER = "<image>"
@@ -64,7 +65,7 @@ class Records:
     """The records of files, read and checked when they are asked for; memory holds only the place of each.
 
     Args:
-        paths: One file or several, as `being_vl.data.readers.open_records` takes them. Records are numbered through
+        paths: One file or several, as `being_vl.images.readers.open_records` takes them. Records are numbered through
             all of them.
         default_category: Category of the records that name none.
         categories: The categories that records may have.
@@ -170,7 +171,7 @@ def _read_record(
     if category not in categories:
         expectation = f"expected one of {', '.join(categories)}"
         raise RecordError(f"{location}: 'category' is {category!r}; {expectation}", "unknown category")
-    images = _read_images(item, location)
+    images = tuple(reference.name for reference in read_references(item, location, path, index))
     field = next((field for field in (*_DIALECTS, "caption") if field in item), None)
     if field is None:
         raise RecordError(f"{location}: no field 'conversations' or 'messages'; expected a list of turns")
@@ -190,19 +191,6 @@ def _read_record(
             "image markers",
         )
     return Record(record_id, images, turns, category, path, index)
-
-
-def _read_images(item: dict[str, Any], location: str) -> tuple[str, ...]:
-    """The keys of a record's images, from the field `image` or `images`."""
-    field = "image" if "image" in item else "images"
-    images = item.get(field, [])
-    images = images if isinstance(images, list) else [images]
-    for image in images:
-        if not isinstance(image, str) or not image:
-            raise RecordError(
-                f"{location}: {field!r} holds {image!r:.80}; expected a file name or a list of file names"
-            )
-    return tuple(images)
 
 
 def _read_caption(caption: Any, images: tuple[str, ...], location: str) -> tuple[Turn, ...]:

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from being_vl.data import readers
-from being_vl.data.readers import open_records
 from being_vl.data.records import Record, Records
 from being_vl.errors import RecordError
+from being_vl.images import readers
+from being_vl.images.readers import open_records
 from being_vl.images.sources import find_images
 
 
