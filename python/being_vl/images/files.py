@@ -1,17 +1,10 @@
 """Image files in folders."""
 
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from being_vl.errors import ImageError
+from being_vl.images.formats import SUFFIXES, is_image_name
 from being_vl.options import StrPath
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
-
-def is_image_name(name: str | PurePath) -> bool:
-    """Whether a file's name ends as an image's does."""
-    return PurePath(name).suffix.lower() in SUFFIXES
-
 
 def list_image_files(folder: StrPath) -> list[str]:
     """Paths of all images in `folder` and its subfolders, relative to it, in posix form, sorted.

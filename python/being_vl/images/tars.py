@@ -4,7 +4,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from being_vl.images.files import is_image_name
+from being_vl.images.formats import is_image_name
 
 
 def read_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
