@@ -1,6 +1,7 @@
 """Keys: what images are called, so that a record finds the grid of its image."""
 
 import os
+from pathlib import Path
 
 from being_vl.options import StrPath
 
@@ -15,14 +16,12 @@ def image_key(path: StrPath, root: StrPath) -> str:
             the image's place in the file.
         root: Folder that keys are relative to.
     """
-    root = _normalise(os.path.abspath(root))
-    path = _normalise(os.path.join(root, path))
-    prefix = root.rstrip(os.sep) + os.sep
-    return path.removeprefix(prefix).replace(os.sep, "/")
+    root_prefix = _normalise(str(Path(root).absolute())).rstrip(os.sep) + os.sep
+    path = os.fspath(path)
+    path = _normalise(path if path.startswith(os.sep) else root_prefix + path)
+    return path.removeprefix(root_prefix).replace(os.sep, "/")
 
 
 def _normalise(path: str) -> str:
     """An absolute path without `.`, `..` and doubled separators, also at its beginning, where POSIX keeps two."""
-    return (
-        os.path.normpath(os.sep + path.lstrip(os.sep)) if path.startswith(os.sep) else os.path.normpath(path)
-    )
+    return os.path.normpath(os.sep + path.lstrip(os.sep))
