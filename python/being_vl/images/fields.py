@@ -12,6 +12,23 @@ IMAGE_FIELDS = ("image", "images")
 """Fields that name or hold the images."""
 CONVERSATION_FIELDS = ("conversations", "messages", "texts")
 """Fields that hold the turns of a conversation."""
+_OTHER_IMAGE_FIELDS = (
+    *("img", "imgs", "picture", "pictures", "photo", "photos", "jpg", "jpeg", "png", "webp", "pixel_values"),
+)
+_ORIGIN_FIELDS = (
+    *("image_path", "image_paths", "image_file", "image_files", "image_name", "image_names", "img_path"),
+    *(
+        "img_paths",
+        "image_url",
+        "image_urls",
+        "img_url",
+        "img_urls",
+        "image_base64",
+        "image_bytes",
+        "image_data",
+    ),
+)
+_FILE_FIELDS = ("file", "file_name", "filename", "path")
 UNSUPPORTED_FIELDS = frozenset(
     [
         *("video", "videos", "video_path", "video_paths", "video_url", "video_urls", "frames"),
@@ -63,20 +80,6 @@ UNSUPPORTED_TURN_FIELDS = frozenset(
     ]
 )
 """The same of a turn."""
-_ORIGIN_FIELDS = (
-    *("image_path", "image_paths", "image_file", "image_files", "image_name", "image_names", "img_path"),
-    *(
-        "img_paths",
-        "image_url",
-        "image_urls",
-        "img_url",
-        "img_urls",
-        "image_base64",
-        "image_bytes",
-        "image_data",
-    ),
-)
-_FILE_FIELDS = ("file", "file_name", "filename", "path")
 RECORD_FIELDS = frozenset(
     [
         *("id", "category", "caption", "system"),
@@ -114,3 +117,8 @@ def find_unsupported_field(item: Mapping[str, Any], has_images: bool) -> str | N
         ):
             return name
     return None
+
+
+def is_image_field(name: str) -> bool:
+    """Whether a field that is not known here would name or hold an image."""
+    return name in (*_OTHER_IMAGE_FIELDS, *_ORIGIN_FIELDS, *_FILE_FIELDS)
