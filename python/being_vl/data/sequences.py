@@ -485,6 +485,8 @@ class SequenceBuilder:
 
 
 def _join_grids(grids: "Grids | GridStore | None") -> "Grids | None":
+    if grids is None:
+        return None
     from being_vl.shards.grids import Grids, GridStore
 
     return Grids([grids]) if isinstance(grids, GridStore) else grids

@@ -232,9 +232,11 @@ class ImageLookup:
         if first_part != ".." and first_part not in self._entries[folder]:
             return
         other_path = self.path(place)
-        if path == other_path or not _is_file(path):
+        container = None if path == other_path else _find_container(path)
+        if container is None or os.path.realpath(path) == os.path.realpath(other_path):
             return
-        if os.path.realpath(path) != os.path.realpath(other_path) and _hash_image(path) != self._hash(place):
+        content = _hash_image(path)
+        if content != self._hash(place) and (content or container == path):
             raise _ambiguity_error(name, path, f"{other_path} ({self._sets[place.number].title})")
 
     def _hash(self, place: Place) -> str | None:
@@ -302,10 +304,6 @@ def _find_container(path: str) -> str | None:
         return next((str(part) for part in (Path(path), *Path(path).parents) if part.is_file()), None)
     except (OSError, ValueError):
         return None
-
-
-def _is_file(path: str) -> bool:
-    return _find_container(path) == path
 
 
 def _hash_image(path: str) -> str | None:
