@@ -157,7 +157,7 @@ def main():
                 path = Path(folder)
                 write(path / "records.jsonl", count, options.words, keys)
                 values = {"model": options.model, "records": [str(path / "records.jsonl")]}
-                values |= {"out": str(path / "out"), "grids": options.grids and str(options.grids)}
+                values |= {"out": str(path / "out"), "grids": [str(options.grids)] if options.grids else []}
                 values["workers"] = workers
                 records, tokens, cpu_seconds, peak = run(path / "job.json", values | {"kind": "prepare"})
                 if options.opened:

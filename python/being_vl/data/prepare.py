@@ -72,7 +72,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
         options.records, sequences.default_category, sequences.categories, sequences.images_in_front
     )
     sequence_fields = fixed_options(sequences) | builder.fingerprint_fields()
-    grids = options.grids and options.grids.absolute()
+    grids = sorted({folder.absolute() for folder in options.grids})
     input_fields = {
         "records": [path.absolute() for path in records.paths],
         "grids": grids,
@@ -80,7 +80,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
     }
     fingerprint = sequence_fields if inputs_may_move else sequence_fields | input_fields
     job = ShardedJob[range](options.out, KIND, fingerprint, options.overwrite)
-    grids_sha256 = sha256(grids / MANIFEST) if grids else None
+    grids_sha256 = _hash_grids(grids)
     for start in range(0, len(records), options.shard_size):
         part = range(start, min(start + options.shard_size, len(records)))
         job.add_shard(part, [sequence_fields, grids_sha256, _versions(records, part)])
@@ -161,28 +161,34 @@ def _start_worker(worker: int) -> None:
     end_with_parent(worker)
 
 
-def find_grids(folder: StrPath, grids: StrPath | None) -> Path | None:
+def find_grids(folder: StrPath, grids: Sequence[StrPath] = ()) -> list[Path]:
     """The grids that sequences were made from.
 
     Args:
         folder: Of the sequences.
-        grids: The folder of grids, if it is another than when they were made.
+        grids: The folders of grids, if they are others than when they were made; in any order.
 
     Returns:
-        The folder; None if the sequences have no images, or it is gone.
+        The folders; none if the sequences have no images, or one of them is gone.
 
     Raises:
-        FingerprintError: if there are other grids in it than the sequences were made from.
+        FingerprintError: if there are other grids in them than the sequences were made from.
     """
     manifest = read_manifest(folder, KIND)
-    grids = None if grids is None else Path(grids)
-    if grids is None and manifest["grids"] and (Path(manifest["grids"]) / MANIFEST).is_file():
-        grids = Path(manifest["grids"])
-    if grids and sha256(grids / MANIFEST) != manifest["grids_sha256"]:
+    folders = [Path(path) for path in grids or manifest["grids"]]
+    if not grids and not all((path / MANIFEST).is_file() for path in folders):
+        return []
+    if _hash_grids(folders) != manifest["grids_sha256"]:
+        names = " and ".join(map(str, folders)) or "none"
         raise FingerprintError(
-            f"{folder}: was made from other grids than are in {grids} now; prepare it again"
+            f"{folder}: was made from other grids than are in {names} now; prepare it again"
         )
-    return grids
+    return folders
+
+
+def _hash_grids(folders: Sequence[Path]) -> list[str]:
+    """Of each folder of grids, whatever their order."""
+    return sorted(sha256(folder / MANIFEST) for folder in folders)
 
 
 def check_faults(folder: StrPath, lenient: bool) -> None:

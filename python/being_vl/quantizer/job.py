@@ -80,7 +80,9 @@ def quantize(options: QuantizeOptions) -> GridStore | None:
         "codebook_size": quantizer.codebook_size,
         "downsample": quantizer.downsample,
     }
-    job.publish(["grids"], {"quantizer": quantizer_fields, "failures": failures})
+    root = options.root or (options.images if options.images.is_dir() else options.images.parent)
+    fields = {"root": str(root.absolute()), "quantizer": quantizer_fields, "failures": failures}
+    job.publish(["grids"], fields)
     return GridStore.open(options.out)
 
 
