@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from being_vl.errors import RecordError
-from being_vl.images.fields import UNSUPPORTED_TURN_FIELDS, is_empty
+from being_vl.images.fields import UNSUPPORTED_TURN_FIELDS, has_content
 from being_vl.images.references import PLACEHOLDER, UNSUPPORTED, describe_kind, read_content, show_value
 
 Role = Literal["system", "user", "assistant"]
@@ -188,12 +188,10 @@ def _check_fields(item: Any, keys: str, place: str, location: str) -> None:
         raise RecordError(
             f"{location}: {place} is a JSON {describe_kind(item)}; expected an object with {keys}"
         )
-    for name in UNSUPPORTED_TURN_FIELDS.intersection(item):
-        if not is_empty(item[name]):
-            raise RecordError(
-                f"{location}: {place} has the field {name!r}, which cannot be learned from; expected {keys}",
-                UNSUPPORTED,
-            )
+    for name, value in item.items():
+        if name in UNSUPPORTED_TURN_FIELDS and has_content(value):
+            reason = f"has the field {name!r}, which cannot be learned from"
+            raise RecordError(f"{location}: {place} {reason}; expected {keys} alone", UNSUPPORTED)
 
 
 def _take(item: dict[str, Any], keys: tuple[str, str], place: str, location: str) -> Any:
@@ -227,7 +225,7 @@ def _read_loss(item: dict[str, Any], role: Role, place: str, location: str) -> b
 
 
 def _check_text(text: Any, place: str, location: str) -> str:
-    """A text without white space around it."""
+    """A text without white space around it, and without the byte order mark of a file that it was read from."""
     if not isinstance(text, str):
         raise RecordError(f"{location}: {place} is a JSON {describe_kind(text)}; expected a string")
     try:
@@ -238,4 +236,4 @@ def _check_text(text: Any, place: str, location: str) -> str:
             "Unicode text",
             "wrong encoding",
         ) from None
-    return text.strip()
+    return text.removeprefix("\ufeff").strip()
