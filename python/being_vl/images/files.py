@@ -6,6 +6,7 @@ from being_vl.errors import ImageError
 from being_vl.images.formats import SUFFIXES, is_image_name
 from being_vl.options import StrPath
 
+
 def list_image_files(folder: StrPath) -> list[str]:
     """Paths of all images in `folder` and its subfolders, relative to it, in posix form, sorted.
 
