@@ -5,6 +5,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from being_vl.names import show_name
 from being_vl.options import StrPath
 
 _SUBFILE_TYPE = 254
+_REFUSALS = (ImageError, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,17 +55,16 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         other_format = sniff_other_format(head)
         reason = f"{other_format} is not opened" if other_format else "cannot identify the kind of image"
         raise ImageError(f"{name}: cannot be decoded ({reason})")
-    try:
-        return _decode(data, format)
-    except (ImageError, MemoryError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name}: cannot be decoded ({error or 'too large for the memory'})") from error
-    except Exception as error:  # decoders raise all kinds on damaged files
-        for repaired_data in _repair(data, format):
-            try:
-                return _decode(repaired_data, format)
-            except Exception:
-                continue
-        raise ImageError(f"{name}: cannot be decoded ({_describe_fault(error, data, format)})") from error
+    fault: Exception | None = None
+    for version in _versions(data, format):
+        try:
+            return _decode(version, format)
+        except _REFUSALS as error:
+            raise ImageError(f"{name}: cannot be decoded ({error or 'too large for the memory'})") from error
+        except Exception as error:  # decoders raise all kinds on damaged files
+            fault = fault or error
+    assert fault is not None
+    raise ImageError(f"{name}: cannot be decoded ({_describe_fault(fault, data, format)})") from fault
 
 
 def _decode(data: bytes, format: str) -> Image.Image:
@@ -78,16 +79,17 @@ def _decode(data: bytes, format: str) -> Image.Image:
     return image
 
 
-def _repair(data: bytes, format: str) -> Iterator[bytes]:
-    """Files of the same pixels that may be decoded where `data` is not."""
-    variants = [data, *(strip_metadata(data, format, keep_orientation) for keep_orientation in (True, False))]
-    for variant in variants:
-        if variant is None:
+def _versions(data: bytes, format: str) -> Iterator[bytes]:
+    """A file, and what may be decoded where the one before is not: the same pixels with less metadata."""
+    yield data
+    stripped_data = (strip_metadata(data, format, keep_orientation) for keep_orientation in (True, False))
+    for version in chain([data], stripped_data):
+        if version is None:
             continue
-        if variant is not data:
-            yield variant
-        if format == "JPEG" and (complete_data := append_end(variant)):
-            yield complete_data
+        if version is not data:
+            yield version
+        if format == "JPEG" and (complete_version := append_end(version)):
+            yield complete_version
 
 
 def _describe_fault(error: Exception, data: bytes, format: str) -> str:
@@ -146,7 +148,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image.load()
     rgb_image = _flatten(image)
-    if transposition := _find_transposition(image):
+    if (transposition := _find_transposition(image)) is not None:
         rgb_image = rgb_image.transpose(transposition)
     if rgb_image is not image:
         rgb_image.info = {}  # with its orientation, which is applied by now

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _PNG_CHUNK = re.compile(rb"(?=(....)(?:%s))" % b"|".join(_PNG_PIXELS), re.DOTALL)
+_MAX_MATCHES = 100
+"""Places at which the chunk behind a damaged one is looked for."""
 _PNG_ORIENTATION = re.compile(
     rb"eXIf|[ziT]TXt(Raw profile type exif|XML:com\.adobe\.xmp)\0|tEXtRaw profile type exif\0"
 )
@@ -114,7 +116,10 @@ def _strip_png(data: bytes, keep_orientation: bool) -> bytes:
 
 def _has_crc(data: bytes, position: int, length: int) -> bool:
     end = position + 8 + length
-    return zlib.crc32(memoryview(data)[position + 4 : end]).to_bytes(4, "big") == data[end : end + 4]
+    return (
+        end + 4 <= len(data)
+        and zlib.crc32(memoryview(data)[position + 4 : end]).to_bytes(4, "big") == data[end : end + 4]
+    )
 
 
 def _strip_jpeg(data: bytes, keep_orientation: bool) -> bytes | None:
