@@ -186,8 +186,8 @@ def _load_image(image: ImageInput) -> Image.Image | NDArray[np.integer[Any]]:
     if isinstance(image, str | PathLike):
         return read_image(image)
     raise RecordError(
-        f"an image is of the type {type(image).__name__}; expected a PIL image, the path of an image file, or a grid of "
-        "ids as a NumPy array"
+        f"an image is of the type {type(image).__name__}; expected a PIL image, the path of an image file, or a grid "
+        "of ids as a NumPy array"
     )
 
 
