@@ -4,13 +4,12 @@ import io
 import os
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from being_vl.data.records import Records
+from being_vl.data.records import Record, Records
 from being_vl.errors import RecordError
 from being_vl.images import tables
 from being_vl.images.readers import open_records
@@ -43,7 +42,9 @@ def test_a_table_that_is_replaced_is_read_anew(tmp_path: Path, name: str) -> Non
         assert [source.read() for source in find_images(path)] == images
         records = list(Records(path))
         assert [record.turns[0].text for record in records] == [f"Caption {round_number}."] * size
-        assert [record.images for record in records] == [(source.key,) for source in find_images(path)]
+        assert [record.images for record in records] == [
+            (f"{tmp_path}/{source.key}",) for source in find_images(path)
+        ]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -74,8 +75,8 @@ def test_rows_are_read_one_group_at_a_time_whatever_their_order(
     reader = open_records(path)
     items = list(reader.read(1, 8))
     assert reads == [0, 1, 2]
-    assert [item["image"] for item in items] == [None if n == 4 else f"{name}/{n:02d}" for n in range(1, 8)]
-    assert [reader[n]["image"] for n in (9, 0, 4)] == [f"{name}/09", f"{name}/00", None]
+    assert [item["image"] for item in items] == [None if n == 4 else f"{path}/{n:02d}" for n in range(1, 8)]
+    assert [reader[n]["image"] for n in (9, 0, 4)] == [f"{path}/09", f"{path}/00", None]
     assert [source.key for source in find_images(path)] == [f"{name}/{n:02d}" for n in range(10)]
 
 
@@ -116,13 +117,14 @@ def test_images_and_records_find_the_same_members_of_a_tar(tmp_path: Path) -> No
         "web.tar/c.d/3.png",
     ]
     assert [source.read() for source in sources] == [b"./a/1.JPG", b"./a/1.png", b"b/2.webp", b"c.d/3.png"]
-    records: list[Any] = list(Records(path))
-    assert not any(isinstance(record, RecordError) for record in records)
-    assert [record.images for record in records] == [
-        ("web.tar/a/1.png", "web.tar/a/1.JPG"),
-        ("web.tar/b/2.webp",),
-        ("web.tar/c.d/3.png",),
+    *records, link_without_text = Records(path).read()
+    assert [record.images for record in records if isinstance(record, Record)] == [
+        (f"{path}/a/1.png", f"{path}/a/1.JPG"),
+        (f"{path}/b/2.webp",),
+        (f"{path}/c.d/3.png",),
     ]
+    assert isinstance(link_without_text, RecordError)
+    assert "record 3 (c.d/4.png): no .json or .txt beside it" in str(link_without_text)
 
 
 def test_fingerprints_of_images_change_with_their_file(tmp_path: Path) -> None:
