@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from being_vl.errors import ImageError
 from being_vl.files import file_version
-from being_vl.images.files import MAX_FILE, check_size, open_file, read_file
+from being_vl.images.files import check_size, open_file, read_file
 from being_vl.images.readers import Reader, open_records
 from being_vl.images.references import read_references
 from being_vl.images.tables import Table

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import posixpath
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -84,15 +85,14 @@ def read_file(path: StrPath) -> bytes:
         ValueError: if no file can have that name.
     """
     with open_file(path) as file:
-        check_size(os.fstat(file.fileno()).st_size)
-        data = file.read(MAX_FILE + 1)
-    check_size(len(data))
-    return data
+        size = os.fstat(file.fileno()).st_size
+        check_size(size)
+        return file.read(size)
 
 
 def suffix_of(name: str) -> str:
     """The suffix of a path's last part, in lower case; empty if it has none."""
-    return os.path.splitext(name)[1].lower()
+    return posixpath.splitext(name)[1].lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class FolderWalk:
         while folders:
             path, prefix, ancestors = folders.pop()
             try:
-                status = os.stat(path)
+                status = Path(path).stat()
                 inode = status.st_dev, status.st_ino
                 if inode in ancestors:
                     self._leave(prefix, CYCLE)
