@@ -84,7 +84,7 @@ FAULTS = {
     "null": (None, "a JSON null; expected an object"),
     "category": (make_item(category="perceptoin"), "'category' is 'perceptoin'; expected one of foundation"),
     "image type": (make_item(image=3), "'image' holds 3"),
-    "image empty": (make_item(image=""), "'image' holds ''"),
+    "image empty": (make_item(image=""), "1 <image> in 'conversations' for 0 images"),
     "images type": (make_item(image=["a.png", None]), "'image' holds None"),
     "no turns": (make_item(conversations=[]), "'conversations' is empty"),
     "turns type": (make_item(conversations={}), "'conversations' is a JSON object"),

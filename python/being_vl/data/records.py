@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 
 from being_vl.data.options import CATEGORIES
 from being_vl.errors import RecordError
-from being_vl.images.readers import describe_kind, open_records
-from being_vl.images.references import read_references
+from being_vl.images.readers import open_records
+from being_vl.images.references import PLACEHOLDER as PLACEHOLDER
+from being_vl.images.references import describe_kind, read_references
 from being_vl.options import StrPath
-
-PLACEHOLDER = "<image>"
-"""Where in a question an image stands."""
 
 Role = Literal["system", "user", "assistant"]
 _DIALECTS: dict[str, tuple[str, str, dict[str, Role]]] = {

@@ -1,0 +1,27 @@
+"""Keys: what images are called, so that a record finds the grid of its image."""
+
+import os
+from pathlib import Path
+
+from being_vl.options import StrPath
+
+
+def image_key(path: StrPath, root: StrPath) -> str:
+    """The key of an image: its path relative to the root, normalised; its absolute path if it is outside the root.
+
+    Links are not resolved, and nothing is looked up on disk.
+
+    Args:
+        path: The image's own path, absolute or relative to `root`. Of an image within a file: the file's path, `/`, and
+            the image's place in the file.
+        root: Folder that keys are relative to.
+    """
+    root_prefix = _normalise(str(Path(root).absolute())).rstrip(os.sep) + os.sep
+    path = os.fspath(path)
+    path = _normalise(path if path.startswith(os.sep) else root_prefix + path)
+    return path.removeprefix(root_prefix).replace(os.sep, "/")
+
+
+def _normalise(path: str) -> str:
+    """An absolute path without `.`, `..` and doubled separators, also at its beginning, where POSIX keeps two."""
+    return os.path.normpath(os.sep + path.lstrip(os.sep))
