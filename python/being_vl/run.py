@@ -146,7 +146,7 @@ def _check_records(options: RunOptions) -> None:
     from being_vl.data.records import Records
     from being_vl.images.sources import find_images
 
-    keys = {source.key for source in find_images(options.images)}
+    keys = {source.key for source in find_images(options.images).sources}
     sequences = options.train.sequences
     records = Records(
         options.records, sequences.default_category, sequences.categories, sequences.images_in_front

@@ -259,7 +259,7 @@ def test_held_out_folders_are_measured_and_all_others_trained_on(
     options: QuantizerTrainOptions, images: list[Path]
 ) -> None:
     trainer = Trainer(replace(options, images=images[:1], held_out_images=images[1:]))
-    assert len(trainer.crops.training_paths[0]) == 30
+    assert len(trainer.crops.training_images[0]) == 30
     trainer.train_step()
     assert set(measure(trainer.autoencoder, trainer.crops).psnr) == {str(images[1])}
 
