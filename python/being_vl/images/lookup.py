@@ -324,4 +324,4 @@ def _list_images(container: str, version: tuple[int, ...]) -> "dict[str, ImageSo
     from being_vl.images.sources import find_images
 
     prefix = folder_prefix(Path(container).parent)
-    return {prefix + key_below(source.key, prefix): source for source in find_images(container)}
+    return {prefix + key_below(source.key, prefix): source for source in find_images(container).sources}
