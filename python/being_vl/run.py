@@ -111,7 +111,9 @@ def list_steps(options: RunOptions) -> Iterator[Step]:
         quantizer = options.quantizer_training
         yield Step("quantizer", train_quantizer, quantizer, images, quantizer.out)
     model = options.train.out / options.train.stages[-1].name
-    records = {str(path): sha256(path) for path in options.records}
+    records = {
+        str(file.path): {"sha256": sha256(file.path), "category": file.category} for file in options.records
+    }
     for step in (
         Step("quantize", quantize, options.quantize, images, options.quantize.out),
         Step("vocab", train_vocabulary, options.vocab, None, options.vocab.out),

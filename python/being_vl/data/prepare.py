@@ -78,7 +78,10 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
     sequence_fields = fixed_options(sequences) | builder.fingerprint_fields()
     grids = sorted({folder.absolute() for folder in options.grids})
     input_fields = {
-        "records": [path.absolute() for path in records.paths],
+        "records": [
+            [file.path.absolute(), file.category] if file.category else file.path.absolute()
+            for file in options.records
+        ],
         "grids": grids,
         "shard_size": options.shard_size,
     }
@@ -113,7 +116,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
 def _versions(records: Records, part: range) -> list[Any]:
     """The files that a shard's records are in, as they are now, and which of their records these are."""
     return [
-        [str(records.paths[file]), file_version(records.paths[file]), start, stop]
+        [str(records.paths[file]), file_version(records.paths[file]), start, stop, records.category_of(file)]
         for file, start, stop in records.parts(part.start, part.stop)
     ]
 

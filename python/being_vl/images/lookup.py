@@ -77,9 +77,10 @@ class Place(NamedTuple):
 class ImageLookup:
     """Finds the images that names in records mean.
 
-    A relative name means the image of that key; of several, the one beside the record's file. An absolute one means the file, or the image in a file, of that path.
-    Unicode's ways to write the same name are one, and so are paths that links make the same. An absolute name below no
-    root, such as one of data that have moved, means the image whose key ends like it, if its bytes are the same.
+    A relative name means the image of that key; of several, the one beside the file of records. An absolute one means
+    the file, or the image in a file, of that path. Unicode's ways to write the same name are one, and so are paths that
+    links make the same. An absolute name below no root, such as one of data that have moved, means the image whose key
+    ends like it, if its bytes are the same.
 
     Args:
         image_sets: Where to look.

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import distributed as dist
 
+from being_vl.data.options import RecordFile
 from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import MANIFEST, read_manifest, sha256
 from being_vl.fingerprints import FINGERPRINT
@@ -37,16 +38,19 @@ def training_fingerprint(options: TrainOptions, ranks: int) -> dict[str, Any]:
         del stage_fields["accumulation"]
         stage_fields["batch_size"] = count_rows_of_step(stage, options.batches, ranks)
         fields["stages"][str(number)] = stage_fields
-    return fields | {"ranks": ranks}
+    categories = [file.category for file in options.records]
+    return fields | {"ranks": ranks, "records_categories": categories}
 
 
-def hash_inputs(model: StrPath, records: Sequence[StrPath], grids: Sequence[StrPath]) -> dict[str, list[str]]:
+def hash_inputs(
+    model: StrPath, records: Sequence[RecordFile], grids: Sequence[StrPath]
+) -> dict[str, list[str]]:
     """SHA-256 of the files of model, records and grids, as lists under `model_sha256` and so on.
 
     The order of the folders of grids does not count.
     """
     files = {
-        "records": [path / MANIFEST if path.is_dir() else path for path in map(Path, records)],
+        "records": [file.path / MANIFEST if file.path.is_dir() else file.path for file in records],
         "model": sorted(Path(model).glob("*.safetensors")),
         "grids": [Path(folder) / MANIFEST for folder in grids],
     }
@@ -58,7 +62,7 @@ def hash_inputs(model: StrPath, records: Sequence[StrPath], grids: Sequence[StrP
 
 
 def hash_inputs_of_nodes(
-    model: StrPath, records: Sequence[StrPath], grids: Sequence[StrPath]
+    model: StrPath, records: Sequence[RecordFile], grids: Sequence[StrPath]
 ) -> dict[str, list[str]]:
     """`hash_inputs` by one rank on each node, since local copies may differ; all ranks call it.
 
