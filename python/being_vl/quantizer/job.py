@@ -17,6 +17,7 @@ from being_vl.devices import find_device
 from being_vl.errors import ImageError
 from being_vl.images.sources import ImageSource, find_images
 from being_vl.options import fixed_options
+from being_vl.outputs import check_folder, free_locks
 from being_vl.progress import progress_bar, show_log_lines
 from being_vl.quantizer.base import Quantizer, load_quantizer
 from being_vl.quantizer.loading import LoadedImage, load_images
@@ -30,6 +31,7 @@ ImageShard = Shard[Sequence[ImageSource]]
 
 
 @show_log_lines()
+@free_locks()
 def quantize(options: QuantizeOptions) -> GridStore | None:
     """Encode all images that `options.images` names.
 
@@ -44,7 +46,9 @@ def quantize(options: QuantizeOptions) -> GridStore | None:
         QuantizerError: if the quantizer cannot be loaded.
         FingerprintError: if `out` holds grids of another quantizer, other images or another `shard_size`, and
             `overwrite` is not set.
+        OutputError: if `out` holds anything else, or another process is writing there.
     """
+    check_folder(options.out, KIND, inputs=[options.images, options.quantizer])
     # Find the images; Ray's actors load the quantizer again where they run, so here it need not be on a GPU.
     sources = find_images(options.images, options.root)
     device = "cpu" if options.engine == "ray" else find_device(options.device)
