@@ -9,7 +9,7 @@ from being_vl.data.options import RecordFile, SequenceOptions, check_record_file
 from being_vl.errors import ConfigError
 from being_vl.options import MAY_CHANGE, Options, check_minimum, check_share
 
-OWN_FOLDERS = ("prepared", "checkpoints", "tensorboard", "wandb", "lock")
+OWN_FOLDERS = ("prepared", "checkpoints", "tensorboard", "wandb")
 """What a training's folder holds besides one folder per stage."""
 
 
