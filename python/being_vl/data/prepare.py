@@ -46,7 +46,7 @@ def prepare(options: PrepareOptions) -> None:
         FingerprintError, ConfigError, ModelError, QuantizerError, OutputError: as `tokenise`.
     """
     check_folder(
-        options.out, KIND, inputs=[options.model, options.grids, *(file.path for file in options.records)]
+        options.out, KIND, inputs=[options.model, *options.grids, *(file.path for file in options.records)]
     )
     sequences = options.sequences
     builder = SequenceBuilder.from_model(
