@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from being_vl.quantizer.options import QuantizeOptions
     from being_vl.quantizer.training.options import QuantizerTrainOptions
     from being_vl.quantizer.training.trainer import train_quantizer
-    from being_vl.shards.grids import GridStore
+    from being_vl.shards.grids import Grids, GridStore
     from being_vl.tokenizer.batch import EncodedBatch, Regions
     from being_vl.tokenizer.encode import encode_grids
     from being_vl.tokenizer.options import EncodeOptions, VocabularyOptions
@@ -59,6 +59,7 @@ __all__ = [
     "ExpandOptions",
     "GenerateOptions",
     "GridStore",
+    "Grids",
     "LoggingOptions",
     "LoraOptions",
     "LossOptions",
@@ -110,7 +111,7 @@ _MODULES = {
     "quantizer.options": ["QuantizeOptions"],
     "quantizer.training.options": ["QuantizerTrainOptions"],
     "quantizer.training.trainer": ["train_quantizer"],
-    "shards.grids": ["GridStore"],
+    "shards.grids": ["GridStore", "Grids"],
     "tokenizer.batch": ["EncodedBatch", "Regions"],
     "tokenizer.encode": ["encode_grids"],
     "tokenizer.options": ["EncodeOptions", "VocabularyOptions"],

@@ -17,7 +17,7 @@ MAY_CHANGE = {"may_change": True}
 
 @dataclasses.dataclass
 class Options:
-    """Base of the options dataclasses: fields of type `Path` take strings and any `PathLike`, too."""
+    """Base of the options dataclasses: paths may be strings or any `PathLike`, and a list of one path that path."""
 
     def __post_init__(self) -> None:
         """Convert paths; a subclass that checks its values calls this first."""
@@ -26,7 +26,8 @@ class Options:
             if kind in (Path, Path | None) and value is not None:
                 setattr(self, name, Path(value))
             elif kind == list[Path]:
-                setattr(self, name, [Path(item) for item in value])
+                items = [value] if isinstance(value, str | os.PathLike) else value
+                setattr(self, name, [Path(item) for item in items])
 
 
 def check_minimum(name: str, value: float | None, minimum: float) -> None:

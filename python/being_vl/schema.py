@@ -176,6 +176,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return float(value)
     if hint is Path and isinstance(value, str | os.PathLike) and str(value):
         return Path(value)
+    if hint == list[Path] and isinstance(value, str | os.PathLike):
+        return [convert(value, Path, key)]
     if origin is list and isinstance(value, list | tuple):
         if dataclasses.is_dataclass(arguments[0]):  # wrong names in any come before what one of them lacks
             options = read_options(arguments[0])
@@ -345,7 +347,8 @@ def _schema_of_type(hint: Any) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is list:
-        return {"type": "array", "items": _schema_of_type(arguments[0])}
+        schema = {"type": "array", "items": _schema_of_type(arguments[0])}
+        return {"anyOf": [schema, _schema_of_type(Path)]} if hint == list[Path] else schema
     if origin is tuple:
         items = [_schema_of_type(kind) for kind in arguments]
         return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}

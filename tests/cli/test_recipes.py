@@ -61,7 +61,9 @@ WRONG_RECIPES = [
     (["vocab", "train", "g"], "num_threads: many", "num_threads: expected a whole number, found 'many'"),
     (["run"], "llm: l\nuntil: eval", "until: expected one of quantize, vocab, expand, train, found 'eval'"),
     # Lists, mappings, nested options.
-    (["train"], "records: a.json", "records: expected a list, found 'a.json'"),
+    (["train"], "records: 7", "records: expected a list, found 7"),
+    (["train"], "grids: {a: b}", "grids: expected a list, found {'a': 'b'}"),
+    (["train"], "grids: [a, 3]", "grids[1]: expected a path, found 3; put it in quotes"),
     (["train"], "records: [a, 3]", "records[1]: expected a path, found 3; put it in quotes"),
     (["train"], "records: [[a]]", "records[0]: expected a path, found ['a']"),
     (["generate"], "prompt: hello", "prompt: expected a list, found 'hello'"),

@@ -18,7 +18,7 @@ import pytest
 
 from being_vl.cli import main
 from being_vl.data.options import CATEGORIES, PrepareOptions, SequenceOptions
-from being_vl.data.prepare import FAULTS, prepare
+from being_vl.data.prepare import LEFT_OUT, prepare
 from being_vl.data.records import Record, Records
 from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.data.store import PreparedSequences
@@ -253,14 +253,14 @@ def test_bad_records_are_named_and_reported_by_kind(
     out = tmp_path / "out"
     line = expect_refusal(capsys, being_vl("prepare", *make_flags(chain, [path], out)))
     assert line.startswith("being-vl: error: 10 of 32 records have faults (2 wrong encoding, ")
-    assert f"see {out / FAULTS}" in line
+    assert f"see {out / LEFT_OUT}" in line
     assert line.endswith("mend them, or set lenient")
-    faults = [json.loads(line) for line in (out / FAULTS).read_text().splitlines()]
+    faults = [json.loads(line) for line in (out / LEFT_OUT).read_text().splitlines()]
     assert Counter(fault["kind"] for fault in faults) == dict.fromkeys(places, 1) | {"wrong encoding": 2}
     for fault in faults:
-        assert fault["fault"].startswith(f"{path}: record ")
+        assert fault["name"].startswith(f"{path}: record ")
         if fault["kind"] != "wrong encoding":
-            assert fault["fault"].startswith(f"{path}: record {places[fault['kind']]}")
+            assert fault["name"].startswith(f"{path}: record {places[fault['kind']]}")
     assert "too long: 1 of 32 records" in caplog.text
     with pytest.raises(RecordError, match="10 of 32 records have faults"):
         prepare(options(chain, [path], out))
@@ -334,9 +334,9 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     write_records(path, items)
 
     def faults(out: Path) -> list[str]:
-        listed_faults = [json.loads(line) for line in (out / FAULTS).read_text().splitlines()]
+        listed_faults = [json.loads(line) for line in (out / LEFT_OUT).read_text().splitlines()]
         assert {fault["kind"] for fault in listed_faults} <= {"image markers"}
-        return [fault["fault"].removeprefix(f"{path}: record ")[0] for fault in listed_faults]
+        return [fault["name"].removeprefix(f"{path}: record ")[0] for fault in listed_faults]
 
     out = tmp_path / "out"
     line = expect_refusal(capsys, being_vl("prepare", *make_flags(chain, [path], out)))
@@ -383,7 +383,7 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
         assert manifest["sequences"] == manifest["records"] - manifest["faults"]["dropped as too long"]
         shorter_builder = tiny.builder(options(chain, records, out, max_length=limit, too_long=too_long))
         assert max(map(max, PreparedSequences(out, shorter_builder).lengths.values())) <= limit
-        listed_faults = [json.loads(line)["kind"] for line in (out / FAULTS).read_text().splitlines()]
+        listed_faults = [json.loads(line)["kind"] for line in (out / LEFT_OUT).read_text().splitlines()]
         assert Counter(listed_faults) == manifest["faults"]
     assert counts["drop"] == {"dropped as too long": sum(length > limit for length in lengths)}
     assert sum(counts["truncate"].values()) == counts["drop"]["dropped as too long"]

@@ -81,7 +81,7 @@ class PrepareOptions(Options):
             tokenizer and visual vocabulary are used, its weights are not read.
         records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow.
         out: Folder for the Arrow files of tokenised records.
-        grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
+        grids: Folders that `being-vl quantize` wrote, all by one quantizer; needed when a record names an image.
         sequences: How records become sequences.
         lenient: Leave out and list records with faults, rather than stop.
         shard_size: Records per Arrow file.
@@ -92,7 +92,7 @@ class PrepareOptions(Options):
     model: Path = field(metadata=MAY_CHANGE)  # its tokenizer and vocabulary count, not its name
     records: list[Path]
     out: Path = field(metadata=MAY_CHANGE)
-    grids: Path | None = None
+    grids: list[Path] = field(default_factory=list)
     sequences: SequenceOptions = field(default_factory=SequenceOptions)
     lenient: bool = field(default=False, metadata=MAY_CHANGE)
     shard_size: int = 10_000

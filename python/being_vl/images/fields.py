@@ -12,6 +12,23 @@ IMAGE_FIELDS = ("image", "images")
 """Fields that name or hold the images."""
 CONVERSATION_FIELDS = ("conversations", "messages", "texts")
 """Fields that hold the turns of a conversation."""
+_OTHER_IMAGE_FIELDS = (
+    *("img", "imgs", "picture", "pictures", "photo", "photos", "jpg", "jpeg", "png", "webp", "pixel_values"),
+)
+_ORIGIN_FIELDS = (
+    *("image_path", "image_paths", "image_file", "image_files", "image_name", "image_names", "img_path"),
+    *(
+        "img_paths",
+        "image_url",
+        "image_urls",
+        "img_url",
+        "img_urls",
+        "image_base64",
+        "image_bytes",
+        "image_data",
+    ),
+)
+_FILE_FIELDS = ("file", "file_name", "filename", "path")
 UNSUPPORTED_FIELDS = frozenset(
     [
         *("video", "videos", "video_path", "video_paths", "video_url", "video_urls", "frames"),
@@ -29,7 +46,7 @@ UNSUPPORTED_FIELDS = frozenset(
             "webp",
             "pixel_values",
         ),
-        *("point_cloud", "point_clouds", "pointcloud", "depth", "depths"),
+        *("point_cloud", "point_clouds", "pointcloud"),
         *("bbox", "bboxes", "boxes", "objects", "mask", "masks", "segmentation", "segmentations"),
         *("tools", "tool_calls", "tool_choice", "functions", "function_call", "documents", "history"),
         *("system_prompt", "system_message", "chat_template", "chat_template_kwargs"),
@@ -63,20 +80,6 @@ UNSUPPORTED_TURN_FIELDS = frozenset(
     ]
 )
 """The same of a turn."""
-_ORIGIN_FIELDS = (
-    *("image_path", "image_paths", "image_file", "image_files", "image_name", "image_names", "img_path"),
-    *(
-        "img_paths",
-        "image_url",
-        "image_urls",
-        "img_url",
-        "img_urls",
-        "image_base64",
-        "image_bytes",
-        "image_data",
-    ),
-)
-_FILE_FIELDS = ("file", "file_name", "filename", "path")
 RECORD_FIELDS = frozenset(
     [
         *("id", "category", "caption", "system"),
@@ -93,6 +96,13 @@ def is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | bytes) and not value)
 
 
+def has_content(value: Any) -> bool:
+    """Whether a field's value is a text, a list, an object or bytes, and not empty, not even as a text of JSON."""
+    if isinstance(value, str):
+        return value.strip() not in ("", "[]", "{}", "null")
+    return isinstance(value, list | dict | bytes) and not is_empty(value)
+
+
 def find_unsupported_field(item: Mapping[str, Any], has_images: bool) -> str | None:
     """The name of a field that changes what a record means, and is not known here; None if it has none.
 
@@ -104,13 +114,18 @@ def find_unsupported_field(item: Mapping[str, Any], has_images: bool) -> str | N
         has_images: Whether the fields that are known name an image.
     """
     for name, value in item.items():
-        if name in UNSUPPORTED_FIELDS and not is_empty(value):
+        if name in UNSUPPORTED_FIELDS and has_content(value):
             # Lists of a scene's objects describe it; an object with their places is ms-swift's, for marks in the text.
             if name != "objects" or isinstance(value, dict):
                 return name
         elif not has_images and (
-            (name in _ORIGIN_FIELDS and not is_empty(value))
+            (name in _ORIGIN_FIELDS and has_content(value))
             or (name in _FILE_FIELDS and isinstance(value, str) and is_image_name(value[-100:]))
         ):
             return name
     return None
+
+
+def is_image_field(name: str) -> bool:
+    """Whether a field that is not known here would name or hold an image."""
+    return name in (*_OTHER_IMAGE_FIELDS, *_ORIGIN_FIELDS, *_FILE_FIELDS)

@@ -16,8 +16,26 @@ def image_key(path: StrPath, root: StrPath) -> str:
             the image's place in the file.
         root: Folder that keys are relative to.
     """
-    root_prefix = _normalise(str(Path(root).absolute())).rstrip(os.sep) + os.sep
-    path = os.fspath(path)
+    return key_below(os.fspath(path), folder_prefix(root))
+
+
+def image_path(key: str, root: str) -> str:
+    """The absolute path of the image that has a key.
+
+    Args:
+        key: The key.
+        root: Folder that it is relative to, an absolute path.
+    """
+    return _normalise(key if key.startswith(os.sep) else f"{root}{os.sep}{key}")
+
+
+def folder_prefix(folder: StrPath) -> str:
+    """What the absolute, normalised paths of all that is in a folder begin with."""
+    return _normalise(str(Path(folder).absolute())).rstrip(os.sep) + os.sep
+
+
+def key_below(path: str, root_prefix: str) -> str:
+    """`image_key` for many paths below one root, whose `folder_prefix` is given."""
     path = _normalise(path if path.startswith(os.sep) else root_prefix + path)
     return path.removeprefix(root_prefix).replace(os.sep, "/")
 

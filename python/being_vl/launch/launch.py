@@ -67,10 +67,9 @@ def check_inputs(recipe: Recipe, training: TrainOptions) -> None:
     for path in training.records:
         if not path.exists():
             raise RecordError(f"{path}: there is no such file of records")
-    if training.grids is not None and not (training.grids / MANIFEST).is_file():
-        raise ConfigError(
-            f"{training.grids}: no {MANIFEST}; expected a folder that `being-vl quantize` finished"
-        )
+    for grids in training.grids:
+        if not (grids / MANIFEST).is_file():
+            raise ConfigError(f"{grids}: no {MANIFEST}; expected a folder that `being-vl quantize` finished")
 
 
 def _train_flags(options: LaunchOptions, recipe: Recipe, training: TrainOptions) -> list[str]:

@@ -22,8 +22,8 @@ class QuantizeOptions(Options):
         shard_size: Images per Arrow file.
         max_failed: Share of images, 0 to 1, that may be unreadable before the job stops.
         device: Where the quantizer runs: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, …
-        root: Folder that keys, and names in lists and records, are relative to; by default the folder of images, or that
-            of the file.
+        root: Folder that keys, and names in lists and records, are relative to; by default the folder of images, or
+            that of the file.
         column: Column of tables that holds the images; needed where several could.
         allow_outside: Read files outside the root that lists, records or tables name.
         workers: Processes that read and decode images ahead of the quantizer; with 0 it waits for each batch.

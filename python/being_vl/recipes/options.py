@@ -82,7 +82,7 @@ class RunOptions(Options):
         metadata=_section(
             model=lambda run: run.out / "expanded",
             records=lambda run: run.records,
-            grids=lambda run: run.out / "grids",
+            grids=lambda run: [run.out / "grids"],
             out=lambda run: run.out / "training",
         )
     )

@@ -40,20 +40,25 @@ def training_fingerprint(options: TrainOptions, ranks: int) -> dict[str, Any]:
     return fields | {"ranks": ranks}
 
 
-def hash_inputs(model: StrPath, records: Sequence[StrPath], grids: StrPath | None) -> dict[str, list[str]]:
-    """SHA-256 of the files of model, records and grids, as lists under `model_sha256` and so on."""
+def hash_inputs(model: StrPath, records: Sequence[StrPath], grids: Sequence[StrPath]) -> dict[str, list[str]]:
+    """SHA-256 of the files of model, records and grids, as lists under `model_sha256` and so on.
+
+    The order of the folders of grids does not count.
+    """
     files = {
         "records": [path / MANIFEST if path.is_dir() else path for path in map(Path, records)],
         "model": sorted(Path(model).glob("*.safetensors")),
-        "grids": [Path(grids) / MANIFEST] if grids else [],
+        "grids": [Path(folder) / MANIFEST for folder in grids],
     }
     # Hashing leaves the interpreter's lock, so threads share the files.
     with ThreadPoolExecutor() as threads:
-        return {f"{name}_sha256": list(threads.map(sha256, paths)) for name, paths in files.items()}
+        hashes = {f"{name}_sha256": list(threads.map(sha256, paths)) for name, paths in files.items()}
+    hashes["grids_sha256"].sort()
+    return hashes
 
 
 def hash_inputs_of_nodes(
-    model: StrPath, records: Sequence[StrPath], grids: StrPath | None
+    model: StrPath, records: Sequence[StrPath], grids: Sequence[StrPath]
 ) -> dict[str, list[str]]:
     """`hash_inputs` by one rank on each node, since local copies may differ; all ranks call it.
 

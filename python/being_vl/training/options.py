@@ -253,7 +253,7 @@ class TrainOptions(Options):
         records: Files of records as for `being-vl prepare`, which are prepared in `out` first; or a folder that it
             wrote, as its own options have made it.
         out: Folder for one plain Hugging Face model per stage, logs, and checkpoints to resume from.
-        grids: Folder that `being-vl quantize` wrote; needed when a record names an image.
+        grids: Folders that `being-vl quantize` wrote, all by one quantizer; needed when a record names an image.
         sequences: How records become sequences.
         lenient: Leave out and list records with faults, rather than stop.
         shard_size: Records per Arrow file.
@@ -282,7 +282,7 @@ class TrainOptions(Options):
     model: Path = field(metadata=MAY_CHANGE)
     records: list[Path] = field(metadata=MAY_CHANGE)
     out: Path = field(metadata=MAY_CHANGE)
-    grids: Path | None = field(default=None, metadata=MAY_CHANGE)
+    grids: list[Path] = field(default_factory=list, metadata=MAY_CHANGE)
     sequences: SequenceOptions = field(default_factory=SequenceOptions)
     lenient: bool = False
     shard_size: int = field(default=10_000, metadata=MAY_CHANGE)
