@@ -1,5 +1,7 @@
 """Datasets of the Hugging Face hub, and those in memory of the package `datasets`, as folders on this machine."""
 
+import hashlib
+import json
 import os
 import re
 import sys
@@ -10,7 +12,6 @@ from urllib.parse import unquote
 
 from being_vl.errors import ConfigError
 from being_vl.files import file_version, write_aside
-from being_vl.fingerprints import compute_fingerprint
 from being_vl.names import show_name
 
 HUB = "hf://datasets/"
@@ -29,26 +30,39 @@ def is_hub_name(path: str | os.PathLike[str]) -> bool:
     return bool(re.match("hf:/", os.fspath(path)))
 
 
-def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path as it is, or for a dataset on the hub where its files are on this machine, which may be downloaded for it.
+def local_path(path: Any) -> Path:
+    """A path as it is, or for a dataset on the hub where its files are on this machine, to which they are downloaded.
 
     Args:
-        path: A path, or `hf://datasets/OWNER/NAME`, with `@REVISION` and `/FOLDER` or `/FILE` behind it if wanted.
+        path: A path, or `hf://datasets/OWNER/NAME`, with `@REVISION` and `/FOLDER` or `/FILE` behind it if wanted; or a
+            `datasets.Dataset`.
 
     Raises:
         ConfigError: if the hub has no such dataset, or cannot be reached and the dataset is not in its cache.
     """
+    path = to_path(path)
     if not is_hub_name(path):
-        return Path(path)
+        return path
     name = HUB + re.sub("^hf:/+(datasets/+)?", "", os.fspath(path))
     match = _HUB_NAME.fullmatch(name)
     if match is None or "/../" in f"{name}/":
-        raise ConfigError(f"{show_name(name)}: expected {HUB}OWNER/NAME, {HUB}OWNER/NAME@REVISION/FOLDER or the like")
+        raise ConfigError(
+            f"{show_name(name)}: expected {HUB}OWNER/NAME, {HUB}OWNER/NAME@REVISION/FOLDER or the like"
+        )
     place = (match["place"] or "").rstrip("/")
     folder = _download(name, match["repository"], match["revision"] and unquote(match["revision"]), place)
     if not (folder / place).exists():
         raise ConfigError(f"{show_name(name)}: the dataset holds no {show_name(place)}")
     return folder / place
+
+
+def find_blobs(path: str) -> str | None:
+    """The folder of the hub's cache to which the files of a dataset are links; None if a real path is not in it."""
+    parts = Path(path).parts
+    if "snapshots" not in parts:
+        return None
+    blobs = Path(*parts[: len(parts) - 1 - parts[::-1].index("snapshots")], "blobs")
+    return f"{blobs}{os.sep}" if blobs.is_dir() else None
 
 
 def _download(name: str, repository: str, revision: str | None, place: str) -> Path:
@@ -85,6 +99,13 @@ def _download(name: str, repository: str, revision: str | None, place: str) -> P
     raise ConfigError(f"{show_name(name)}: cannot be downloaded ({reason})") from None
 
 
+def is_dataset(value: Any) -> bool:
+    """Whether a value is a dataset of the package `datasets`, of any kind."""
+    datasets = sys.modules.get("datasets")  # who has a dataset has imported it
+    names = ("Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict")
+    return datasets is not None and isinstance(value, tuple(getattr(datasets, name) for name in names))
+
+
 def to_path(value: Any) -> Path:
     """A path of a path, or the folder of a `datasets.Dataset`, which is written for it.
 
@@ -93,15 +114,17 @@ def to_path(value: Any) -> Path:
     """
     if isinstance(value, str | os.PathLike):
         return Path(value)
-    datasets = sys.modules.get("datasets")  # who has a dataset has imported it
-    if datasets is not None and isinstance(value, datasets.Dataset):
-        return _write_dataset(value)
-    if datasets is not None and isinstance(value, datasets.DatasetDict | datasets.IterableDatasetDict):
-        splits = ", ".join(map(str, value))
-        raise ConfigError(f"a {type(value).__name__} of the splits {splits}; expected one of them")
-    if datasets is not None and isinstance(value, datasets.IterableDataset):
+    if not is_dataset(value):
+        raise ConfigError(
+            f"a value of the type {type(value).__name__}; expected a path or a datasets.Dataset"
+        )
+    if isinstance(value, dict):
+        raise ConfigError(
+            f"a {type(value).__name__} of the splits {', '.join(map(str, value))}; expected one of them"
+        )
+    if not hasattr(value, "with_transform"):
         raise ConfigError("an IterableDataset; expected a Dataset, that is one loaded without streaming")
-    raise ConfigError(f"a value of the type {type(value).__name__}; expected a path or a datasets.Dataset")
+    return _write_dataset(value)
 
 
 def _write_dataset(dataset: Any) -> Path:
@@ -116,20 +139,21 @@ def _write_dataset(dataset: Any) -> Path:
         )
     if not len(dataset):
         raise ConfigError("a Dataset without rows")
-    content = {"fingerprint": dataset._fingerprint, "files": _find_outer_files(dataset.data.table)}
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "being_vl" / compute_fingerprint(content)
+    content = json.dumps([dataset._fingerprint, _find_outer_files(dataset.data.table)])
+    name = hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "being_vl" / name
     path = folder / "data.arrow"
     if path.is_file():
         return folder
     # Images that are files elsewhere are written into the rows, as `push_to_hub` does.
     rows = dataset.with_format("arrow").iter(ROWS)
-    part_path = folder.with_name(f"{folder.name}-{os.getpid()}.arrow")
+    part_path = folder.with_name(f"{name}-{os.getpid()}.arrow")
     try:
         with write_aside(part_path) as part:
             tables = map(embed_table_storage, rows)
-            table = next(tables)
-            with pa.ipc.new_file(str(part), table.schema) as writer:
-                for table in chain([table], tables):
+            first_table = next(tables)
+            with pa.ipc.new_file(str(part), first_table.schema) as writer:
+                for table in chain([first_table], tables):
                     writer.write_table(table.combine_chunks())
     except OSError as error:
         raise ConfigError(f"a Dataset that cannot be written to {folder} ({show_name(error)})") from error

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 from being_vl.errors import ConfigError
 from being_vl.files import to_jsonable
+from being_vl.hub import is_dataset, to_path
 
 StrPath = str | os.PathLike[str]
 """What every public function takes for a path."""
@@ -17,17 +18,28 @@ MAY_CHANGE = {"may_change": True}
 
 @dataclasses.dataclass
 class Options:
-    """Base of the options dataclasses: paths may be strings or any `PathLike`, and a list of one path that path."""
+    """Base of the options dataclasses: paths may be strings or any `PathLike`, and a list of one path that path.
+
+    Images and records may be a `datasets.Dataset`, too, which is written to a folder then.
+    """
 
     def __post_init__(self) -> None:
         """Convert paths; a subclass that checks its values calls this first."""
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
             if kind in (Path, Path | None) and value is not None:
-                setattr(self, name, Path(value))
+                setattr(self, name, _convert(name, value))
             elif kind == list[Path]:
-                items = [value] if isinstance(value, str | os.PathLike) else value
-                setattr(self, name, [Path(item) for item in items])
+                items = [value] if isinstance(value, str | os.PathLike) or is_dataset(value) else value
+                setattr(self, name, [_convert(name, item) for item in items])
+
+
+def _convert(name: str, value: Any) -> Path:
+    """The path that an option's value stands for."""
+    try:
+        return to_path(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def check_minimum(name: str, value: float | None, minimum: float) -> None:

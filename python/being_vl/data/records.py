@@ -14,8 +14,10 @@ from being_vl.data.options import CATEGORIES
 from being_vl.data.turns import Turn as Turn
 from being_vl.data.turns import read_caption, read_turns
 from being_vl.errors import RecordError
+from being_vl.hub import is_dataset
 from being_vl.images.fields import CONVERSATION_FIELDS, find_unsupported_field, is_empty, is_image_field
 from being_vl.images.readers import open_records
+from being_vl.images.record_files import find_record_files
 from being_vl.images.references import PLACEHOLDER as PLACEHOLDER
 from being_vl.images.references import UNSUPPORTED, describe_kind, read_references, show_value
 from being_vl.names import show_name
@@ -53,8 +55,8 @@ class Records:
     """The records of files, read and checked when they are asked for; memory holds only the place of each.
 
     Args:
-        paths: One file or several, as `being_vl.images.readers.open_records` takes them. Records are numbered through
-            all of them.
+        paths: One file or several, as `being_vl.images.readers.open_records` takes them, or what else
+            `find_record_files` takes. Records are numbered through all of them.
         default_category: Category of the records that name none.
         categories: The categories that records may have.
         images_in_front: Whether a record with images may have no placeholder at all; they come in front of its text.
@@ -75,7 +77,8 @@ class Records:
                 f"default category is {default_category!r}; expected one of {', '.join(categories)}"
             )
         self.categories = categories
-        self.paths = [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
+        sources = [paths] if isinstance(paths, str | PathLike) or is_dataset(paths) else paths
+        self.paths = [path for source in sources for path in find_record_files(source)]
         self._default_category = default_category
         self._images_in_front = images_in_front
         self._readers = [open_records(path) for path in self.paths]
