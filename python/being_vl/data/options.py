@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from being_vl.errors import ConfigError
+from being_vl.hub import is_dataset
 from being_vl.names import show_name
 from being_vl.options import MAY_CHANGE, SHORTHAND, Options, StrPath, check_minimum
 
@@ -93,8 +94,9 @@ def list_record_files(
     records: "StrPath | RecordFile | Iterable[StrPath | RecordFile]",
 ) -> list[RecordFile]:
     """One file of records or several, with their categories, as a list."""
-    items = [records] if isinstance(records, str | PathLike | RecordFile) else records
-    return [item if isinstance(item, RecordFile) else RecordFile(Path(item)) for item in items]
+    is_item = isinstance(records, str | PathLike | RecordFile) or is_dataset(records)
+    items = [records] if is_item else records
+    return [item if isinstance(item, RecordFile) else RecordFile(item) for item in items]
 
 
 def check_record_files(files: Iterable[RecordFile], categories: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from being_vl.data.turns import read_caption, read_turns
 from being_vl.errors import RecordError
 from being_vl.images.fields import CONVERSATION_FIELDS, find_unsupported_field, is_empty, is_image_field
 from being_vl.images.readers import open_records
+from being_vl.images.record_files import find_record_files
 from being_vl.images.references import PLACEHOLDER as PLACEHOLDER
 from being_vl.images.references import UNSUPPORTED, describe_kind, read_references, show_value
 from being_vl.names import show_name
@@ -52,8 +53,9 @@ class Records:
     """The records of files, read and checked when they are asked for; memory holds only the place of each.
 
     Args:
-        paths: One file or several, as `being_vl.images.readers.open_records` takes them. Records are numbered through
-            all of them. A `RecordFile` has a category for those of its records that name none.
+        paths: One file or several, as `being_vl.images.readers.open_records` takes them, or what else
+            `find_record_files` takes. Records are numbered through all of them. A `RecordFile` has a category for those
+            of its records that name none.
         default_category: Category of the other records that name none.
         categories: The categories that records may have.
         images_in_front: Whether a record with images may have no placeholder at all; they come in front of its text.
@@ -76,8 +78,9 @@ class Records:
         self.categories = categories
         files = list_record_files(paths)
         check_record_files(files, categories)
-        self.paths = [file.path for file in files]
-        self._default_categories = [file.category or default_category for file in files]
+        parts = [(path, file.category) for file in files for path in find_record_files(file.path)]
+        self.paths = [path for path, _ in parts]
+        self._default_categories = [category or default_category for _, category in parts]
         self._images_in_front = images_in_front
         self._readers = [open_records(path) for path in self.paths]
         self._ends = np.cumsum([len(reader) for reader in self._readers])

@@ -19,6 +19,7 @@ from being_vl.account import Account
 from being_vl.devices import find_device
 from being_vl.errors import ImageError
 from being_vl.files import write_aside
+from being_vl.hub import local_path
 from being_vl.images.encoded import ImageSource
 from being_vl.images.files import LeftOut, is_text
 from being_vl.images.sources import Findings, find_images
@@ -60,6 +61,8 @@ def quantize(options: QuantizeOptions) -> GridStore | None:
             `overwrite` is not set.
         OutputError: if `out` holds anything else, or another process is writing there.
     """
+    root = options.root and local_path(options.root)
+    options = dataclasses.replace(options, images=local_path(options.images), root=root)
     check_folder(options.out, KIND, inputs=[options.images, options.quantizer])
     # Find the images; Ray's actors load the quantizer again where they run, so here it need not be on a GPU.
     findings = find_images(options.images, options.root, options.allow_outside, options.column)
