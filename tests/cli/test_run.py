@@ -404,9 +404,9 @@ def test_a_part_of_a_model_that_is_gone_is_refused(
 
 
 def test_the_end_accounts_for_images_and_records(
-    quick_run: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+    finished_run: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.clear()
-    assert being_vl("run", quick_run[0]) == 0
+    assert being_vl("run", finished_run[0]) == 0
     assert "quantize: images: 24 seen, 24 used, 0 left out" in caplog.messages
     assert "train: records: 96 seen, 96 used, 0 left out" in caplog.messages
