@@ -39,11 +39,16 @@ def show_lines(text: str, length: int = LINE_LENGTH, count: int = 100) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """Formats log records so that no name in them makes a message long, or changes what a terminal shows."""
+    """Formats log records so that no name in them makes a message long, or changes what a terminal shows.
+
+    Warnings of being_vl begin with `warning: `.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The message with its names escaped and its lines cut."""
-        return show_lines(super().formatMessage(record))
+        text = show_lines(super().formatMessage(record))
+        is_warning = record.levelno >= logging.WARNING and record.name.startswith("being_vl")
+        return f"{record.levelname.lower()}: {text}" if is_warning else text
 
 
 def _escape(text: str, keep: str = "") -> str:
