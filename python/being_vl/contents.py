@@ -56,7 +56,7 @@ class FileHashes:
             OSError: if one is missing or cannot be read.
         """
         names = list(dict.fromkeys(_name(path) for path in paths))
-        versions = {name: _version(Path(name).stat()) for name in names}
+        versions = {name: _version(os.stat(name)) for name in names}  # noqa: PTH116 (faster, for many files)
         stale_names = [name for name in names if self._files.get(name, ())[:4] != [*versions[name]]]
         num_bytes = sum(versions[name].size for name in stale_names)
         if num_bytes >= _LOGGED_BYTES:
@@ -127,7 +127,7 @@ def hash_files(paths: Iterable[Path], hashes: FileHashes | None = None) -> dict[
 
 
 def _name(path: StrPath) -> str:
-    return str(Path(path).absolute())
+    return os.path.abspath(path)  # noqa: PTH100 (faster, and links stay as they are)
 
 
 def _version(status: os.stat_result) -> _Version:

@@ -76,18 +76,20 @@ def run(options: RunOptions) -> Path:
     claim_folder(options.out, *KINDS)
     steps = Steps(options.out, options.overwrite)
     finished_steps = []
+    output = options.out
     for step in list_steps(options, steps.hashes):
         steps.do(step)
         finished_steps.append(step)
+        output = step.output or output
     for step in finished_steps:
         if step.account and (fields := read_json(step.account / MANIFEST).get("account")):
             log.info("%s: %s", step.name, Account.from_json(fields).describe())
     if step.name == "train":
-        log.info("trained model: %s", step.output)
-        log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", step.output)
+        log.info("trained model: %s", output)
+        log.info("ask it: being-vl generate --model %s --image FILE --prompt TEXT", output)
     else:
-        log.info("%s is as far as asked for: %s", step.name, step.output)
-    return step.output
+        log.info("%s is as far as asked for: %s", step.name, output)
+    return output
 
 
 def dry_run(options: RunOptions) -> Iterator[str]:
@@ -164,7 +166,7 @@ def list_steps(options: RunOptions, hashes: FileHashes) -> Iterator[Step]:
         yield Step("expand", expand, options.expand, {"llm": llm} | quantizer, files, options.expand.out)
         # The training reads the records.
         files = [file for item in options.records for file in find_record_files(item.path)]
-        records = {
+        records: dict[str, dict[str, Any]] = {
             "records": {str(path): digest for path, digest in hash_files(files, hashes).items()},
             "category of": {str(item.path): item.category for item in options.records},
         }
