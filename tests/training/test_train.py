@@ -255,7 +255,7 @@ def test_another_recipe_is_refused(
     assert str(out) in line
 
 
-@pytest.mark.parametrize("change", ["records", "model", "config", "category", "grids", "sequences"])
+@pytest.mark.parametrize("change", ["records", "model", "config", "categories", "grids", "sequences"])
 def test_other_inputs_are_refused_before_anything_is_written(
     chain: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
@@ -277,7 +277,7 @@ def test_other_inputs_are_refused_before_anything_is_written(
         config = json.loads((tmp_path / "tied" / "config.json").read_text())
         (tmp_path / "tied" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
         changes = {"model": str(tmp_path / "tied")}
-    elif change == "category":
+    elif change == "categories":
         changes = {"records": [{"path": str(chain / "data" / "train.json"), "category": "reasoning"}]}
     else:
         changes = {change: changes[change]}
