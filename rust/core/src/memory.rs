@@ -107,6 +107,16 @@ fn take_reserve() -> Result<()> {
     Ok(())
 }
 
+/// Gives memory that nothing uses back to the system, which the allocator of C keeps for later, more of it after each
+/// training that is stopped on several threads.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: blocks that are in use stay as they are.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Whether the reserve had to be given back.
 #[inline]
 pub(crate) fn is_short() -> bool {
