@@ -168,7 +168,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if origin in (Union, UnionType):
         return _convert_union(value, hint, key)
     if isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{key}: expected {name_type(hint)}, found {show_value(value)}, with a NUL character")
+        raise ConfigError(
+            f"{key}: expected {name_type(hint)}, found {show_value(value)}, with a NUL character"
+        )
     if hint is Any or (hint in (bool, str, NoneType) and isinstance(value, hint)):
         return value
     if origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):

@@ -67,7 +67,10 @@ TRAPS = {
     "control": (b"llm: a\x1bb\n", "no YAML (it holds the character 0x1b"),
     "UTF-16": ("seed: 1\n".encode("utf-16"), "save it as UTF-8"),
     "Latin-1": ("llm: ü\n".encode("latin-1"), "save it as UTF-8"),
-    "python object": (b"llm: x\nseed: !!python/object/apply:os.system [ls]\n", "line 2: no YAML (could not determine"),
+    "python object": (
+        b"llm: x\nseed: !!python/object/apply:os.system [ls]\n",
+        "line 2: no YAML (could not determine",
+    ),
     "python name": (b"seed: !!python/name:os.system\n", "line 1: no YAML (could not determine"),
     "unknown tag": (b"seed: !x 1\n", "line 1: no YAML (could not determine"),
     "tag of a number": (b"seed: !!int x\n", "line 1: no YAML ('x' is no number"),
@@ -93,7 +96,9 @@ TRAPS = {
 def test_traps_are_refused_in_a_line(tmp_path: Path) -> None:
     for name, (content, _) in TRAPS.items():
         (tmp_path / name).write_bytes(content)
-    process = subprocess.run([sys.executable, "-c", READ, tmp_path], capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [sys.executable, "-c", READ, tmp_path], capture_output=True, text=True, timeout=120
+    )
     assert process.returncode == 0, process.stderr[-2000:]
     results = json.loads(process.stdout)
     (tmp_path / "large").unlink()

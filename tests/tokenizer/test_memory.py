@@ -75,7 +75,10 @@ def test_missing_memory_is_an_error(mode, threads):
     assert process.returncode == 0, process.stderr[-2000:]
     results = json.loads(process.stdout)
     for job, messages in results.items():
-        assert all(message == "success" or message.startswith("MemoryError") for message in messages), (job, messages)
+        assert all(message == "success" or message.startswith("MemoryError") for message in messages), (
+            job,
+            messages,
+        )
         assert messages[-1] == "success", (job, messages)
     messages = {message for messages in results.values() for message in messages}
     assert any("bytes for" in message for message in messages), messages

@@ -125,7 +125,9 @@ def _read_content(path: Path) -> dict[str, Any]:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{path}: {line}no YAML ({_describe(error.problem)})") from None
     except yaml.reader.ReaderError as error:
-        raise ConfigError(f"{path}: no YAML (it holds the character {error.character:#x}, which no text has)") from None
+        raise ConfigError(
+            f"{path}: no YAML (it holds the character {error.character:#x}, which no text has)"
+        ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: no YAML in UTF-8; save it as UTF-8") from None
     except yaml.YAMLError as error:
