@@ -19,8 +19,8 @@ MAX_DIGITS = 300
 class RecipeLoader(yaml.SafeLoader):  # type: ignore[misc]
     """Reads `1e-3` as a number, as YAML 1.2 does, and refuses what is a trap or takes much memory.
 
-    Refused are a key that comes twice, a text inside itself, aliases that multiply, numbers of very many digits, and what
-    YAML 1.1 takes for a number in base 60 or 8, such as `1:30` and `0777`.
+    Refused are a key that comes twice, a value inside itself, aliases that multiply, numbers of very many digits, and
+    what YAML 1.1 takes for a number in base 60 or 8, such as `1:30` and `0777`.
     """
 
     def __init__(self, text: str) -> None:

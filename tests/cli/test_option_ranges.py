@@ -105,7 +105,7 @@ def test_some_that_people_tried(words: list[str], message: str, capsys: pytest.C
 
 @pytest.mark.parametrize("device", ["foo", "cuda:99", "cuda:999", ""])
 def test_devices_that_are_not_there(device: str) -> None:
-    with pytest.raises(ConfigError, match="^device: ") as error:
+    with pytest.raises(ConfigError, match=r"^device: ") as error:
         find_device(device)
     assert len(str(error.value)) < 200
 

@@ -124,7 +124,7 @@ def load_quantizer(
         name, precision = match[1], "bfloat16"
     if match := re.fullmatch(r"(.+)@([0-9]{1,9})(:aspect)?", name):
         name, size, aspect = match[1], int(match[2]), bool(match[3])
-    elif "@" in name and not os.path.exists(name):
+    elif "@" in name and not os.path.exists(name):  # noqa: PTH110 - no error if it is too long
         raise QuantizerError(f"quantizer: expected NAME@SIZE or NAME@SIZE:aspect, found {name[:100]!r}")
     if size is not None and not 1 <= size <= MAX_SIZE:
         raise QuantizerError(f"quantizer {name!r}: expected a size of 1 to {MAX_SIZE} pixels, found {size}")
