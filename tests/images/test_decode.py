@@ -821,9 +821,9 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(encode(smooth_image(), "PNG"))
     (tmp_path / "link.png").symlink_to("image.png")
     for name, reason in {
-        "pipe.png": "no regular file",
-        "folder.png": "directory",
-        "zero.png": "no regular file",
+        "pipe.png": "not a regular file",
+        "folder.png": "not a regular file",
+        "zero.png": "not a regular file",
         "loop.png": "symbolic links",
         "gone.png": "No such file",
         "n\0ul.png": "null",

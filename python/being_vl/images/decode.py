@@ -1,18 +1,15 @@
 """Decoding images, whatever their format, to plain RGB."""
 
-import errno
 import io
-import os
-import stat
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from being_vl.errors import ImageError
+from being_vl.images.files import read_file
 from being_vl.images.formats import HEAD_SIZE, find_format, sniff_other_format
 from being_vl.images.jpeg import append_end
 from being_vl.images.metadata import strip_metadata
@@ -117,14 +114,6 @@ def _scale_transparent_colour(file: Image.Image, depth: int) -> None:
         del file.info["transparency"]
 
 
-def _read_regular_file(path: Path) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "no regular file")
-        return file.read()
-
-
 def read_image(path: StrPath) -> Image.Image:
     """Read one image file; see `decode_image`.
 
@@ -132,7 +121,7 @@ def read_image(path: StrPath) -> Image.Image:
         ImageError: if the file is missing, is no regular file, or cannot be decoded.
     """
     try:
-        data = _read_regular_file(Path(path))
+        data = read_file(path)
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error or "too large for the memory"
         raise ImageError(f"{show_name(path)}: cannot be read ({reason})") from None

@@ -17,6 +17,7 @@ from pathlib import Path
 from being_vl.account import Account
 from being_vl.errors import ImageError, RecordError
 from being_vl.files import file_version
+from being_vl.hub import find_blobs, local_path
 from being_vl.images.encoded import ImageFile, ImageSource, RecordImage, TarMember
 from being_vl.images.files import (
     EMPTY,
@@ -107,7 +108,8 @@ def find_images(
             - `.txt`: a list of files, one a line: images, tars and tables;
             - `.json`, `.jsonl`: records, which name image files or hold images;
             - an uncompressed tar, such as WebDataset's: its members that are images;
-            - a Parquet or Arrow table of images, or one of records that name image files.
+            - a Parquet or Arrow table of images, or one of records that name image files;
+            - `hf://datasets/OWNER/NAME` and the like: a dataset of the hub, or a part of it; see `local_path`.
         root: Folder that keys are relative to, and names in a list or in records; by default the folder, or the file's.
         allow_outside: Take files outside the root that a list, records or a table name.
         column: Of a table: the column with the images; needed where several could be it.
@@ -115,12 +117,15 @@ def find_images(
     Raises:
         ImageError: if there is no image, two have the same key, or a file is damaged as a whole.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
-        raise ImageError(f"{show_name(path)}: no such file or folder; expected images")
+        raise ImageError(
+            f"{show_name(path)}: no such file or folder; expected images, or a dataset of the hub as "
+            "hf://datasets/OWNER/NAME"
+        )
     is_folder = path.is_dir()
     default_root = path if is_folder else path.parent
-    search = _Search(_absolute(default_root if root is None else Path(root)), allow_outside, column)
+    search = _Search(_absolute(default_root if root is None else local_path(root)), allow_outside, column)
     if is_folder:
         search.search_folder(_absolute(path))
     else:
@@ -157,9 +162,11 @@ class _Search:
     keys_left_out: set[str] = field(default_factory=set)
     folders: dict[str, bool] = field(default_factory=dict)
     real_root: str = ""
+    blobs: str | None = None
 
     def __post_init__(self) -> None:
         self.real_root = posixpath.join(os.path.realpath(self.root), "")
+        self.blobs = find_blobs(self.real_root)
 
     def counts(self) -> Counter[str]:
         """Reasons of what is counted only; files without images by their suffixes."""
@@ -371,7 +378,10 @@ class _Search:
             self.folders[folder] = real_folder.startswith(self.real_root)
         if not self.folders[folder] or image_key(path, self.root).startswith("/"):
             return False
-        return not Path(path).is_symlink() or os.path.realpath(path).startswith(self.real_root)
+        if not Path(path).is_symlink():
+            return True
+        real_path = os.path.realpath(path)
+        return real_path.startswith(self.real_root) or bool(self.blobs and real_path.startswith(self.blobs))
 
 
 def _version(path: StrPath) -> tuple[int, ...]:
