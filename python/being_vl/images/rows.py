@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from being_vl.errors import ImageError
 from being_vl.files import file_version
-from being_vl.images.columns import ImageColumn, find_image_column
+from being_vl.images.columns import IMAGE_FIELDS, ImageColumn, find_image_column, image_kind
 from being_vl.images.encoded import TableImage
 from being_vl.images.files import LeftOut
 from being_vl.images.tables import Table, open_table
@@ -48,6 +48,8 @@ def find_table_images(
 
     try:
         table = open_table(path)
+        if column is None and _has_names_alone(table.schema):
+            raise NamesColumnError(f"{path}: names images, and holds none")
         image_column = find_image_column(path, table.schema, column)
         if image_column is None:
             names = ", ".join(show_name(name, 40) for name in table.schema.names[:20])
@@ -62,6 +64,12 @@ def find_table_images(
         yield from _find_images(table, table_key, image_column, check_file)
     except (OSError, pa.ArrowException) as error:
         raise ImageError(f"{path}: not a complete table ({show_name(error)})") from None
+
+
+def _has_names_alone(schema: "pa.Schema") -> bool:
+    """Whether all columns of images, by their names, hold names of files."""
+    kinds = [image_kind(field) for field in schema if field.name in IMAGE_FIELDS]
+    return bool(kinds) and all(kind is not None and kind[0] == "names" for kind in kinds)
 
 
 def _find_images(
