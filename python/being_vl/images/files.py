@@ -110,7 +110,7 @@ class FolderFile:
 
     name: str
     path: str
-    version: tuple[int, int]
+    version: tuple[int, ...]
 
 
 @dataclass
