@@ -356,7 +356,7 @@ def test_paths_are_strings_or_path_likes(options: QuantizerTrainOptions, tmp_pat
 
 
 def test_folders_are_checked(options: QuantizerTrainOptions, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no such folder"):
+    with pytest.raises(ImageError, match="no such file or folder"):
         train_quantizer(replace(options, images=[tmp_path / "nowhere"]))
     (tmp_path / "one").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "one" / "a.png")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from being_vl.errors import ImageError
-from being_vl.images.formats import SUFFIXES
 from being_vl.options import StrPath
 
 MAX_FILE = 1 << 30
@@ -187,20 +186,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def list_image_files(folder: StrPath) -> list[str]:
-    """Paths of the files in `folder` and its subfolders that are named as images, relative to it, posix, sorted.
-
-    Raises:
-        ImageError: if the folder is missing or holds none.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder; expected a folder of images")
-    names = sorted(file.name for file in FolderWalk(folder).files() if suffix_of(file.name) in SUFFIXES)
-    if not names:
-        raise ImageError(
-            f"{folder}: no image found; expected files that end in {', '.join(sorted(SUFFIXES))}"
-        )
-    return names

@@ -25,6 +25,7 @@ from being_vl.images.files import LeftOut, is_text
 from being_vl.images.sources import Findings, find_images
 from being_vl.names import show_name
 from being_vl.options import fixed_options
+from being_vl.outputs import check_folder, free_locks
 from being_vl.progress import progress_bar, show_log_lines
 from being_vl.quantizer.base import Quantizer, load_quantizer
 from being_vl.quantizer.loading import NO_IMAGE, LoadedImage, load_images
@@ -43,6 +44,7 @@ ImageShard = Shard[Sequence[ImageSource]]
 
 
 @show_log_lines()
+@free_locks()
 def quantize(options: QuantizeOptions) -> GridStore | None:
     """Encode all images that `options.images` names.
 
@@ -57,9 +59,11 @@ def quantize(options: QuantizeOptions) -> GridStore | None:
         QuantizerError: if the quantizer cannot be loaded.
         FingerprintError: if `out` holds grids of another quantizer, other images or another `shard_size`, and
             `overwrite` is not set.
+        OutputError: if `out` holds anything else, or another process is writing there.
     """
     root = options.root and local_path(options.root)
     options = dataclasses.replace(options, images=local_path(options.images), root=root)
+    check_folder(options.out, KIND, inputs=[options.images, options.quantizer])
     # Find the images; Ray's actors load the quantizer again where they run, so here it need not be on a GPU.
     findings = find_images(options.images, options.root, options.allow_outside, options.column)
     sources = findings.sources

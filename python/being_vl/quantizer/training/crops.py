@@ -20,6 +20,7 @@ from being_vl.images.sources import find_images
 from being_vl.names import show_name
 from being_vl.options import StrPath
 from being_vl.quantizer.models.tiled import to_tensor
+from being_vl.shards.ranks import rank_and_world_size
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +189,8 @@ def fingerprint_folders(folders: Sequence[StrPath]) -> dict[str, str]:
 def _find_images(folder: StrPath) -> list[ImageSource]:
     """The images of a folder; what is left out is logged."""
     findings = find_images(folder)
-    log.info("%s: %s", folder, findings.account().describe())
+    if rank_and_world_size()[0] == 0:
+        log.info("%s: %s", folder, findings.account().describe())
     return findings.sources
 
 
