@@ -18,14 +18,15 @@ _DATASETS_FILES = ("dataset_info.json", "state.json")
 _HEAD = 4096
 
 
-def find_record_files(path: StrPath) -> list[Path]:
+def find_record_files(path: StrPath, report: bool = False) -> list[Path]:
     """The files of records that a path stands for: the file itself or, of a folder, all in it, sorted by their paths.
 
     In a folder and its subfolders these are JSON lists, JSON lines, tars and tables. img2dataset's tables beside its
-    tars and the caches of `datasets` are none. What else the folder holds is logged by its kinds.
+    tars and the caches of `datasets` are none.
 
     Args:
         path: A file, a folder, or the name of a dataset on the hub, `hf://datasets/OWNER/NAME`.
+        report: Log what a folder holds, and by its kinds what is left out.
 
     Raises:
         RecordError: if a folder holds no file of records.
@@ -49,12 +50,9 @@ def find_record_files(path: StrPath) -> list[Path]:
             f"{show_name(name)}: no file of records found in the folder; expected .json, .jsonl, .tar, .parquet or "
             f".arrow{f' ({account})' if account else ''}"
         )
-    log.info(
-        "%s: %d files of records%s",
-        show_name(name),
-        len(record_files),
-        f"; left out: {account}" if account else "",
-    )
+    if report:
+        text = f"; left out: {account}" if account else ""
+        log.info("%s: %d files of records%s", show_name(name), len(record_files), text)
     return [files[file] for file in record_files]
 
 
