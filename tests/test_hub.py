@@ -248,5 +248,5 @@ def test_what_is_no_single_dataset_is_refused_by_name(datasets: Any, tmp_path: P
         if value != 7:
             with pytest.raises(ConfigError, match=reason):
                 Records(value)
-            with pytest.raises(ConfigError, match=f"records: .*{reason}"):
+            with pytest.raises(ConfigError, match=f"path: .*{reason}"):
                 PrepareOptions("model", records=[value], out=tmp_path / "out")

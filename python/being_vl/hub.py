@@ -40,10 +40,10 @@ def local_path(path: Any) -> Path:
     Raises:
         ConfigError: if the hub has no such dataset, or cannot be reached and the dataset is not in its cache.
     """
-    path = to_path(path)
-    if not is_hub_name(path):
-        return path
-    name = re.sub("^hf:/*", "hf://", os.fspath(path))
+    place_or_name = to_path(path)
+    if not is_hub_name(place_or_name):
+        return place_or_name
+    name = re.sub("^hf:/*", "hf://", os.fspath(place_or_name))
     match = _HUB_NAME.fullmatch(name)
     if match is None or "/../" in f"{name}/":
         raise ConfigError(

@@ -103,7 +103,8 @@ def dry_run(options: RunOptions) -> Iterator[str]:
 
 def _check_output(options: RunOptions) -> None:
     """Refuse a folder that holds anything else than a run, or lies in what is read."""
-    inputs = [options.images, *options.records, options.llm, options.quantizer]
+    records = [file.path for file in options.records]
+    inputs: list[StrPath] = [options.images, *records, options.llm, options.quantizer]
     check_folder(options.out, *KINDS, inputs=inputs)
 
 

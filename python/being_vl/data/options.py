@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from being_vl.errors import ConfigError
 from being_vl.hub import is_dataset
@@ -95,7 +95,7 @@ def list_record_files(
 ) -> list[RecordFile]:
     """One file of records or several, with their categories, as a list."""
     is_item = isinstance(records, str | PathLike | RecordFile) or is_dataset(records)
-    items = [records] if is_item else records
+    items: Iterable[Any] = [records] if is_item else cast("Iterable[Any]", records)
     return [item if isinstance(item, RecordFile) else RecordFile(item) for item in items]
 
 

@@ -45,7 +45,8 @@ def prepare(options: PrepareOptions) -> None:
         RecordError: if records have faults, unless `lenient`, after all have been read; or no record is left.
         FingerprintError, ConfigError, ModelError, QuantizerError, OutputError: as `tokenise`.
     """
-    check_folder(options.out, KIND, inputs=[options.model, options.grids, *options.records])
+    inputs = [options.model, *options.grids, *(file.path for file in options.records)]
+    check_folder(options.out, KIND, inputs=inputs)
     sequences = options.sequences
     builder = SequenceBuilder.from_model(
         options.model, options.grids, sequences.max_length, sequences.too_long, sequences.loss

@@ -15,7 +15,7 @@ from being_vl.names import show_name
 from being_vl.options import StrPath
 
 if TYPE_CHECKING:
-    from being_vl.images.sources import ImageSource
+    from being_vl.images.encoded import ImageSource
 
 CONTAINERS_IN_MEMORY = 2
 """Files whose images are kept listed, while images that have moved are compared."""
@@ -115,7 +115,7 @@ class ImageLookup:
                 which it names: of two sets, or of one and a file of that name in `folder`.
         """
         is_relative = not name.startswith("/")
-        path = None if is_relative and folder is None else image_path(name, folder or "")
+        path = None if is_relative and folder is None else image_path(name, os.fspath(folder or ""))
         places = (
             self._match_keys(name, path)
             or self._match_unicode(name, path)

@@ -194,7 +194,7 @@ def _has_path(kind: "pa.DataType") -> bool:
 
     if pa.types.is_dictionary(kind) or is_list(kind):
         return _has_path(kind.value_type)
-    return pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+    return bool(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0)
 
 
 def _named_files(values: "pa.ChunkedArray") -> list[str]:

@@ -116,7 +116,7 @@ def check_output(options: TrainOptions) -> None:
     Raises:
         OutputError: if it is refused.
     """
-    inputs = [options.model, options.grids, *options.records]
+    inputs = [options.model, *options.grids, *(file.path for file in options.records)]
     check_folder(options.out, KIND, inputs=inputs, is_own=_is_part)
 
 
