@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from being_vl.errors import ImageError
+from being_vl.files import MANIFEST
+from being_vl.fingerprints import FINGERPRINT
 from being_vl.options import StrPath
+from being_vl.outputs import read_json
 
 MAX_FILE = 1 << 30
 """Bytes of an encoded image, at most; a larger file is refused before it is read."""
@@ -23,6 +26,7 @@ NOT_UTF_8 = "a name that is not UTF-8"
 CYCLE = "a link to a folder that it lies in"
 DANGLING = "a link to nothing"
 UNREADABLE = "cannot be read"
+OUTPUT = "in the output of a job of being-vl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,9 @@ class FolderWalk:
                     raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
                 self._leave(prefix, UNREADABLE, error.strerror or "")
                 continue
+            if prefix and _is_output(path, entries):
+                self.left_out.append(LeftOut(prefix, OUTPUT, count=_count_files(path)))
+                continue
             for entry in entries:
                 name = prefix + entry.name
                 if entry.name.startswith("."):
@@ -177,8 +184,21 @@ class FolderWalk:
         """Leave out a file, or all that is in a folder, links not followed; its files are counted."""
         if not entry.is_dir(follow_symlinks=False):
             self._leave(name, HIDDEN)
-        elif count := sum(len(files) for _, _, files in os.walk(entry.path)):
+        elif count := _count_files(entry.path):
             self.left_out.append(LeftOut(name + "/", HIDDEN, count=count))
+
+
+def _is_output(path: str, entries: list[os.DirEntry[str]]) -> bool:
+    """Whether a folder's manifest or fingerprint says that a job of ours fills it."""
+    names = {entry.name for entry in entries} & {MANIFEST, FINGERPRINT}
+    fields = {name: read_json(Path(path, name)) for name in names}
+    format_name = fields.get(MANIFEST, {}).get("format")
+    return "kind" in fields.get(FINGERPRINT, {}) or str(format_name).startswith("being-vl/")
+
+
+def _count_files(path: str) -> int:
+    """Files in a folder and its subfolders, links not followed."""
+    return sum(len(files) for _, _, files in os.walk(path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
