@@ -12,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from being_vl import PrepareOptions, QuantizeOptions, Records, prepare, quantize
+from being_vl import GridStore, PrepareOptions, QuantizeOptions, RecordFile, Records, prepare, quantize
+from being_vl.cli import main
 from being_vl.errors import ConfigError, ImageError, RecordError
+from being_vl.files import sha256
 from being_vl.hub import is_hub_name, local_path, to_path
 from being_vl.images.record_files import find_record_files
 from being_vl.images.sources import find_images
+from being_vl.training.fingerprint import hash_inputs
 from helpers import tiny
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It."}]
@@ -98,6 +101,15 @@ def test_images_and_records_of_the_hub_have_the_same_keys(hub: Path, tmp_path: P
         assert json.loads((out / "prepared" / "manifest.json").read_text())["records"] == count
 
 
+def test_commands_take_names_on_the_hub(hub: Path, tmp_path: Path) -> None:
+    name = "hf://datasets/owner/shapes/data"
+    assert main(["quantize", name, "--out", str(tmp_path / "grids"), "--workers", "0"]) == 0
+    assert len(GridStore.open(tmp_path / "grids")) == 4
+    tables = [hub / "snapshots" / ("1" * 40) / "data" / f"train-0000{part}.parquet" for part in range(2)]
+    hashes = hash_inputs(tmp_path, [RecordFile(name)], [])["records_sha256"]
+    assert hashes == [sha256(table) for table in tables]
+
+
 def test_names_that_the_hub_has_not_are_named(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +167,10 @@ def test_a_folder_of_records_is_its_files_in_order_without_bystanders(tmp_path: 
     names = [str(path.relative_to(folder)) for path in find_record_files(folder)]
     assert names == ["a.json", "a.parquet", "b/0.jsonl", "b/1.json", "data-0.arrow", "z/0.tar"]
     assert find_record_files(folder / "README.md") == [folder / "README.md"]  # a file is taken as it is
+    (folder / "z" / "manifest.json").write_text('{"format": "being-vl/sequences"}')
+    assert len(find_record_files(folder)) == 5
+    with pytest.raises(RecordError, match="z: the output of a job of being-vl; expected files of records"):
+        find_record_files(folder / "z")
     shutil.copytree(folder / "images", tmp_path / "images")
     with pytest.raises(
         RecordError, match=r"images: no file of records found in the folder; .*1 no records \(\.png\)"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from being_vl.errors import ImageError, RecordError
 from being_vl.hub import local_path
-from being_vl.images.files import FolderWalk, open_file, suffix_of
+from being_vl.images.files import FolderWalk, is_output, open_file, suffix_of
 from being_vl.names import show_name
 from being_vl.options import StrPath
 
@@ -35,6 +35,8 @@ def find_record_files(path: StrPath, report: bool = False) -> list[Path]:
     name, path = path, local_path(path)
     if not path.is_dir():
         return [path]
+    if is_output(path):
+        raise RecordError(f"{show_name(name)}: the output of a job of being-vl; expected files of records")
     walk = FolderWalk(path)
     try:
         files = {file.name: Path(file.path) for file in walk.files()}
@@ -43,7 +45,8 @@ def find_record_files(path: StrPath, report: bool = False) -> list[Path]:
     reasons = {file: _reason_to_leave(file, files) for file in files}
     record_files = sorted(file for file, reason in reasons.items() if not reason)
     left_out = Counter(filter(None, reasons.values()))
-    left_out.update(item.reason for item in walk.left_out)
+    for item in walk.left_out:
+        left_out[item.reason] += item.count
     account = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
     if not record_files:
         raise RecordError(
