@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from being_vl.errors import ConfigError, FingerprintError, RecordError
 from being_vl.files import sha256, write_json
 from being_vl.fingerprints import compute_fingerprint, differences
+from being_vl.hub import local_path
+from being_vl.images.record_files import find_record_files
 from being_vl.options import StrPath, fixed_options
 from being_vl.outputs import check_folder, claim_folder, free_locks
 from being_vl.quantizer.options import QuantizeOptions
@@ -121,13 +123,15 @@ def list_steps(options: RunOptions) -> Iterator[Step]:
     def train(step: Any) -> None:
         train_on_ranks(step, options.ranks, options.device)
 
-    images = _listing(options.images)
+    images = _listing(local_path(options.images))
     if options.train_quantizer:
         quantizer = options.quantizer_training
         yield Step("quantizer", train_quantizer, quantizer, images, quantizer.out)
     model = options.train.out / options.train.stages[-1].name
     records = {
-        str(file.path): {"sha256": sha256(file.path), "category": file.category} for file in options.records
+        str(path): {"sha256": sha256(path), "category": file.category}
+        for file in options.records
+        for path in find_record_files(file.path)
     }
     for step in (
         Step("quantize", quantize, options.quantize, images, options.quantize.out),
@@ -150,7 +154,7 @@ def check_inputs(options: RunOptions) -> None:
     from being_vl.model.expand import check_llm
     from being_vl.quantizer.base import load_quantizer
 
-    if not options.images.is_dir():
+    if not local_path(options.images).is_dir():
         raise ConfigError(f"images: there is no folder {options.images}")
     _check_records(options)
     check_llm(options.llm)

@@ -13,6 +13,7 @@ from being_vl.data.options import RecordFile
 from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import MANIFEST, check_replaceable, read_manifest, remove, sha256
 from being_vl.fingerprints import FINGERPRINT
+from being_vl.images.record_files import find_record_files
 from being_vl.options import StrPath, fixed_options
 from being_vl.outputs import check_folder, check_only_files, read_json
 from being_vl.training.log import LOG_FILE
@@ -61,7 +62,7 @@ def hash_inputs(
     The order of the folders of grids does not count.
     """
     files = {
-        "records": [file.path / MANIFEST if file.path.is_dir() else file.path for file in records],
+        "records": [path for file in records for path in _find_files(file.path)],
         "model": sorted(Path(model).glob("*.safetensors")),
         "grids": [Path(folder) / MANIFEST for folder in grids],
     }
@@ -70,6 +71,12 @@ def hash_inputs(
         hashes = {f"{name}_sha256": list(threads.map(sha256, paths)) for name, paths in files.items()}
     hashes["grids_sha256"].sort()
     return hashes
+
+
+def _find_files(path: Path) -> list[Path]:
+    """The manifest of sequences that were prepared before, or the files of records that a path stands for."""
+    manifest = path / MANIFEST
+    return [manifest] if manifest.is_file() else find_record_files(path)
 
 
 def hash_inputs_of_nodes(
