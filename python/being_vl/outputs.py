@@ -74,7 +74,7 @@ def check_folder(
     names = {entry.name for entry in path.iterdir() if not _is_bystander(entry)}
     foreign_names = {name for name in names if not (is_own and is_own(path / name))}
     if foreign_names:
-        label = f" of another job ({', '.join(sorted(kinds_there))})" if kinds_there else ""
+        label = f", of another kind of job ({', '.join(sorted(kinds_there))})" if kinds_there else ""
         raise OutputError(
             f"{folder}: is not empty, but holds {list_names(foreign_names)}{label}; choose a new or an empty folder"
         )
