@@ -13,7 +13,7 @@ from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import MANIFEST, check_replaceable, read_manifest, remove, sha256
 from being_vl.fingerprints import FINGERPRINT
 from being_vl.options import StrPath, fixed_options
-from being_vl.outputs import check_apart, check_folder, check_only_files, read_json
+from being_vl.outputs import check_apart, check_folder, check_only_files, is_empty, read_json
 from being_vl.training.log import LOG_FILE
 from being_vl.training.options import TrainOptions
 from being_vl.training.schedule import count_rows_of_step
@@ -112,8 +112,8 @@ def check_output(options: TrainOptions) -> None:
 def _is_part(path: Path) -> bool:
     """Whether something in a folder is what a training, or its launch, leaves there before its fingerprint."""
     if path.is_dir():
-        kind = read_json(path / FINGERPRINT).get("kind") if any(path.iterdir()) else "sequences"
-        return (path.name == "prepared" and kind == "sequences") or is_stage(path)
+        is_preparation = is_empty(path) or read_json(path / FINGERPRINT).get("kind") == "sequences"
+        return (path.name == "prepared" and is_preparation) or is_stage(path)
     if path.name == "job.sbatch":
         return path.read_bytes().startswith(b"#!/bin/bash\n#SBATCH --job-name=being-vl-")
     return path.name == "deepspeed_env" or (path.name == "options.json" and "stages" in read_json(path))
