@@ -67,6 +67,7 @@ ROOMS = """
     flags
     schema
     layout options outputs fingerprints devices progress quantizer_names
+    hub
     files lazy version extras yaml_text account names
     errors
     _core

@@ -122,7 +122,7 @@ def check_file(
 
 
 def check_apart(path: StrPath, inputs: Iterable[StrPath | None]) -> None:
-    """Refuse an output that is an input, or lies in one.
+    """Refuse an output that is an input, or lies in one that is a model, or the output of another job.
 
     Raises:
         OutputError: if it does.
@@ -134,7 +134,8 @@ def check_apart(path: StrPath, inputs: Iterable[StrPath | None]) -> None:
         source = Path(os.path.realpath(item))
         if target == source:
             raise OutputError(f"{path}: is the input, too; choose another place for the output")
-        if source.is_dir() and source in target.parents:
+        is_unit = any((source / name).is_file() for name in (MANIFEST, FINGERPRINT, "config.json"))
+        if is_unit and source in target.parents:
             raise OutputError(f"{path}: lies in {item}, which is read; choose a place outside of it")
 
 

@@ -101,7 +101,8 @@ def dry_run(options: RunOptions) -> Iterator[str]:
 
 def _check_output(options: RunOptions) -> None:
     """Refuse a folder that holds anything else than a run, or lies in what is read."""
-    inputs = [options.images, *options.records, options.llm, options.quantizer]
+    records = [file.path for file in options.records]
+    inputs: list[StrPath] = [options.images, *records, options.llm, options.quantizer]
     check_folder(options.out, *KINDS, inputs=inputs)
 
 
@@ -125,7 +126,9 @@ def list_steps(options: RunOptions) -> Iterator[Step]:
         quantizer = options.quantizer_training
         yield Step("quantizer", train_quantizer, quantizer, images, quantizer.out)
     model = options.train.out / options.train.stages[-1].name
-    records = {str(path): sha256(path) for path in options.records}
+    records = {
+        str(file.path): {"sha256": sha256(file.path), "category": file.category} for file in options.records
+    }
     for step in (
         Step("quantize", quantize, options.quantize, images, options.quantize.out),
         Step("vocab", train_vocabulary, options.vocab, None, options.vocab.out),
@@ -160,7 +163,7 @@ def _check_records(options: RunOptions) -> None:
     from being_vl.data.records import Records
     from being_vl.images.sources import find_images
 
-    keys = {source.key for source in find_images(options.images)}
+    keys = {source.key for source in find_images(options.images).sources}
     sequences = options.train.sequences
     records = Records(
         options.records, sequences.default_category, sequences.categories, sequences.images_in_front

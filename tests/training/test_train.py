@@ -233,7 +233,7 @@ def test_text_model_trains_on_text(chain: Path, tmp_path: Path) -> None:
         out,
         model=str(chain / "llm"),
         records=[str(chain / "data" / "text.json")],
-        grids=None,
+        grids=[],
         stages=[stage],
     )
     train_in_forks(path)
@@ -373,7 +373,7 @@ def test_images_need_an_expanded_model_and_grids(
     )
     assert "not expanded" in line
     assert "train.json" in line
-    line = expect_refusal(capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "b", grids=None)))
+    line = expect_refusal(capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "b", grids=[])))
     assert "--grids" in line
     (tmp_path / "empty").mkdir()
     line = expect_refusal(
@@ -403,7 +403,7 @@ def test_nothing_to_train_is_refused(chain: Path, tmp_path: Path, capsys: pytest
         chain,
         tmp_path / "run",
         model=str(chain / "llm"),
-        grids=None,
+        grids=[],
         records=[str(chain / "data" / "text.json")],
         stages=[stage],
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from being_vl.data.options import SequenceOptions
+from being_vl.data.options import RecordFile, SequenceOptions
 from being_vl.demo import shapesworld
 from being_vl.demo.drawings import DrawingsOptions, draw_all
 from being_vl.demo.exam import ExamOptions, KindScores, table, take_exam
@@ -128,7 +128,7 @@ def text_options(llama: TinyLlamaOptions, size: Size, options: DemoOptions) -> T
     )
     return TrainOptions(
         llama.out,
-        [llama.records],
+        [RecordFile(llama.records)],
         options.out / "text" / "training",
         stages=[stage],
         seed=options.seed,

@@ -67,13 +67,12 @@ def check_inputs(recipe: Recipe, training: TrainOptions) -> None:
                 f"{training.model}: there is no model yet; `being-vl run {recipe.name} --until expand` makes it"
             )
         raise ModelError(f"{training.model}: no config.json; expected the folder of a causal LM")
-    for path in training.records:
-        if not path.exists():
-            raise RecordError(f"{path}: there is no such file of records")
-    if training.grids is not None and not (training.grids / MANIFEST).is_file():
-        raise ConfigError(
-            f"{training.grids}: no {MANIFEST}; expected a folder that `being-vl quantize` finished"
-        )
+    for file in training.records:
+        if not file.path.exists():
+            raise RecordError(f"{file.path}: there is no such file of records")
+    for grids in training.grids:
+        if not (grids / MANIFEST).is_file():
+            raise ConfigError(f"{grids}: no {MANIFEST}; expected a folder that `being-vl quantize` finished")
 
 
 def _train_flags(options: LaunchOptions, recipe: Recipe, training: TrainOptions) -> list[str]:

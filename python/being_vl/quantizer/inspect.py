@@ -20,6 +20,7 @@ from being_vl.quantizer.base import load_quantizer
 from being_vl.quantizer.options import GridsDecodeOptions, GridsInfoOptions, GridsVerifyOptions
 from being_vl.quantizer_names import check_same_quantizer, describe_quantizer
 from being_vl.shards.grids import KIND, Block, GridStore, read_grids
+from being_vl.tokenizer.corpus import describe_sizes
 
 GAP = 4
 """Pixels between the images of a sheet."""
@@ -41,11 +42,10 @@ def info(options: GridsInfoOptions) -> str:
     if options.format == "json":
         return json.dumps(facts | {"counts": ids.tolist()}, indent=2)
     cells = facts["cells"]
-    sizes = [f"{n:,} of {height}x{width}" for height, width, n in facts["sizes"]]
-    size_suffix = f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""
+    sizes = Counter({(height, width): n for height, width, n in facts["sizes"]})
     lines = [
         f"quantizer       {describe_quantizer(store.quantizer_name, store.quantizer_fingerprint)}",
-        f"grids           {facts['grids']:,}: {', '.join(sizes[:5])}{size_suffix}",
+        f"grids           {facts['grids']:,}: {describe_sizes(sizes)}",
         f"failures        {facts['failures']:,}",
         f"cells           {cells:,}",
         f"ids used        {facts['ids_used']:,} of {store.codebook_size:,}",

@@ -9,7 +9,14 @@ from being_vl.files import write_json
 from being_vl.options import fixed_options
 from being_vl.outputs import free_locks
 from being_vl.progress import progress_bar, show_log_lines
-from being_vl.tokenizer.corpus import Corpus, CorpusSummary, GridSource, choose_held_out, open_grids
+from being_vl.tokenizer.corpus import (
+    Corpus,
+    CorpusSummary,
+    GridSource,
+    choose_held_out,
+    describe_sizes,
+    open_grids,
+)
 from being_vl.tokenizer.options import VocabularyOptions
 from being_vl.tokenizer.output import VocabularyOutput, check_vocabulary_output
 from being_vl.tokenizer.report import EncodingStats, build_report, format_report, measure_encoding
@@ -41,7 +48,7 @@ def train_vocabulary(options: VocabularyOptions) -> VisualBPE:
     # Read the grids once: check their ids and take their fingerprint.
     source = open_grids(options.grids, options.codebook_size)
     summary = source.corpus.summarize(source.codebook_size)
-    log.info("%d grids, %d cells", summary.grids, summary.cells)
+    log.info("grids: %s; %d cells", describe_sizes(summary.sizes), summary.cells)
     held_out = choose_held_out(summary.grids, options.held_out, options.held_out_every, options.seed)
 
     # Keep what an earlier call has finished, or go on from where it was stopped.

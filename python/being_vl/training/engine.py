@@ -11,7 +11,7 @@ from being_vl.data.options import PrepareOptions
 from being_vl.data.prepare import check_faults, find_grids, tokenise
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.data.store import PreparedSequences
-from being_vl.errors import FingerprintError
+from being_vl.errors import ConfigError, FingerprintError
 from being_vl.files import MANIFEST, read_manifest
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
 from being_vl.options import StrPath
@@ -158,8 +158,14 @@ def load_sequences(options: TrainOptions, folder: StrPath | None = None) -> Prep
         FingerprintError: if the folder holds sequences of other options, unless `overwrite` is set.
     """
     # Records, or a folder in which they were prepared.
-    is_prepared = len(options.records) == 1 and (options.records[0] / MANIFEST).is_file()
-    folder = options.records[0] if is_prepared else Path(folder or options.out / "prepared")
+    first_path = options.records[0].path if len(options.records) == 1 else None
+    is_prepared = first_path is not None and (first_path / MANIFEST).is_file()
+    folder = first_path if first_path and is_prepared else Path(folder or options.out / "prepared")
+    if is_prepared and options.records[0].category:
+        raise ConfigError(
+            f"records: {folder} was prepared before, with the categories of its records; `being-vl prepare` takes the "
+            "category"
+        )
     preparation = PrepareOptions(
         options.model,
         options.records,

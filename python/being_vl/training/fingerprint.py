@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import distributed as dist
 
+from being_vl.data.options import RecordFile
 from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import MANIFEST, check_replaceable, read_manifest, remove, sha256
 from being_vl.fingerprints import FINGERPRINT
@@ -48,23 +49,31 @@ def training_fingerprint(options: TrainOptions, ranks: int) -> dict[str, Any]:
         del stage_fields["accumulation"]
         stage_fields["batch_size"] = count_rows_of_step(stage, options.batches, ranks)
         fields["stages"][str(number)] = stage_fields
-    return fields | {"kind": KIND, "ranks": ranks}
+    categories = [file.category for file in options.records]
+    return fields | {"kind": KIND, "ranks": ranks, "records_categories": categories}
 
 
-def hash_inputs(model: StrPath, records: Sequence[StrPath], grids: StrPath | None) -> dict[str, list[str]]:
-    """SHA-256 of the files of model, records and grids, as lists under `model_sha256` and so on."""
+def hash_inputs(
+    model: StrPath, records: Sequence[RecordFile], grids: Sequence[StrPath]
+) -> dict[str, list[str]]:
+    """SHA-256 of the files of model, records and grids, as lists under `model_sha256` and so on.
+
+    The order of the folders of grids does not count.
+    """
     files = {
-        "records": [path / MANIFEST if path.is_dir() else path for path in map(Path, records)],
+        "records": [file.path / MANIFEST if file.path.is_dir() else file.path for file in records],
         "model": sorted(Path(model).glob("*.safetensors")),
-        "grids": [Path(grids) / MANIFEST] if grids else [],
+        "grids": [Path(folder) / MANIFEST for folder in grids],
     }
     # Hashing leaves the interpreter's lock, so threads share the files.
     with ThreadPoolExecutor() as threads:
-        return {f"{name}_sha256": list(threads.map(sha256, paths)) for name, paths in files.items()}
+        hashes = {f"{name}_sha256": list(threads.map(sha256, paths)) for name, paths in files.items()}
+    hashes["grids_sha256"].sort()
+    return hashes
 
 
 def hash_inputs_of_nodes(
-    model: StrPath, records: Sequence[StrPath], grids: StrPath | None
+    model: StrPath, records: Sequence[RecordFile], grids: Sequence[StrPath]
 ) -> dict[str, list[str]]:
     """`hash_inputs` by one rank on each node, since local copies may differ; all ranks call it.
 
@@ -100,7 +109,7 @@ def check_output(options: TrainOptions) -> None:
     Raises:
         OutputError: if it is refused.
     """
-    inputs = [options.model, options.grids, *options.records]
+    inputs = [options.model, *options.grids, *(file.path for file in options.records)]
     # A damaged fingerprint beside finished stages is told by what compares it.
     is_damaged = (options.out / FINGERPRINT).is_file() and not read_fields(options.out)
     if is_damaged and any(is_stage(folder) for folder in options.out.iterdir()):
