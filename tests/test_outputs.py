@@ -203,7 +203,7 @@ def test_outputs_in_their_inputs_are_refused(
     jobs_of_places: list[tuple[list[object], list[str]]] = [
         (
             ["quantize", places / "photos", *quantizer, "--out"],
-            ["photos", "photos/new", "to-photos/new/grids"],
+            ["photos", "to-photos", "quantizer/grids"],
         ),
         (["encode", places / "grids", "--vocabulary", places / "vocabulary.json", "--out"], ["grids/tokens"]),
         (["prepare", *training], ["grids/a", "model/a"]),
@@ -238,6 +238,11 @@ def test_outputs_in_their_inputs_are_refused(
             line = expect_refusal(capsys, being_vl(*words, places / out))
             assert "is the input, too" in line or "which is read" in line, line
             assert snapshot(places) == content
+    # A folder of plain images is no unit, and what is made in it is not read as one of them.
+    for _ in range(2):
+        assert being_vl("quantize", places / "photos", *quantizer, "--out", places / "photos" / "grids") == 0
+    assert content.items() <= snapshot(places).items()
+    assert read_manifest(places / "photos" / "grids", "grids")["grids"] == 3
 
 
 @pytest.mark.parametrize("name", ["quantize", "encode", "vocab import", "vocab truncate", "grids decode"])
