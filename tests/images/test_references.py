@@ -215,8 +215,14 @@ REFUSED = {
     ),
     "text as a part": ({"messages": ask("What?")}, "'messages[0]', part 0, is a JSON string"),
     "image in a text part": ({"messages": ask(WHAT | {"image": "a.png"})}, "holds a text and an image"),
-    "text in an image part": ({"messages": ask({"type": "image", "text": "What?"})}, "holds a text and an image"),
-    "text part without a text": ({"messages": ask({"type": "text", "text": None})}, "part 0, has no 'text'"),
+    "text in an image part": (
+        {"messages": ask({"type": "image", "text": "What?"})},
+        "holds a text and an image",
+    ),
+    "text part without a text": (
+        {"messages": ask({"type": "text", "txt": "What?"})},
+        "part 0, has no 'text'",
+    ),
     "other image part": (
         {"messages": ask({"type": "image", "source": {"data": BASE64}})},
         "the field 'source'",
