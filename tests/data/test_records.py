@@ -181,7 +181,7 @@ def test_a_file_that_is_no_list_of_records_says_where(tmp_path: Path, content: s
 def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"gone\.json: no such file"):
         list(Records(tmp_path / "gone.json"))
-    with pytest.raises(RecordError, match="cannot be read"):
+    with pytest.raises(RecordError, match=r"no file of records found in the folder; expected \.json"):
         list(Records(tmp_path))
     (tmp_path / "binary.json").write_bytes(b"[\xff\xfe]")
     with pytest.raises(RecordError, match=r"binary\.json: byte 1: not UTF-8"):

@@ -18,9 +18,10 @@ from being_vl.data.options import PrepareOptions
 from being_vl.data.records import Records
 from being_vl.data.sequences import DROPPED_RECORD, TRUNCATED_RECORD, Fault, SequenceBuilder
 from being_vl.data.store import KIND, sequence_columns
-from being_vl.errors import FingerprintError, RecordError
+from being_vl.errors import BeingVLError, FingerprintError, RecordError
 from being_vl.files import MANIFEST, file_version, read_manifest, sha256, to_jsonable, write_aside
 from being_vl.options import StrPath, fixed_options
+from being_vl.outputs import check_folder, free_locks
 from being_vl.progress import progress_bar, show_log_lines
 from being_vl.shards.job import Shard, ShardedJob
 from being_vl.shards.ranks import end_with_parent, rank_and_world_size
@@ -36,13 +37,16 @@ RecordShard = Shard[range]
 
 
 @show_log_lines()
+@free_locks()
 def prepare(options: PrepareOptions) -> None:
     """Tokenise all records, as `tokenise` does, and report their faults.
 
     Raises:
         RecordError: if records have faults, unless `lenient`, after all have been read; or no record is left.
-        FingerprintError, ConfigError, ModelError, QuantizerError: as `tokenise`.
+        FingerprintError, ConfigError, ModelError, QuantizerError, OutputError: as `tokenise`.
     """
+    inputs = [options.model, *options.grids, *(file.path for file in options.records)]
+    check_folder(options.out, KIND, inputs=inputs)
     sequences = options.sequences
     builder = SequenceBuilder.from_model(
         options.model, options.grids, sequences.max_length, sequences.too_long, sequences.loss
@@ -68,6 +72,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
         RecordError: if a file of records cannot be read at all.
         FingerprintError: if `out` holds sequences of another vocabulary, other options or other files of records, and
             `overwrite` is not set.
+        OutputError: if `out` holds anything else, or another process is writing there.
         ConfigError, ModelError, QuantizerError: if the inputs do not fit together.
     """
     # What decides all sequences, and where the inputs lie; the inputs' content decides each shard.
@@ -78,7 +83,10 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
     sequence_fields = fixed_options(sequences) | builder.fingerprint_fields()
     grids = sorted({folder.absolute() for folder in options.grids})
     input_fields = {
-        "records": [path.absolute() for path in records.paths],
+        "records": [
+            [file.path.absolute(), file.category] if file.category else file.path.absolute()
+            for file in options.records
+        ],
         "grids": grids,
         "shard_size": options.shard_size,
     }
@@ -113,7 +121,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
 def _versions(records: Records, part: range) -> list[Any]:
     """The files that a shard's records are in, as they are now, and which of their records these are."""
     return [
-        [str(records.paths[file]), file_version(records.paths[file]), start, stop]
+        [str(records.paths[file]), file_version(records.paths[file]), start, stop, records.category_of(file)]
         for file, start, stop in records.parts(part.start, part.stop)
     ]
 
@@ -133,7 +141,10 @@ def _make_shards(
     total = sum(len(shard.inputs) for shard in shards)
     num_records, num_sequences, start = 0, 0, time.perf_counter()
     with progress_bar(total, "record", "prepare") as bar:
-        for count, sequence_count in counts:
+        for numbers in counts:
+            if isinstance(numbers, Exception):
+                raise numbers
+            count, sequence_count = numbers
             num_records += count
             num_sequences += sequence_count
             bar.update(count)
@@ -143,8 +154,11 @@ def _make_shards(
 
 
 @dataclass
-class _ShardMaker(Dataset[tuple[int, int]]):
-    """A data set that makes shard n when its item n is read: the shard's numbers of records and of sequences."""
+class _ShardMaker(Dataset[tuple[int, int] | Exception]):
+    """A data set that makes shard n when its item n is read: the shard's numbers of records and of sequences.
+
+    An item is an error if the shard cannot be made: raised in a worker, it would come with the worker's traceback.
+    """
 
     shards: Sequence[RecordShard]
     records: Records
@@ -153,10 +167,15 @@ class _ShardMaker(Dataset[tuple[int, int]]):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
+    def __getitem__(self, index: int) -> tuple[int, int] | Exception:
         if get_worker_info() is not None:
             self.builder.num_threads = 1
-        shard = self.shards[index]
+        try:
+            return self._make(self.shards[index])
+        except (BeingVLError, OSError) as error:
+            return error
+
+    def _make(self, shard: RecordShard) -> tuple[int, int]:
         faults: list[Fault] = []
         records = []
         for record in self.records.read(shard.inputs.start, shard.inputs.stop):

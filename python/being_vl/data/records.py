@@ -3,19 +3,19 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from being_vl.data.options import CATEGORIES
+from being_vl.data.options import CATEGORIES, RecordFile, check_record_files, list_record_files
 from being_vl.data.turns import Turn as Turn
 from being_vl.data.turns import read_caption, read_turns
 from being_vl.errors import RecordError
 from being_vl.images.fields import CONVERSATION_FIELDS, find_unsupported_field, is_empty, is_image_field
 from being_vl.images.readers import open_records
+from being_vl.images.record_files import find_record_files
 from being_vl.images.references import PLACEHOLDER as PLACEHOLDER
 from being_vl.images.references import UNSUPPORTED, describe_kind, read_references, show_value
 from being_vl.names import show_name
@@ -53,9 +53,10 @@ class Records:
     """The records of files, read and checked when they are asked for; memory holds only the place of each.
 
     Args:
-        paths: One file or several, as `being_vl.images.readers.open_records` takes them. Records are numbered through
-            all of them.
-        default_category: Category of the records that name none.
+        paths: One file or several, as `being_vl.images.readers.open_records` takes them, or what else
+            `find_record_files` takes. Records are numbered through all of them. A `RecordFile` has a category for those
+            of its records that name none.
+        default_category: Category of the other records that name none.
         categories: The categories that records may have.
         images_in_front: Whether a record with images may have no placeholder at all; they come in front of its text.
 
@@ -65,7 +66,7 @@ class Records:
 
     def __init__(
         self,
-        paths: StrPath | Iterable[StrPath],
+        paths: StrPath | RecordFile | Iterable[StrPath | RecordFile],
         default_category: str = "foundation",
         categories: Sequence[str] = CATEGORIES,
         images_in_front: bool = False,
@@ -75,8 +76,11 @@ class Records:
                 f"default category is {default_category!r}; expected one of {', '.join(categories)}"
             )
         self.categories = categories
-        self.paths = [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
-        self._default_category = default_category
+        files = list_record_files(paths)
+        check_record_files(files, categories)
+        parts = [(path, file.category) for file in files for path in find_record_files(file.path)]
+        self.paths = [path for path, _ in parts]
+        self._default_categories = [category or default_category for _, category in parts]
         self._images_in_front = images_in_front
         self._readers = [open_records(path) for path in self.paths]
         self._ends = np.cumsum([len(reader) for reader in self._readers])
@@ -114,6 +118,10 @@ class Records:
                 yield file, max(start, start_of_file) - start_of_file, min(stop, end) - start_of_file
             start_of_file = end
 
+    def category_of(self, file: int) -> str:
+        """Category of the records of the file `paths[file]` that name none."""
+        return self._default_categories[file]
+
     def group_by_category(self) -> dict[str, NDArray[np.int64]]:
         """The numbers of the records of each category, ascending; reads and checks all records, one at a time."""
         names = list(self.categories)
@@ -123,7 +131,7 @@ class Records:
     def _read(self, item: Any, file: int, index: int) -> Record:
         path, is_image_allowed_in_front = self.paths[file], self._images_in_front
         return _read_record(
-            item, path, index, self._default_category, self.categories, is_image_allowed_in_front
+            item, path, index, self._default_categories[file], self.categories, is_image_allowed_in_front
         )
 
 

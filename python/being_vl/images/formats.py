@@ -74,7 +74,10 @@ _TESTS: tuple[tuple[str, Callable[[bytes], object]], ...] = (
     ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n").match),
     ("GIF", re.compile(rb"GIF8[79]a").match),
     ("WEBP", re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL).match),
-    ("TIFF", re.compile(rb"II\*\x00(?!.{4}CR)|MM\x00\*|MM\*\x00|II\x00\*|MM\x00\+|II\+\x00", re.DOTALL).match),
+    (
+        "TIFF",
+        re.compile(rb"II\*\x00(?!.{4}CR)|MM\x00\*|MM\*\x00|II\x00\*|MM\x00\+|II\+\x00", re.DOTALL).match,
+    ),
     ("BMP", lambda head: head[:2] == b"BM" and _number(head, 14, 4) in _DIB_HEADERS),
     ("PPM", re.compile(rb"P[1-6](\s*#|\s+\d)|P7\s+WIDTH|Pf\s|P[0y]\s").match),
     ("JPEG2000", re.compile(rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  \r\n\x87\n").match),

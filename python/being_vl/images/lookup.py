@@ -15,7 +15,7 @@ from being_vl.names import show_name
 from being_vl.options import StrPath
 
 if TYPE_CHECKING:
-    from being_vl.images.sources import ImageSource
+    from being_vl.images.encoded import ImageSource
 
 CONTAINERS_IN_MEMORY = 2
 """Files whose images are kept listed, while images that have moved are compared."""
@@ -77,9 +77,10 @@ class Place(NamedTuple):
 class ImageLookup:
     """Finds the images that names in records mean.
 
-    A relative name means the image of that key. An absolute one means the file, or the image in a file, of that path.
-    Unicode's ways to write the same name are one, and so are paths that links make the same. An absolute name below no
-    root, such as one of data that have moved, means the image whose key ends like it, if its bytes are the same.
+    A relative name means the image of that key; of several, the one beside the file of records. An absolute one means
+    the file, or the image in a file, of that path. Unicode's ways to write the same name are one, and so are paths that
+    links make the same. An absolute name below no root, such as one of data that have moved, means the image whose key
+    ends like it, if its bytes are the same.
 
     Args:
         image_sets: Where to look.
@@ -114,7 +115,7 @@ class ImageLookup:
                 which it names: of two sets, or of one and a file of that name in `folder`.
         """
         is_relative = not name.startswith("/")
-        path = None if is_relative and folder is None else image_path(name, folder or "")
+        path = None if is_relative and folder is None else image_path(name, os.fspath(folder or ""))
         places = (
             self._match_keys(name, path)
             or self._match_unicode(name, path)
@@ -123,7 +124,8 @@ class ImageLookup:
         )
         if not places:
             raise self._missing_error(name, path)
-        place = self._choose(name, places)
+        # Of several, the file that lies where the record's file lies, or where an absolute name says.
+        place = self._choose(name, [place for place in places if self.path(place) == path] or places)
         if is_relative and folder is not None and path is not None:
             self._check_neighbour(name, path, folder, place)
         return place
@@ -292,7 +294,7 @@ def _ambiguity_error(name: str, path: str, other_path: str) -> RecordError:
     paths = [path, other_path]
     if normalize("NFC", path) == normalize("NFC", other_path):
         paths = [ascii(text)[1:-1] for text in paths]
-    first, second = (show_name(text, 110) for text in paths)
+    first, second = (show_name(text, 240) for text in paths)
     return RecordError(
         f"the image {_quote(name)} could be {first} or {second}, which are not the same", "ambiguous image"
     )
@@ -324,4 +326,4 @@ def _list_images(container: str, version: tuple[int, ...]) -> "dict[str, ImageSo
     from being_vl.images.sources import find_images
 
     prefix = folder_prefix(Path(container).parent)
-    return {prefix + key_below(source.key, prefix): source for source in find_images(container)}
+    return {prefix + key_below(source.key, prefix): source for source in find_images(container).sources}

@@ -369,10 +369,8 @@ def _read_embedded(text: str, place: str, location: str) -> _EmbeddedImage | Non
         return None
     content = text[uri.end() :] if uri else text
     if uri and not uri[1].lower().replace(" ", "").endswith(";base64"):
-        image, is_image = (
-            _EmbeddedImage(content, "percent"),
-            sniff_format(unquote_to_bytes(content[: 3 * HEAD_SIZE])),
-        )
+        image = _EmbeddedImage(content, "percent")
+        is_image = sniff_format(unquote_to_bytes(content[: 3 * HEAD_SIZE])) is not None
     else:
         image, is_image = _EmbeddedImage(content, "base64"), _is_base64_image(content)
     if is_image:

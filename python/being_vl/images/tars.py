@@ -148,7 +148,7 @@ def _read_headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     tar: tarfile.TarFile | None = None
     while not has_ended or (position := _skip_zeros(file, position)) < file_size:
         try:
-            tar = tar or tarfile.open(fileobj=headers, mode="r:", encoding="utf-8", errors="surrogateescape")
+            tar = tar or tarfile.TarFile(fileobj=headers, encoding="utf-8", errors="surrogateescape")
             file.seek(position)
             member = tar.tarinfo.fromtarfile(tar)
         except tarfile.HeaderError as error:
@@ -202,27 +202,3 @@ def normalise_name(name: str) -> str:
     if name and name[0] not in "./" and "//" not in name and "/." not in name:
         return name
     return posixpath.normpath("/" + name).lstrip("/")
-
-
-def read_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The regular files in a tar file, from the member on at which it stands.
-
-    Raises:
-        tarfile.TarError: if it is no uncompressed tar file, or ends too early.
-    """
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps every member that it has read
-            if member.isfile():
-                yield member
-
-
-def member_key(tar_name: str, member: tarfile.TarInfo) -> str | None:
-    """The key of the image that a member is: `FILE.tar/MEMBER`; None if its name is not one of an image.
-
-    Args:
-        tar_name: What the tar file is called in keys.
-        member: The member.
-    """
-    name = member.name.removeprefix("./")
-    return f"{tar_name}/{name}" if is_image_name(name) else None
