@@ -247,7 +247,7 @@ def _read_part(part: Any, place: str, location: str) -> tuple[str, list[ImageSlo
     if kind in _TEXT_PARTS and isinstance(text, str) and not images:
         return text, [ImageSlot()] * text.count(PLACEHOLDER)
     if kind in _TEXT_PARTS or text:
-        content = "has no 'text'" if not images else "holds a text and an image"
+        content = "holds a text and an image" if text else "has no 'text'"
         raise RecordError(f"{location}: {place} {content}; expected either of them")
     if images:
         return PLACEHOLDER, [ImageSlot(images, place=place)]
