@@ -2,15 +2,20 @@
 
 A table is read part by part: row groups of Parquet, record batches of Arrow. Those that were read last are kept in
 memory, for whoever reads row by row.
+
+Others made these files, and a damaged one can crash its reader. So Parquet is decoded in another process, which hands
+over what it has decoded as Arrow. Arrow files are checked there when they are opened, and then read in place.
 """
 
 import errno
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from being_vl.files import file_version
+from being_vl.images.columns import ImageColumn
+from being_vl.images.table_process import read_in_process
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +34,7 @@ class Table:
         schema: Names and types of the columns.
         group_sizes: Number of rows of each row group or record batch.
         num_rows: Number of all rows.
+        leaves: Of Parquet, the columns as they are stored, by their paths: a struct has several. Else empty.
     """
 
     path: Path
@@ -36,14 +42,29 @@ class Table:
     schema: "pa.Schema"
     group_sizes: tuple[int, ...]
     num_rows: int
+    leaves: tuple[str, ...] = ()
 
     def read_group(self, group: int, columns: tuple[str, ...]) -> "pa.Table":
         """Some columns of one row group or record batch, by its number.
 
+        Args:
+            group: The number.
+            columns: Names of columns, or of Parquet also `leaves`.
+
         Raises:
-            OSError: if the file cannot be read, or has changed since the table was opened.
+            OSError: if the file cannot be read, is damaged, or has changed since the table was opened; its `strerror`
+                says why.
         """
-        return _read_group(self.path, self.version, group, columns)
+        return _read_group(self.path, self.version, group, columns, bool(self.leaves))
+
+    def presence_columns(self, column: ImageColumn) -> tuple[str, ...]:
+        """What to read to learn which rows have images, without the images where that is possible.
+
+        A struct's `bytes` are left out if it has a `path`; a row is without image if its struct is null.
+        """
+        prefix = f"{column.name}."
+        paths = tuple(leaf for leaf in self.leaves if leaf.startswith(prefix) and leaf.endswith(".path"))
+        return paths if column.kind == "struct" and len(paths) == 1 else (column.name,)
 
     def row_key(self, table_name: str, row: int) -> str:
         """The key of the image in a row: `FILE.parquet/ROW`, with as many digits as the table needs.
@@ -58,45 +79,49 @@ class Table:
 def open_table(path: Path) -> Table:
     """Read a table's layout.
 
+    Args:
+        path: Its file, Parquet or Arrow by its content.
+
     Raises:
-        OSError, pyarrow.ArrowException: if it cannot be read, or is damaged as a whole.
+        OSError: if it cannot be read, or is damaged; its `strerror` says why.
     """
+    import pyarrow as pa
+
     version = file_version(path)
-    if path.suffix == ".parquet":
-        file = _parquet_file(path, version)
-        metadata = file.metadata
-        schema = file.schema_arrow
-        sizes = tuple(metadata.row_group(n).num_rows for n in range(metadata.num_row_groups))
-    else:
-        schema, batches = _arrow_batches(path, version)
-        sizes = tuple(batch.num_rows for batch in batches)
+    with path.open("rb") as file:
+        is_parquet = file.read(4) in (b"PAR1", b"PARE")
+    if is_parquet:
+        answer, memory = read_in_process(path, version, {"format": "parquet", "group": None})
+        schema = pa.ipc.open_stream(pa.py_buffer(memory)).schema
+        sizes = tuple(answer["groups"])
+        return Table(path, version, schema, sizes, sum(sizes), tuple(answer["leaves"]))
+    read_in_process(path, version, {"format": "arrow"})
+    schema, batches = _arrow_batches(path, version)
+    sizes = tuple(batch.num_rows for batch in batches)
     return Table(path, version, schema, sizes, sum(sizes))
 
 
 @lru_cache(GROUPS_IN_MEMORY)
-def _read_group(path: Path, version: tuple[int, ...], group: int, columns: tuple[str, ...]) -> "pa.Table":
+def _read_group(
+    path: Path, version: tuple[int, ...], group: int, columns: tuple[str, ...], is_parquet: bool
+) -> "pa.Table":
     import pyarrow as pa
 
-    if path.suffix == ".parquet":
-        return _parquet_file(path, version).read_row_group(group, columns=list(columns))
-    _, batches = _arrow_batches(path, version)
-    return pa.Table.from_batches([batches[group].select(list(columns))])
-
-
-@lru_cache(FILES_IN_MEMORY)
-def _parquet_file(path: Path, version: tuple[int, ...]) -> Any:
-    import pyarrow.parquet as pq
-
-    _check_version(path, version)
-    return pq.ParquetFile(path)
+    if not is_parquet:
+        _, batches = _arrow_batches(path, version)
+        return pa.Table.from_batches([batches[group].select(list(columns))])
+    request = {"format": "parquet", "group": group, "columns": columns}
+    _, memory = read_in_process(path, version, request)
+    return pa.ipc.open_stream(pa.py_buffer(memory)).read_all()
 
 
 @lru_cache(FILES_IN_MEMORY)
 def _arrow_batches(path: Path, version: tuple[int, ...]) -> "tuple[pa.Schema, list[pa.RecordBatch]]":
-    """Schema and record batches of an Arrow file, in place: of `datasets` streaming format or of the other one."""
+    """Schema and record batches of an Arrow file that was checked, in place: of either format."""
     import pyarrow as pa
 
-    _check_version(path, version)
+    if version and file_version(path) not in (version, ()):
+        raise OSError(errno.ESTALE, "changed while it was being read", str(path))
     file_map = pa.memory_map(str(path))
     if file_map.read(6) == b"ARROW1":
         file = pa.ipc.open_file(file_map)
@@ -104,9 +129,3 @@ def _arrow_batches(path: Path, version: tuple[int, ...]) -> "tuple[pa.Schema, li
     file_map.seek(0)
     stream = pa.ipc.open_stream(file_map)
     return stream.schema, list(stream)
-
-
-def _check_version(path: Path, version: tuple[int, ...]) -> None:
-    """Make sure that a file is still the one whose layout was read; a missing file is for its reader to report."""
-    if version and file_version(path) not in (version, ()):
-        raise OSError(errno.ESTALE, "changed while it was being read", str(path))
