@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 MEMORY = 4 << 30
-"""Bytes that reading a part of a file may take beside eight times the file's size; there are fewer if the machine has less."""
+"""Bytes that reading a part of a file may take beside eight times its size; less where the machine has less."""
 SECONDS = 60.0
 """Processor time for reading a part of a file, beside a second for each ten million bytes of the file."""
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -62,8 +63,7 @@ def _answer(request: dict[str, Any], source: int, target: int) -> dict[str, Any]
 def _limit_memory(size: int) -> None:
     """Let the process take so many bytes of memory beside what it has."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            size += int(file.read().split()[0]) * resource.getpagesize()
+        size += int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
     except (OSError, ValueError):
         return  # not on this system
