@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,23 @@ MEMORY = 4 << 30
 SECONDS = 60.0
 """Processor time for reading a part of a file, beside a second for each ten million bytes of the file."""
 
+EXIT_SECONDS = 5.0
+"""How long a process that has closed its connection may take to end."""
+
+Request = dict[str, Any]
+Answer = dict[str, Any]
+
 
 class TableProcess:
-    """The process, `table_worker`, and the way to it."""
+    """The process, `table_worker`, and the way to it.
+
+    Attributes:
+        request: The request that it has been sent and whose answer was not asked for yet, if there is one.
+    """
 
     def __init__(self) -> None:
+        self.request: Request | None = None
+        self._memory = -1
         self._connection, connection_of_process = socket.socketpair()
         with connection_of_process:
             number = connection_of_process.fileno()
@@ -43,23 +56,30 @@ class TableProcess:
                 start_new_session=True,
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             )
-        if self._receive() is None:
+        if self._receive_line() is None:
             raise RuntimeError(
                 f"cannot start the process that reads tables ({sys.executable} {worker}); does it import pyarrow?"
             )
 
-    def ask(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any] | None:
-        """The answer to a request; None if the process has died of it."""
+    def send(self, request: Request, file: int) -> None:
+        """Have a request carried out, on the file of a descriptor."""
+        self.request, self._memory = request, _new_memory()
         message = json.dumps(request).encode() + b"\n"
-        try:
-            sent = socket.send_fds(self._connection, [message], descriptors)
+        # If it has died, that is what waiting for its answer shows.
+        with suppress(OSError):
+            sent = socket.send_fds(self._connection, [message], [file, self._memory])
             self._connection.sendall(message[sent:])
-        except OSError:
-            return None
-        answer = self._receive()
-        return None if answer is None else json.loads(answer)
 
-    def _receive(self) -> bytes | None:
+    def receive(self) -> tuple[Answer | None, mmap.mmap | None]:
+        """The answer to the request, None if the process has died of it; and the memory that was filled, if any."""
+        line = self._receive_line()
+        with os.fdopen(self._memory, "rb") as memory:
+            self.request, self._memory = None, -1
+            size = os.fstat(memory.fileno()).st_size
+            content = mmap.mmap(memory.fileno(), size) if size and line else None
+        return (json.loads(line) if line else None), content
+
+    def _receive_line(self) -> bytes | None:
         """A line; None if the process ends before it."""
         parts: list[bytes] = []
         while not parts or not parts[-1].endswith(b"\n"):
@@ -72,19 +92,21 @@ class TableProcess:
             parts.append(part)
         return b"".join(parts)
 
-    def close(self) -> int:
-        """End the process; returns its exit status."""
-        self._connection.close()
+    def close(self, seconds: float) -> int:
+        """Let the process end within some seconds; returns its exit status."""
+        self.leave()
         try:
-            return self._process.wait(5)
+            return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
 
-    def forget(self) -> None:
-        """Leave the process to the parent that this one is a fork of."""
+    def leave(self) -> None:
+        """Close this end of the connection."""
         self._connection.close()
-        self._process.returncode = 0  # it is no child of this one
+        if self.request is not None:
+            os.close(self._memory)
+            self.request = None
 
 
 _process: TableProcess | None = None
@@ -92,14 +114,15 @@ _lock = threading.Lock()
 
 
 def read_in_process(
-    path: Path, version: tuple[int, ...], request: dict[str, Any]
-) -> tuple[dict[str, Any], mmap.mmap | None]:
+    path: Path, version: tuple[int, ...], request: Request, next_request: Request | None = None
+) -> tuple[Answer, mmap.mmap | None]:
     """Have a file read.
 
     Args:
         path: The file.
         version: Its size and time of change, or empty if any will do.
         request: What `table_worker` is to do; limits and name are added.
+        next_request: What it is to do then, while this process does something else: what is likely to be asked next.
 
     Returns:
         The answer, and the memory that was filled, if any.
@@ -108,9 +131,7 @@ def read_in_process(
         OSError: if the file is missing, no regular file, not of that version, or cannot be read; its `strerror` says
             why.
     """
-    global _process
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    memory = _new_memory()
     try:
         # The file that is open is the one that is read.
         status = os.fstat(file)
@@ -118,26 +139,42 @@ def read_in_process(
             raise OSError(errno.EINVAL, "no regular file", str(path))
         if version and (status.st_size, status.st_mtime_ns) != version:
             raise OSError(errno.ESTALE, "changed while it was being read", str(path))
-        limits = {"bytes": _memory_limit(status.st_size), "seconds": SECONDS + status.st_size / 1e7}
         name = f"{path.absolute()} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+        limits = {"bytes": _memory_limit(status.st_size), "seconds": SECONDS + status.st_size / 1e7}
         with _lock:
-            if _process is None:
-                _process = TableProcess()
-            answer = _process.ask({"name": name, **limits, **request}, [file, memory])
-            if answer is None:
-                process, _process = _process, None
-                answer = {"error": _describe_end(process.close(), limits["seconds"])}
-        if "error" in answer:
-            reason = answer["error"]
-            if reason == "memory":
-                reason = f"reading it takes more than {limits['bytes'] / 1e9:.1f} GB of memory"
-            part = "" if request.get("group") is None else f"row group {request['group']}: "
-            raise OSError(errno.EBADMSG, f"{part}{' '.join(reason.split()):.300}", str(path))
-        size = os.fstat(memory).st_size
-        return answer, mmap.mmap(memory, size) if size else None
+            answer, memory = _ask({"name": name, **limits, **request}, file)
+            if _process is not None and next_request is not None:
+                _process.send({"name": name, **limits, **next_request}, file)
     finally:
         os.close(file)
-        os.close(memory)
+    if "error" in answer:
+        reason = answer["error"]
+        if reason == "memory":
+            reason = f"reading it takes more than {limits['bytes'] / 1e9:.1f} GB of memory"
+        part = "" if request.get("group") is None else f"row group {request['group']}: "
+        raise OSError(errno.EBADMSG, f"{part}{' '.join(reason.split()):.300}", str(path))
+    return answer, memory
+
+
+def _ask(request: Request, file: int) -> tuple[Answer, mmap.mmap | None]:
+    """The answer of the process, which is started if there is none; of its death, an `error`."""
+    global _process
+    # What it was to do meanwhile is of no use if it is something else, and no matter if it has died of it.
+    if _process is not None and _process.request not in (None, request):
+        answer, _ = _process.receive()
+        if answer is None:
+            _process.close(EXIT_SECONDS)
+            _process = None
+    if _process is None:
+        _process = TableProcess()
+    if _process.request is None:
+        _process.send(request, file)
+    answer, memory = _process.receive()
+    if answer is not None:
+        return answer, memory
+    status = _process.close(EXIT_SECONDS)
+    _process = None
+    return {"error": _describe_end(status, request["seconds"])}, None
 
 
 def _new_memory() -> int:
@@ -166,7 +203,7 @@ def _describe_end(status: int, seconds: float) -> str:
 def _end_process() -> None:
     global _process
     if _process is not None:
-        _process.close()
+        _process.close(0)
         _process = None
 
 
@@ -175,9 +212,13 @@ def _forget_process() -> None:
     global _process, _lock
     _lock = threading.Lock()
     if _process is not None:
-        _process.forget()
+        _process.leave()
+        _processes_of_parent.append(_process)
         _process = None
 
+
+_processes_of_parent: list[TableProcess] = []
+"""Kept, so that nothing waits for them: they are no children of this process."""
 
 atexit.register(_end_process)
 os.register_at_fork(after_in_child=_forget_process)

@@ -14,6 +14,8 @@ import signal
 import socket
 import sys
 from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,9 @@ def _answer(request: dict[str, Any], source: int, target: int) -> dict[str, Any]
     try:
         if request["format"] == "parquet":
             return _read_parquet(request, source, target)
-        return _check_arrow(source)
+        if request["group"] is None:
+            return _check_arrow(source)
+        return _copy_batch(request, source, target)
     except (MemoryError, pa.ArrowMemoryError):
         return {"error": "memory"}
     except Exception as error:  # whatever a damaged file leads to
@@ -105,19 +109,36 @@ def _parquet_file(name: str, source: int) -> pq.ParquetFile:
 
 def _check_arrow(source: int) -> dict[str, Any]:
     """Check all record batches of an Arrow file, of either format."""
+    schema, batches = _open_arrow(source)
+    validate_schema(schema)
+    for batch in batches:
+        validate(batch)
+    return {}
+
+
+def _copy_batch(request: dict[str, Any], source: int, target: int) -> dict[str, Any]:
+    """Write columns of a record batch as an Arrow stream."""
+    _, batches = _open_arrow(source)
+    batch = next(islice(batches, request["group"], None)).select(request["columns"])
+    validate(batch)
+    with pa.OSFile(f"/dev/fd/{target}", "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    # What lay outside of the file may have changed meanwhile.
+    with pa.memory_map(f"/dev/fd/{target}") as copy:
+        for batch in pa.ipc.open_stream(copy):
+            validate(batch)
+    return {}
+
+
+def _open_arrow(source: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Schema and record batches of an Arrow file of either format."""
     file_map = pa.memory_map(f"/dev/fd/{source}")
     if file_map.read(6) == b"ARROW1":
         file = pa.ipc.open_file(file_map)
-        validate_schema(file.schema)
-        for number in range(file.num_record_batches):
-            validate(file.get_batch(number))
-    else:
-        file_map.seek(0)
-        stream = pa.ipc.open_stream(file_map)
-        validate_schema(stream.schema)
-        for batch in stream:
-            validate(batch)
-    return {}
+        return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
+    file_map.seek(0)
+    stream = pa.ipc.open_stream(file_map)
+    return stream.schema, iter(stream)
 
 
 def validate_schema(schema: pa.Schema) -> None:
@@ -129,6 +150,8 @@ def validate_schema(schema: pa.Schema) -> None:
 
 def validate(batch: pa.RecordBatch) -> None:
     """Raise if reading a value could leave the batch's memory; a text that is not UTF-8 is the record's fault alone."""
+    # This holds buffers against their sizes, which are lost in the next step.
+    batch.validate()
     schema = pa.schema([(field.name, without_texts(field.type)) for field in batch.schema])
     _, array = batch.__arrow_c_array__()
     pa.RecordBatch._import_from_c_capsule(schema.__arrow_c_schema__(), array).validate(full=True)
