@@ -114,7 +114,7 @@ def speed(row, steps):
 
 def measure_dropout(folder, model, row, rows, dropouts):
     """The table of prepared records."""
-    builder = SequenceBuilder.from_model(model, find_grids(folder, None))
+    builder = SequenceBuilder.from_model(model, find_grids(folder))
     print("| dropout | planned | read | longer by | of |\n|---|---|---|---|---|")
     for dropout in dropouts:
         sequences = PreparedSequences(folder, builder, dropout, max_length=row)

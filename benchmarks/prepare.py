@@ -26,7 +26,7 @@ import numpy as np
 
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES, PrepareOptions
-from being_vl.data.prepare import FAULTS, prepare
+from being_vl.data.prepare import LEFT_OUT, prepare
 from being_vl.data.sequences import SequenceBuilder, TokenSequence
 from being_vl.data.store import KIND, PreparedSequences, sequence_columns
 from being_vl.files import read_manifest, sha256, write_json
@@ -124,7 +124,7 @@ def generate(source, target, count):
         columns, counts = sequence_columns(sequences)
         write_table(path, columns, counts)
         shards.append({"file": path.name, **counts, "sha256": sha256(path)})
-    (target / FAULTS).touch()
+    (target / LEFT_OUT).touch()
     write_json(target / "manifest.json", manifest | {"records": count, "sequences": count, "shards": shards})
 
 
@@ -157,7 +157,7 @@ def main():
                 path = Path(folder)
                 write(path / "records.jsonl", count, options.words, keys)
                 values = {"model": options.model, "records": [str(path / "records.jsonl")]}
-                values |= {"out": str(path / "out"), "grids": options.grids and str(options.grids)}
+                values |= {"out": str(path / "out"), "grids": [str(options.grids)] if options.grids else []}
                 values["workers"] = workers
                 records, tokens, cpu_seconds, peak = run(path / "job.json", values | {"kind": "prepare"})
                 if options.opened:

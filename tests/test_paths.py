@@ -77,6 +77,7 @@ def test_annotations_that_name_a_path_name_every_kind() -> None:
     ]
     # `GridStore.open` and `Records` have converted these.
     assert [line.partition(":")[0] for line in narrow_annotations] == [
+        "GridStore.__init__(folder)",
         "GridStore.__init__(paths)",
         "Record.__init__(source)",
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from being_vl.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from being_vl.data.options import LossOptions, PrepareOptions, SequenceOptions
+    from being_vl.data.options import LossOptions, PrepareOptions, RecordFile, SequenceOptions
     from being_vl.data.prepare import prepare
     from being_vl.data.records import Record, Records, Turn
     from being_vl.data.sequences import SequenceBuilder, TokenSequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from being_vl.quantizer.options import QuantizeOptions
     from being_vl.quantizer.training.options import QuantizerTrainOptions
     from being_vl.quantizer.training.trainer import train_quantizer
-    from being_vl.shards.grids import GridStore
+    from being_vl.shards.grids import Grids, GridStore
     from being_vl.tokenizer.batch import EncodedBatch, Regions
     from being_vl.tokenizer.encode import encode_grids
     from being_vl.tokenizer.options import EncodeOptions, VocabularyOptions
@@ -59,6 +59,7 @@ __all__ = [
     "ExpandOptions",
     "GenerateOptions",
     "GridStore",
+    "Grids",
     "LoggingOptions",
     "LoraOptions",
     "LossOptions",
@@ -70,6 +71,7 @@ __all__ = [
     "Quantizer",
     "QuantizerTrainOptions",
     "Record",
+    "RecordFile",
     "Records",
     "Regions",
     "RetentionOptions",
@@ -95,7 +97,7 @@ __all__ = [
     "train_vocabulary",
 ]
 _MODULES = {
-    "data.options": ["LossOptions", "PrepareOptions", "SequenceOptions"],
+    "data.options": ["LossOptions", "PrepareOptions", "RecordFile", "SequenceOptions"],
     "data.prepare": ["prepare"],
     "data.records": ["Record", "Records", "Turn"],
     "data.sequences": ["SequenceBuilder", "TokenSequence"],
@@ -110,7 +112,7 @@ _MODULES = {
     "quantizer.options": ["QuantizeOptions"],
     "quantizer.training.options": ["QuantizerTrainOptions"],
     "quantizer.training.trainer": ["train_quantizer"],
-    "shards.grids": ["GridStore"],
+    "shards.grids": ["GridStore", "Grids"],
     "tokenizer.batch": ["EncodedBatch", "Regions"],
     "tokenizer.encode": ["encode_grids"],
     "tokenizer.options": ["EncodeOptions", "VocabularyOptions"],

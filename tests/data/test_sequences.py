@@ -210,11 +210,12 @@ def test_records_without_grids_are_named_with_the_reason(
     records = [record("What?", "Red.", images=(key,), index=n) for n, key in enumerate(keys)]
     with pytest.raises(RecordError) as error:
         builder(layout=layout, bpe=bpe, grids=store).build(records)
+    gone = f"the image 'gone.png' is not among those of {store.folder} (from {store.root})"
+    remedy = "quantize it too, and give both folders of grids"
+    broken = f"the image 'broken.png' could not be read when {store.folder} was made (broken.png: cannot be decoded)"
     assert str(error.value) == (
-        "12 faults in records: "
-        "data.json: record 1 (id 'r1'): the image 'gone.png' has no grid (not among the quantized images); "
-        "data.json: record 2 (id 'r2'): the image 'broken.png' has no grid (broken.png: cannot be decoded); "
-        "data.json: record 3 (id 'r3'): the image 'gone.png' has no grid (not among the quantized images); and 9 more"
+        f"12 faults in records: data.json: record 1 (id 'r1'): {gone}; {remedy}; "
+        f"data.json: record 2 (id 'r2'): {broken}; data.json: record 3 (id 'r3'): {gone}; {remedy}; and 9 more"
     )
     faults: list[Fault] = []
     records_of_both = [record("<image><image>", "Red.", images=("gone.png", "broken.png"))]
@@ -311,8 +312,8 @@ def test_bad_records_are_left_out_and_listed_if_asked(
         3: "no label",
         4: "too long",
     }
-    assert by_record[1].text == (
-        "data.json: record 1 (id 'r1'): the image 'gone.png' has no grid (not among the quantized images)"
+    assert by_record[1].text.startswith(
+        f"data.json: record 1 (id 'r1'): the image 'gone.png' is not among those of {store.folder}"
     )
     assert by_record[3].text == "data.json: record 3 (id 'r3'): no answer to learn from"
     assert by_record[4].text.endswith(" tokens, max_length is 300")

@@ -172,6 +172,7 @@ def write_grids(
     content: dict[str, NDArray[np.int64]],
     quantizer_of_grids: Quantizer,
     failures: dict[str, str] | None = None,
+    root: Path | None = None,
 ) -> GridStore:
     """Write grids as `being-vl quantize` would."""
     rows = [GridRow(key, grid, (32, 32), "0" * 64) for key, grid in content.items()]
@@ -185,9 +186,8 @@ def write_grids(
         "downsample": quantizer_of_grids.downsample,
     }
     shards = [{"file": path.name, "grids": len(rows), "sha256": sha256(path)}]
-    write_manifest(
-        folder, "grids", {"quantizer": quantizer_fields, "failures": failures or {}, "shards": shards}
-    )
+    fields = {"quantizer": quantizer_fields, "failures": failures or {}, "shards": shards}
+    write_manifest(folder, "grids", {"root": str(root or folder.absolute() / "images"), **fields})
     return GridStore.open(folder)
 
 

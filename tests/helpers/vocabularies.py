@@ -45,7 +45,8 @@ def folder_of_grids(
         "codebook_size": codebook,
         "downsample": 8,
     }
-    write_manifest(folder, "grids", {"quantizer": quantizer, "failures": {}, "shards": shards})
+    fields = {"root": str(folder / "images"), "quantizer": quantizer, "failures": {}, "shards": shards}
+    write_manifest(folder, "grids", fields)
     return folder
 
 

@@ -173,7 +173,7 @@ def test_recipe_of_a_run_is_launched_by_a_recipe_of_its_training(
     assert not options.exists()
     run_launch(capsys, path, "--with", "print", "--", "--zero", 3, "--train.checkpoint.every", 7)
     training = Recipe.find(options).training()
-    assert (training.zero, training.checkpoint.every, training.grids) == (3, 7, out / "grids")
+    assert (training.zero, training.checkpoint.every, training.grids) == (3, 7, [out / "grids"])
 
 
 def test_wrong_key_of_a_recipe_fails_at_once(

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -20,12 +20,13 @@ from being_vl.errors import ModelError, QuantizerError, RecordError
 from being_vl.files import to_jsonable
 from being_vl.fingerprints import compute_fingerprint
 from being_vl.layout import LAYOUT_FILE, VOCABULARY_FILE, VocabularyLayout, num_text_tokens
+from being_vl.names import show_name
 from being_vl.options import StrPath
 from being_vl.quantizer_names import check_same_quantizer
 from being_vl.tokenizer.visual_bpe import VisualBPE
 
 if TYPE_CHECKING:
-    from being_vl.shards.grids import GridStore
+    from being_vl.shards.grids import Grids, GridStore
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class SequenceBuilder:
         tokenizer: Any,
         layout: VocabularyLayout | None = None,
         bpe: VisualBPE | None = None,
-        grids: "GridStore | None" = None,
+        grids: "Grids | GridStore | None" = None,
         max_length: int = 2048,
         too_long: TooLong = "error",
         loss: LossOptions | None = None,
@@ -174,7 +175,7 @@ class SequenceBuilder:
         self.tokenizer = tokenizer
         self.layout = layout
         self.bpe = bpe
-        self.grids = grids
+        self.grids = _join_grids(grids)
         self.max_length = max_length
         self.too_long = too_long
         self.loss = loss or LossOptions()
@@ -188,7 +189,7 @@ class SequenceBuilder:
     def from_model(
         cls,
         folder: StrPath,
-        grids: "GridStore | StrPath | None" = None,
+        grids: "Grids | GridStore | StrPath | Iterable[StrPath] | None" = None,
         max_length: int = 2048,
         too_long: TooLong = "error",
         loss: LossOptions | None = None,
@@ -198,19 +199,20 @@ class SequenceBuilder:
         Args:
             folder: Folder of a model that `being-vl expand` or `being-vl train` made, or of any causal LM for text
                 alone. Its weights are not read.
-            grids: The images' grids, or the folder that `being-vl quantize` wrote.
+            grids: The images' grids, or the folders that `being-vl quantize` wrote, one or several; none of them is
+                as None.
             max_length: Longest sequence in tokens; at most the model's context.
             too_long: What becomes of longer records.
             loss: What carries loss.
 
         Raises:
             ModelError: if the folder is no model's, or its tokenizer cannot be used.
-            ManifestError: if the folder of grids is missing, unfinished or damaged.
-            QuantizerError: if the grids are of another quantizer than the model.
+            ManifestError: if a folder of grids is missing, unfinished or damaged.
+            QuantizerError: if the grids are of another quantizer than the model, or of several.
         """
         from transformers import AutoConfig, AutoTokenizer
 
-        from being_vl.shards.grids import GridStore
+        from being_vl.shards.grids import Grids, GridStore
         from being_vl.shards.ranks import rank_and_world_size
 
         folder = Path(folder)
@@ -225,7 +227,7 @@ class SequenceBuilder:
             AutoTokenizer.from_pretrained(folder),
             layout=VocabularyLayout.load(folder) if is_expanded else None,
             bpe=VisualBPE.load(folder / VOCABULARY_FILE) if is_expanded else None,
-            grids=grids if grids is None or isinstance(grids, GridStore) else GridStore.open(Path(grids)),
+            grids=grids if isinstance(grids, Grids | GridStore) else Grids.open(grids) if grids else None,
             max_length=min(max_length, context),
             too_long=too_long,
             loss=loss,
@@ -246,9 +248,9 @@ class SequenceBuilder:
         """
         record_faults: list[Fault] = []
 
-        # Encode all images, and go on with the records that have all of theirs.
-        images = self._encode_images(records, record_faults)
-        records = [record for record in records if images.keys() >= set(record.images)]
+        # Find and encode all images, and go on with the records that have all of theirs.
+        records, grids = self._find_grids(records, record_faults)
+        images = self._encode_images(grids)
         if not self.chat.takes_system:
             records = _drop_system_turns(records, record_faults)
 
@@ -414,24 +416,58 @@ class SequenceBuilder:
         faults.append(Fault(kind, f"{record.location}: {length} tokens, {limit}"))
         return None
 
-    def _encode_images(self, records: Sequence[Record], faults: list[Fault]) -> dict[str, _ImageTokens]:
-        """Each image of the records that can be encoded; of a record with others a fault goes into `faults`."""
-        # Read the grid of each image once.
+    def _find_grids(
+        self, records: Sequence[Record], faults: list[Fault]
+    ) -> tuple[list[Record], dict[str, NDArray[np.int64]]]:
+        """The records whose images all have grids, with the images' keys as names; and the grids by their keys.
+
+        Of a record with other images a fault goes into `faults`.
+        """
+        # Find and read the grid of each image once.
+        folders: dict[Path, str] = {}
+        keys: dict[tuple[str, str], str | Fault] = {}
         grids: dict[str, NDArray[np.int64]] = {}
-        image_faults: dict[str, Fault] = {}
-        for key in dict.fromkeys(key for record in records for key in record.images):
-            grid = self._read_grid(key)
-            if isinstance(grid, Fault):
-                image_faults[key] = grid
-            else:
-                grids[key] = grid
-
-        # Of each record the first image that cannot be used is named.
+        complete_records = []
         for record in records:
-            if fault := next((image_faults[key] for key in record.images if key in image_faults), None):
-                faults.append(fault._replace(text=f"{record.location}: {fault.text}"))
+            folder = folders.get(record.source) or str(record.source.absolute().parent)
+            folders[record.source] = folder
+            for name in record.images:
+                if (name, folder) not in keys:
+                    keys[name, folder] = self._find_grid(name, folder, grids)
 
-        # Encode all grids together.
+            # The first image that cannot be used is named.
+            record_keys = [keys[name, folder] for name in record.images]
+            if fault := next((key for key in record_keys if isinstance(key, Fault)), None):
+                faults.append(fault._replace(text=f"{record.location}: {fault.text}"))
+            else:
+                images = tuple(map(str, record_keys))
+                is_same = images == record.images
+                complete_records.append(record if is_same else dataclasses.replace(record, images=images))
+        return complete_records, grids
+
+    def _find_grid(self, name: str, folder: str, grids: dict[str, NDArray[np.int64]]) -> str | Fault:
+        """The key of the image that a name means, whose grid goes into `grids`; or why it cannot be used."""
+        if self.bpe is None or self.grids is None:
+            reason = "but the model is not expanded by visual tokens (being-vl expand)"
+            if self.bpe is not None:
+                reason = "but no grids were given (--grids)"
+            return Fault("missing image", f"has the image '{show_name(name)}', {reason}")
+        try:
+            key = self.grids.find(name, folder)
+        except RecordError as error:
+            return Fault(error.kind, str(error))
+        if key in grids:
+            return key
+        grid = self.grids[key]
+        outside_ids = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]
+        if outside_ids.size:
+            text = f"the grid of '{show_name(name)}' holds the id {outside_ids[0]}"
+            return Fault("id outside codebook", f"{text}, outside the codebook of {self.bpe.base_vocab_size}")
+        grids[key] = grid
+        return key
+
+    def _encode_images(self, grids: Mapping[str, NDArray[np.int64]]) -> dict[str, _ImageTokens]:
+        """The tokens of all grids, encoded together."""
         if self.bpe is None or not grids:
             return {}
         batch = self.bpe.encode_batch(list(grids.values()), self.num_threads)
@@ -440,31 +476,20 @@ class SequenceBuilder:
             for (key, grid), tokens in zip(grids.items(), batch, strict=True)
         }
 
-    def _read_grid(self, key: str) -> NDArray[np.int64] | Fault:
-        """The grid of an image, or why it cannot be used."""
-        if self.bpe is None:
-            reason = "but the model is not expanded by visual tokens (being-vl expand)"
-            return Fault("missing image", f"has the image {key!r}, {reason}")
-        if self.grids is None:
-            return Fault("missing image", f"has the image {key!r}, but no grids were given (--grids)")
-        if key not in self.grids:
-            reason = self.grids.failures.get(key, "not among the quantized images")
-            return Fault("missing image", f"the image {key!r} has no grid ({reason})")
-        grid = self.grids[key]
-        outside_ids = grid[(grid < 0) | (grid >= self.bpe.base_vocab_size)]
-        if outside_ids.size:
-            reason = f"outside the codebook of {self.bpe.base_vocab_size}"
-            return Fault(
-                "id outside codebook", f"the grid of {key!r} holds the id {outside_ids[0]}, {reason}"
-            )
-        return grid
-
     def _frame(self, tokens: NDArray[Any]) -> NDArray[np.int32]:
         """Tokens of the visual BPE as ids of the model, between BOI and EOI."""
         if self.layout is None:
             raise ModelError("the model is not expanded, so it cannot read images")
         frame = np.concatenate([[self.layout.boi], self.layout.to_model(tokens), [self.layout.eoi]])
         return frame.astype(np.int32)
+
+
+def _join_grids(grids: "Grids | GridStore | None") -> "Grids | None":
+    if grids is None:
+        return None
+    from being_vl.shards.grids import Grids, GridStore
+
+    return Grids([grids]) if isinstance(grids, GridStore) else grids
 
 
 def check_vocabulary(layout: VocabularyLayout, bpe: VisualBPE) -> None:

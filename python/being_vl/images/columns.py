@@ -16,7 +16,10 @@ IMAGE_FIELDS = ("image", "images")
 
 Kind = Literal["bytes", "struct", "names"]
 
-_TYPES = "bytes of image files, names of files, or structs with 'bytes' or 'path' as in `datasets`; or lists of these"
+_TYPES = (
+    "bytes of image files, names of files, or structs with 'bytes' or 'path' as `datasets` writes them; or lists of "
+    "these"
+)
 _STRINGS = ("is_string", "is_large_string", "is_string_view")
 _BINARIES = ("is_binary", "is_large_binary", "is_binary_view")
 _LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")

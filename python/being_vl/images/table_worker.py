@@ -94,7 +94,16 @@ def _read_parquet(request: dict[str, Any], source: int, target: int) -> dict[str
     if min(groups, default=0) < 0:
         raise ValueError("a row group of less than no rows")
     leaves = [metadata.schema.column(n).path for n in range(len(metadata.schema))]
-    return {"groups": groups, "leaves": leaves}
+    null_counts = {
+        leaf: [_null_count(metadata.row_group(n).column(number).statistics) for n in range(len(groups))]
+        for number, leaf in enumerate(leaves)
+        if leaf.endswith(".bytes")
+    }
+    return {"groups": groups, "leaves": leaves, "null_counts": null_counts}
+
+
+def _null_count(statistics: Any) -> int | None:
+    return statistics.null_count if statistics and statistics.has_null_count else None
 
 
 def _parquet_file(name: str, source: int) -> pq.ParquetFile:

@@ -9,7 +9,7 @@ over what it has decoded as Arrow. Arrow files are checked there when they are o
 
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ class Table:
         group_sizes: Number of rows of each row group or record batch.
         num_rows: Number of all rows.
         leaves: Of Parquet, the columns as they are stored, by their paths: a struct has several. Else empty.
+        null_counts: Of the leaves that are a field `bytes`, how many values of each row group are null; None where the
+            file does not say.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Table:
     group_sizes: tuple[int, ...]
     num_rows: int
     leaves: tuple[str, ...] = ()
+    null_counts: dict[str, list[int | None]] = field(default_factory=dict, compare=False)
 
     def read_group(self, group: int, columns: tuple[str, ...]) -> "pa.Table":
         """Some columns of one row group or record batch, by its number.
@@ -101,7 +104,7 @@ def open_table(path: Path) -> Table:
         answer, memory = read_in_process(path, version, {"format": "parquet", "group": None})
         schema = pa.ipc.open_stream(pa.py_buffer(memory)).schema
         sizes = tuple(answer["groups"])
-        return Table(path, version, schema, sizes, sum(sizes), tuple(answer["leaves"]))
+        return Table(path, version, schema, sizes, sum(sizes), tuple(answer["leaves"]), answer["null_counts"])
     read_in_process(path, version, {"format": "arrow", "group": None})
     file = _arrow_file(path, version)
     sizes = tuple(batch.num_rows for batch in file.batches)

@@ -1,8 +1,9 @@
 """Grids on disk: shards and a manifest. Reading them needs numpy and pyarrow alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from being_vl.errors import ManifestError
 from being_vl.files import read_manifest
+from being_vl.images.lookup import ImageLookup, Place
 from being_vl.options import StrPath
+from being_vl.quantizer_names import check_same_quantizer
 from being_vl.shards.arrow import open_table
 from being_vl.shards.checksums import read_entries, verify_shards
 
@@ -28,7 +31,7 @@ class GridRow:
     """One image's grid and where it came from.
 
     Args:
-        key: The image's name: its path relative to the folder of images, posix; see `find_images` for others.
+        key: The image's name, as `being_vl.images.keys.image_key` makes it.
         grid: Ids (height, width).
         source_size: The image's own width and height, in pixels.
         sha256: Of the image file.
@@ -62,7 +65,7 @@ def read_grids(path: Path) -> pa.RecordBatch:
     Raises:
         ManifestError: if it is missing or damaged.
     """
-    batch, _ = open_table(path, KIND, ("key", "height", "width", "ids"))
+    batch, _ = open_table(path, KIND, ("key", "height", "width", "ids", "sha256"))
     sizes = np.diff(batch.column("ids").offsets.to_numpy())
     heights, widths = (batch.column(name).to_numpy() for name in ("height", "width"))
     faults = np.flatnonzero(sizes != heights.astype(np.int64) * widths)
@@ -103,6 +106,9 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
     """A folder of grids, read-only: key → ids (height, width), int64, in the order of the keys.
 
     Attributes:
+        folder: The folder.
+        paths: Its shards.
+        root: Folder of the images, which the keys are relative to.
         quantizer_name: Name of the quantizer that made the grids.
         quantizer_fingerprint: Its fingerprint.
         codebook_size: Ids are 0 to `codebook_size` - 1.
@@ -110,14 +116,20 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
     """
 
     def __init__(
-        self, paths: Sequence[Path], batches: Sequence[pa.RecordBatch], manifest: dict[str, Any]
+        self,
+        folder: Path,
+        paths: Sequence[Path],
+        batches: Sequence[pa.RecordBatch],
+        manifest: dict[str, Any],
     ) -> None:
         quantizer = manifest["quantizer"]
+        self.folder = folder
+        self.root = Path(manifest["root"])
         self.quantizer_name: str = quantizer["name"]
         self.quantizer_fingerprint: str = quantizer["fingerprint"]
         self.codebook_size: int = quantizer["codebook_size"]
         self.failures: dict[str, str] = manifest["failures"]
-        self._paths = paths
+        self.paths = paths
         columns = ((batch.column("ids"), batch) for batch in batches)
         self._shards = [(ids.values.to_numpy(), ids.offsets.to_numpy(), batch) for ids, batch in columns]
 
@@ -154,7 +166,25 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
                 )
             paths.append(entry.path)
             batches.append(batch)
-        return cls(paths, batches, manifest)
+        try:
+            return cls(folder, paths, batches, manifest)
+        except (KeyError, TypeError) as error:
+            raise ManifestError(
+                f"{folder}: its manifest is not one of grids (no {error}); quantize again"
+            ) from None
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return str(self.folder)
+
+    def sha256(self, key: str) -> str:
+        """Hex SHA-256 of the image file that a grid was made of."""
+        n, row = self._places[key]
+        return str(self._shards[n][2].column("sha256")[row].as_py())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
 
     def __getitem__(self, key: str) -> NDArray[np.int64]:
         n, row = self._places[key]
@@ -168,10 +198,96 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
 
         This is how `VisualBPE.train` reads a store. The grids are in the order of the keys.
         """
-        return ShardBlocks(self._paths)
+        return ShardBlocks(self.paths)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+class Grids(Mapping[str, NDArray[np.int64]]):
+    """Folders of grids that one quantizer made, together: key → ids (height, width), int64.
+
+    A key that more than one folder has stands here with its root in front, as an absolute path.
+
+    Args:
+        stores: The folders.
+
+    Attributes:
+        stores: The folders.
+        quantizer_name, quantizer_fingerprint, codebook_size: As those of each `GridStore`.
+
+    Raises:
+        QuantizerError: if they are of different quantizers, naming two folders.
+    """
+
+    def __init__(self, stores: Sequence[GridStore]) -> None:
+        self.stores = list(stores)
+        first = self.stores[0]
+        quantizer = first.quantizer_name, first.quantizer_fingerprint
+        for store in self.stores[1:]:
+            store_quantizer = store.quantizer_name, store.quantizer_fingerprint
+            check_same_quantizer(str(store.folder), store_quantizer, str(first.folder), quantizer)
+        self.quantizer_name, self.quantizer_fingerprint = quantizer
+        self.codebook_size = first.codebook_size
+        self._lookup = ImageLookup(self.stores, "quantize it too, and give both folders of grids")
+
+    @classmethod
+    def open(cls, folders: StrPath | Iterable[StrPath]) -> Self:
+        """Open finished folders of grids.
+
+        Args:
+            folders: What `being-vl quantize` wrote; a folder that is named twice counts once.
+
+        Raises:
+            ManifestError: if a folder is missing, unfinished or damaged.
+            QuantizerError: if they are of different quantizers.
+        """
+        paths = [folders] if isinstance(folders, str | PathLike) else folders
+        distinct_paths = {Path(path).resolve(): path for path in reversed(list(paths))}
+        return cls([GridStore.open(path) for path in reversed(distinct_paths.values())])
+
+    def find(self, name: str, folder: StrPath | None = None) -> str:
+        """The key of the image that a name in a record means; see `being_vl.images.lookup.ImageLookup`.
+
+        Args:
+            name: The name.
+            folder: Absolute path of the folder of the record's file.
+
+        Raises:
+            RecordError: if there is no grid of that image, or the name could mean two different images.
+        """
+        return self._unique_key(self._lookup.find(name, folder))
+
+    def __getitem__(self, key: str) -> NDArray[np.int64]:
+        place = self._place(key)
+        if place is None:
+            raise KeyError(key)
+        return self.stores[place.number][place.key]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._place(key) is not None
+
+    def blocks(self) -> ShardBlocks:
+        """The grids of all shards, as `GridStore.blocks` gives those of one folder."""
+        return ShardBlocks([path for store in self.stores for path in store.paths])
+
+    def __iter__(self) -> Iterator[str]:
+        if len(self.stores) == 1:
+            return iter(self.stores[0])
+        places = (Place(number, key) for number, store in enumerate(self.stores) for key in store)
+        return iter(dict.fromkeys(map(self._unique_key, places)))
+
+    def __len__(self) -> int:
+        return len(self.stores[0]) if len(self.stores) == 1 else sum(1 for _ in self)
+
+    def _unique_key(self, place: Place) -> str:
+        is_shared = len(self.stores) > 1 and sum(place.key in store for store in self.stores) > 1
+        return self._lookup.path(place) if is_shared else place.key
+
+    def _place(self, key: str) -> Place | None:
+        """Where the grid of a key is that `_unique_key` made."""
+        places = [Place(number, key) for number, store in enumerate(self.stores) if key in store]
+        return places[0] if len(places) == 1 else self._lookup.place(key)

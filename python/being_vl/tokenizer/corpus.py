@@ -1,6 +1,7 @@
 """The grids that a vocabulary is learned from, block by block, and the part of them that is held out."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 
 from being_vl.errors import ConfigError, GridError
 from being_vl.options import StrPath
-from being_vl.quantizer_names import check_same_quantizer
 
 if TYPE_CHECKING:
     from being_vl.shards.grids import Block, GridStore
@@ -62,16 +62,15 @@ class Corpus(Sequence["Block"]):
         Raises:
             GridError: if an id is not in the codebook; names file, grid, row, column and value.
         """
-        grids = cells = 0
+        sizes: Counter[tuple[int, int]] = Counter()
         checksum = hashlib.sha256()
         for lazy_block in self._blocks:
             ids, heights, widths = block = lazy_block.load()
             _check(lazy_block, block, codebook_size)
-            grids += len(heights)
-            cells += ids.size
+            sizes += count_sizes(block)
             for array in (heights.astype("<i8"), widths.astype("<i8"), ids):
                 checksum.update(np.ascontiguousarray(array).data)
-        return CorpusSummary(grids, cells, checksum.hexdigest())
+        return CorpusSummary(sizes, checksum.hexdigest())
 
     def select(self, mask: NDArray[np.bool_]) -> "Corpus":
         """The grids at which `mask` is true; it has one entry for every grid."""
@@ -88,10 +87,42 @@ class Corpus(Sequence["Block"]):
 class CorpusSummary(NamedTuple):
     """What a corpus holds."""
 
-    grids: int
-    cells: int
+    sizes: "Counter[tuple[int, int]]"
+    """Height and width → how many grids have them."""
     fingerprint: str
     """SHA-256 of all sizes and ids, in their order and as wide as they are stored."""
+
+    @property
+    def grids(self) -> int:
+        """Number of grids."""
+        return self.sizes.total()
+
+    @property
+    def cells(self) -> int:
+        """Number of cells of all grids."""
+        return sum(height * width * count for (height, width), count in self.sizes.items())
+
+
+def count_sizes(block: "Block") -> Counter[tuple[int, int]]:
+    """Height and width → how many grids of a block have them."""
+    _, heights, widths = block
+    sizes, counts = np.unique(np.stack([heights, widths]), axis=1, return_counts=True)
+    return Counter(
+        {(height, width): n for (height, width), n in zip(sizes.T.tolist(), counts.tolist(), strict=True)}
+    )
+
+
+def describe_sizes(sizes: Counter[tuple[int, int]]) -> str:
+    """How many grids have which size, the five most frequent ones, such as `2,000 of 32x32 and 3 of 8x9`.
+
+    If no grid has neighbours in one direction, a warning follows: an array (N, 1, L) is a list of rows, not of images.
+    """
+    names = [f"{count:,} of {height}x{width}" for (height, width), count in sizes.most_common()]
+    text = ", ".join(names[:5]) + (f" and {len(names) - 5} other sizes" if len(names) > 5 else "")
+    for axis, neighbours in enumerate(("below each other", "beside each other")):
+        if sizes and all(size[axis] == 1 for size in sizes):
+            text += f"; no cells lie {neighbours}: is that an array (N, height, width)?"
+    return text
 
 
 @dataclass(frozen=True)
@@ -131,22 +162,17 @@ def open_grids(paths: Sequence[StrPath], codebook_size: int | None) -> GridSourc
         raise ConfigError(
             f"{array_path}: an array does not say which quantizer made it, so it cannot be joined to {folders[0]}"
         )
-    from being_vl.shards.grids import GridStore
+    from being_vl.shards.grids import Grids
 
-    # Folders know their quantizer; it must be the same one.
-    stores = [GridStore.open(folder) for folder in folders]
-    quantizer = stores[0].quantizer_name, stores[0].quantizer_fingerprint
-    for folder, store in zip(folders, stores, strict=True):
-        store_quantizer = store.quantizer_name, store.quantizer_fingerprint
-        check_same_quantizer(str(folder), store_quantizer, str(folders[0]), quantizer)
-    if codebook_size not in (None, stores[0].codebook_size):
+    grids = Grids.open(folders)
+    if codebook_size not in (None, grids.codebook_size):
         raise ConfigError(
-            f"{folders[0]}: made with a codebook of {stores[0].codebook_size}, but codebook_size is {codebook_size}"
+            f"{folders[0]}: made with a codebook of {grids.codebook_size}, but codebook_size is {codebook_size}"
         )
-    corpus = Corpus(block for pair in zip(folders, stores, strict=True) for block in _store_blocks(*pair))
+    corpus = Corpus(block for store in grids.stores for block in _store_blocks(store))
     if not len(corpus):
         raise GridError(f"{', '.join(map(str, folders))}: no grid")
-    return GridSource(corpus, stores[0].codebook_size, *quantizer)
+    return GridSource(corpus, grids.codebook_size, grids.quantizer_name, grids.quantizer_fingerprint)
 
 
 def choose_held_out(count: int, share: float, every: int | None, seed: int) -> NDArray[np.bool_]:
@@ -247,11 +273,11 @@ def _describe_non_integer(array: NDArray[Any]) -> str:
     return "grid {}, row {}, column {} holds {}".format(*place, array[place])
 
 
-def _store_blocks(folder: Path, store: "GridStore") -> Iterator[LazyBlock]:
+def _store_blocks(store: "GridStore") -> Iterator[LazyBlock]:
     blocks, first_grid = store.blocks(), 0
     for n, (_, heights, _) in enumerate(blocks):
         if len(heights):  # none of a file's images may have been readable
-            yield LazyBlock(partial(blocks.__getitem__, n), len(heights), folder, first_grid)
+            yield LazyBlock(partial(blocks.__getitem__, n), len(heights), store.folder, first_grid)
         first_grid += len(heights)
 
 
