@@ -106,9 +106,9 @@ def open_table(path: Path) -> Table:
         sizes = tuple(answer["groups"])
         return Table(path, version, schema, sizes, sum(sizes), tuple(answer["leaves"]), answer["null_counts"])
     read_in_process(path, version, {"format": "arrow", "group": None})
-    file = _arrow_file(path, version)
-    sizes = tuple(batch.num_rows for batch in file.batches)
-    return Table(path, version, file.schema, sizes, sum(sizes))
+    arrow_file = _arrow_file(path, version)
+    sizes = tuple(batch.num_rows for batch in arrow_file.batches)
+    return Table(path, version, arrow_file.schema, sizes, sum(sizes))
 
 
 def _read_batch(path: Path, version: tuple[int, ...], group: int, columns: tuple[str, ...]) -> "pa.Table":
