@@ -228,8 +228,10 @@ def check_inputs(options: RunOptions) -> None:
 def _check_records(options: RunOptions) -> None:
     """Raise a RecordError with the number of faults and the first of them, unless faults are tolerated."""
     from being_vl.data.records import Records
+    from being_vl.images.lookup import ImageLookup, ListedImages
 
-    keys = {source.key for source in find_images(options.images).sources}
+    findings = find_images(options.images, options.quantize.root)
+    lookup = ImageLookup([ListedImages(findings.sources, findings.root)])
     sequences = options.train.sequences
     records = Records(
         options.records, sequences.default_category, sequences.categories, sequences.images_in_front
@@ -240,10 +242,12 @@ def _check_records(options: RunOptions) -> None:
     for record in records.read():
         if isinstance(record, RecordError):
             faults.append(str(record))
-        elif names := [name for name in record.images if name not in keys]:
-            faults.append(
-                f"{record.location}: names the image {names[0]!r}, which is not in {options.images}"
-            )
+            continue
+        try:
+            for name in record.images:
+                lookup.find(name, record.source.absolute().parent)
+        except RecordError as error:
+            faults.append(f"{record.location}: {error}")
     if faults:
         raise RecordError(
             f"{len(faults)} of {len(records)} records have faults, the first: {'; '.join(faults[:SHOWN_FAULTS])}; "

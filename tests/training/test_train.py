@@ -382,8 +382,9 @@ def test_images_need_an_expanded_model_and_grids(
     assert "train.json" in line
     line = expect_refusal(capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "b", grids=[])))
     assert "--grids" in line
+    (tmp_path / "empty").mkdir()
     line = expect_refusal(
-        capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "c", model=str(tmp_path)))
+        capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "c", model=str(tmp_path / "empty")))
     )
     assert "no config.json" in line
 

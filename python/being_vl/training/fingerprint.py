@@ -16,7 +16,7 @@ from being_vl.fingerprints import FINGERPRINT
 from being_vl.images.record_files import find_record_files
 from being_vl.model.weights import list_files
 from being_vl.options import StrPath, fixed_options
-from being_vl.outputs import check_folder, check_only_files, read_json
+from being_vl.outputs import check_apart, check_folder, check_only_files, is_empty, read_json
 from being_vl.training.log import LOG_FILE
 from being_vl.training.options import TrainOptions
 from being_vl.training.schedule import count_rows_of_step
@@ -119,14 +119,19 @@ def check_output(options: TrainOptions) -> None:
         OutputError: if it is refused.
     """
     inputs = [options.model, *options.grids, *(file.path for file in options.records)]
-    check_folder(options.out, KIND, inputs=inputs, is_own=_is_part)
+    # A damaged fingerprint beside finished stages is told by what compares it.
+    is_damaged = (options.out / FINGERPRINT).is_file() and not read_fields(options.out)
+    if is_damaged and any(is_stage(folder) for folder in options.out.iterdir()):
+        check_apart(options.out, inputs)
+    else:
+        check_folder(options.out, KIND, inputs=inputs, is_own=_is_part)
 
 
 def _is_part(path: Path) -> bool:
     """Whether something in a folder is what a training, or its launch, leaves there before its fingerprint."""
     if path.is_dir():
-        is_preparation = path.name == "prepared" and read_json(path / FINGERPRINT).get("kind") == "sequences"
-        return is_preparation or not any(path.iterdir()) or is_stage(path)
+        is_preparation = is_empty(path) or read_json(path / FINGERPRINT).get("kind") == "sequences"
+        return (path.name == "prepared" and is_preparation) or is_stage(path)
     if path.name == "job.sbatch":
         return path.read_bytes().startswith(b"#!/bin/bash\n#SBATCH --job-name=being-vl-")
     return path.name == "deepspeed_env" or (path.name == "options.json" and "stages" in read_json(path))
