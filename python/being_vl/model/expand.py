@@ -25,6 +25,7 @@ from being_vl.files import (
     MANIFEST,
     check_replaceable,
     list_files_below,
+    list_names,
     resolve_link,
     sha256,
     write_aside,
@@ -37,7 +38,7 @@ from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, BeingVLPr
 from being_vl.model.rows import describe_rows, find_codebook, make_rows
 from being_vl.model.weights import GGUF, CausalLM, find_file, list_files, load_config, open_llm, save_weights
 from being_vl.options import StrPath, fixed_options
-from being_vl.outputs import check_folder, free_locks, lock_file
+from being_vl.outputs import check_folder, free_locks, lock_file, read_json
 from being_vl.progress import show_log_lines
 from being_vl.quantizer.base import Quantizer, load_quantizer
 from being_vl.quantizer_names import check_same_quantizer
@@ -147,7 +148,11 @@ def _is_finished(out: Path, fields: dict[str, Any], overwrite: bool) -> bool:
     """
     try:
         if check_folder(out, KIND) and check_fingerprint(out / FINGERPRINT, fields):
-            return True
+            names = read_json(out / MANIFEST).get("files", [MANIFEST])
+            missing_names = {name for name in names if not (out / name).is_file()}
+            if not missing_names:
+                return True
+            log.info("%s: made again, since %s is gone", out, list_names(missing_names))
     except FingerprintError:
         if not overwrite:
             raise
