@@ -74,9 +74,6 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     New rows are as `options.init` says (`being_vl.model.rows`). Where the embeddings are untied, the head's rows are
     drawn separately; where they are tied, one draw serves both. A bias of the head is 0.
 
-    Each id of the shared vocabulary is a special token of the tokenizer, `<|visual_start|>`, `<|visual_0|>` and so on,
-    and rows of the LLM that its tokenizer had no token for are `<|visual_unused_…|>`.
-
     Returns:
         The layout of the shared vocabulary.
 
@@ -163,7 +160,11 @@ def _is_finished(out: Path, fields: dict[str, Any], overwrite: bool) -> bool:
 def _extend_tokenizer(
     llm: CausalLM, bpe: VisualBPE, quantizer: Quantizer, options: ExpandOptions
 ) -> VocabularyLayout:
-    """Give the LLM's tokenizer the visual tokens, and a chat template if it has none; the layout that this makes."""
+    """Give the LLM's tokenizer the visual tokens, and a chat template if it has none; the layout that this makes.
+
+    Each id of the shared vocabulary is a special token, `<|visual_start|>`, `<|visual_0|>` and so on, and rows of the
+    LLM that its tokenizer had no token for are `<|visual_unused_…|>`.
+    """
     text_size, text_tokens = len(llm.tensor(llm.embedding)), num_text_tokens(llm.tokenizer)
     if text_tokens > text_size:
         raise ModelError(
