@@ -43,8 +43,6 @@ def find_table_images(
         NoColumnError, NamesColumnError: if it has none that holds images.
         ImageError: if several columns could be it, or the table is damaged as a whole.
     """
-    import pyarrow as pa
-
     try:
         table = open_table(path)
         if column is None and _has_names_alone(table.schema):
@@ -61,8 +59,9 @@ def find_table_images(
                 f"{path}: its column {show_name(image_column.name)} names images, and holds none"
             )
         yield from _find_images(table, table_key, image_column, check_file)
-    except (OSError, pa.ArrowException) as error:
-        raise ImageError(f"{path}: not a complete table ({show_name(error)})") from None
+    except OSError as error:
+        reason = show_name(error.strerror or error)
+        raise ImageError(f"{path}: not a complete table ({reason})") from None
 
 
 def _has_names_alone(schema: "pa.Schema") -> bool:
@@ -128,7 +127,9 @@ def _find_path_leaf(table: Table, column: str, group: int) -> tuple[str, int | N
     bytes_leaf, path_leaf = (
         next((leaf for leaf in leaves if leaf.endswith(end)), "") for end in (".bytes", ".path")
     )
-    return (path_leaf, table.null_counts[bytes_leaf][group]) if bytes_leaf and path_leaf else ("", None)
+    if not path_leaf or bytes_leaf not in table.null_counts:
+        return "", None
+    return path_leaf, table.null_counts[bytes_leaf][group]
 
 
 def _named_files(values: "pa.ChunkedArray") -> list[str]:
