@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from being_vl.account import Account
 from being_vl.cli import main
 from being_vl.data.options import CATEGORIES, PrepareOptions, RecordFile, SequenceOptions
 from being_vl.data.prepare import LEFT_OUT, prepare
@@ -443,6 +444,48 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
         RecordError, match=rf"none of {len(lengths)} records is left \(\d+ dropped as too long;"
     ):
         prepare(options(chain, records, tmp_path / "none", max_length=3, too_long="drop"))
+
+
+def test_the_last_line_accounts_for_every_record(
+    chain: Path, records: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _ = write_hostile_records(chain, tmp_path)
+    out = tmp_path / "out"
+    with pytest.raises(RecordError, match="10 of 32 records have faults"):
+        prepare(options(chain, [path], out))
+    account = "records: 32 seen, 22 used, 10 left out (2 wrong encoding, 1 "
+    lines = [caplog.messages[-1]]
+    assert any("read 32 of 32 records, left out 10;" in message for message in caplog.messages)
+    for _ in range(2):  # the second time it is finished
+        caplog.clear()
+        prepare(options(chain, [path], out, lenient=True))
+        lines.append(caplog.messages[-1])
+    assert lines[0].startswith(account)
+    assert lines == lines[:1] * 3
+    assert Account.from_json(read_manifest(out, "sequences")["account"]).describe() == lines[0]
+    entries = [json.loads(line) for line in (out / LEFT_OUT).read_text().splitlines()]
+    assert len(entries) == 10
+    assert all(set(entry) == {"name", "kind", "reason"} for entry in entries)
+    assert {entry["name"].partition(" (id")[0] for entry in entries} <= {
+        f"{path}: record {n}" for n in range(32)
+    }
+    assert not any(str(path) in entry["reason"] for entry in entries)
+
+
+def test_records_that_were_cut_are_used_but_told(
+    chain: Path, records: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    builder = tiny.builder(options(chain, records, tmp_path))
+    lengths = sorted(len(sequence.ids) for sequence in builder.build(read(records)))
+    out = tmp_path / "out"
+    prepare(options(chain, records, out, max_length=lengths[len(lengths) // 2], too_long="truncate"))
+    manifest = read_manifest(out, "sequences")
+    num_cut, num_dropped = (manifest["faults"].get(kind, 0) for kind in ("truncated", "dropped as too long"))
+    assert num_cut > 0
+    assert f"truncated: {num_cut} of {len(lengths)} records" in caplog.text
+    assert manifest["account"]["used"] == len(lengths) - num_dropped
+    assert "truncated" not in manifest["account"]["left_out"]
+    assert caplog.messages[-1].startswith(f"records: {len(lengths)} seen, {len(lengths) - num_dropped} used")
 
 
 def test_dropout_is_a_function_of_seed_and_position(

@@ -343,3 +343,266 @@ def test_a_text_beside_an_image_of_a_tar_is_its_caption(tmp_path: Path) -> None:
     assert isinstance(error_record, RecordError)
     assert error_record.kind == "wrong encoding"
     assert "record 1 (1.txt): its .txt is not UTF-8" in str(error_record)
+
+
+def make_tar(path: Path, members: list[tuple[str, bytes | str | dict[str, Any]]], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, content in members:
+            text = content if isinstance(content, str | bytes) else json.dumps(content)
+            data = text if isinstance(text, bytes) else text.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+TURNS = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A cat."}]
+IMAGE2DATASET = {"url": "https://e.org/a.jpg", "key": "0", "status": "success", "width": 4, "caption": None}
+SAMPLES: dict[str, tuple[list[tuple[str, Any]], list[str], str]] = {
+    "text beside a json without one": (
+        [("0.jpg", b"x"), ("0.json", IMAGE2DATASET), ("0.txt", "A cat.")],
+        ["0.jpg"],
+        "A cat.",
+    ),
+    "caption of the json": (
+        [("0.json", {"caption": "A cat."}), ("0.jpg", b"x"), ("0.txt", "")],
+        ["0.jpg"],
+        "A cat.",
+    ),
+    "conversation of the json": (
+        [("0.json", {"conversations": TURNS}), ("0.txt", "No."), ("0.png", b"x")],
+        ["0.png"],
+        "A cat.",
+    ),
+    "byte order marks": ([("0.png", b"x"), ("0.txt", "\ufeffA cat.")], ["0.png"], "A cat."),
+    "byte order mark of the json": (
+        [("0.png", b"x"), ("0.json", '\ufeff{"caption": "A cat."}')],
+        ["0.png"],
+        "A cat.",
+    ),
+    "upper case": ([("0.PNG", b"x"), ("0.TXT", "A cat.")], ["0.PNG"], "A cat."),
+    "members that stand apart": (
+        [
+            ("1.png", b"x"),
+            ("0.png", b"x"),
+            ("2.png", b"x"),
+            ("2.txt", "-"),
+            ("0.txt", "A cat."),
+            ("1.txt", "-"),
+        ],
+        ["0.png"],
+        "A cat.",
+    ),
+    "a later member of its name": (
+        [("0.png", b"x"), ("0.txt", "A dog."), ("0.txt", "A cat.")],
+        ["0.png"],
+        "A cat.",
+    ),
+    "other jsons": (
+        [("0.json", {"caption": "A cat."}), ("0.meta.json", {}), ("0.png", b"x")],
+        ["0.png"],
+        "A cat.",
+    ),
+    "bystanders": (
+        [
+            ("._0.png", b"x"),
+            ("0.png", b"x"),
+            ("0.txt", "A cat."),
+            ("0.cls", b"3"),
+            ("README.md", b"x"),
+            ("._0.txt", b"\xff"),
+        ],
+        ["0.png"],
+        "A cat.",
+    ),
+    "named as written": (
+        [("b/0.png", b"x"), ("a/0.json", {"image": "b/0.png", "conversations": TURNS}), ("b/0.txt", "-")],
+        ["b/0.png"],
+        "A cat.",
+    ),
+    "named beside the json": (
+        [("a/1.png", b"x"), ("a/0.json", {"images": ["./1.png"], "conversations": TURNS}), ("a/1.txt", "-")],
+        ["a/1.png"],
+        "A cat.",
+    ),
+    "named in a part": (
+        [
+            ("a/1.png", b"x"),
+            ("a/1.txt", "-"),
+            (
+                "a/0.json",
+                {
+                    "messages": [
+                        {"role": "user", "content": [{"type": "image", "image": "1.png"}]},
+                        {"role": "assistant", "content": "A cat."},
+                    ]
+                },
+            ),
+        ],
+        ["a/1.png"],
+        "A cat.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("members", "images", "answer"), SAMPLES.values(), ids=SAMPLES)
+def test_samples_of_tars(
+    tmp_path: Path, members: list[tuple[str, Any]], images: list[str], answer: str
+) -> None:
+    path = make_tar(tmp_path / "00000.tar", members)
+    records = list(Records(path))
+    (record,) = (record for record in records if record.turns[-1].text == answer)
+    assert record.images == tuple(f"{path}/{name}" for name in images)
+    assert all(record == records[n] for n, record in enumerate(Records(path)))
+    assert [Records(path)[n] for n in reversed(range(len(records)))] == records[::-1]
+
+
+def test_a_name_that_the_tar_has_not_is_one_of_another_file(tmp_path: Path) -> None:
+    item = {"image": "coco/1.png", "conversations": TURNS}
+    (record,) = Records(make_tar(tmp_path / "a.tar", [("0.json", item), ("0.png", b"x")]))
+    assert record.images == ("coco/1.png",)
+
+
+def test_an_updated_tar_pairs_the_new_text_with_the_new_image(tmp_path: Path) -> None:
+    path = make_tar(
+        tmp_path / "a.tar", [("0.png", b"old"), ("0.txt", "Old."), ("1.png", b"x"), ("1.txt", "B.")]
+    )
+    make_tar(path, [("0.txt", "New."), ("0.png", b"new")], "a")
+    assert [(record.images, record.turns[0].text) for record in Records(path)] == [
+        ((f"{path}/0.png",), "New."),
+        ((f"{path}/1.png",), "B."),
+    ]
+
+
+FAULTY_SAMPLES: dict[str, tuple[list[tuple[str, Any]], str]] = {
+    "no text": ([("0.png", b"x")], "(0.png): no .json or .txt beside it"),
+    "no image": ([("0.txt", "A cat.")], "its 'caption' has no image"),
+    "empty text": ([("0.png", b"x"), ("0.txt", "\ufeff \n")], "its 'caption' is empty"),
+    "two texts": (
+        [("0.png", b"x"), ("0.a.txt", "A."), ("0.b.txt", "B.")],
+        "has 0.a.txt and 0.b.txt; expected one .txt",
+    ),
+    "list": ([("0.png", b"x"), ("0.json", "[]")], "a JSON list; expected an object"),
+    "no UTF-8": ([("0.png", b"x"), ("0.json", b"\xff")], "its .json is not UTF-8"),
+    "name that is not UTF-8": ([("gr\udcf6n.txt", "A cat.")], r"(gr\udcf6n.txt): a name that is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("members", "message"), FAULTY_SAMPLES.values(), ids=FAULTY_SAMPLES)
+def test_samples_with_faults_are_named_and_stop_no_other(
+    tmp_path: Path, members: list[tuple[str, Any]], message: str
+) -> None:
+    path = make_tar(tmp_path / "a.tar", [*members, ("x.png", b"x"), ("x.txt", "A dog.")])
+    records = list(Records(path).read())
+    (error,) = (record for record in records if isinstance(record, RecordError))
+    assert message in str(error)
+    assert [record.turns[0].text for record in records if isinstance(record, Record)] == ["A dog."]
+
+
+@pytest.mark.parametrize("blocks", [0, 2, 3])
+def test_a_tar_that_is_cut_off_is_noticed_also_between_members(tmp_path: Path, blocks: int) -> None:
+    path = make_tar(
+        tmp_path / "a.tar", [("0.png", b"x"), ("0.txt", "A cat."), ("1.png", b"x"), ("1.txt", "-")]
+    )
+    path.write_bytes(path.read_bytes()[: 512 * (4 + blocks)])
+    with pytest.raises(RecordError, match=r"a\.tar: not a complete uncompressed tar file"):
+        open_records(path)
+
+
+IMAGE = {"bytes": b"pixels", "path": None}
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+COLUMNS: dict[str, tuple[str, pa.Array, list[list[str] | None]]] = {
+    "structs": ("image", pa.array([IMAGE, None, {"bytes": None, "path": None}], STRUCT), [[""], None, None]),
+    "paths in structs": ("image", pa.array([{"path": "a.png"}, IMAGE], STRUCT), [[""], [""]]),
+    "binary": ("image", pa.array([b"x", None]), [[""], None]),
+    "large binary": ("images", pa.array([None, b"x"], pa.large_binary()), [None, [""]]),
+    "views of binary": ("image", pa.array([b"x", None], pa.binary_view()), [[""], None]),
+    "dictionary of binary": ("image", pa.array([b"x", None]).dictionary_encode(), [[""], None]),
+    "lists of structs": (
+        "images",
+        pa.array([[IMAGE] * 2, [], None], pa.list_(STRUCT)),
+        [["/0", "/1"], None, None],
+    ),
+    "large lists": ("images", pa.array([[IMAGE], None], pa.large_list(STRUCT)), [["/0"], None]),
+    "lists of binary": (
+        "image",
+        pa.array([[b"x"], [b"y", b"z"]], pa.list_(pa.binary())),
+        [["/0"], ["/0", "/1"]],
+    ),
+    "names": ("image", pa.array(["a.png", None]), [["a.png"], None]),
+    "large names": ("image", pa.array(["a.png", None], pa.large_string()), [["a.png"], None]),
+    "views of names": ("image", pa.array(["a.png", None], pa.string_view()), [["a.png"], None]),
+    "dictionary of names": (
+        "image",
+        pa.array(["a.png", "a.png"]).dictionary_encode(),
+        [["a.png"], ["a.png"]],
+    ),
+    "lists of names": (
+        "images",
+        pa.array([["a.png", "b.png"], []], pa.large_list(pa.string())),
+        [["a.png", "b.png"], None],
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize(("name", "column", "images"), COLUMNS.values(), ids=COLUMNS)
+def test_columns_of_images_of_every_type(
+    tmp_path: Path, suffix: str, name: str, column: pa.Array, images: list[list[str] | None]
+) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    turns = [[{"from": "human", "value": "<image>" * len(row or [])}, TURNS[1]] for row in images]
+    table = pa.table({name: column, "conversations": turns})
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    expected = [
+        tuple(image if image.endswith("png") else f"{path}/{n}{image}" for image in row or [])
+        for n, row in enumerate(images)
+    ]
+    assert [record.images for record in Records(path)] == expected
+    assert [Records(path)[n].images for n in range(len(images))] == expected
+
+
+def test_rows_without_an_image_are_text_and_others_need_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As LLaVA-OneVision: the bytes of images are not read to see where there are some."""
+    path = tmp_path / "rows.parquet"
+    pq.write_table(
+        pa.table({"image": pa.array([IMAGE, None] * 4, STRUCT), "conversations": [TURNS] * 8}), path
+    )
+    reader = open_records(path)
+    columns: list[tuple[str, ...]] = []
+    read_group = type(reader._table).read_group
+    monkeypatch.setattr(
+        type(reader._table),
+        "read_group",
+        lambda table, group, names: columns.append(names) or read_group(table, group, names),
+    )
+    assert [item["image"] for item in reader.read(0, 8)] == [
+        f"{path}/{n}" if n % 2 == 0 else None for n in range(8)
+    ]
+    assert columns == [("image.path", "conversations")]
+
+
+@pytest.mark.parametrize("name", ["list.json.gz", "lines.jsonl.zst", "web.tar", "data.zip"])
+def test_compressed_files_are_told_apart(tmp_path: Path, name: str) -> None:
+    starts = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", ".tar": b"BZh9", ".zip": b"PK\x03\x04"}
+    (tmp_path / name).write_bytes(starts[Path(name).suffix] + b"nonsense" * 20)
+    with pytest.raises(RecordError, match=r": compressed \(.*unpack it"):
+        open_records(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["list.json", "lines.jsonl", "web.tar"])
+def test_a_file_that_changes_under_its_reader_is_an_error(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    reader = open_records(tmp_path / name)
+    with (tmp_path / name).open("ab") as file:
+        file.write(b"\0" * 1024)
+    with pytest.raises(OSError, match="changed while it was being read"):
+        reader[3]
+    with pytest.raises(OSError, match="changed while it was being read"):
+        list(reader.read(0, 5))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from being_vl.errors import RecordError
+from being_vl.images.columns import image_kind
 from being_vl.images.fields import IMAGE_FIELDS, RECORD_FIELDS
 from being_vl.images.tables import open_table
 from being_vl.names import show_name
@@ -31,7 +32,7 @@ class TableReader:
         schema = self._table.schema
         self._ends = np.cumsum(self._table.group_sizes, dtype=np.int64)
         self._columns = tuple(name for name in schema.names if name in RECORD_FIELDS)
-        bytes_columns = [name for name in self._columns if _holds_bytes(schema.field(name).type)]
+        bytes_columns = [name for name in self._columns if _holds_bytes(schema.field(name))]
         self._image_columns = [name for name in bytes_columns if name in IMAGE_FIELDS]
         self._other_bytes_columns = [name for name in bytes_columns if name not in IMAGE_FIELDS]
         self._path_columns = (
@@ -101,18 +102,10 @@ class TableReader:
         return [f"{row_name}/{position}" if is_image else None for position, is_image in enumerate(value)]
 
 
-def _holds_bytes(kind: Any) -> bool:
-    """Whether the values of a column are images or lists of them: binary, or structs with binary `bytes`."""
-    import pyarrow as pa
-
-    types = pa.types
-    if types.is_dictionary(kind) or _is_list(kind):
-        return _holds_bytes(kind.value_type)
-    if types.is_struct(kind):
-        number = kind.get_field_index("bytes")
-        return number >= 0 and _holds_bytes(kind.field(number).type)
-    tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
-    return any(test(kind) for test in tests)
+def _holds_bytes(field: Any) -> bool:
+    """Whether the values of a column are images or lists of them, and not names alone."""
+    kind = image_kind(field)
+    return kind is not None and kind[0] != "names"
 
 
 def _is_list(kind: Any) -> bool:
@@ -175,7 +168,9 @@ def _drop_bytes(values: Any) -> Any:
     types = pa.types
     if types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    if _is_list(values.type):
+    if types.is_run_end_encoded(values.type):
+        values = pc.run_end_decode(values)
+    if _is_list(values.type) and not types.is_uint8(values.type.value_type):  # numbers are bytes
         lengths = pc.list_value_length(values).fill_null(0)
         offsets = np.append(0, np.cumsum(lengths.to_numpy(zero_copy_only=False), dtype=np.int64))
         flags = _drop_bytes(pc.list_flatten(values))
