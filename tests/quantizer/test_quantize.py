@@ -81,6 +81,7 @@ def test_grids_are_those_of_the_quantizer_under_the_images_relative_paths(
         "fingerprint.json",
         "grids-00000.arrow",
         "grids-00001.arrow",
+        "left-out.jsonl",
         "manifest.json",
     ]
 

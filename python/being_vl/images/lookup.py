@@ -17,6 +17,8 @@ from being_vl.options import StrPath
 if TYPE_CHECKING:
     from being_vl.images.encoded import ImageSource
 
+MAX_PATH_LENGTH = 4096
+"""Names that are longer are not looked up on disk."""
 CONTAINERS_IN_MEMORY = 2
 """Files whose images are kept listed, while images that have moved are compared."""
 
@@ -116,12 +118,10 @@ class ImageLookup:
         """
         is_relative = not name.startswith("/")
         path = None if is_relative and folder is None else image_path(name, os.fspath(folder or ""))
-        places = (
-            self._match_keys(name, path)
-            or self._match_unicode(name, path)
-            or (path and self._match_links(path))
-            or (path and self._match_content(path))
-        )
+        places = self._match_keys(name, path) or self._match_unicode(name, path)
+        if path is not None and len(path) > MAX_PATH_LENGTH:
+            path = None
+        places = places or (path and self._match_links(path)) or (path and self._match_content(path))
         if not places:
             raise self._missing_error(name, path)
         # Of several, the file that lies where the record's file lies, or where an absolute name says.
@@ -148,8 +148,8 @@ class ImageLookup:
             prefix = normalize("NFC", self._prefixes[number])
             for spelling in filter(None, {name, path}):
                 key = key_below(normalize("NFC", spelling), prefix)
-                keys = {key} if key in images else self._unicode_keys[number].get(key, ())
-                places += [Place(number, key) for key in keys]
+                keys = [key] if key in images else []
+                places += [Place(number, key) for key in (*keys, *self._unicode_keys[number].get(key, ()))]
         return list(dict.fromkeys(places))
 
     @cached_property
@@ -217,8 +217,7 @@ class ImageLookup:
             raise RecordError(f"{text} ({reason})", "missing image")
         candidates = sorted([*grids, *failures], key=self.path)
         if len(candidates) > 1 and len({self._hash(place) for place in candidates}) > 1:
-            names = [f"{self.path(place)} ({self._sets[place.number].title})" for place in candidates]
-            raise _ambiguity_error(name, *names[:2])
+            raise self._ambiguity_error(name, candidates)
         return candidates[0]
 
     def _check_neighbour(self, name: str, path: str, folder: StrPath, place: Place) -> None:
@@ -239,7 +238,7 @@ class ImageLookup:
             return
         content = _hash_image(path)
         if content != self._hash(place) and (content or container == path):
-            raise _ambiguity_error(name, path, f"{other_path} ({self._sets[place.number].title})")
+            raise self._ambiguity_error(name, [place], path)
 
     def _hash(self, place: Place) -> str | None:
         """SHA-256 of an image; None if it cannot be read."""
@@ -248,6 +247,19 @@ class ImageLookup:
             return images.sha256(place.key) if place.key in images else None
         except (OSError, BeingVLError):
             return None
+
+    def _ambiguity_error(self, name: str, places: Sequence[Place], path: str | None = None) -> RecordError:
+        """That a name could mean two images: those of two places, or of a path and a place."""
+        paths = list(dict.fromkeys([*filter(None, [path]), *map(self.path, places)]))
+        if len(paths) == 1:
+            first, second = (f"as in {show_name(self._sets[place.number].title)}" for place in places[:2])
+            first = f"{show_name(paths[0])} {first}"
+        else:
+            # Two ways to write the same letters look alike.
+            is_alike = len({normalize("NFC", path) for path in paths[:2]}) == 1
+            first, second = (show_name(ascii(path)[1:-1] if is_alike else path) for path in paths[:2])
+        text = f"the image {_quote(name)} could be {first} or {second}, which are not the same image"
+        return RecordError(text, "ambiguous image")
 
     def _missing_error(self, name: str, path: str | None) -> RecordError:
         """That an image is nowhere, and why the nearest one is not it."""
@@ -287,17 +299,6 @@ def _tail(path: str) -> str:
 
 def _quote(name: str) -> str:
     return f"'{show_name(name, 100)}'"
-
-
-def _ambiguity_error(name: str, path: str, other_path: str) -> RecordError:
-    # Two ways to write the same letters look alike.
-    paths = [path, other_path]
-    if normalize("NFC", path) == normalize("NFC", other_path):
-        paths = [ascii(text)[1:-1] for text in paths]
-    first, second = (show_name(text, 240) for text in paths)
-    return RecordError(
-        f"the image {_quote(name)} could be {first} or {second}, which are not the same", "ambiguous image"
-    )
 
 
 def _find_container(path: str) -> str | None:

@@ -93,9 +93,7 @@ def _train_stages(
     return source
 
 
-def _fingerprint(
-    options: TrainOptions, inputs: dict[str, list[str]], ranks: int | None = None
-) -> dict[str, Any]:
+def _fingerprint(options: TrainOptions, inputs: dict[str, Any], ranks: int | None = None) -> dict[str, Any]:
     """The fingerprint of a training: for the ranks of its first start, if there was one, else for those of now."""
     return (
         training_fingerprint(options, read_fields(options.out).get("ranks", ranks or dist.get_world_size()))
