@@ -481,8 +481,8 @@ def test_dropout_is_a_function_of_seed_and_position(
 def test_grids_of_another_quantizer_are_refused(chain: Path, records: list[Path], tmp_path: Path) -> None:
     other_quantizer = tiny.quantizer(tmp_path / "quantizer", codebook_size=64, name="other", seed=3)
     job = options(chain, records, tmp_path / "out")
-    job.grids = tmp_path / "grids"
-    tiny.grids(job.grids, ["a.png"], other_quantizer)
+    job.grids = [tmp_path / "grids"]
+    tiny.grids(job.grids[0], ["a.png"], other_quantizer)
     with pytest.raises(QuantizerError, match="'other'"):
         prepare(job)
 
