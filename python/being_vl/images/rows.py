@@ -2,10 +2,9 @@
 
 import posixpath
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from being_vl.errors import ImageError
 from being_vl.files import file_version
@@ -125,25 +124,11 @@ def _read_files(table: Table, column: ImageColumn, group: int) -> list[list[str]
 
 def _find_path_leaf(table: Table, column: str, group: int) -> tuple[str, int | None]:
     """Of a Parquet column of structs with `bytes` and `path`: where the paths are, and how many have no bytes."""
-    if table.path.suffix != ".parquet":
-        return "", None
-    metadata = _read_metadata(table.path, table.version)
-    leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-    leaves_of_column = [leaf for leaf in leaves if leaf.startswith(f"{column}.")]
+    leaves = [leaf for leaf in table.leaves if leaf.startswith(f"{column}.")]
     bytes_leaf, path_leaf = (
-        next((leaf for leaf in leaves_of_column if leaf.endswith(end)), "") for end in (".bytes", ".path")
+        next((leaf for leaf in leaves if leaf.endswith(end)), "") for end in (".bytes", ".path")
     )
-    if not bytes_leaf or not path_leaf:
-        return "", None
-    statistics = metadata.row_group(group).column(leaves.index(bytes_leaf)).statistics
-    return path_leaf, statistics.null_count if statistics and statistics.has_null_count else None
-
-
-@lru_cache(1)
-def _read_metadata(path: Path, version: tuple[int, ...]) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_metadata(path)
+    return (path_leaf, table.null_counts[bytes_leaf][group]) if bytes_leaf and path_leaf else ("", None)
 
 
 def _named_files(values: "pa.ChunkedArray") -> list[str]:
