@@ -197,7 +197,7 @@ def _is_bystander(path: Path) -> bool:
         return True
     # A leftover of ours may be a folder as well.
     is_leftover = path.name.startswith(".") and path.name.endswith(TEMPORARY)
-    return is_leftover or (path.is_file() and BYSTANDERS.fullmatch(path.name) is not None)
+    return is_leftover or (BYSTANDERS.fullmatch(path.name) is not None and path.is_file())
 
 
 class _Lock(NamedTuple):

@@ -103,10 +103,6 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     # Lay out the shared vocabulary, and make its new rows.
     llm = open_llm(options.llm)
     layout = _extend_tokenizer(llm, bpe, quantizer, options)
-    log.info(
-        "%s: %d text rows + %d visual rows + %d of padding = %d; init %s",
-        *(options.llm, layout.text_size, layout.num_new, layout.padding, layout.rows, options.init),
-    )
     new_rows, statistics = _make_new_rows(llm, bpe, codebook, layout, options)
 
     # Write the folder; it appears when it is complete.
@@ -178,6 +174,10 @@ def _extend_tokenizer(
     )
     layout = dataclasses.replace(layout, padding=-layout.size % options.pad_to)
     _add_tokens(llm.tokenizer, layout, options.llm)
+    log.info(
+        "%s: %d text rows + %d visual rows + %d of padding = %d; init %s",
+        *(options.llm, layout.text_size, layout.num_new, layout.padding, layout.rows, options.init),
+    )
     return layout
 
 
