@@ -136,8 +136,8 @@ pub(crate) fn check_reserve() -> Result<()> {
 pub fn thread_error(threads: usize, reason: &impl ToString) -> Error {
     // The default of Rust's threads.
     const STACK_SIZE: usize = 1 << 21;
-    // Some more, since what the threads need besides may have been given back since.
-    let bytes = threads.saturating_add(4).saturating_mul(STACK_SIZE);
+    // Much more, since what the work held when they failed may have been given back since.
+    let bytes = threads.saturating_add(32).saturating_mul(STACK_SIZE);
     if can_map(bytes) {
         Error::Threads { threads, reason: reason.to_string() }
     } else {
