@@ -136,8 +136,8 @@ pub(crate) fn check_reserve() -> Result<()> {
 pub fn thread_error(threads: usize, reason: &impl ToString) -> Error {
     // The default of Rust's threads.
     const STACK_SIZE: usize = 1 << 21;
-    // Some more, since what the threads need besides may have been given back since.
-    let bytes = threads.saturating_add(4).saturating_mul(STACK_SIZE);
+    // Much more, since what the work held when they failed may have been given back since.
+    let bytes = threads.saturating_add(32).saturating_mul(STACK_SIZE);
     if can_map(bytes) {
         Error::Threads { threads, reason: reason.to_string() }
     } else {
@@ -364,8 +364,8 @@ mod tests {
     #[test]
     fn lists_hold_what_plain_ones_do() {
         assert_eq!(zeros::<[u32; 2]>(3, "").unwrap(), [[0, 0]; 3]);
-        assert_eq!(zeros::<u8>(0, "").unwrap(), []);
-        let mut list = collect((0..10).filter(|n| n % 3 == 0), "").unwrap();
+        assert!(zeros::<u8>(0, "").unwrap().is_empty());
+        let mut list: Vec<i32> = collect((0..10).filter(|number| number % 3 == 0), "").unwrap();
         extend(&mut list, 20..22, "").unwrap();
         extend_from_slice(&mut list, &[30, 31], "").unwrap();
         push(&mut list, 40, "").unwrap();
