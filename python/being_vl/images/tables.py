@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from being_vl.files import file_version
 from being_vl.images.columns import ImageColumn
+from being_vl.images.files import open_file
 from being_vl.images.table_process import read_in_process
 from being_vl.names import show_name
 
@@ -98,7 +99,7 @@ def open_table(path: Path) -> Table:
     import pyarrow as pa
 
     version = file_version(path)
-    with path.open("rb") as file:
+    with open_file(path) as file:
         is_parquet = file.read(4) in (b"PAR1", b"PARE")
     if is_parquet:
         answer, memory = read_in_process(path, version, {"format": "parquet", "group": None})
