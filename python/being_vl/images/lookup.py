@@ -121,7 +121,8 @@ class ImageLookup:
         places = self._match_keys(name, path) or self._match_unicode(name, path)
         if path is not None and len(path) > MAX_PATH_LENGTH:
             path = None
-        places = places or (path and self._match_links(path)) or (path and self._match_content(path))
+        if path is not None:
+            places = places or self._match_links(path) or self._match_content(path)
         if not places:
             raise self._missing_error(name, path)
         # Of several, the file that lies where the record's file lies, or where an absolute name says.
