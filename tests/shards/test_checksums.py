@@ -14,6 +14,7 @@ from being_vl.data.sequences import SequenceBuilder
 from being_vl.data.store import PreparedSequences, verify_sequences
 from being_vl.errors import ManifestError
 from being_vl.shards import checksums
+from being_vl.shards.arrow import is_intact
 from being_vl.shards.checksums import ShardEntry, verify_shards
 from being_vl.shards.grids import GridStore
 from helpers import tiny
@@ -32,7 +33,7 @@ def prepared(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A folder of sequences, and what reads it."""
     out = tmp_path_factory.mktemp("prepared") / "out"
     options = PrepareOptions(
-        chain / "tied", [chain / "data" / "train.json"], out, chain / "grids", shard_size=7
+        chain / "tied", [chain / "data" / "train.json"], out, [chain / "grids"], shard_size=7
     )
     prepare(options)
     return out, tiny.builder(options)
@@ -107,3 +108,29 @@ def test_what_takes_long_is_told(
     verify_shards([ShardEntry(tmp_path / "a", 1, checksums.sha256(tmp_path / "a"))], "prepare", 0, 2)
     assert "1 files are as they were written (0.0 GB in" in caplog.text
     assert "rank 0" in caplog.text
+
+
+def test_damaged_shards_of_an_unfinished_job_are_made_again(
+    prepared: tuple[Path, SequenceBuilder], chain: Path, tmp_path: Path
+) -> None:
+    source = prepared[0]
+    files = {path.name: path.read_bytes() for path in source.glob("*.arrow")}
+    names = sorted(files)
+    assert all(is_intact(source / name) for name in names)
+    for number, variation in enumerate(damage(files[names[1]], VARIATIONS, seed=2)):
+        (tmp_path / "a.arrow").write_bytes(variation)
+        assert not is_intact(tmp_path / "a.arrow"), number
+    # One byte of a record was changed, and the job is continued.
+    out = tmp_path / "out"
+    options = PrepareOptions(
+        chain / "tied", [chain / "data" / "train.json"], out, [chain / "grids"], shard_size=7
+    )
+    prepare(options)
+    (out / "manifest.json").unlink()
+    data = bytearray(files[names[1]])
+    data[len(data) // 2] ^= 1
+    (out / names[1]).write_bytes(data)
+    times = {name: (out / name).stat().st_mtime_ns for name in names}
+    prepare(options)
+    assert {path.name: path.read_bytes() for path in out.glob("*.arrow")} == files
+    assert [name for name in names if (out / name).stat().st_mtime_ns != times[name]] == [names[1]]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from being_vl.files import file_version
-from being_vl.images.columns import ImageColumn
+from being_vl.images.files import open_file
 from being_vl.images.table_process import read_in_process
 from being_vl.names import show_name
 
@@ -67,15 +67,6 @@ class Table:
             return _read_batch(self.path, self.version, group, columns)
         return _read_row_group(self.path, self.version, group, columns, len(self.group_sizes))
 
-    def presence_columns(self, column: ImageColumn) -> tuple[str, ...]:
-        """What to read to learn which rows have images, without the images where that is possible.
-
-        A struct's `bytes` are left out if it has a `path`; a row is without image if its struct is null.
-        """
-        prefix = f"{column.name}."
-        paths = tuple(leaf for leaf in self.leaves if leaf.startswith(prefix) and leaf.endswith(".path"))
-        return paths if column.kind == "struct" and len(paths) == 1 else (column.name,)
-
     def row_key(self, table_name: str, row: int) -> str:
         """The key of the image in a row: `FILE.parquet/ROW`, with as many digits as the table needs.
 
@@ -98,7 +89,7 @@ def open_table(path: Path) -> Table:
     import pyarrow as pa
 
     version = file_version(path)
-    with path.open("rb") as file:
+    with open_file(path) as file:
         is_parquet = file.read(4) in (b"PAR1", b"PARE")
     if is_parquet:
         answer, memory = read_in_process(path, version, {"format": "parquet", "group": None})
