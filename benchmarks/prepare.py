@@ -26,7 +26,7 @@ import numpy as np
 
 from being_vl.data.curriculum import Curriculum
 from being_vl.data.options import CATEGORIES, PrepareOptions
-from being_vl.data.prepare import FAULTS, prepare
+from being_vl.data.prepare import LEFT_OUT, prepare
 from being_vl.data.sequences import SequenceBuilder, TokenSequence
 from being_vl.data.store import KIND, PreparedSequences, sequence_columns
 from being_vl.files import read_manifest, write_json
@@ -124,7 +124,7 @@ def generate(source, target, count):
         columns, counts = sequence_columns(sequences)
         write_table(path, columns, counts)
         shards.append({"file": path.name, **counts})
-    (target / FAULTS).touch()
+    (target / LEFT_OUT).touch()
     write_json(target / "manifest.json", manifest | {"records": count, "sequences": count, "shards": shards})
 
 

@@ -68,7 +68,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         if options.images is None:
             make_images(Path(folder), options.count)
-        sources = find_images(options.images or folder)[: options.count]
+        sources = find_images(options.images or folder).sources[: options.count]
         # First calls are slow.
         measure(sources[: options.batch_size], quantizer, device, options.batch_size, 0)
         print("| workers | images/s | × | encoding | waiting |\n|---|---|---|---|---|")

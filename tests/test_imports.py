@@ -66,7 +66,8 @@ ROOMS = """
     images shards
     flags
     schema
-    layout options fingerprints devices progress quantizer_names
+    layout options outputs fingerprints devices progress quantizer_names
+    hub
     files lazy version extras yaml_text account names
     errors
     _core

@@ -24,12 +24,12 @@ def generate(path, count, images=None, quantizer="builtin", seed=0):
     """Write `count` grids (uint16) to an .npy file."""
     from being_vl.demo import shapesworld
     from being_vl.images.decode import read_image
-    from being_vl.images.files import list_image_files
+    from being_vl.images.sources import find_images
     from being_vl.quantizer.base import load_quantizer
 
     rng = np.random.default_rng(seed)
     folder = images or Path(shapesworld.__file__).parent / "photographs"
-    photographs = [read_image(folder / key) for key in list_image_files(folder)]
+    photographs = [read_image(source.place) for source in find_images(folder).sources]
     quantizer = load_quantizer(quantizer)
     grids = np.lib.format.open_memmap(path, "w+", np.uint16, (count, SIDE, SIDE))
     order = rng.permutation(count)  # or neighbours in the file would be of one image

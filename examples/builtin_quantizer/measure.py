@@ -22,7 +22,7 @@ from PIL import Image
 from being_vl import VisualBPE
 from being_vl.demo import shapesworld
 from being_vl.images.decode import read_image
-from being_vl.images.files import list_image_files
+from being_vl.images.sources import find_images
 from being_vl.quantizer.base import Quantizer, load_quantizer
 from being_vl.quantizer.models.tiled import to_tensor
 from being_vl.quantizer.training.losses import ssim
@@ -60,7 +60,7 @@ def main() -> None:
     measure_photographs(arguments.name, demo, "the demo's")
     if arguments.sheet:
         large_quantizer = load_quantizer(arguments.name, size=256)
-        photographs = [read_image(demo / key) for key in list_image_files(demo)]
+        photographs = [read_image(source.place) for source in find_images(demo).sources]
         rows = [
             (picture.resize((128, 128), Image.Resampling.NEAREST) for picture in row)
             for row in (pictures[:12], quantizer.decode(grids[:12]))
@@ -81,7 +81,7 @@ def main() -> None:
 
 def measure_photographs(name: str, folder: Path, name_of_set: str) -> Quantizer:
     """Print how well photographs come back, at two sizes; returns the quantizer at the larger one."""
-    photographs = [middle_square(read_image(folder / key)) for key in list_image_files(folder)]
+    photographs = [middle_square(read_image(source.place)) for source in find_images(folder).sources]
     for size in (64, 256):
         quantizer = load_quantizer(name, size=size)
         images = [photograph.resize((size, size), Image.Resampling.BICUBIC) for photograph in photographs]
@@ -109,7 +109,7 @@ def middle_square(image: Image.Image) -> Image.Image:
 def draw_crops(folder: Path, size: int) -> list[Image.Image]:
     """Random square crops of photographs, of any scale from `size` pixels to the shorter side, mirrored or not."""
     rng = np.random.default_rng(2)
-    photographs = [read_image(folder / key) for key in list_image_files(folder)]
+    photographs = [read_image(source.place) for source in find_images(folder).sources]
     images = []
     for n in range(NUM_CROPS):
         image = photographs[n % len(photographs)]

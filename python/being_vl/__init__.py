@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from being_vl.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from being_vl.data.options import LossOptions, PrepareOptions, SequenceOptions
+    from being_vl.data.options import LossOptions, PrepareOptions, RecordFile, SequenceOptions
     from being_vl.data.prepare import prepare
     from being_vl.data.records import Record, Records, Turn
     from being_vl.data.sequences import SequenceBuilder, TokenSequence
@@ -71,6 +71,7 @@ __all__ = [
     "Quantizer",
     "QuantizerTrainOptions",
     "Record",
+    "RecordFile",
     "Records",
     "Regions",
     "RetentionOptions",
@@ -96,7 +97,7 @@ __all__ = [
     "train_vocabulary",
 ]
 _MODULES = {
-    "data.options": ["LossOptions", "PrepareOptions", "SequenceOptions"],
+    "data.options": ["LossOptions", "PrepareOptions", "RecordFile", "SequenceOptions"],
     "data.prepare": ["prepare"],
     "data.records": ["Record", "Records", "Turn"],
     "data.sequences": ["SequenceBuilder", "TokenSequence"],

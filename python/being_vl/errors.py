@@ -15,6 +15,7 @@ __all__ = [
     "ImageError",
     "ManifestError",
     "ModelError",
+    "OutputError",
     "QuantizerError",
     "RecordError",
     "TrainingError",
@@ -28,6 +29,10 @@ class ConfigError(BeingVLError):
 
 class ManifestError(BeingVLError):
     """A step's output folder that is missing, unfinished or damaged."""
+
+
+class OutputError(BeingVLError):
+    """A place that a command must not write to, or where it cannot."""
 
 
 class FingerprintError(BeingVLError):

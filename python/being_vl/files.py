@@ -1,45 +1,202 @@
 """Files that are either complete or absent, and the manifest that stands beside every step's output."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from being_vl.errors import ManifestError
+from being_vl.errors import BeingVLError, ManifestError, OutputError
+from being_vl.names import show_name
 
 MANIFEST = "manifest.json"
+TEMPORARY = ".being-vl-tmp"
+"""How the name of what is not complete yet ends; it begins with a dot."""
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""Errors of a disk, not of what is written to it."""
+
+
+def temporary_path(path: str | os.PathLike[str]) -> Path:
+    """Where a file or folder is written before it is complete; nobody else gives such a name to anything."""
+    path = Path(path)
+    return path.with_name(f".{path.name}{TEMPORARY}")
 
 
 @contextmanager
-def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+def write_aside(
+    path: str | os.PathLike[str], kind: str | None = None, make_parents: bool = True
+) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it (file or folder) and rename it to `path`.
 
     The caller creates the file or folder at the yielded path. If the body raises, what it wrote is removed and
-    `path` is untouched; after kill -9 a `.tmp` leftover remains and the next attempt replaces it.
+    `path` is untouched; after kill -9 a leftover remains and the next attempt replaces it. A link stands for what it
+    points to.
+
+    Args:
+        path: The file or folder.
+        kind: Of a folder's manifest; None for a file.
+        make_parents: Make the folders above it where they are missing.
+
+    Raises:
+        OutputError: if there is something that must not be replaced, as `check_replaceable` says, or it can't be
+            written: the disk is full, the file too large, the folder was deleted meanwhile.
+    """
+    path = resolve_link(path)
+    check_replaceable(path, kind)
+    if make_parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    aside = temporary_path(path)
+    with name_write_errors(path):
+        remove(aside)
+        try:
+            yield aside
+            for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
+                fsync(file)
+            check_replaceable(path, kind)
+            if path.is_dir():
+                shutil.rmtree(path)
+            aside.replace(path)
+            fsync(path.parent)
+        except BaseException:
+            with suppress(OSError):  # what went wrong first is told
+                remove(aside)
+            raise
+
+
+@contextmanager
+def write_into(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder in `folder`; on success move the files that are in it there, the manifest last.
+
+    Raises:
+        OutputError: as `write_aside` does.
+    """
+    aside = temporary_path(folder / "files")
+    with name_write_errors(folder):
+        remove(aside)
+        try:
+            aside.mkdir()
+            yield aside
+            files = sorted(aside.iterdir(), key=lambda file: file.name == MANIFEST)
+            for file in files:
+                fsync(file)
+            for file in files:
+                file.replace(folder / file.name)
+            fsync(folder)
+        finally:
+            with suppress(OSError):
+                remove(aside)
+
+
+def resolve_link(path: str | os.PathLike[str]) -> Path:
+    """The path, or what it points to if it is a link.
+
+    Raises:
+        OutputError: if that is not there.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary_path = path.with_name(path.name + ".tmp")
-    remove(temporary_path)
-    try:
-        yield temporary_path
-        for file in (
-            [temporary_path, *temporary_path.rglob("*")] if temporary_path.is_dir() else [temporary_path]
-        ):
-            fsync(file)
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if not target.exists():
+        raise OutputError(
+            f"{path}: is a link to {show_name(str(path.readlink()))}, which is not there; remove the link"
+        )
+    return target
+
+
+def check_replaceable(path: Path, kind: str | None = None) -> None:
+    """Refuse what may not be replaced: folders and devices by a file, by a folder all but an output of its kind.
+
+    Args:
+        path: Where the file or folder is to be.
+        kind: Of the folder's manifest; None for a file.
+
+    Raises:
+        OutputError: if something else is there.
+    """
+    if kind is None:
         if path.is_dir():
-            shutil.rmtree(path)
-        temporary_path.replace(path)
-        fsync(path.parent)
-    except BaseException:
-        remove(temporary_path)
+            raise OutputError(f"{path}: is a folder; expected the name of a file")
+        if path.exists() and not path.is_file():
+            raise OutputError(
+                f"{path}: is no regular file, but a pipe, socket or device; expected the name of a file"
+            )
+    elif path.is_dir():
+        files = list_files_below(path)
+        if files and (foreign_files := files - _read_file_list(path, kind)):
+            raise OutputError(
+                f"{path}: holds {list_names(foreign_files)}, which is no part of an earlier output; choose another "
+                "folder, or move that away"
+            )
+    elif path.exists():
+        raise OutputError(f"{path}: is a file; expected a folder")
+
+
+def list_files_below(folder: Path) -> set[str]:
+    """Names of all that is in a folder and in the folders in it, but those themselves unless they are empty."""
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir() or not any(path.iterdir())
+    }
+
+
+def _read_file_list(folder: Path, kind: str) -> set[str]:
+    """The files that a folder's manifest names as parts of the output; none if it is no such output."""
+    try:
+        return {*read_manifest(folder, kind)["files"]}
+    except (ManifestError, KeyError, TypeError):
+        return set()
+
+
+def list_names(names: set[str], count: int = 3) -> str:
+    """A few names of many for a message."""
+    shown_names = ", ".join(show_name(name) for name in sorted(names)[:count])
+    return shown_names + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+@contextmanager
+def name_write_errors(path: Path) -> Iterator[None]:
+    """Turn what is raised where a file or folder can't be written into an error that names it and the reason.
+
+    Raises:
+        OutputError: if the disk is full, the file too large, the folder deleted meanwhile.
+    """
+    try:
+        yield
+    except BeingVLError:
         raise
+    except Exception as error:
+        if reason := _find_reason(error, path):
+            raise OutputError(f"{path}: cannot be written: {reason}") from error
+        raise
+
+
+def _find_reason(error: BaseException | None, path: Path) -> str | None:
+    """Why a file could not be written; None if the error is none of the disk's."""
+    if error is None:
+        return None
+    text = str(error)
+    # Rust's and Arrow's errors have the number in their text alone.
+    match = re.search(r"(?:os error|errno) (\d+)", text, re.IGNORECASE)
+    number = getattr(error, "errno", None) or (int(match[1]) if match else None)
+    places = str(path), str(temporary_path(path))
+    is_here = isinstance(error, OSError) and str(error.filename or "").startswith(places)
+    if number == errno.ENOENT and not path.parent.is_dir():
+        return f"the folder {path.parent} is gone"
+    if number in _DISK_ERRORS or (number is not None and is_here):
+        free_bytes = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        space = f"; {free_bytes / 1e6:,.0f} MB are free there" if number == errno.ENOSPC else ""
+        return os.strerror(number) + space
+    return _find_reason(error.__cause__ or error.__context__, path)
 
 
 def remove(path: str | os.PathLike[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import yaml
 
 from being_vl.errors import ConfigError
+from being_vl.options import find_shorthand
 from being_vl.schema import NO_DEFAULT, Option, convert, show_value, unknown_option, walk
 from being_vl.yaml_text import parse_yaml
 
@@ -81,10 +82,14 @@ def list_alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _takes_several(hint: Any) -> bool:
-    """Whether a flag takes several words: lists of words, paths and numbers, and tuples."""
+    """Whether a flag takes several words: lists of what is written as one word, and tuples."""
     scalar_types = (str, Path, int, float)
     return any(
-        get_origin(kind) is tuple or (get_origin(kind) is list and get_args(kind)[0] in scalar_types)
+        get_origin(kind) is tuple
+        or (
+            get_origin(kind) is list
+            and (get_args(kind)[0] in scalar_types or find_shorthand(get_args(kind)[0]) is not None)
+        )
         for kind in list_alternatives(hint)
     ) and not any(kind in scalar_types for kind in list_alternatives(hint))
 
@@ -95,7 +100,8 @@ def _name_value(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) in (list, tuple):
-        return names.get(get_args(kind)[0], "YAML")
+        item = get_args(kind)[0]
+        return "PATH|YAML" if find_shorthand(item) else names.get(item, "YAML")
     return names.get(kind, "YAML")
 
 
@@ -165,7 +171,7 @@ def _convert_words(words: str | list[str], hint: Any, key: str) -> Any:
     if isinstance(words, str):
         return convert(_read_word(words, kinds), hint, key)
     item = get_args(next(kind for kind in kinds if kind is not NoneType))[0]
-    if len(words) == 1 and words[0].startswith("[") and item not in (str, Path):
+    if len(words) == 1 and words[0].startswith("[") and item not in (str, Path) and not find_shorthand(item):
         return convert(parse_yaml(words[0]), hint, key)
     return convert([_read_word(word, (item,)) for word in words], hint, key)
 
@@ -175,6 +181,8 @@ def _read_word(word: str, kinds: tuple[Any, ...]) -> Any:
     if NoneType in kinds and word == "null":
         return None
     texts = [kind for kind in kinds if kind in (str, Path)]
+    if any(map(find_shorthand, kinds)) and not word.startswith("{"):
+        return word
     if texts or any(get_origin(kind) is Literal and word in get_args(kind) for kind in kinds):
         return word
     try:

@@ -11,9 +11,11 @@ def show_name(name: object, length: int = NAME_LENGTH) -> str:
         name: A string, a path, or what stands where one was expected.
         length: Most characters of the result.
     """
-    text = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name)
-    )
+    text = str(name)
+    if not text.isprintable():
+        text = "".join(
+            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+        )
     if len(text) <= length:
         return text
     half = (length - 1) // 2

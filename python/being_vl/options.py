@@ -2,32 +2,65 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from being_vl.errors import ConfigError
 from being_vl.files import to_jsonable
+from being_vl.hub import is_dataset, to_path
 
 StrPath = str | os.PathLike[str]
 """What every public function takes for a path."""
 
 MAY_CHANGE = {"may_change": True}
 """Metadata of an option that does not decide the output: it may be another one when a job goes on."""
+SHORTHAND = {"shorthand": True}
+"""Metadata of a field of an options dataclass: a value alone in place of the options is that of this field."""
 
 
 @dataclasses.dataclass
 class Options:
-    """Base of the options dataclasses: paths may be strings or any `PathLike`, and a list of one path that path."""
+    """Base of the options dataclasses: paths may be strings or any `PathLike`, and a list of one path that path.
+
+    A list of options with a `SHORTHAND` also takes what they are made of, the value of that field or a mapping; and a
+    list of one of them that one. Images and records may be a `datasets.Dataset`, which is written to a folder then.
+    """
 
     def __post_init__(self) -> None:
         """Convert paths; a subclass that checks its values calls this first."""
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
             if kind in (Path, Path | None) and value is not None:
-                setattr(self, name, Path(value))
+                setattr(self, name, _convert(name, value))
             elif kind == list[Path]:
-                items = [value] if isinstance(value, str | os.PathLike) else value
-                setattr(self, name, [Path(item) for item in items])
+                items = [value] if isinstance(value, str | os.PathLike) or is_dataset(value) else value
+                setattr(self, name, [_convert(name, item) for item in items])
+            elif get_origin(kind) is list and find_shorthand(get_args(kind)[0]):
+                item_kind = get_args(kind)[0]
+                is_item = isinstance(value, str | os.PathLike | Mapping | item_kind) or is_dataset(value)
+                setattr(self, name, [_make(item_kind, item) for item in ([value] if is_item else value)])
+
+
+def find_shorthand(kind: Any) -> str | None:
+    """The name of a dataclass's field that a value alone stands for; None if it has none."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return next((field.name for field in fields if field.metadata.get("shorthand")), None)
+
+
+def _make(kind: Any, item: Any) -> Any:
+    """Options of a dataclass that has a `SHORTHAND`, of what a list of them may hold."""
+    if isinstance(item, kind):
+        return item
+    return kind(**item) if isinstance(item, Mapping) and not is_dataset(item) else kind(item)
+
+
+def _convert(name: str, value: Any) -> Path:
+    """The path that an option's value stands for."""
+    try:
+        return to_path(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def check_minimum(name: str, value: float | None, minimum: float) -> None:

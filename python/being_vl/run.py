@@ -11,12 +11,15 @@ from being_vl.errors import ConfigError, FingerprintError, RecordError
 from being_vl.files import sha256, write_json
 from being_vl.fingerprints import compute_fingerprint, differences
 from being_vl.options import StrPath, fixed_options
+from being_vl.outputs import check_folder, claim_folder, free_locks
 from being_vl.quantizer.options import QuantizeOptions
 from being_vl.quantizer.training.options import QuantizerTrainOptions
 from being_vl.recipes.options import RunOptions
 
 log = logging.getLogger(__name__)
 
+KINDS = ("run", "demo")
+"""Kinds of the fingerprints of folders that runs go on in; a demo is a run with some steps more."""
 SHOWN_FAULTS = 3
 """Faults of records that an error quotes."""
 
@@ -39,6 +42,7 @@ class Step(NamedTuple):
     output: Path
 
 
+@free_locks()
 def run(options: RunOptions) -> Path:
     """Quantize, learn the vocabulary, expand and train, up to `until`; steps that are finished are skipped.
 
@@ -50,10 +54,13 @@ def run(options: RunOptions) -> Path:
 
     Raises:
         FingerprintError: if a step in `out` was made with other options or inputs, unless `overwrite` is set.
+        OutputError: if `out` holds anything else than a run, or another process is writing there.
         ConfigError, ImageError, RecordError, ModelError, QuantizerError: if the inputs are missing or do not fit
             together; before the first step.
     """
+    _check_output(options)
     check_inputs(options)
+    claim_folder(options.out, *KINDS)
     steps = Steps(options.out, options.overwrite)
     for step in list_steps(options):
         steps.do(step.name, step.function, step.options, step.inputs)
@@ -79,6 +86,7 @@ def dry_run(options: RunOptions) -> Iterator[str]:
     """
     from being_vl.launch.local import count_ranks
 
+    _check_output(options)
     check_inputs(options)
     steps = Steps(options.out, options.overwrite)
     is_finished = True
@@ -89,6 +97,13 @@ def dry_run(options: RunOptions) -> Iterator[str]:
             yield plan_training(step.options, options.ranks or count_ranks(options.device))
         is_finished = steps.is_finished(step.name, step.options, step.inputs)
         yield f"{step.name + ':':<12}{'finished' if is_finished else 'to do':<10}{step.output}"
+
+
+def _check_output(options: RunOptions) -> None:
+    """Refuse a folder that holds anything else than a run, or lies in what is read."""
+    records = [file.path for file in options.records]
+    inputs: list[StrPath] = [options.images, *records, options.llm, options.quantizer]
+    check_folder(options.out, *KINDS, inputs=inputs)
 
 
 def list_steps(options: RunOptions) -> Iterator[Step]:
@@ -111,7 +126,9 @@ def list_steps(options: RunOptions) -> Iterator[Step]:
         quantizer = options.quantizer_training
         yield Step("quantizer", train_quantizer, quantizer, images, quantizer.out)
     model = options.train.out / options.train.stages[-1].name
-    records = {str(path): sha256(path) for path in options.records}
+    records = {
+        str(file.path): {"sha256": sha256(file.path), "category": file.category} for file in options.records
+    }
     for step in (
         Step("quantize", quantize, options.quantize, images, options.quantize.out),
         Step("vocab", train_vocabulary, options.vocab, None, options.vocab.out),
@@ -147,9 +164,9 @@ def _check_records(options: RunOptions) -> None:
     from being_vl.images.lookup import ImageLookup, ListedImages
     from being_vl.images.sources import find_images
 
-    root = options.quantize.root
-    images = ListedImages(find_images(options.images, root), root or options.images)
-    lookup = ImageLookup([images])
+    quantize = options.quantize
+    findings = find_images(options.images, quantize.root, quantize.allow_outside, quantize.column)
+    lookup = ImageLookup([ListedImages(findings.sources, findings.root)])
     sequences = options.train.sequences
     records = Records(
         options.records, sequences.default_category, sequences.categories, sequences.images_in_front

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from being_vl.errors import ConfigError
 from being_vl.files import to_jsonable
+from being_vl.options import find_shorthand
 
 NO_DEFAULT = object()
 """Default of an option that has none."""
@@ -182,7 +183,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         if dataclasses.is_dataclass(arguments[0]):  # wrong names in any come before what one of them lacks
             options = read_options(arguments[0])
             for index, item in enumerate(value):
-                check_values(item, options, f"{key}[{index}]")
+                if isinstance(item, Mapping) or not find_shorthand(arguments[0]):
+                    check_values(item, options, f"{key}[{index}]")
         return [convert(item, arguments[0], f"{key}[{index}]") for index, item in enumerate(value)]
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
         pairs = enumerate(zip(value, arguments, strict=True))
@@ -194,6 +196,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         }
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return build_options(hint, check_values(value, read_options(hint), key), key)
+    if shorthand := find_shorthand(hint):
+        return build_options(hint, {shorthand: convert(value, get_type_hints(hint)[shorthand], key)}, key)
     quotes = "; put it in quotes" if hint in (str, Path) and _is_scalar(value) else ""
     raise ConfigError(f"{key}: expected {name_type(hint)}, found {show_value(value)}{quotes}")
 
@@ -305,8 +309,19 @@ def dump_values(options: Mapping[str, Option], values: Mapping[str, Any]) -> dic
         if option.options is not None:
             content[name] = dump_values(option.options, values.get(name, {}))
         elif name in values or option.default not in (NO_DEFAULT, None):
-            content[name] = to_jsonable(values.get(name, option.default))
+            content[name] = _dump_value(values.get(name, option.default))
     return content
+
+
+def _dump_value(value: Any) -> Any:
+    """A value in plain JSON types; options that only have the field of their shorthand as the value of that field."""
+    if isinstance(value, list):
+        return [_dump_value(item) for item in value]
+    shorthand = find_shorthand(type(value))
+    if shorthand is None:
+        return to_jsonable(value)
+    fields = {name: item for name, item in to_jsonable(value).items() if item is not None}
+    return fields[shorthand] if fields.keys() == {shorthand} else fields
 
 
 def json_schema(options: Mapping[str, Option], title: str) -> dict[str, Any]:
@@ -355,7 +370,9 @@ def _schema_of_type(hint: Any) -> dict[str, Any]:
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema_of_type(arguments[1])}
     if dataclasses.is_dataclass(hint):
-        return _schema_of_options(read_options(hint), is_complete=True)
+        schema = _schema_of_options(read_options(hint), is_complete=True)
+        shorthand = find_shorthand(hint)
+        return {"anyOf": [_schema_of_type(get_type_hints(hint)[shorthand]), schema]} if shorthand else schema
     names = {
         bool: "boolean",
         int: "integer",

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from being_vl.commands import COMMANDS, load
+from being_vl.data.options import RecordFile
 from being_vl.recipes.options import RunOptions
 from being_vl.recipes.recipe import FOLDER, Recipe
 from being_vl.schema import NO_DEFAULT, json_schema, read_options, walk
@@ -66,6 +67,25 @@ WRONG_RECIPES = [
     (["train"], "grids: [a, 3]", "grids[1]: expected a path, found 3; put it in quotes"),
     (["train"], "records: [a, 3]", "records[1]: expected a path, found 3; put it in quotes"),
     (["train"], "records: [[a]]", "records[0]: expected a path, found ['a']"),
+    (["train"], "records: [a, {category: x}]", "records[1].path: is required"),
+    (["train"], "records: [{path: 3}]", "records[0].path: expected a path, found 3; put it in quotes"),
+    (
+        ["prepare"],
+        "records: [a, {path: b, categoy: x}]",
+        "records[1].categoy: there is no such option; did you mean records[1].category?",
+    ),
+    (["prepare"], "records: [{path: b, category: 5}]", "records[0].category: expected text, found 5"),
+    (["prepare"], "records: [null]", "records[0]: expected a path, found null"),
+    (
+        ["prepare"],
+        "model: m\nout: o\nrecords: [{path: b, category: talk}]",
+        "records: the category of b is 'talk'; expected one of foundation, perception, reasoning, instruction",
+    ),
+    (
+        ["run"],
+        "images: i\nllm: l\nout: o\nrecords: [{path: b, category: talk}]",
+        "train.records: the category of b is 'talk'; expected one of foundation, perception, reasoning, instruction",
+    ),
     (["generate"], "prompt: hello", "prompt: expected a list, found 'hello'"),
     (["train"], "optimizer: {betas: [0.9]}", "optimizer.betas: expected a list of 2 values, found [0.9]"),
     (["train"], "optimizer: {betas: [0.9, x]}", "optimizer.betas[1]: expected a number, found 'x'"),
@@ -225,6 +245,31 @@ def test_flags_of_all_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert config(capsys, "train", "--stages", json.dumps(stages))["stages"][0]["unfreeze"] == "all"
     # A bare flag takes nothing that follows it.
     assert config(capsys, "quantize", "--compile", "images")["images"] == "images"
+
+
+def test_files_of_records_with_and_without_a_category(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As YAML, as flags and in Python; what is printed is read back, and the schema takes both."""
+    mapping = {"path": "b c.json", "category": "reasoning"}
+    text = yaml.safe_dump({"model": "m", "out": "o", "records": ["a.json", mapping]})
+    path = write_text(tmp_path / "train.yaml", text)
+    printed = config(capsys, "train", "--recipe", path)
+    assert printed["records"] == ["a.json", mapping]
+    assert (
+        config(capsys, "train", "--recipe", write_text(tmp_path / "2.yaml", yaml.safe_dump(printed)))
+        == printed
+    )
+    for words in (["a.json", json.dumps(mapping)], ["a.json", "{path: b c.json, category: reasoning}"]):
+        assert config(capsys, "train", "--recipe", path, "--records", *words) == printed
+    expected = [RecordFile(Path("a.json")), RecordFile(Path("b c.json"), "reasoning")]
+    assert Recipe.find(path).training().records == expected
+    for items in (["a.json", mapping], [Path("a.json"), expected[1]]):
+        assert TrainOptions("m", items, "o").records == expected
+    validator = jsonschema.Draft202012Validator(json_schema(read_options(TrainOptions), "recipe"))
+    assert validator.is_valid(printed)
+    for wrong_item in (3, {"category": "reasoning"}, {"path": "a", "kind": "x"}, ["a"], None):
+        assert not validator.is_valid(printed | {"records": [wrong_item]})
 
 
 def test_a_flag_overrides_one_option_of_several_in_a_recipe(

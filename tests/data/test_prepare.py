@@ -17,13 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from being_vl.cli import main
-from being_vl.data.options import CATEGORIES, PrepareOptions, SequenceOptions
-from being_vl.data.prepare import FAULTS, prepare
+from being_vl.data.options import CATEGORIES, PrepareOptions, RecordFile, SequenceOptions
+from being_vl.data.prepare import LEFT_OUT, prepare
 from being_vl.data.records import Record, Records
-from being_vl.data.sequences import RecordGroup, TokenSequence
+from being_vl.data.sequences import RecordGroup, SequenceBuilder, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import ConfigError, FingerprintError, ManifestError, QuantizerError, RecordError
 from being_vl.files import read_manifest
+from being_vl.training.engine import load_sequences
+from being_vl.training.fingerprint import training_fingerprint
+from being_vl.training.options import TrainOptions
 from helpers import tiny
 from helpers.commands import being_vl, expect_refusal
 from helpers.ranks import ENVIRONMENT, FORKS
@@ -42,7 +45,7 @@ NAMES = [*CATEGORIES, "chat"]
 
 
 def options(
-    chain: Path, records: list[Path], out: Path, lenient: bool = False, **sequence_options: Any
+    chain: Path, records: list[Any], out: Path, lenient: bool = False, **sequence_options: Any
 ) -> PrepareOptions:
     """Others are options of the sequences."""
     return PrepareOptions(
@@ -190,6 +193,54 @@ def test_only_files_whose_records_changed_are_made_anew(
     assert {path: path.stat().st_mtime_ns for path in job.out.iterdir()} == last_times
 
 
+def test_a_file_has_the_category_of_those_of_its_records_that_name_none(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another category is another job; a record's own wins."""
+    items = json.loads((chain / "data" / "text.json").read_text())[:4]
+    for item in items:
+        item.pop("category", None)
+    items[1]["category"], items[2]["category"] = "reasoning", None
+    for name in ("one.json", "two.jsonl", "three.json"):
+        text = json.dumps(items) if name.endswith(".json") else "\n".join(map(json.dumps, items))
+        (tmp_path / name).write_text(text)
+    files = [
+        {"path": tmp_path / "one.json", "category": "chat"},
+        RecordFile(tmp_path / "two.jsonl", "perception"),
+        str(tmp_path / "three.json"),
+    ]
+    prepare(options(chain, files, tmp_path / "out"))
+    groups = {}
+    for file, category in (("one", "chat"), ("two", "perception"), ("three", "foundation")):
+        groups |= {f"{category}/{file}": 3, f"reasoning/{file}": 1}
+    builder = SequenceBuilder.from_model(chain / "tied", chain / "grids")
+    lengths = PreparedSequences(tmp_path / "out", builder).lengths
+    assert {f"{group.category}/{group.source}": len(lengths[group]) for group in lengths} == groups
+    with pytest.raises(FingerprintError, match=r"records was .*'chat'.*, is .*'reasoning'"):
+        prepare(options(chain, [files[0] | {"category": "reasoning"}, *files[1:]], tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"category of .*one.json is 'speech'; expected one of foundation"):
+        options(chain, [files[0] | {"category": "speech"}], tmp_path / "other")
+    flags = ["--records", json.dumps({"path": str(tmp_path / "one.json"), "category": "speech"})]
+    command = ["prepare", "--model", chain / "tied", *flags, "--out", tmp_path / "other"]
+    assert "is 'speech'; expected one of foundation" in expect_refusal(capsys, being_vl(*command))
+
+
+def test_a_training_of_other_categories_is_another_one(chain: Path, tmp_path: Path) -> None:
+    """What was prepared follows the category; a folder that was prepared has its own."""
+    items = [item | {"category": None} for item in json.loads((chain / "data" / "text.json").read_text())]
+    (tmp_path / "a.json").write_text(json.dumps(items))
+    training = TrainOptions(chain / "tied", [tmp_path / "a.json"], tmp_path / "run", chain / "grids")
+    categories = []
+    for category in (None, "reasoning"):
+        training.records = [RecordFile(tmp_path / "a.json", category)]
+        categories.append({group.category for group in load_sequences(training).lengths})
+        assert training_fingerprint(training, 1)["records_categories"] == [category]
+    assert categories == [{"foundation"}, {"reasoning"}]
+    training.records = [RecordFile(tmp_path / "run" / "prepared", "reasoning")]
+    with pytest.raises(ConfigError, match="was prepared before"):
+        load_sequences(training)
+
+
 def test_another_vocabulary_is_refused_unless_it_has_a_folder_of_its_own(
     chain: Path, records: list[Path], prepared_folder: Path, tmp_path: Path
 ) -> None:
@@ -253,14 +304,14 @@ def test_bad_records_are_named_and_reported_by_kind(
     out = tmp_path / "out"
     line = expect_refusal(capsys, being_vl("prepare", *make_flags(chain, [path], out)))
     assert line.startswith("being-vl: error: 10 of 32 records have faults (2 wrong encoding, ")
-    assert f"see {out / FAULTS}" in line
+    assert f"see {out / LEFT_OUT}" in line
     assert line.endswith("mend them, or set lenient")
-    faults = [json.loads(line) for line in (out / FAULTS).read_text().splitlines()]
+    faults = [json.loads(line) for line in (out / LEFT_OUT).read_text().splitlines()]
     assert Counter(fault["kind"] for fault in faults) == dict.fromkeys(places, 1) | {"wrong encoding": 2}
     for fault in faults:
-        assert fault["fault"].startswith(f"{path}: record ")
+        assert fault["name"].startswith(f"{path}: record ")
         if fault["kind"] != "wrong encoding":
-            assert fault["fault"].startswith(f"{path}: record {places[fault['kind']]}")
+            assert fault["name"].startswith(f"{path}: record {places[fault['kind']]}")
     assert "too long: 1 of 32 records" in caplog.text
     with pytest.raises(RecordError, match="10 of 32 records have faults"):
         prepare(options(chain, [path], out))
@@ -334,9 +385,9 @@ def test_markers_and_images_that_differ_in_number_are_a_fault_in_every_kind_of_f
     write_records(path, items)
 
     def faults(out: Path) -> list[str]:
-        listed_faults = [json.loads(line) for line in (out / FAULTS).read_text().splitlines()]
+        listed_faults = [json.loads(line) for line in (out / LEFT_OUT).read_text().splitlines()]
         assert {fault["kind"] for fault in listed_faults} <= {"image markers"}
-        return [fault["fault"].removeprefix(f"{path}: record ")[0] for fault in listed_faults]
+        return [fault["name"].removeprefix(f"{path}: record ")[0] for fault in listed_faults]
 
     out = tmp_path / "out"
     line = expect_refusal(capsys, being_vl("prepare", *make_flags(chain, [path], out)))
@@ -383,7 +434,7 @@ def test_records_that_were_dropped_or_truncated_are_no_fault_but_listed(
         assert manifest["sequences"] == manifest["records"] - manifest["faults"]["dropped as too long"]
         shorter_builder = tiny.builder(options(chain, records, out, max_length=limit, too_long=too_long))
         assert max(map(max, PreparedSequences(out, shorter_builder).lengths.values())) <= limit
-        listed_faults = [json.loads(line)["kind"] for line in (out / FAULTS).read_text().splitlines()]
+        listed_faults = [json.loads(line)["kind"] for line in (out / LEFT_OUT).read_text().splitlines()]
         assert Counter(listed_faults) == manifest["faults"]
     assert counts["drop"] == {"dropped as too long": sum(length > limit for length in lengths)}
     assert sum(counts["truncate"].values()) == counts["drop"]["dropped as too long"]

@@ -84,7 +84,7 @@ FAULTS = {
     "null": (None, "a JSON null; expected an object"),
     "category": (make_item(category="perceptoin"), "'category' is 'perceptoin'; expected one of foundation"),
     "image type": (make_item(image=3), "'image' holds 3"),
-    "image empty": (make_item(image=""), "'image' holds ''"),
+    "image empty": (make_item(image=""), "1 <image> in 'conversations' for 0 images"),
     "images type": (make_item(image=["a.png", None]), "'image' holds None"),
     "no turns": (make_item(conversations=[]), "'conversations' is empty"),
     "turns type": (make_item(conversations={}), "'conversations' is a JSON object"),
@@ -181,7 +181,7 @@ def test_a_file_that_is_no_list_of_records_says_where(tmp_path: Path, content: s
 def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"gone\.json: no such file"):
         list(Records(tmp_path / "gone.json"))
-    with pytest.raises(RecordError, match="cannot be read"):
+    with pytest.raises(RecordError, match=r"no file of records found in the folder; expected \.json"):
         list(Records(tmp_path))
     (tmp_path / "binary.json").write_bytes(b"[\xff\xfe]")
     with pytest.raises(RecordError, match=r"binary\.json: byte 1: not UTF-8"):

@@ -59,30 +59,28 @@ def write(path: Path, content: int | dict[str, int] | bytes) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quantizer(tmp_path_factory: pytest.TempPathFactory) -> VQGAN:
-    folder = tmp_path_factory.mktemp("quantizer") / "weights"
-    model = tiny.quantizer(folder, codebook_size=64)
-    model.folder = folder
-    return model
+def quantizer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VQGAN]:
+    folder = tmp_path_factory.mktemp("quantizer")
+    return folder, tiny.quantizer(folder, codebook_size=64)
 
 
 @pytest.fixture
-def quantized(quantizer: VQGAN, tmp_path: Path) -> Quantize:
+def quantized(quantizer: tuple[Path, VQGAN], tmp_path: Path) -> Quantize:
     """Quantizes what is named; returns the folder of grids."""
 
     def run(images: Path, name: str = "grids", root: Path | None = None) -> Path:
         out = tmp_path / "out" / name
-        quantize(QuantizeOptions(images, out, str(quantizer.folder), root=root, max_failed=0.9, workers=0))
+        quantize(QuantizeOptions(images, out, str(quantizer[0]), root=root, max_failed=0.9, workers=0))
         return out
 
     return run
 
 
 @pytest.fixture
-def seed(quantizer: VQGAN) -> Callable[..., int]:
+def seed(quantizer: tuple[Path, VQGAN]) -> Callable[..., int]:
     """Tells which image a grid was made of."""
     images = [Image.open(io.BytesIO(png(seed))) for seed in range(10)]
-    expected = [grid.tolist() for grid in quantizer.encode(images)]
+    expected = [grid.tolist() for grid in quantizer[1].encode(images)]
     return lambda grids, *name: expected.index(grids[grids.find(*map(str, name))].tolist())
 
 
@@ -356,7 +354,7 @@ def test_before_anything_is_quantized(tmp_path: Path) -> None:
     root = tmp_path / "data"
     write(root / "a" / "x.png", 0)
     write(root / "ü.png", 1)
-    lookup = ImageLookup([ListedImages(find_images(root), root)])
+    lookup = ImageLookup([ListedImages(find_images(root).sources, root)])
     assert lookup.find("a/x.png").key == lookup.find(str(root / "a" / "x.png")).key == "a/x.png"
     assert lookup.find("x.png", root / "a").key == "a/x.png"
     assert lookup.find("u\u0308.png").key == "ü.png"

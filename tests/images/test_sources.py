@@ -144,7 +144,7 @@ def test_damaged_inputs_are_named(files: dict[str, bytes], tmp_path: Path) -> No
     with pytest.raises(ImageError, match=r"a\.tar: not a complete uncompressed tar file"):
         find_images(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes(tar_bytes)
-    (source, *_) = find_images(tmp_path / "a.tar")
+    (source, *_) = find_images(tmp_path / "a.tar").sources
     (tmp_path / "a.tar").write_bytes(tar_bytes[:600])
     with pytest.raises(ImageError, match=r"a\.tar/a/000\.png: the tar file ends within it"):
         source.read()
@@ -152,18 +152,26 @@ def test_damaged_inputs_are_named(files: dict[str, bytes], tmp_path: Path) -> No
     with pytest.raises(ImageError, match=r"b\.parquet: not a complete table"):
         find_images(tmp_path / "b.parquet")
     pq.write_table(pa.table({"text": ["a"], "id": [1]}), tmp_path / "b.parquet")
-    with pytest.raises(ImageError, match=r"b\.parquet: expected one column of images.*none in text, id"):
+    with pytest.raises(ImageError, match=r"b\.parquet: expected a column of images.*none in text, id"):
         find_images(tmp_path / "b.parquet")
-    for name, content in (("c.json", "[1]"), ("c.json", "{"), ("c.json", '[{"image": null}]')):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(ImageError, match=r"c\.json: names of images cannot be read"):
-            find_images(tmp_path / name)
-    (tmp_path / "d.txt").write_text("\n")
-    with pytest.raises(ImageError, match=r"d\.txt: names no image"):
-        find_images(tmp_path / "d.txt")
+    for content, reason in (
+        ("[1]", "no image found; images: 1 seen, 0 used, 1 left out (1 malformed record)"),
+        ("{", "line 1, column 2: not JSON"),
+        (
+            '[{"image": null}]',
+            "no image found; images: 1 seen, 0 used, 1 left out (1 record without an image)",
+        ),
+    ):
+        (tmp_path / "c.json").write_text(content)
+        with pytest.raises(ImageError, match=rf"c\.json: {re.escape(reason)}"):
+            find_images(tmp_path / "c.json")
+    for data, reason in (b"\n", "no image found; images: 0 seen"), (b"a.png\0", "no text; expected a list"):
+        (tmp_path / "d.txt").write_bytes(data)
+        with pytest.raises(ImageError, match=rf"d\.txt: {reason}"):
+            find_images(tmp_path / "d.txt")
     (tmp_path / "e.png").write_bytes(files["a/000.png"])
     with pytest.raises(
-        ImageError, match=r"e\.png: expected a folder or a file that ends in \.txt, \.json, \.tar"
+        ImageError, match=r"e\.png: expected a folder or a file that ends in \.txt, \.json, \.jsonl, \.tar"
     ):
         find_images(tmp_path / "e.png")
 
@@ -203,7 +211,6 @@ def test_bad_images_are_converted_rightly_or_set_aside_with_a_reason(
     reasons = {
         "truncated.png": (data[: len(data) // 2], "cannot be decoded"),
         "truncated.jpg": (encode_image(image, "JPEG")[:-200], "(?i:truncated)"),
-        "zero-bytes.png": (b"", "cannot identify"),
         "zeros.jpg": (bytes(1000), "cannot identify"),
         "text.png": (b"<html>not found</html>", "cannot identify"),
         "bomb.png": (make_bomb(30_000), "900000000 pixels.* exceeds limit"),
@@ -214,14 +221,19 @@ def test_bad_images_are_converted_rightly_or_set_aside_with_a_reason(
         tmp_path / "images", content_of_names | {name: content for name, (content, _) in reasons.items()}
     )
     (folder / "gone.png").symlink_to("nowhere")
+    (folder / "empty.png").touch()
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         store = quantize(QuantizeOptions(folder, tmp_path / "grids", quantizer, max_failed=0.5))
     assert set(store) == set(content_of_names)
-    assert set(store.failures) == {*reasons, "gone.png"}
+    assert set(store.failures) == set(reasons)
     for name, (_, reason) in reasons.items():
         assert re.search(f"^{name}: .*{reason}", store.failures[name])
-    assert "No such file" in store.failures["gone.png"]
+    lines = map(json.loads, (tmp_path / "grids" / "left-out.jsonl").read_text().splitlines())
+    assert {line["name"]: line["reason"] for line in lines} == {
+        "gone.png": "a link to nothing",
+        "empty.png": "empty",
+    }
     for image_name in ("wrong-extension.jpg", "rotated.png", "transparent.png"):
         np.testing.assert_array_equal(store[image_name], store["rgb.png"])
     for image_name in ("animated.gif", "palette.png"):
@@ -272,7 +284,7 @@ def test_killed_at_random_moments_and_run_again_it_gives_the_same_files(
     files: dict[str, bytes], quantizer: str, tmp_path: Path
 ) -> None:
     image_files = {f"{n:04d}.png": data for n, data in enumerate(list(files.values()) * 80)}
-    folder = write_folder(tmp_path / "images", image_files | {"0100.png": b""})
+    folder = write_folder(tmp_path / "images", image_files | {"0100.png": b"no image"})
     reference_folder, out = tmp_path / "undisturbed", tmp_path / "grids"
     assert finish(start(folder, reference_folder, quantizer)) == 0
     rng, max_shards = np.random.default_rng(0), 0
@@ -297,7 +309,7 @@ def test_the_processes_of_torchrun_share_the_work_and_give_the_same_files(
     files: dict[str, bytes], quantizer: str, tmp_path: Path
 ) -> None:
     image_files = {f"{n:04d}.png": data for n, data in enumerate(list(files.values()) * 5)} | {
-        "0003.png": b""
+        "0003.png": b"no image"
     }
     folder = write_folder(tmp_path / "images", image_files)
     assert finish(start(folder, tmp_path / "alone", quantizer)) == 0
@@ -312,7 +324,7 @@ def test_the_processes_of_torchrun_share_the_work_and_give_the_same_files(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_gives_the_same_files(files: dict[str, bytes], quantizer: str, tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "images", files | {"z.png": b""})
+    folder = write_folder(tmp_path / "images", files | {"z.png": b"no image"})
     options = {"shard_size": 3, "max_failed": 0.5, "workers": 0}
     quantize(QuantizeOptions(folder, tmp_path / "local", quantizer, **options))
     store = quantize(QuantizeOptions(folder, tmp_path / "ray", quantizer, engine="ray", **options))
@@ -324,7 +336,7 @@ def test_ray_gives_the_same_files(files: dict[str, bytes], quantizer: str, tmp_p
 def test_a_bad_image_in_the_last_shard_does_not_stop_a_job_that_goes_on(
     files: dict[str, bytes], quantizer: str, tmp_path: Path
 ) -> None:
-    folder = write_folder(tmp_path / "images", files | {"z.png": b""})
+    folder = write_folder(tmp_path / "images", files | {"z.png": b"no image"})
     job = QuantizeOptions(folder, tmp_path / "grids", quantizer, shard_size=1, max_failed=0.2)
     quantize(job)
     (tmp_path / "grids" / "grids-00007.arrow").unlink()

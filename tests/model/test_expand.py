@@ -15,7 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 from being_vl import VisualBPE
 from being_vl.data.chat import DEFAULT_TEMPLATE
 from being_vl.data.records import Turn
-from being_vl.errors import ConfigError, FingerprintError, ModelError, QuantizerError, VocabularyError
+from being_vl.errors import (
+    ConfigError,
+    FingerprintError,
+    ModelError,
+    OutputError,
+    QuantizerError,
+    VocabularyError,
+)
 from being_vl.layout import VocabularyLayout
 from being_vl.model import weights
 from being_vl.model.assistant import Assistant
@@ -349,12 +356,14 @@ def test_expanding_with_other_options_or_inputs_is_refused(parts: Path, tmp_path
 def test_expanding_overwrites_nothing_but_its_own_files(parts: Path, tmp_path: Path) -> None:
     llm, out = tiny.llm(tmp_path / "llm"), tmp_path / "out"
     for overwrite in (False, True):
-        with pytest.raises(ConfigError, match="exists and is not an expanded model"):
+        with pytest.raises(OutputError, match="is the input, too"):
             expand(options(parts, llm, llm, overwrite=overwrite))
+        with pytest.raises(OutputError, match=r"is not empty, but holds config.json"):
+            expand(options(parts, llm, tiny.llm(tmp_path / "other-llm"), overwrite=overwrite))
     assert AutoModelForCausalLM.from_pretrained(llm).config.vocab_size < 1000
     expand(options(parts, llm, out))
     (out / "notes.txt").write_text("by hand")
-    with pytest.raises(ConfigError, match=r"out: holds notes.txt besides the expanded model"):
+    with pytest.raises(OutputError, match=r"out: holds notes.txt, which is no part of an earlier output"):
         expand(options(parts, llm, out, seed=1, overwrite=True))
     (out / "notes.txt").unlink()
     expand(options(parts, llm, out, seed=1, overwrite=True))

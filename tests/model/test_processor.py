@@ -1,15 +1,17 @@
 """The processor: chats with images as ids, as the model was trained on them, and back."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from being_vl.data.records import Turn
 from being_vl.errors import GridError, ImageError, ModelError, RecordError
+from being_vl.images.decode import read_image
 from being_vl.model.assistant import Assistant
 from being_vl.model.processor import BeingVLProcessor
 from helpers import tiny
@@ -95,6 +97,43 @@ def test_files_pictures_and_grids_are_the_same_images(processor: BeingVLProcesso
     assert torch.equal(
         mixed_ids, processor(ask("What?", *[square_image(c) for c in ("green", "red", "green")])).input_ids
     )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_of_pil_is_turned_as_its_file_is(
+    processor: BeingVLProcessor, folder: Path, tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image = Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3).astype(np.uint8) ^ 99)
+    image.paste("red", (3, 5, 14, 29))
+    path = tmp_path / "a.png"
+    image.save(path, exif=exif)
+    expected_grid = processor.quantizer.encode([read_image(path)])[0]
+    if orientation > 1:
+        assert not np.array_equal(expected_grid, processor.quantizer.encode([image])[0])
+    upright_image = ImageOps.exif_transpose(Image.open(path))
+    for pil_image in (Image.open(path), Image.open(path).convert("RGBA"), read_image(path), upright_image):
+        np.testing.assert_array_equal(processor.quantizer.encode([pil_image])[0], expected_grid)
+    expected_ids = processor(ask("What?", expected_grid)).input_ids
+    for form in (Image.open(path), path, str(path), upright_image):
+        assert torch.equal(processor(ask("What?", form)).input_ids, expected_ids)
+        np.testing.assert_array_equal(
+            processor.prompts(["What?"], [[form]])[0], processor.prompts(["What?"], [[expected_grid]])[0]
+        )
+
+
+def test_image_paths_are_those_of_regular_files(processor: BeingVLProcessor, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path, Path("/dev/zero"), "a\0.png", "x" * 5000):
+        with pytest.raises(ImageError, match="cannot be read") as fault:
+            processor(ask("What?", path))
+        assert len(str(fault.value)) < 600
+        with pytest.raises(ImageError, match="cannot be read"):
+            processor.prompts(["What?"], [[path]])
+    for image in (7, None, [square_image("red")], {"bytes": b""}):
+        with pytest.raises(RecordError, match=r"an image is of the type .*; expected a PIL image, the path"):
+            processor(ask("What?", image))
 
 
 def test_transformers_generates_from_a_batch_what_the_assistant_answers(

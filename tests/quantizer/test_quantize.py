@@ -16,7 +16,6 @@ from PIL import Image
 from being_vl.errors import ConfigError, FingerprintError, ImageError, ManifestError
 from being_vl.files import read_manifest
 from being_vl.images.decode import decode_image, fit_square, read_image
-from being_vl.images.files import list_image_files
 from being_vl.images.sources import find_images
 from being_vl.quantizer.base import load_quantizer
 from being_vl.quantizer.job import encode_batches, quantize
@@ -67,6 +66,7 @@ def test_grids_are_those_of_the_quantizer_under_the_images_relative_paths(
     assert [message.partition(" images, 0 failed; ")[0] for message in caplog.messages] == [
         "quantized 4 of 7",
         "quantized 7 of 7",
+        "images: 7 seen, 7 used, 0 left out",
     ]
     reference = load_quantizer(quantizer)
     assert list(store) == sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))
@@ -101,8 +101,8 @@ def test_batches_and_shards_change_no_grid(quantizer: Path, tmp_path: Path) -> N
 def test_the_next_batch_is_fetched_while_the_network_encodes_one(quantizer: Path, tmp_path: Path) -> None:
     reference, request = load_quantizer(quantizer), threading.Event()
     images = write_images(tmp_path / "images", 6)
-    (images / "bad.png").write_bytes(b"")
-    sources = find_images(images)
+    (images / "bad.png").write_bytes(b"no image")
+    sources = find_images(images).sources
     image_batches = list(load_images(sources, reference.preprocessing, 2, 0))
 
     class WaitingQuantizer:
@@ -145,10 +145,10 @@ def test_unreadable_images_are_listed_with_the_reason(quantizer: Path, tmp_path:
     content = (images / "a/01.png").read_bytes()
     (images / "cut.png").write_bytes(content[: len(content) // 2])
     (images / "text.jpg").write_text("no image")
-    (images / "empty.gif").touch()
+    (images / "noise.gif").write_bytes(bytes(range(256)))
     store = quantize(options(images, tmp_path / "grids", quantizer, max_failed=0.5))
     assert len(store) == 3
-    assert set(store.failures) == {"cut.png", "text.jpg", "empty.gif"}
+    assert set(store.failures) == {"cut.png", "text.jpg", "noise.gif"}
     assert all(key in reason for key, reason in store.failures.items())
     assert "cannot identify" in store.failures["text.jpg"]
     assert read_manifest(tmp_path / "grids", "grids")["failures"] == store.failures
@@ -170,12 +170,14 @@ def test_no_readable_image_is_an_error_whatever_max_failed(quantizer: Path, tmp_
 
 
 def test_missing_and_empty_folders(quantizer: Path, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="nowhere: no such folder"):
+    with pytest.raises(ImageError, match="nowhere: no such file or folder"):
         quantize(options(tmp_path / "nowhere", tmp_path / "grids", quantizer))
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "notes.txt").touch()
+    (tmp_path / "images" / "notes.txt").write_text("Notes.")
     (tmp_path / "images" / ".hidden.png").touch()
-    with pytest.raises(ImageError, match=r"images: no image found.*\.png"):
+    with pytest.raises(
+        ImageError, match=r"images: no image found; images: 2 seen, .* \(1 not an image \(\.txt\), 1 hidden\)"
+    ):
         quantize(options(tmp_path / "images", tmp_path / "grids", quantizer))
 
 
@@ -319,13 +321,6 @@ def test_any_cut_or_changed_file_is_an_image_or_an_image_error(kind: str) -> Non
 def test_read_image_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"gone\.png: cannot be read \(No such file"):
         read_image(tmp_path / "gone.png")
-
-
-def test_list_image_files_knows_suffixes_of_any_case_and_skips_hidden_files(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "x/y/z.WebP", "notes.txt", ".hidden.png", ".git/c.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert list_image_files(tmp_path) == ["a.png", "b.JPG", "x/y/z.WebP"]
 
 
 def test_fit_square_keeps_the_whole_image_and_its_proportions() -> None:

@@ -259,7 +259,7 @@ def test_held_out_folders_are_measured_and_all_others_trained_on(
     options: QuantizerTrainOptions, images: list[Path]
 ) -> None:
     trainer = Trainer(replace(options, images=images[:1], held_out_images=images[1:]))
-    assert len(trainer.crops.training_paths[0]) == 30
+    assert len(trainer.crops.training_images[0]) == 30
     trainer.train_step()
     assert set(measure(trainer.autoencoder, trainer.crops).psnr) == {str(images[1])}
 
@@ -356,7 +356,7 @@ def test_paths_are_strings_or_path_likes(options: QuantizerTrainOptions, tmp_pat
 
 
 def test_folders_are_checked(options: QuantizerTrainOptions, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no such folder"):
+    with pytest.raises(ImageError, match="no such file or folder"):
         train_quantizer(replace(options, images=[tmp_path / "nowhere"]))
     (tmp_path / "one").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "one" / "a.png")

@@ -15,8 +15,8 @@ import pytest
 from being_vl import VisualBPE
 from being_vl.data.options import PrepareOptions, SequenceOptions
 from being_vl.data.prepare import prepare
-from being_vl.errors import FingerprintError, ManifestError
-from being_vl.files import MANIFEST, read_manifest, write_manifest
+from being_vl.errors import FingerprintError, OutputError
+from being_vl.files import MANIFEST, read_manifest, temporary_path, write_manifest
 from being_vl.fingerprints import FINGERPRINT
 from being_vl.quantizer.job import quantize
 from being_vl.quantizer.options import QuantizeOptions
@@ -136,12 +136,14 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_files(run: Run, tmp_path:
     (out / MANIFEST).unlink()
     missing_shard = next(out.glob("*-00001.arrow"))
     damaged_shard = next(out.glob("*-00002.arrow"))
-    missing_shard.rename(f"{missing_shard}.tmp")  # as after kill -9 while it was written
+    missing_shard.rename(temporary_path(missing_shard))  # as after kill -9 while it was written
     damaged_shard.write_bytes(damaged_shard.read_bytes()[:50])
     run(out)
     new_versions = versions(out)
     assert contents(out) == files
-    assert {file for file in old_versions if old_versions[file] != new_versions[file]} - {"faults.jsonl"} == {
+    assert {file for file in old_versions if old_versions[file] != new_versions[file]} - {
+        "left-out.jsonl"
+    } == {
         MANIFEST,
         missing_shard.name,
         damaged_shard.name,
@@ -164,23 +166,26 @@ def test_an_interrupted_replacement_goes_on(run: Run, tmp_path: Path) -> None:
 def test_foreign_files_are_never_deleted(run: Run, name: str, tmp_path: Path) -> None:
     out, kind = tmp_path / "out", KINDS[name]
     foreign_files = [
-        f"{kind}-mine.arrow",
-        f"{kind}-1.arrow",
-        "notes.txt",
-        "faults.txt",
-        f"my-{kind}-00099.arrow",
+        *(f"{kind}-mine.arrow", f"{kind}-1.arrow", "notes.txt", "faults.txt", f"my-{kind}-00099.arrow"),
+        *(f"{kind}-00099.arrow.tmp", f"folder/{kind}-00099.arrow"),
     ]
-    out.mkdir()
+    # A folder that holds anything is refused, whatever it is; one of the job's own may get files of others.
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / f"{kind}-00000.arrow").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=f"is not empty, but holds {kind}-00000.arrow"):
+            run(tmp_path / "photos", overwrite=overwrite)
+    assert contents(tmp_path / "photos") == {f"{kind}-00000.arrow": b"mine"}
+    run(out)
+    (out / "folder").mkdir()
     for file in foreign_files:
         (out / file).write_text("mine")
-    (out / "folder").mkdir()
-    (out / "folder" / f"{kind}-00099.arrow").write_text("mine")
-    run(out)
     (out / f"{kind}-00098.arrow").touch()
-    (out / f"{kind}-00099.arrow.tmp").touch()
+    temporary_path(out / f"{kind}-00099.arrow").touch()
     run(out, is_other=True, overwrite=True)
-    assert all((out / file).read_text() == "mine" for file in [*foreign_files, f"folder/{kind}-00099.arrow"])
-    assert not list(out.glob(f"{kind}-0009*"))
+    assert all((out / file).read_text() == "mine" for file in foreign_files)
+    assert not (out / f"{kind}-00098.arrow").exists()
+    assert not list(out.glob(".*"))
 
 
 def test_the_output_of_another_kind_of_job_is_never_replaced(run: Run, name: str, tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_the_output_of_another_kind_of_job_is_never_replaced(run: Run, name: str
     for folder in ("model", "run", "app"):
         old_versions = versions(tmp_path / folder)
         for overwrite in (False, True):
-            with pytest.raises((FingerprintError, ManifestError)):
+            with pytest.raises(OutputError):
                 run(tmp_path / folder, overwrite=overwrite)
         assert versions(tmp_path / folder) == old_versions
 

@@ -307,9 +307,9 @@ def test_a_file_of_unknown_origin_is_refused(tmp_path: Path, capsys: pytest.Capt
 
     records = tmp_path / "records.json"
     records.write_text("[]")
-    assert "--overwrite" in expect_refusal(capsys, train(tmp_path / "grids.npy", records))
-    line = expect_refusal(capsys, train(tmp_path / "grids.npy", records, "--overwrite"))
-    assert "no vocabulary is not overwritten" in line
+    for flags in ([], ["--overwrite"]):
+        line = expect_refusal(capsys, train(tmp_path / "grids.npy", records, *flags))
+        assert "is there, and is no vocabulary" in line
     assert records.read_text() == "[]"
 
 

@@ -17,6 +17,7 @@ from being_vl.cli import main
 from being_vl.errors import FingerprintError
 from being_vl.launch.local import train_on_ranks
 from being_vl.layout import VocabularyLayout
+from being_vl.outputs import LOCK
 from being_vl.recipes.recipe import Recipe
 from being_vl.training.engine import plan_training
 from being_vl.training.log import read_log
@@ -271,13 +272,13 @@ def test_other_inputs_are_refused_before_anything_is_written(
         "grids": str(tmp_path / "grids"),
         "sequences": {"max_length": 1999},
     }
-    old_times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"}
+    old_times = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     line = expect_refusal(
         capsys, being_vl("train", "--recipe", recipe(chain, out, **{change: changes[change]}))
     )
     assert "was made with other options or inputs" in line
     assert change in line
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"} == old_times
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == old_times
 
 
 def test_another_training_is_replaced_only_where_asked(
@@ -356,9 +357,9 @@ def test_second_training_in_the_same_folder_is_refused(
 ) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    with (out / "lock").open("a") as lock:
+    with (out / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another training is running" in expect_refusal(
+        assert "another process is writing there" in expect_refusal(
             capsys, being_vl("train", "--recipe", recipe(chain, out))
         )
     assert not list(out.glob("stage*"))

@@ -6,7 +6,7 @@ from being_vl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from being_vl.data.curriculum import Curriculum
-    from being_vl.data.options import LossOptions, PrepareOptions, SequenceOptions
+    from being_vl.data.options import LossOptions, PrepareOptions, RecordFile, SequenceOptions
     from being_vl.data.records import Record, Records, Turn
     from being_vl.data.sequences import RecordGroup, SequenceBuilder, TokenSequence
     from being_vl.data.store import PreparedSequences
@@ -17,6 +17,7 @@ __all__ = [
     "PrepareOptions",
     "PreparedSequences",
     "Record",
+    "RecordFile",
     "RecordGroup",
     "Records",
     "SequenceBuilder",
@@ -26,7 +27,7 @@ __all__ = [
 ]
 _MODULES = {
     "curriculum": ["Curriculum"],
-    "options": ["LossOptions", "PrepareOptions", "SequenceOptions"],
+    "options": ["LossOptions", "PrepareOptions", "RecordFile", "SequenceOptions"],
     "records": ["Record", "Records", "Turn"],
     "sequences": ["RecordGroup", "SequenceBuilder", "TokenSequence"],
     "store": ["PreparedSequences"],

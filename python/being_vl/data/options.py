@@ -1,11 +1,15 @@
 """Options of prepared data; importable without torch."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from being_vl.errors import ConfigError
-from being_vl.options import MAY_CHANGE, Options, check_minimum
+from being_vl.hub import is_dataset
+from being_vl.names import show_name
+from being_vl.options import MAY_CHANGE, SHORTHAND, Options, StrPath, check_minimum
 
 CATEGORIES = ("foundation", "perception", "reasoning", "instruction")
 """The paper's kinds of data (section 3.4): captions; attributes and objects; relations; dialogues and tasks."""
@@ -73,13 +77,47 @@ class SequenceOptions(Options):
 
 
 @dataclass
+class RecordFile(Options):
+    """A file of records. A path alone stands for one without a category.
+
+    Args:
+        path: The file.
+        category: Category of its records that name none themselves; where it is not given,
+            `sequences.default_category`.
+    """
+
+    path: Path = field(metadata=SHORTHAND)
+    category: str | None = None
+
+
+def list_record_files(
+    records: "StrPath | RecordFile | Iterable[StrPath | RecordFile]",
+) -> list[RecordFile]:
+    """One file of records or several, with their categories, as a list."""
+    is_item = isinstance(records, str | PathLike | RecordFile) or is_dataset(records)
+    items: Iterable[Any] = [records] if is_item else cast("Iterable[Any]", records)
+    return [item if isinstance(item, RecordFile) else RecordFile(item) for item in items]
+
+
+def check_record_files(files: Iterable[RecordFile], categories: Sequence[str]) -> None:
+    """Raise a `ConfigError` that names a file whose category is not one of `sequences.categories`."""
+    for file in files:
+        if file.category is not None and file.category not in categories:
+            raise ConfigError(
+                f"records: the category of {show_name(file.path)} is {show_name(repr(file.category))}; expected one "
+                f"of {', '.join(categories)}"
+            )
+
+
+@dataclass
 class PrepareOptions(Options):
     """Options of `being-vl prepare`.
 
     Args:
         model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone; its
             tokenizer and visual vocabulary are used, its weights are not read.
-        records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow.
+        records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow; with
+            `{path: FILE, category: NAME}` the category of the file's records that name none.
         out: Folder for the Arrow files of tokenised records.
         grids: Folders that `being-vl quantize` wrote, all by one quantizer; needed when a record names an image.
         sequences: How records become sequences.
@@ -90,7 +128,7 @@ class PrepareOptions(Options):
     """
 
     model: Path = field(metadata=MAY_CHANGE)  # its tokenizer and vocabulary count, not its name
-    records: list[Path]
+    records: list[RecordFile]
     out: Path = field(metadata=MAY_CHANGE)
     grids: list[Path] = field(default_factory=list)
     sequences: SequenceOptions = field(default_factory=SequenceOptions)
@@ -103,3 +141,4 @@ class PrepareOptions(Options):
         super().__post_init__()
         check_minimum("shard_size", self.shard_size, 1)
         check_minimum("workers", self.workers, 0)
+        check_record_files(self.records, self.sequences.categories)

@@ -43,10 +43,13 @@ def write_pieces(
     # A caption is written without a template.
     if len(turns) == 1 and turns[0].role == "assistant":
         images = [Piece(ImageSlot(number), loss.images) for number in range(num_images)]
-        return [*images, Piece(texts[0] + chat.answer_end, loss.captions)]
+        return [*images, Piece(texts[0] + chat.answer_end, loss.captions * turns[0].has_loss)]
 
     # Images that lead the conversation come before the template's text.
     system = texts.pop(0) if turns[0].role == "system" else None
+    weights = [_weigh(turn, loss) for turn in (turns if system is None else turns[1:])]
+    if not turns[0].has_loss:  # the template writes the system turn and the first question as one
+        weights[0] = 0.0
     num_leading, texts[0] = _take_leading(texts[0], num_images)
     if not num_leading and not any(PLACEHOLDER in question for question in texts):
         num_leading = num_images
@@ -54,16 +57,21 @@ def write_pieces(
 
     # The others stay where their placeholders are.
     number = num_leading
-    for content, is_answer in chat.write(texts, system):
+    for (content, is_answer), weight in zip(chat.write(texts, system), weights, strict=True):
         if is_answer or not num_images:
-            pieces.append(Piece(content, loss.answers if is_answer else loss.questions))
+            pieces.append(Piece(content, weight))
             continue
         head, *tails = content.split(PLACEHOLDER)
-        pieces.append(Piece(head, loss.questions))
+        pieces.append(Piece(head, weight))
         for tail in tails:
-            pieces += [Piece(ImageSlot(number), loss.images), Piece(tail, loss.questions)]
+            pieces += [Piece(ImageSlot(number), loss.images), Piece(tail, weight)]
             number += 1
     return [piece for piece in pieces if piece.content != ""]
+
+
+def _weigh(turn: Turn, loss: LossOptions) -> float:
+    """The weight of the loss on a turn, with what the chat template writes in front of it."""
+    return (loss.answers if turn.role == "assistant" else loss.questions) * turn.has_loss
 
 
 def _take_leading(text: str, num_images: int) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,33 +13,40 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from being_vl.account import Account
 from being_vl.data.options import PrepareOptions
 from being_vl.data.records import Records
 from being_vl.data.sequences import DROPPED_RECORD, TRUNCATED_RECORD, Fault, SequenceBuilder
 from being_vl.data.store import KIND, sequence_columns
-from being_vl.errors import FingerprintError, RecordError
+from being_vl.errors import BeingVLError, FingerprintError, RecordError
 from being_vl.files import MANIFEST, file_version, read_manifest, sha256, to_jsonable, write_aside
 from being_vl.options import StrPath, fixed_options
+from being_vl.outputs import check_folder, free_locks
 from being_vl.progress import progress_bar, show_log_lines
 from being_vl.shards.job import Shard, ShardedJob
 from being_vl.shards.ranks import end_with_parent, rank_and_world_size
 
 log = logging.getLogger(__name__)
 
-FAULTS = "faults.jsonl"
-"""Name of the file in a folder of sequences that lists the faults of records."""
+LEFT_OUT = "left-out.jsonl"
+"""Name of the file in a folder of sequences that lists the records that were left out or cut, with the reason."""
+
+_PLACE = re.compile(r"(.*?: record \d+(?: \(.*?\))?): (.*)", re.DOTALL)
 
 RecordShard = Shard[range]
 
 
 @show_log_lines()
+@free_locks()
 def prepare(options: PrepareOptions) -> None:
     """Tokenise all records, as `tokenise` does, and report their faults.
 
     Raises:
         RecordError: if records have faults, unless `lenient`, after all have been read; or no record is left.
-        FingerprintError, ConfigError, ModelError, QuantizerError: as `tokenise`.
+        FingerprintError, ConfigError, ModelError, QuantizerError, OutputError: as `tokenise`.
     """
+    inputs = [options.model, *options.grids, *(file.path for file in options.records)]
+    check_folder(options.out, KIND, inputs=inputs)
     sequences = options.sequences
     builder = SequenceBuilder.from_model(
         options.model, options.grids, sequences.max_length, sequences.too_long, sequences.loss
@@ -64,6 +72,7 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
         RecordError: if a file of records cannot be read at all.
         FingerprintError: if `out` holds sequences of another vocabulary, other options or other files of records, and
             `overwrite` is not set.
+        OutputError: if `out` holds anything else, or another process is writing there.
         ConfigError, ModelError, QuantizerError: if the inputs do not fit together.
     """
     # What decides all sequences, and where the inputs lie; the inputs' content decides each shard.
@@ -74,7 +83,10 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
     sequence_fields = fixed_options(sequences) | builder.fingerprint_fields()
     grids = sorted({folder.absolute() for folder in options.grids})
     input_fields = {
-        "records": [path.absolute() for path in records.paths],
+        "records": [
+            [file.path.absolute(), file.category] if file.category else file.path.absolute()
+            for file in options.records
+        ],
         "grids": grids,
         "shard_size": options.shard_size,
     }
@@ -91,17 +103,25 @@ def tokenise(options: PrepareOptions, builder: SequenceBuilder, inputs_may_move:
     _make_shards(job.claim(), records, builder, options.workers)
     if job.rank > 0:
         return
-    faults = [Fault(*fault) for metadata in job.wait() for fault in metadata["faults"]]
+    results = job.wait()
+    faults = [Fault(*fault) for metadata in results for fault in metadata["faults"]]
     _write_faults(options.out, faults)
     kinds = Counter(fault.kind for fault in faults)
-    fields = {"grids": grids, "grids_sha256": grids_sha256, "faults": dict(kinds.most_common())}
+    left_out = Counter({kind: count for kind, count in kinds.items() if kind != TRUNCATED_RECORD})
+    account = Account("records", sum(metadata["sequences"] for metadata in results), left_out)
+    fields = {
+        "grids": grids,
+        "grids_sha256": grids_sha256,
+        "faults": dict(kinds.most_common()),
+        "account": account.to_json(),
+    }
     job.publish(["records", "sequences", "tokens", "label_tokens"], to_jsonable(fields))
 
 
 def _versions(records: Records, part: range) -> list[Any]:
     """The files that a shard's records are in, as they are now, and which of their records these are."""
     return [
-        [str(records.paths[file]), file_version(records.paths[file]), start, stop]
+        [str(records.paths[file]), file_version(records.paths[file]), start, stop, records.category_of(file)]
         for file, start, stop in records.parts(part.start, part.stop)
     ]
 
@@ -119,18 +139,26 @@ def _make_shards(
         worker_init_fn=_start_worker if workers else None,
     )
     total = sum(len(shard.inputs) for shard in shards)
-    num_records, start = 0, time.perf_counter()
+    num_records, num_sequences, start = 0, 0, time.perf_counter()
     with progress_bar(total, "record", "prepare") as bar:
-        for count in counts:
+        for numbers in counts:
+            if isinstance(numbers, Exception):
+                raise numbers
+            count, sequence_count = numbers
             num_records += count
+            num_sequences += sequence_count
             bar.update(count)
             speed = num_records / (time.perf_counter() - start)
-            log.info("prepared %d of %d records; %.0f a second", num_records, total, speed)
+            text = "read %d of %d records, left out %d; %.0f a second"
+            log.info(text, num_records, total, num_records - num_sequences, speed)
 
 
 @dataclass
-class _ShardMaker(Dataset[int]):
-    """A data set whose item n is the number of records in shard n, and which makes that shard when it is read."""
+class _ShardMaker(Dataset[tuple[int, int] | Exception]):
+    """A data set that makes shard n when its item n is read: the shard's numbers of records and of sequences.
+
+    An item is an error if the shard cannot be made: raised in a worker, it would come with the worker's traceback.
+    """
 
     shards: Sequence[RecordShard]
     records: Records
@@ -139,10 +167,15 @@ class _ShardMaker(Dataset[int]):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> int:
+    def __getitem__(self, index: int) -> tuple[int, int] | Exception:
         if get_worker_info() is not None:
             self.builder.num_threads = 1
-        shard = self.shards[index]
+        try:
+            return self._make(self.shards[index])
+        except (BeingVLError, OSError) as error:
+            return error
+
+    def _make(self, shard: RecordShard) -> tuple[int, int]:
         faults: list[Fault] = []
         records = []
         for record in self.records.read(shard.inputs.start, shard.inputs.stop):
@@ -152,7 +185,7 @@ class _ShardMaker(Dataset[int]):
                 records.append(record)
         columns, counts = sequence_columns(self.builder.build(records, faults))
         shard.write(columns, {"records": len(shard.inputs), **counts, "faults": faults})
-        return len(shard.inputs)
+        return len(shard.inputs), counts["sequences"]
 
 
 def _start_worker(worker: int) -> None:
@@ -192,14 +225,16 @@ def _hash_grids(folders: Sequence[Path]) -> list[str]:
 
 
 def check_faults(folder: StrPath, lenient: bool) -> None:
-    """Log which records a preparation has left out or cut, and raise unless faults are tolerated.
+    """Log which records a preparation has left out or cut, and as the last line how many; raise if that is an error.
 
     Raises:
         RecordError: if records have faults, unless `lenient`; or no record is left.
     """
     manifest = read_manifest(folder, KIND)
-    if manifest["faults"] and rank_and_world_size()[0] == 0:
-        log.info("\n".join(describe_faults(folder)))
+    if rank_and_world_size()[0] == 0:
+        if manifest["faults"]:
+            log.info("\n".join(describe_faults(folder)))
+        log.info("%s", Account.from_json(manifest["account"]).describe())
     kinds, num_records = manifest["faults"], manifest["records"]
     num_faults = num_records - manifest["sequences"] - kinds.get(DROPPED_RECORD, 0)
     if (not num_faults or lenient) and manifest["sequences"]:
@@ -210,7 +245,7 @@ def check_faults(folder: StrPath, lenient: bool) -> None:
     kinds = {kind: n for kind, n in kinds.items() if kind not in (DROPPED_RECORD, TRUNCATED_RECORD)} or kinds
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     first_fault = next(fault.text for fault in _read_faults(folder) if fault.kind in kinds)
-    raise RecordError(f"{summary} ({counts}; see {Path(folder) / FAULTS}); first: {first_fault}; {remedy}")
+    raise RecordError(f"{summary} ({counts}; see {Path(folder) / LEFT_OUT}); first: {first_fault}; {remedy}")
 
 
 def describe_faults(folder: StrPath) -> Iterator[str]:
@@ -224,17 +259,21 @@ def describe_faults(folder: StrPath) -> Iterator[str]:
         yield f"{kind}: {manifest['faults'][kind]:,} of {manifest['records']:,} records"
         yield from (f"  {text}" for text in texts)
     if texts_of_kinds:
-        yield f"all of them: {Path(folder) / FAULTS}"
+        yield f"all of them: {Path(folder) / LEFT_OUT}"
 
 
 def _write_faults(folder: Path, faults: Sequence[Fault]) -> None:
-    with write_aside(folder / FAULTS) as temporary_path, temporary_path.open("w", encoding="utf-8") as file:
+    with write_aside(folder / LEFT_OUT) as temporary_path, temporary_path.open("w", encoding="utf-8") as file:
         for kind, text in faults:
-            file.write(json.dumps({"kind": kind, "fault": text}, ensure_ascii=False) + "\n")
+            name, reason = match.groups() if (match := _PLACE.fullmatch(text)) else ("", text)
+            line = json.dumps({"name": name, "kind": kind, "reason": reason}, ensure_ascii=False)
+            file.write(line + "\n")
 
 
 def _read_faults(folder: StrPath) -> Iterator[Fault]:
-    with (Path(folder) / FAULTS).open(encoding="utf-8") as file:
+    with (Path(folder) / LEFT_OUT).open(encoding="utf-8") as file:
         for line in file:
             entry = json.loads(line)
-            yield Fault(entry["kind"], entry["fault"])
+            yield Fault(
+                entry["kind"], f"{entry['name']}: {entry['reason']}" if entry["name"] else entry["reason"]
+            )

@@ -2,36 +2,24 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from os import PathLike
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from being_vl.data.options import CATEGORIES
+from being_vl.data.options import CATEGORIES, RecordFile, check_record_files, list_record_files
+from being_vl.data.turns import Turn as Turn
+from being_vl.data.turns import read_caption, read_turns
 from being_vl.errors import RecordError
-from being_vl.images.readers import describe_kind, open_records
-from being_vl.images.references import read_references
+from being_vl.images.fields import CONVERSATION_FIELDS, find_unsupported_field, is_empty, is_image_field
+from being_vl.images.readers import open_records
+from being_vl.images.record_files import find_record_files
+from being_vl.images.references import PLACEHOLDER as PLACEHOLDER
+from being_vl.images.references import UNSUPPORTED, describe_kind, read_references, show_value
+from being_vl.names import show_name
 from being_vl.options import StrPath
-
-PLACEHOLDER = "<image>"
-"""Where in a question an image stands."""
-
-Role = Literal["system", "user", "assistant"]
-_DIALECTS: dict[str, tuple[str, str, dict[str, Role]]] = {
-    "conversations": ("from", "value", {"system": "system", "human": "user", "gpt": "assistant"}),
-    "messages": ("role", "content", {"system": "system", "user": "user", "assistant": "assistant"}),
-}
-"""Field of the turns: in each the field of its role and of its text, and the names of the roles."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A turn of a conversation; a user's text may hold `<image>` placeholders."""
-
-    role: Role
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +46,17 @@ class Record:
     @property
     def location(self) -> str:
         """The record's place, for messages."""
-        return f"{self.source}: record {self.index} (id {self.id!r})"
+        return _describe_place(self.source, self.index, self.id)
 
 
 class Records:
     """The records of files, read and checked when they are asked for; memory holds only the place of each.
 
     Args:
-        paths: One file or several, as `being_vl.images.readers.open_records` takes them. Records are numbered through
-            all of them.
-        default_category: Category of the records that name none.
+        paths: One file or several, as `being_vl.images.readers.open_records` takes them, or what else
+            `find_record_files` takes. Records are numbered through all of them. A `RecordFile` has a category for those
+            of its records that name none.
+        default_category: Category of the other records that name none.
         categories: The categories that records may have.
         images_in_front: Whether a record with images may have no placeholder at all; they come in front of its text.
 
@@ -77,7 +66,7 @@ class Records:
 
     def __init__(
         self,
-        paths: StrPath | Iterable[StrPath],
+        paths: StrPath | RecordFile | Iterable[StrPath | RecordFile],
         default_category: str = "foundation",
         categories: Sequence[str] = CATEGORIES,
         images_in_front: bool = False,
@@ -87,8 +76,11 @@ class Records:
                 f"default category is {default_category!r}; expected one of {', '.join(categories)}"
             )
         self.categories = categories
-        self.paths = [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
-        self._default_category = default_category
+        files = list_record_files(paths)
+        check_record_files(files, categories)
+        parts = [(path, file.category) for file in files for path in find_record_files(file.path)]
+        self.paths = [path for path, _ in parts]
+        self._default_categories = [category or default_category for _, category in parts]
         self._images_in_front = images_in_front
         self._readers = [open_records(path) for path in self.paths]
         self._ends = np.cumsum([len(reader) for reader in self._readers])
@@ -126,6 +118,10 @@ class Records:
                 yield file, max(start, start_of_file) - start_of_file, min(stop, end) - start_of_file
             start_of_file = end
 
+    def category_of(self, file: int) -> str:
+        """Category of the records of the file `paths[file]` that name none."""
+        return self._default_categories[file]
+
     def group_by_category(self) -> dict[str, NDArray[np.int64]]:
         """The numbers of the records of each category, ascending; reads and checks all records, one at a time."""
         names = list(self.categories)
@@ -135,7 +131,7 @@ class Records:
     def _read(self, item: Any, file: int, index: int) -> Record:
         path, is_image_allowed_in_front = self.paths[file], self._images_in_front
         return _read_record(
-            item, path, index, self._default_category, self.categories, is_image_allowed_in_front
+            item, path, index, self._default_categories[file], self.categories, is_image_allowed_in_front
         )
 
 
@@ -156,8 +152,8 @@ def _read_record(
         raise item
     if not isinstance(item, dict):
         raise RecordError(
-            f"{path}: record {index}: a JSON {describe_kind(item)}; expected an object with 'conversations' or "
-            "'messages'"
+            f"{show_name(path, 1000)}: record {index}: a JSON {describe_kind(item)}; expected an object with "
+            "'conversations' or 'messages'"
         )
     # A table's rows have every field, null where a record has none.
     item = {name: value for name, value in item.items() if value is not None}
@@ -165,26 +161,27 @@ def _read_record(
     # The fields: id, category, images, and a conversation or a caption.
     name = item.get("id")
     record_id = str(index) if name is None else str(name)
-    location = f"{path}: record {index} (id {record_id!r})"
-
+    location = _describe_place(path, index, record_id)
     category = item.get("category", default_category)
     if category not in categories:
         expectation = f"expected one of {', '.join(categories)}"
-        raise RecordError(f"{location}: 'category' is {category!r}; {expectation}", "unknown category")
+        raise RecordError(
+            f"{location}: 'category' is {show_value(category)}; {expectation}", "unknown category"
+        )
     images = tuple(reference.name for reference in read_references(item, location, path, index))
-    field = next((field for field in (*_DIALECTS, "caption") if field in item), None)
-    if field is None:
-        raise RecordError(f"{location}: no field 'conversations' or 'messages'; expected a list of turns")
-    is_caption = field == "caption"
+    if (field := find_unsupported_field(item, bool(images))) is not None:
+        remedy = "expected the image in 'image'" if is_image_field(field) else "expected it to be empty"
+        raise RecordError(f"{location}: the field {field!r} cannot be learned from; {remedy}", UNSUPPORTED)
+    field = _find_conversation(item, location)
     turns = (
-        _read_caption(item[field], images, location)
-        if is_caption
-        else _read_turns(item[field], field, location)
+        read_caption(item[field], images, location)
+        if field == "caption"
+        else read_turns(item, field, location)
     )
 
     # As many placeholders as images, or none where images come in front.
     count = sum(turn.text.count(PLACEHOLDER) for turn in turns)
-    if count != len(images) and (count or not (is_caption or images_in_front)):
+    if count != len(images) and (count or not (field in ("caption", "texts") or images_in_front)):
         raise RecordError(
             f"{location}: {count} {PLACEHOLDER} in {field!r} for {len(images)} image{'s' * (len(images) != 1)}; "
             "expected as many" + ("" if count else ", unless images_in_front is set"),
@@ -193,102 +190,23 @@ def _read_record(
     return Record(record_id, images, turns, category, path, index)
 
 
-def _read_caption(caption: Any, images: tuple[str, ...], location: str) -> tuple[Turn, ...]:
-    """A caption of images, as a turn of the assistant."""
-    turn = Turn("assistant", _check_text(caption, "'caption'", location))
-    if not images:
-        raise RecordError(f"{location}: its 'caption' has no image; expected a text about images")
-    if not turn.text:
-        raise RecordError(f"{location}: its 'caption' is empty; expected a text", "empty answer")
-    if PLACEHOLDER in turn.text:
-        raise RecordError(f"{location}: {PLACEHOLDER} in its 'caption'; expected text", "image markers")
-    return (turn,)
-
-
-def _read_turns(items: Any, field: str, location: str) -> tuple[Turn, ...]:
-    """The turns of a conversation: user and assistant alternate, behind a system turn if there is one."""
-    if not isinstance(items, list) or not items:
-        content = "empty" if items == [] else f"a JSON {describe_kind(items)}"
-        raise RecordError(f"{location}: {field!r} is {content}; expected a list of turns")
-    _, _, roles = _DIALECTS[field]
-    system, user, assistant = roles
-    turns: list[Turn] = []
-    num_system = 0
-    for number, item in enumerate(items):
-        place = f"'{field}[{number}]'"
-        name, text = _read_turn(item, field, place, location)
-        # An empty system turn is no turn.
-        if name == system and number == 0:
-            num_system = 1
-            turns += [Turn("system", text)] if text else []
-            continue
-        if roles[name] != ("assistant" if (number - num_system) % 2 else "user"):
-            raise RecordError(
-                f"{location}: {place} is from {name!r}; expected {user!r} first, then {assistant!r} and {user!r} "
-                "in turn",
-                "odd turns",
-            )
-        if name == assistant and not text:
-            raise RecordError(
-                f"{location}: {place} is an empty answer; there is nothing to learn from it", "empty answer"
-            )
-        turns.append(Turn(roles[name], text))
-    if not turns or turns[-1].role != "assistant":
+def _find_conversation(item: dict[str, Any], location: str) -> str:
+    """The field that holds a record's turns, or its caption."""
+    fields = [field for field in (*CONVERSATION_FIELDS, "caption") if field in item]
+    full_fields = [field for field in fields if not is_empty(item[field])] or fields
+    if not full_fields:
+        names = ", ".join(show_name(name, 40) for name in islice(item, 5))
+        contents = f" (it has {names}{', …' * (len(item) > 5)})" if item else ""
         raise RecordError(
-            f"{location}: {field!r} ends with a question; expected an answer from {assistant!r}", "odd turns"
+            f"{location}: no field 'conversations' or 'messages'{contents}; expected a list of turns"
         )
-    return tuple(turns)
-
-
-def _read_turn(item: Any, field: str, place: str, location: str) -> tuple[str, str]:
-    """The name of a turn's role in its dialect, and its text."""
-    role_key, text_key, roles = _DIALECTS[field]
-    _, user, assistant = roles
-    if not isinstance(item, dict):
+    if len(full_fields) > 1 and full_fields[1] != "caption":
         raise RecordError(
-            f"{location}: {place} is a JSON {describe_kind(item)}; expected an object with {role_key!r} and "
-            f"{text_key!r}"
+            f"{location}: both {full_fields[0]!r} and {full_fields[1]!r}; expected one of them", UNSUPPORTED
         )
-    turn = {role_key: item.get(role_key), text_key: _join_parts(item.get(text_key))}
-    for key, value in turn.items():
-        if not isinstance(value, str):
-            fault = (
-                f"has a {key!r} that is a JSON {describe_kind(value)}" if key in item else f"has no {key!r}"
-            )
-            raise RecordError(f"{location}: {place} {fault}; expected a string")
-    name, text = turn[role_key], _check_text(turn[text_key], place, location)
-    if name not in roles:
-        raise RecordError(
-            f"{location}: {place} is from {name!r}; expected {user!r} or {assistant!r}", "odd turns"
-        )
-    if PLACEHOLDER in text and name != user:
-        turn_kind = "an answer" if name == assistant else "a system turn"
-        raise RecordError(
-            f"{location}: {place} has {PLACEHOLDER} in {turn_kind}; expected it in questions only",
-            "image markers",
-        )
-    return name, text
+    return full_fields[0]
 
 
-def _check_text(text: Any, place: str, location: str) -> str:
-    """A text without white space around it."""
-    if not isinstance(text, str):
-        raise RecordError(f"{location}: {place} is a JSON {describe_kind(text)}; expected a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RecordError(
-            f"{location}: {place} holds {text[error.start]!a}, half of a character, at {error.start}; expected "
-            "Unicode text",
-            "wrong encoding",
-        ) from None
-    return text.strip()
-
-
-def _join_parts(content: Any) -> Any:
-    """The text of a message whose content is a list of parts, `text` and `image`; other contents unchanged."""
-    if not isinstance(content, list):
-        return content
-    parts = [part if isinstance(part, dict) else {} for part in content]
-    texts = [PLACEHOLDER if part.get("type") == "image" else part.get("text") for part in parts]
-    return content if None in texts else "\n".join(map(str, texts))
+def _describe_place(path: Path, index: int, record_id: str) -> str:
+    """A record's place, for messages."""
+    return f"{show_name(path, 1000)}: record {index} (id '{show_name(record_id, 100)}')"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from being_vl.data.options import SequenceOptions
+from being_vl.data.options import RecordFile, SequenceOptions
 from being_vl.demo import shapesworld
 from being_vl.demo.drawings import DrawingsOptions, draw_all
 from being_vl.demo.exam import ExamOptions, KindScores, table, take_exam
@@ -16,6 +16,7 @@ from being_vl.demo.llm import TinyLlamaOptions, make_llama
 from being_vl.demo.options import DemoOptions
 from being_vl.demo.photos import PhotosOptions, draw_photographs
 from being_vl.options import Options
+from being_vl.outputs import claim_folder, free_locks
 from being_vl.recipes.options import RunOptions
 from being_vl.recipes.recipe import FOLDER, Recipe
 from being_vl.run import Steps, run
@@ -84,6 +85,7 @@ def make_data(options: DataOptions) -> None:
     shapesworld.generate_text(options.out / "text", options.text_scenes, options.seed)
 
 
+@free_locks()
 def demo(options: DemoOptions) -> Path:
     """Run the chain, print its results, and draw figures of them.
 
@@ -94,10 +96,12 @@ def demo(options: DemoOptions) -> Path:
 
     Raises:
         FingerprintError: if `options.out` holds a demo of another size or seed, and `overwrite` is not set.
+        OutputError: if it holds anything else, or another process is writing there.
     """
     from being_vl.training.engine import train  # takes seconds to import
 
     torch.set_num_threads(min(MAX_THREADS, torch.get_num_threads()))
+    claim_folder(options.out, "demo")
     out, size = options.out, QUICK_SIZE if options.quick else FULL_SIZE
     steps = Steps(out, options.overwrite)
     # Pictures, and an LLM that has only read text.
@@ -124,8 +128,8 @@ def text_options(llama: TinyLlamaOptions, size: Size, options: DemoOptions) -> T
     )
     return TrainOptions(
         llama.out,
-        [llama.records],
-        options.out / "text",
+        [RecordFile(llama.records)],
+        options.out / "text" / "training",
         stages=[stage],
         seed=options.seed,
         overwrite=options.overwrite,
@@ -137,7 +141,16 @@ def run_options(size: Size, options: DemoOptions) -> RunOptions:
     """The packaged recipe with its paths in the demo's folder."""
     out, seed = options.out, options.seed
     flags = ["--images", out / "train" / "images", "--records", out / "train" / "train.json"]
-    flags += ["--llm", out / "text" / "pretrained", "--out", out, "--train.seed", seed, "--expand.seed", seed]
+    flags += [
+        "--llm",
+        out / "text" / "training" / "pretrained",
+        "--out",
+        out,
+        "--train.seed",
+        seed,
+        "--expand.seed",
+        seed,
+    ]
     flags += ["--overwrite"] * options.overwrite
     recipe = Recipe.find(FOLDER / "demo.yaml").run([str(word) for word in flags])
     if size.stage_steps:

@@ -59,7 +59,7 @@ def draw_all(options: DrawingsOptions) -> None:
     draw_answers(options.out / "answers.png", pictures, questions)
     log = [
         json.loads(line)
-        for folder in ("text", "training")
+        for folder in ("text/training", "training")
         for line in (options.demo / folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     draw_losses(options.out / "losses.png", [entry for entry in log if "loss" in entry])

@@ -8,8 +8,11 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from being_vl.files import write_aside
+from being_vl.files import MANIFEST, list_files_below, write_aside, write_manifest
 from being_vl.options import Options, StrPath
+
+KIND = "llm"
+"""Kind of the manifest of an untrained Llama."""
 
 # No mark between question and answer: the answer follows the word that the question ends in, and so the first
 # attention layer can look that word up. With marks in between, this model's budget does not suffice to learn which
@@ -62,9 +65,10 @@ def make_llama(options: TinyLlamaOptions) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with write_aside(options.out) as folder:
+    with write_aside(options.out, KIND) as folder:
         LlamaForCausalLM(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_manifest(folder, KIND, {"files": sorted({MANIFEST, *list_files_below(folder)})})
 
 
 def word_tokenizer(records: StrPath) -> PreTrainedTokenizerFast:

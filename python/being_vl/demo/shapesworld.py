@@ -8,7 +8,8 @@ belongs.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import pairwise
@@ -20,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from being_vl.errors import OutputError
 from being_vl.files import write_aside, write_json
 from being_vl.options import StrPath
+from being_vl.outputs import read_json
 
 CELL_SIDE = 8
 """In pixels."""
@@ -296,23 +299,50 @@ def generate(
     each record has `kinds`, the kind of each of its questions) and `out/<split>-scenes.json` (image name →
     scene). The same arguments give the same bytes, and picture n does not depend on `count`. Pictures that an earlier
     call with a larger `count` has left are removed.
+
+    Raises:
+        OutputError: if there is a picture of such a name that no earlier call has written.
     """
     out = Path(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
-    records, scenes = [], {}
-    for n in range(count):
+    names = [f"{split}-{n:05d}" for n in range(count)]
+    scenes = {}
+    for n, name in enumerate(names):
+        rng = np.random.default_rng([seed, split == "held-out", n])
+        scenes[f"{name}.png"] = sample_scene(rng, split, max_objects)
+    _clear_pictures(out / "images", scenes.keys(), read_json(out / f"{split}-scenes.json").keys())
+    # The names of the pictures stand there before the pictures do: so they are known if this is interrupted.
+    write_json(out / f"{split}-scenes.json", {name: asdict(scene) for name, scene in scenes.items()})
+    records = []
+    for n, name in enumerate(names):
         rng = np.random.default_rng([seed, split == "held-out", n])
         scene = sample_scene(rng, split, max_objects)
-        name = f"{split}-{n:05d}"
         draw(scene, rng).save(out / "images" / f"{name}.png")
-        scenes[f"{name}.png"] = asdict(scene)
         for category, questions in conversations(scene, rng):
             records.append(_record(name, category, questions, f"{name}.png", "<image>"))
-    for path in (out / "images").glob(f"{split}-*.png"):
-        if path.name not in scenes:
-            path.unlink()
     _write_lines(out / f"{split}.json", records)
-    write_json(out / f"{split}-scenes.json", scenes)
+
+
+def _clear_pictures(folder: Path, names: Iterable[str], old_names: Iterable[str]) -> None:
+    """Remove the pictures of an earlier call that are not written again.
+
+    Args:
+        folder: Of the pictures.
+        names: Those to be written.
+        old_names: Those that an earlier call has written.
+
+    Raises:
+        OutputError: if a name to be written is that of a picture that no earlier call has written.
+    """
+    names, old_names = {*names}, {*old_names}
+    for name in sorted(names - old_names):
+        if (folder / name).exists():
+            raise OutputError(
+                f"{folder / name}: is there, and is no picture of ShapesWorld; choose another folder"
+            )
+    for name in old_names - names:
+        if re.fullmatch(r"[a-z-]+-\d{5,}\.png", name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def generate_text(out: StrPath, count: int, seed: int = 0, max_objects: int = MAX_OBJECTS) -> None:

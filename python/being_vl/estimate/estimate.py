@@ -102,7 +102,7 @@ def read_stages(options: PlanOptions, training: TrainOptions, ranks: int) -> lis
     from being_vl.training.engine import load_sequences
     from being_vl.training.schedule import make_schedules
 
-    has_inputs = all(path.exists() for path in training.records) and training.model.is_dir()
+    has_inputs = all(file.path.exists() for file in training.records) and training.model.is_dir()
     if not options.records and has_inputs:
         lengths = load_sequences(training).lengths
     elif options.records:

@@ -15,7 +15,7 @@ from being_vl.names import show_name
 from being_vl.options import StrPath
 
 if TYPE_CHECKING:
-    from being_vl.images.sources import ImageSource
+    from being_vl.images.encoded import ImageSource
 
 MAX_PATH_LENGTH = 4096
 """Names that are longer are not looked up on disk."""
@@ -79,9 +79,10 @@ class Place(NamedTuple):
 class ImageLookup:
     """Finds the images that names in records mean.
 
-    A relative name means the image of that key. An absolute one means the file, or the image in a file, of that path.
-    Unicode's ways to write the same name are one, and so are paths that links make the same. An absolute name below no
-    root, such as one of data that have moved, means the image whose key ends like it, if its bytes are the same.
+    A relative name means the image of that key; of several, the one beside the file of records. An absolute one means
+    the file, or the image in a file, of that path. Unicode's ways to write the same name are one, and so are paths that
+    links make the same. An absolute name below no root, such as one of data that have moved, means the image whose key
+    ends like it, if its bytes are the same.
 
     Args:
         image_sets: Where to look.
@@ -116,14 +117,18 @@ class ImageLookup:
                 which it names: of two sets, or of one and a file of that name in `folder`.
         """
         is_relative = not name.startswith("/")
-        path = None if is_relative and folder is None else image_path(name, folder or "")
-        places = self._match_keys(name, path) or self._match_unicode(name, path)
-        if path is not None and len(path) > MAX_PATH_LENGTH:
-            path = None
-        places = places or (path and self._match_links(path)) or (path and self._match_content(path))
+        path = None if is_relative and folder is None else image_path(name, os.fspath(folder or ""))
+        places = (
+            self._match_keys(name, path)
+            or self._match_unicode(name, path)
+            or (path and self._match_links(path))
+            or (path and self._match_content(path))
+        )
         if not places:
             raise self._missing_error(name, path)
-        place = self._choose(name, places)
+        # Of several, the one of that key that lies beside the record's file: there both readings of the name agree.
+        agreeing_places = [place for place in places if place.key == name and self.path(place) == path]
+        place = self._choose(name, agreeing_places or places)
         if is_relative and folder is not None and path is not None:
             self._check_neighbour(name, path, folder, place)
         return place
@@ -164,7 +169,7 @@ class ImageLookup:
     def _match_links(self, path: str) -> list[Place]:
         """The images of that path, links resolved."""
         try:
-            real_path = os.path.realpath(path)
+            real_path = os.path.realpath(path) if len(path) <= MAX_PATH_LENGTH else path
         except (OSError, ValueError):
             return []
         keys = (key_below(real_path, prefix) for prefix in self._real_prefixes)
@@ -301,6 +306,8 @@ def _quote(name: str) -> str:
 
 def _find_container(path: str) -> str | None:
     """The file at a path, or the file that holds the image of that path; None if there is neither."""
+    if len(path) > MAX_PATH_LENGTH:
+        return None
     try:
         return next((str(part) for part in (Path(path), *Path(path).parents) if part.is_file()), None)
     except (OSError, ValueError):
@@ -325,4 +332,4 @@ def _list_images(container: str, version: tuple[int, ...]) -> "dict[str, ImageSo
     from being_vl.images.sources import find_images
 
     prefix = folder_prefix(Path(container).parent)
-    return {prefix + key_below(source.key, prefix): source for source in find_images(container)}
+    return {prefix + key_below(source.key, prefix): source for source in find_images(container).sources}

@@ -1,237 +1,411 @@
-"""Where images come from: folders, lists of files, LLaVA JSON, tar files of WebDataset, Parquet and Arrow tables."""
+"""Where images come from: folders, lists of files, files of records, tars, tables.
 
-import json
+What is there is told by its content. Everything that a search comes upon is either a source or left out with a reason.
+"""
+
+import codecs
+import os
+import posixpath
+import re
+import stat
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
 
-from being_vl.errors import ImageError
+from being_vl.account import Account
+from being_vl.errors import ImageError, RecordError
 from being_vl.files import file_version
-from being_vl.images.files import list_image_files
-from being_vl.images.tables import Table, open_table
-from being_vl.images.tars import member_key, read_members
+from being_vl.hub import find_blobs, local_path
+from being_vl.images.encoded import ImageFile, ImageSource, RecordImage, TarMember
+from being_vl.images.files import (
+    EMPTY,
+    NOT_REGULAR,
+    NOT_UTF_8,
+    UNREADABLE,
+    FolderFile,
+    FolderWalk,
+    LeftOut,
+    is_text,
+    open_file,
+    suffix_of,
+)
+from being_vl.images.formats import SUFFIXES, find_format, sniff_other_format
+from being_vl.images.keys import image_key
+from being_vl.images.readers import open_records
+from being_vl.images.references import NAME_BYTES, read_references
+from being_vl.images.rows import NamesColumnError, NoColumnError, find_table_images
+from being_vl.images.tars import list_members
+from being_vl.names import show_name
 from being_vl.options import StrPath
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+HEAD = 512
+"""Bytes at a file's beginning that tell what it is: a tar's first header."""
+MAX_SUFFIXES = 6
+"""Suffixes of files without images that an account names."""
+
+OUTSIDE = "outside the root (taken with allow_outside)"
+COMPRESSED = "compressed (decompress it)"
+POINTER = "a Git LFS pointer (run git lfs pull)"
+CACHE = "a cache of datasets"
+NO_COLUMN = "a table without images"
+NAMES_COLUMN = "a table that names images (give it by itself)"
+BROKEN_TABLE = "a damaged table beside a tar"
+NO_IMAGE_IN_RECORD = "record without an image"
+URL = "a URL (download it)"
+QUOTED = "in quotes (write the bare name)"
+FOLDER = "a folder (list its files)"
+TOO_LONG = "a name too long"
+
+_LISTS = (".txt",)
+_RECORDS = (".json", ".jsonl")
+_TABLES = (".parquet", ".arrow", ".feather", ".ipc")
+_DATASETS_FILES = ("state.json", "dataset_info.json")
+_COMPRESSED = re.compile(
+    rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18|PK\x03\x04|7z\xbc\xaf\x27\x1c|Rar!|\x1f\x9d"
+)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-class ImageSource(Protocol):
-    """One image file, wherever its bytes are; picklable."""
-
-    @property
-    def key(self) -> str:
-        """The image's name, unique in a job."""
-
-    def read(self) -> bytes:
-        """All bytes of the image file.
-
-        Raises:
-            OSError, ImageError: if it cannot be read.
-        """
-
-    @property
-    def fingerprint(self) -> tuple[Any, ...]:
-        """JSON-able values that change with the image, known without reading it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """A file of its own."""
-
-    key: str
-    path: Path
-
-    def read(self) -> bytes:
-        """The file's bytes."""
-        return self.path.read_bytes()
-
-    @property
-    def fingerprint(self) -> tuple[Any, ...]:
-        """Key, size and time of change; the key alone if the file is missing."""
-        return self.key, *file_version(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class TarMember:
-    """A part of an uncompressed tar file, read in place.
+@dataclass(frozen=True)
+class Findings:
+    """What a search for images has come upon.
 
     Args:
-        key: The image's name.
-        path: The tar file.
-        version: The tar file's size and time of change.
-        offset: Where the member's bytes begin in it.
-        size: How many they are.
+        root: Folder that keys are relative to; absolute.
+        sources: The images, in the order of their keys, each of which occurs once.
+        left_out: What is not used, by name.
+        unnamed: Reason → how many things are not used that need no name.
     """
 
-    key: str
-    path: Path
-    version: tuple[int, ...]
-    offset: int
-    size: int
+    root: Path
+    sources: list[ImageSource]
+    left_out: list[LeftOut]
+    unnamed: Counter[str]
 
-    def read(self) -> bytes:
-        """The member's bytes."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.size)
-        if len(data) < self.size:
-            raise ImageError(f"{self.key}: the tar file ends within it")
-        return data
-
-    @property
-    def fingerprint(self) -> tuple[Any, ...]:
-        """Key and place, and the tar file's size and time of change."""
-        return self.key, self.offset, self.size, *self.version
+    def account(self) -> Account:
+        """How many images were found, and what was left out."""
+        reasons = Counter(self.unnamed)
+        for item in self.left_out:
+            reasons[item.reason] += item.count
+        return Account("images", len(self.sources), reasons)
 
 
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    """A row of a Parquet or Arrow file.
+def find_images(
+    path: StrPath, root: StrPath | None = None, allow_outside: bool = False, column: str | None = None
+) -> Findings:
+    """All images that `path` names.
 
-    Args:
-        key: The image's name.
-        table: The file.
-        column: Name of the column with the images.
-        group: Number of the row group or record batch.
-        row: The row's number in it.
-    """
-
-    key: str
-    table: Table
-    column: str
-    group: int
-    row: int
-
-    def read(self) -> bytes:
-        """The image's bytes, or those of the file that the row names."""
-        value = self.table.read_group(self.group, (self.column,))[self.column][self.row].as_py()
-        if isinstance(value, dict):  # datasets' Image: bytes, or a path where they were not embedded
-            path = value.get("path")
-            value = value.get("bytes")
-            if value is None and path:
-                return Path(self.table.path.parent, path).read_bytes()
-        if value is None:
-            raise ImageError(f"{self.key}: holds no image")
-        return bytes(value)
-
-    @property
-    def fingerprint(self) -> tuple[Any, ...]:
-        """Key and column, and the table's size and time of change."""
-        return self.key, self.column, *self.table.version
-
-
-def find_images(path: StrPath, root: StrPath | None = None) -> list[ImageSource]:
-    """All images that `path` names, in the order of their keys.
+    A file's key is its path relative to the root, or its absolute path if it is outside. That of an image in a file is
+    the file's key with the image's place behind it: `TAR/MEMBER`, `TABLE/ROW`, `TABLE/ROW/POSITION` of a list,
+    `FILE.json/RECORD`.
 
     Args:
         path: One of
 
-            - a folder: the image files in it and its subfolders; if there are none, the tar, Parquet and Arrow files;
-            - `.txt`: a list of files, one a line;
-            - `.json`: records of LLaVA JSON, whose `image` is a file or a list of them;
-            - `.tar`: of WebDataset; its members that have an image's suffix;
-            - `.parquet`, `.arrow`: the column of `datasets`' images or, if there is one of them, of binary values.
-
-            Files are keyed by their name in the folder, list or record, members and rows by `FILE.tar/MEMBER` and
-            `FILE.parquet/ROW`.
-        root: Folder that names in a list or records are relative to; the file's own by default.
+            - a folder: all images, tars and tables in it and its subfolders, also behind links;
+            - `.txt`: a list of files, one a line: images, tars and tables;
+            - `.json`, `.jsonl`: records, which name image files or hold images;
+            - an uncompressed tar, such as WebDataset's: its members that are images;
+            - a Parquet or Arrow table of images, or one of records that name image files;
+            - `hf://datasets/OWNER/NAME` and the like: a dataset of the hub, or a part of it; see `local_path`.
+        root: Folder that keys are relative to, and names in a list or in records; by default the folder, or the file's.
+        allow_outside: Take files outside the root that a list, records or a table name.
+        column: Of a table: the column with the images; needed where several could be it.
 
     Raises:
-        ImageError: if there is no image, or a file is damaged as a whole.
+        ImageError: if there is no image, two have the same key, or a file is damaged as a whole.
     """
-    path = Path(path)
-    sources: list[ImageSource] = []
-    if path.is_file():
-        sources += _find_in_file(path, path.parent if root is None else Path(root))
-        if not sources:
-            raise ImageError(f"{path}: names no image")
+    path = local_path(path)
+    if not path.exists():
+        raise ImageError(
+            f"{show_name(path)}: no such file or folder; expected images, or a dataset of the hub as "
+            "hf://datasets/OWNER/NAME"
+        )
+    is_folder = path.is_dir()
+    default_root = path if is_folder else path.parent
+    search = _Search(_absolute(default_root if root is None else local_path(root)), allow_outside, column)
+    if is_folder:
+        search.search_folder(_absolute(path))
     else:
+        search.search_file(_absolute(path.parent) / path.name)
+    if not search.sources:
+        account = Findings(search.root, [], search.left_out, search.counts()).account()
+        raise ImageError(f"{show_name(path)}: no image found; {account.describe()}")
+    sources = [search.sources[key] for key in sorted(search.sources)]
+    return Findings(
+        search.root, sources, sorted(search.left_out, key=lambda item: item.name), search.counts()
+    )
+
+
+def _absolute(folder: Path) -> Path:
+    """A folder's absolute path; its links are kept but those in front of a `..`, which lead elsewhere."""
+    parts = folder.absolute().parts
+    if ".." not in parts:
+        return Path(*parts)
+    count = len(parts) - parts[::-1].index("..")
+    return Path(os.path.realpath(Path(*parts[:count])), *parts[count:])
+
+
+@dataclass
+class _Search:
+    """Collects the images of one job."""
+
+    root: Path
+    allow_outside: bool
+    column: str | None
+    sources: dict[str, ImageSource] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    unnamed: Counter[str] = field(default_factory=Counter)
+    suffixes: Counter[str] = field(default_factory=Counter)
+    keys_left_out: set[str] = field(default_factory=set)
+    folders: dict[str, bool] = field(default_factory=dict)
+    real_root: str = ""
+    blobs: str | None = None
+
+    def __post_init__(self) -> None:
+        self.real_root = posixpath.join(os.path.realpath(self.root), "")
+        self.blobs = find_blobs(self.real_root)
+
+    def counts(self) -> Counter[str]:
+        """Reasons of what is counted only; files without images by their suffixes."""
+        counts = Counter(self.unnamed)
+        for number, (suffix, count) in enumerate(self.suffixes.most_common()):
+            kind = show_name(suffix, 12) or "no suffix"
+            counts[f"not an image ({kind if number < MAX_SUFFIXES else 'other suffixes'})"] += count
+        return counts
+
+    def search_folder(self, folder: Path) -> None:
+        """Take all that is in a folder."""
+        prefix = "" if folder == self.root else image_key(folder, self.root) + "/"
+        walk = FolderWalk(folder)
+        for file in walk.files():
+            key = prefix + file.name
+            if suffix_of(key) in SUFFIXES:
+                self.add(ImageFile(key, file.path, file.version))
+                continue
+            try:
+                self.add_sniffed(key, file)
+            except NoColumnError:
+                self.leave(key, NO_COLUMN)
+            except NamesColumnError:
+                self.leave(key, NAMES_COLUMN)
+        self.left_out += (
+            walk.left_out
+            if not prefix
+            else [LeftOut(prefix + item.name, item.reason, item.detail, item.count) for item in walk.left_out]
+        )
+
+    def search_file(self, path: Path) -> None:
+        """Take what a file holds or names."""
+        suffix = suffix_of(path.name)
+        if suffix in _LISTS:
+            self.add_list(path)
+        elif suffix in _RECORDS:
+            self.add_records(path)
+        else:
+            key = image_key(path, self.root)
+            if suffix in SUFFIXES:
+                raise _kind_error(path)
+            num_sources = len(self.sources)
+            try:
+                self.add_sniffed(key, FolderFile(key, str(path), _version(path)))
+            except NamesColumnError:
+                self.add_records(path)
+            if self.suffixes[suffix] and len(self.sources) == num_sources:
+                raise _kind_error(path)
+
+    def add(self, source: ImageSource) -> None:
+        """Take an image.
+
+        Raises:
+            ImageError: if another one has the same key.
+        """
+        other = self.sources.setdefault(source.key, source)
+        if other is not source and other != source:
+            raise ImageError(
+                f"{show_name(source.key)}: the key of two images, in {show_name(other.place)} and "
+                f"{show_name(source.place)}; quantize them into two folders, or rename one"
+            )
+
+    def leave(self, name: str, reason: str, detail: str = "") -> None:
+        """Leave something out, by its name."""
+        self.left_out.append(LeftOut(name, reason, detail))
+
+    def add_sniffed(self, key: str, file: FolderFile) -> None:
+        """Take a file that is not named as an image: an image, a tar, a table, or nothing of these."""
         try:
-            sources += (ImageFile(key, path / key) for key in list_image_files(path))
-        except ImageError:
-            for container in (p for p in path.rglob("*") if p.suffix in CONTAINERS):
-                sources += CONTAINERS[container.suffix](container, container.relative_to(path).as_posix())
-            if not sources:
+            with open_file(file.path) as stream:
+                head = stream.read(HEAD)
+        except OSError as error:
+            self.leave(key, UNREADABLE, error.strerror or "")
+            return
+        suffix = suffix_of(file.path)
+        if head.startswith(b"version https://git-lfs"):
+            self.leave(key, POINTER)
+        elif head[257:262] == b"ustar" or (suffix == ".tar" and not _COMPRESSED.match(head)):
+            self.add_tar(key, file)
+        elif head.startswith((b"PAR1", b"ARROW1")) or suffix in _TABLES:
+            self.add_table(key, file)
+        elif _COMPRESSED.match(head):
+            self.leave(key, COMPRESSED)
+        elif find_format(head, file.path):
+            self.add(ImageFile(key, file.path, file.version))
+        elif other_format := sniff_other_format(head):
+            self.leave(key, f"{other_format}, a format that is not read")
+        else:
+            self.suffixes[suffix] += 1
+
+    def add_tar(self, key: str, file: FolderFile) -> None:
+        """Take the images in a tar."""
+        try:
+            listing = list_members(file.path)
+        except (tarfile.TarError, OSError) as error:
+            reason = show_name(getattr(error, "strerror", None) or error)
+            raise ImageError(f"{file.path}: not a complete uncompressed tar file ({reason})") from None
+        for member in listing.members:
+            if not member.is_image:
+                self.suffixes[suffix_of(member.name)] += 1
+            elif not member.size:
+                self.leave(f"{key}/{member.name}", EMPTY)
+            else:
+                name = f"{key}/{member.name}"
+                self.add(TarMember(name, file.path, file.version, member.offset, member.size))
+        self.left_out += (LeftOut(f"{key}/{name}", reason) for name, reason in listing.left_out)
+
+    def add_table(self, key: str, file: FolderFile) -> None:
+        """Take the images in a table, but of the caches that `datasets` keeps beside its own."""
+        path = Path(file.path)
+        is_cache_name = path.name.startswith("cache-") and path.suffix == ".arrow"
+        if is_cache_name and any((path.parent / name).exists() for name in _DATASETS_FILES):
+            self.leave(key, CACHE)
+            return
+        try:
+            images = list(find_table_images(path, key, self.column, self.check_file))
+        except (NoColumnError, NamesColumnError):
+            raise
+        except ImageError as error:
+            if not path.with_suffix(".tar").exists():
                 raise
-    return sorted(sources, key=lambda source: source.key)
+            self.leave(key, BROKEN_TABLE, str(error))
+            return
+        for image in images:
+            if isinstance(image, LeftOut):
+                self.left_out.append(image)
+            else:
+                self.add(image)
+
+    def add_list(self, path: Path) -> None:
+        """Take the files that a list names, one a line."""
+        for line in _read_lines(path):
+            name = line.removeprefix("file://")
+            if _URL.match(name):
+                self.leave(name, URL)
+            elif (
+                len(name) > 2 and name[0] == name[-1] and name[0] in "\"'" and not (self.root / name).exists()
+            ):
+                self.leave(name, QUOTED)
+            else:
+                self.add_named(name)
+
+    def add_records(self, path: Path) -> None:
+        """Take the images that records name or hold."""
+        version = _version(path)
+        key = image_key(path, self.root)
+        container = f"{path}/"
+        try:
+            reader = open_records(path)
+        except RecordError as error:
+            raise ImageError(str(error)) from None
+        for index, item in enumerate(reader.read(0, len(reader))):
+            location = f"{path}: record {index}"
+            try:
+                if isinstance(item, RecordError):
+                    raise item
+                if not isinstance(item, dict):
+                    raise RecordError(f"{location}: no JSON object; expected a record")
+                references = read_references(item, location, path, index)
+            except RecordError as error:
+                self.leave(f"{key}: record {index}", error.kind, show_name(error, 500))
+                continue
+            self.unnamed[NO_IMAGE_IN_RECORD] += not references
+            for position, reference in enumerate(references):
+                if reference.name.startswith(container):
+                    name = image_key(reference.name, self.root)
+                    self.add(RecordImage(name, str(path), version, index, position))
+                else:
+                    self.add_named(reference.name)
+
+    def add_named(self, name: str) -> None:
+        """Take a file that a list or a record names; one that is not there is a source that cannot be read."""
+        if not is_text(name) or len(name) > NAME_BYTES:
+            self.leave(show_name(name), TOO_LONG if is_text(name) else NOT_UTF_8)
+            return
+        key = image_key(name, self.root)
+        if key in self.sources or key in self.keys_left_out:
+            return
+        path = posixpath.join(self.root, key)
+        if reason := self.check_file(path):
+            self.keys_left_out.add(key)
+            self.leave(name, reason)
+            return
+        version = _version(path)
+        if len(version) == 2 and suffix_of(path) in (".tar", *_TABLES):
+            self.add_sniffed(key, FolderFile(key, path, version))
+        else:
+            self.add(ImageFile(key, path, version))
+
+    def check_file(self, path: str) -> str:
+        """Why a file that is named somewhere is left out; empty if it is not, or is missing."""
+        if not self.allow_outside and not self._is_inside(path):
+            return OUTSIDE
+        try:
+            status = Path(path).stat()
+        except (OSError, ValueError):
+            return ""
+        if stat.S_ISDIR(status.st_mode):
+            return FOLDER
+        if not stat.S_ISREG(status.st_mode):
+            return NOT_REGULAR
+        return "" if status.st_size else EMPTY
+
+    def _is_inside(self, path: str) -> bool:
+        """Whether a file is below the root, also when links are followed."""
+        folder = posixpath.dirname(path)
+        if folder not in self.folders:
+            real_folder = posixpath.join(os.path.realpath(folder), "")
+            self.folders[folder] = real_folder.startswith(self.real_root)
+        if not self.folders[folder] or image_key(path, self.root).startswith("/"):
+            return False
+        if not Path(path).is_symlink():
+            return True
+        real_path = os.path.realpath(path)
+        return real_path.startswith(self.real_root) or bool(self.blobs and real_path.startswith(self.blobs))
 
 
-def _find_in_file(path: Path, root: Path) -> Iterator[ImageSource]:
-    """The images that a file holds or names."""
-    if path.suffix in CONTAINERS:
-        return CONTAINERS[path.suffix](path, path.name)
-    if path.suffix not in LISTS:
-        raise ImageError(
-            f"{path}: expected a folder or a file that ends in {', '.join([*LISTS, *CONTAINERS])}; for one image give "
-            "its folder"
-        )
+def _version(path: StrPath) -> tuple[int, ...]:
     try:
-        names = LISTS[path.suffix](path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ImageError(f"{path}: names of images cannot be read from it ({error})") from None
-    return (ImageFile(key, root / key) for key in dict.fromkeys(names))
+        return file_version(path)
+    except ValueError:  # no file can have that name
+        return ()
 
 
-def _names_in_list(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _read_lines(path: Path) -> Iterator[str]:
+    """The lines of a list that are not blank; UTF-8 or, with its mark, UTF-16."""
+    with open_file(path) as file:
+        data = file.read()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", "replace")
+    else:
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    if "\0" in text:
+        raise ImageError(f"{path}: no text; expected a list of files, one a line")
+    return (line.strip() for line in text.split("\n") if not line.isspace() and line)
 
 
-def _names_in_records(text: str) -> list[str]:
-    images = (record.get("image", []) for record in json.loads(text))
-    return [name for image in images for name in ([image] if isinstance(image, str) else image)]
-
-
-def _tar_members(path: Path, tar_name: str) -> Iterator[ImageSource]:
-    version = file_version(path)
-    try:
-        with path.open("rb") as file:
-            for member in read_members(file):
-                if key := member_key(tar_name, member):
-                    yield TarMember(key, path, version, member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise ImageError(f"{path}: not a complete uncompressed tar file ({error})") from None
-
-
-def _table_rows(path: Path, table_name: str) -> Iterator[ImageSource]:
-    import pyarrow as pa
-
-    try:
-        table = open_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ImageError(f"{path}: not a complete table ({error})") from None
-    column = _image_column(path, table.schema)
-    number = 0
-    for group, size in enumerate(table.group_sizes):
-        for row in range(size):
-            yield TableRow(table.row_key(table_name, number), table, column, group, row)
-            number += 1
-
-
-def _image_column(path: Path, schema: "pa.Schema") -> str:
-    """The column of `datasets`' images (structs with `bytes`), or else that of binary values."""
-    import pyarrow as pa
-
-    struct_columns = [
-        f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0
-    ]
-    binary_columns = [
-        f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)
-    ]
-    columns = struct_columns or binary_columns
-    if len(columns) != 1:
-        raise ImageError(
-            f"{path}: expected one column of images, that is of binary values or of structs with a field bytes; found "
-            f"{', '.join(columns) or 'none'} in {', '.join(schema.names)}"
-        )
-    return str(columns[0])
-
-
-LISTS: dict[str, Callable[[str], list[str]]] = {".txt": _names_in_list, ".json": _names_in_records}
-CONTAINERS: dict[str, Callable[[Path, str], Iterator[ImageSource]]] = {
-    ".tar": _tar_members,
-    ".parquet": _table_rows,
-    ".arrow": _table_rows,
-}
+def _kind_error(path: Path) -> ImageError:
+    ends = ", ".join([*_LISTS, *_RECORDS, ".tar", ".parquet", ".arrow"])
+    return ImageError(
+        f"{show_name(path)}: expected a folder or a file that ends in {ends}; for one image give its folder"
+    )

@@ -12,6 +12,7 @@ from being_vl.launch.shell import forwarded_environment, shell_line
 from being_vl.launch.slurm import slurm_script, submit_job
 from being_vl.launch.torchrun import node_command
 from being_vl.recipes.recipe import Recipe
+from being_vl.training.fingerprint import check_output
 from being_vl.training.options import TrainOptions
 
 
@@ -28,10 +29,12 @@ def launch(options: LaunchOptions) -> str:
     Raises:
         ConfigError: if hostfile, master and numbers do not fit together, a tool is missing, or the recipe is wrong.
         ModelError, RecordError: if the recipe's model or records are missing.
+        OutputError: if the training's folder holds anything else.
     """
     recipe = Recipe.find(options.recipe)
     training = recipe.training(options.overrides)
     check_inputs(recipe, training)
+    check_output(training)
     flags = _train_flags(options, recipe, training)
     if options.launcher == "slurm":
         script = slurm_script(options, training, flags)
@@ -64,9 +67,9 @@ def check_inputs(recipe: Recipe, training: TrainOptions) -> None:
                 f"{training.model}: there is no model yet; `being-vl run {recipe.name} --until expand` makes it"
             )
         raise ModelError(f"{training.model}: no config.json; expected the folder of a causal LM")
-    for path in training.records:
-        if not path.exists():
-            raise RecordError(f"{path}: there is no such file of records")
+    for file in training.records:
+        if not file.path.exists():
+            raise RecordError(f"{file.path}: there is no such file of records")
     for grids in training.grids:
         if not (grids / MANIFEST).is_file():
             raise ConfigError(f"{grids}: no {MANIFEST}; expected a folder that `being-vl quantize` finished")

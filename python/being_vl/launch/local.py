@@ -4,10 +4,13 @@ import logging
 import os
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from being_vl.errors import BeingVLError
 from being_vl.files import MANIFEST, to_jsonable, write_json
 from being_vl.launch.torchrun import local_command
+from being_vl.outputs import check_file, read_json
 from being_vl.quantizer.options import QuantizeOptions
 from being_vl.quantizer.training.options import QuantizerTrainOptions
 from being_vl.training.options import TrainOptions
@@ -33,8 +36,11 @@ def train_on_ranks(options: TrainOptions, ranks: int | None = None, device: str 
 
         train(options)
         return
+    from being_vl.training.fingerprint import check_output
+
+    check_output(options)
     path = options.out / "options.json"
-    write_json(path, to_jsonable(options))
+    _write_options(path, options)
     _run_ranks(["train", "--recipe", str(path)], ranks, gpus)
     if not (options.out / options.stages[-1].name / MANIFEST).is_file():
         raise SystemExit(0)
@@ -58,7 +64,7 @@ def quantize_on_ranks(options: QuantizeOptions, ranks: int | None = None) -> Non
         quantize(options)
         return
     path = options.out.with_name(f"{options.out.name}.options.json")
-    write_json(path, to_jsonable(options))
+    _write_options(path, options)
     _run_ranks(["quantize", "--recipe", str(path)], ranks, {})
 
 
@@ -81,8 +87,19 @@ def train_quantizer_on_ranks(options: QuantizerTrainOptions, ranks: int | None =
         train_quantizer(options)
         return
     path = options.out.with_name(f"{options.out.name}.options.json")
-    write_json(path, to_jsonable(options))
+    _write_options(path, options)
     _run_ranks(["quantizer", "train", "--recipe", str(path)], ranks, {})
+
+
+def _write_options(path: Path, options: Any) -> None:
+    """Write the options of a job for its ranks.
+
+    Raises:
+        OutputError: if there is a file that holds anything else.
+    """
+    values = to_jsonable(options)
+    check_file(path, lambda file: read_json(file).keys() == values.keys(), "file of such options")
+    write_json(path, values)
 
 
 def count_ranks(device: str) -> int:

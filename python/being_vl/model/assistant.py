@@ -90,7 +90,7 @@ class Assistant:
         Args:
             prompts: Questions, or dialogues that end with one. Where a question holds no `<image>`, its images come
                 in front.
-            images: The images of each prompt, in order, or their grids, made by the model's quantizer.
+            images: The images of each prompt, in order, their files, or their grids, made by the model's quantizer.
             max_new_tokens: Longest answer in tokens.
             temperature: 0 takes the likeliest token each time; above, tokens are drawn.
             top_p: Draw only from the likeliest tokens that together have this probability.
@@ -102,7 +102,8 @@ class Assistant:
 
         Raises:
             ConfigError: if the numbers of prompts and of image lists differ, or an option is out of range.
-            RecordError: if a prompt has placeholders, but not as many as images.
+            RecordError: if a prompt has placeholders, but not as many as images, or an image is of another type.
+            ImageError: if an image file cannot be read.
             GridError: if a grid has ids outside the codebook.
             ModelError: if a prompt and its answer may be longer than the model's positions.
         """

@@ -19,8 +19,16 @@ from torch.nn import functional as F
 from transformers import AddedToken
 
 from being_vl.data.chat import DEFAULT_TEMPLATE, ChatFormat
-from being_vl.errors import ConfigError, FingerprintError, ModelError, QuantizerError
-from being_vl.files import MANIFEST, read_manifest, sha256, write_aside, write_manifest
+from being_vl.errors import FingerprintError, ModelError, QuantizerError
+from being_vl.files import (
+    MANIFEST,
+    check_replaceable,
+    list_files_below,
+    resolve_link,
+    sha256,
+    write_aside,
+    write_manifest,
+)
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, compute_fingerprint, write_fingerprint
 from being_vl.layout import LAYOUT_FILE, TOKEN_PREFIX, VOCABULARY_FILE, VocabularyLayout, num_text_tokens
 from being_vl.model.options import ExpandOptions
@@ -28,6 +36,7 @@ from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, BeingVLPr
 from being_vl.model.rows import describe_rows, find_codebook, make_rows
 from being_vl.model.weights import GGUF, CausalLM, find_file, list_files, load_config, open_llm, save_weights
 from being_vl.options import StrPath, fixed_options
+from being_vl.outputs import check_folder, free_locks, lock_file
 from being_vl.progress import show_log_lines
 from being_vl.quantizer.base import Quantizer, load_quantizer
 from being_vl.quantizer_names import check_same_quantizer
@@ -35,6 +44,8 @@ from being_vl.tokenizer.visual_bpe import VisualBPE
 
 log = logging.getLogger(__name__)
 
+KIND = "model"
+"""Kind of the manifest of an expanded model."""
 GENERATION = "generation_config.json"
 COMPANIONS = (
     *(
@@ -51,6 +62,7 @@ COMPANIONS = (
 
 
 @show_log_lines()
+@free_locks()
 def expand(options: ExpandOptions) -> VocabularyLayout:
     """Add rows for BOI, EOI, the codebook and the merges to a causal LM (the paper's section 3.4).
 
@@ -72,8 +84,9 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
         QuantizerError: if the vocabulary was made for another quantizer, naming both; or the quantizer does not show
             the vectors that init `codebook` needs.
         FingerprintError: if `out` holds a model that was expanded with other options or inputs, unless `overwrite`.
-        ConfigError: if `out` holds anything else than an expanded model.
+        OutputError: if `out` holds anything else than an expanded model, or another process is writing it.
     """
+    check_folder(options.out, KIND, inputs=[options.llm, options.vocabulary, options.quantizer])
     # Check that the parts belong together.
     check_llm(options.llm)
     bpe = VisualBPE.load(options.vocabulary)
@@ -82,6 +95,7 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     codebook = find_codebook(quantizer) if options.init == "codebook" else None
 
     # Keep what an earlier call has finished.
+    lock_file(options.out)
     fields = _fingerprint_fields(options, quantizer)
     if _is_finished(options.out, fields, options.overwrite):
         log.info("%s: finished before, kept", options.out)
@@ -97,7 +111,7 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     new_rows, statistics = _make_new_rows(llm, bpe, codebook, layout, options)
 
     # Write the folder; it appears when it is complete.
-    with write_aside(options.out) as folder:
+    with write_aside(options.out, KIND) as folder:
         folder.mkdir()
         _write_model(folder, llm, new_rows, layout.rows, options.llm)
         BeingVLProcessor(llm.tokenizer, layout, bpe, quantizer).save_pretrained(folder)
@@ -107,15 +121,16 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
             "vocabulary_sha256": sha256(options.vocabulary),
             "layout": dataclasses.asdict(layout),
             "rows": statistics,
-            "files": sorted([MANIFEST, *(path.name for path in folder.iterdir())]),
+            "files": sorted({MANIFEST, *list_files_below(folder)}),
         }
-        write_manifest(folder, "model", manifest)
+        write_manifest(folder, KIND, manifest)
     return layout
 
 
 def _fingerprint_fields(options: ExpandOptions, quantizer: Quantizer) -> dict[str, Any]:
     """What an expanded model follows from; of the LLM the names, sizes and times of change of its files."""
     return fixed_options(options) | {
+        "kind": KIND,
         "llm_files": compute_fingerprint(list_files(options.llm))[:16],
         "vocabulary_sha256": sha256(options.vocabulary),
         "quantizer": quantizer.fingerprint,
@@ -127,23 +142,15 @@ def _is_finished(out: Path, fields: dict[str, Any], overwrite: bool) -> bool:
 
     Raises:
         FingerprintError: if it holds a model that was expanded with other options or inputs, unless `overwrite`.
-        ConfigError: if it holds anything that `expand` did not write.
+        OutputError: if it holds anything that `expand` did not write.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    if not (out / FINGERPRINT).is_file() or not (out / LAYOUT_FILE).is_file():
-        raise ConfigError(f"{out}: exists and is not an expanded model; choose another folder for the output")
     try:
-        return check_fingerprint(out / FINGERPRINT, fields)
+        if check_folder(out, KIND) and check_fingerprint(out / FINGERPRINT, fields):
+            return True
     except FingerprintError:
         if not overwrite:
             raise
-    foreign_names = {path.name for path in out.iterdir()} - set(read_manifest(out, "model")["files"])
-    if foreign_names:
-        raise ConfigError(
-            f"{out}: holds {', '.join(sorted(foreign_names))} besides the expanded model; move that away, or choose "
-            "another folder for the output"
-        )
+    check_replaceable(resolve_link(out), KIND)
     return False
 
 

@@ -26,8 +26,8 @@ from being_vl.tokenizer.visual_bpe import VisualBPE
 QUANTIZER_FOLDER = "quantizer"
 PROCESSOR_FILE = "processor_config.json"
 
-ImageInput = Image.Image | NDArray[np.integer[Any]]
-"""An image, or its grid of ids (height, width)."""
+ImageInput = Image.Image | NDArray[np.integer[Any]] | StrPath
+"""An image, its grid of ids (height, width), or the path of an image file."""
 Message = Mapping[str, Any]
 """`role`, and as `content` a text or parts: `{"type": "text", "text": …}`, `{"type": "image", "image": …}`."""
 
@@ -85,18 +85,20 @@ class BeingVLProcessor:
 
         Args:
             chats: Where a question holds no `<image>`, its images come in front.
-            images: The images of each, in order, or their grids, made by the model's quantizer.
+            images: The images of each, in order, their files, or their grids, made by the model's quantizer.
 
         Returns:
             int64, (length,) each.
 
         Raises:
-            RecordError: if placeholders and images differ in number, or turns do not alternate.
+            RecordError: if placeholders and images differ in number, turns do not alternate, or an image is of another
+                type.
+            ImageError: if a file cannot be read.
             GridError: if a grid has ids outside the codebook.
         """
         # Quantize all images together; those that are grids already stay as they are.
-        inputs = [image for chat_images in images for image in chat_images]
-        pixel_images = [image for image in inputs if not isinstance(image, np.ndarray)]
+        inputs = [_load_image(image) for chat_images in images for image in chat_images]
+        pixel_images = [image for image in inputs if isinstance(image, Image.Image)]
         encoded_grids = iter(self.quantizer.encode(pixel_images) if pixel_images else [])
         grids = [image if isinstance(image, np.ndarray) else next(encoded_grids) for image in inputs]
 
@@ -177,6 +179,18 @@ class BeingVLProcessor:
 AutoProcessor.register(BeingVLProcessor.__name__, BeingVLProcessor, exist_ok=True)
 
 
+def _load_image(image: ImageInput) -> Image.Image | NDArray[np.integer[Any]]:
+    """An image or a grid as it is, or the image in a file."""
+    if isinstance(image, Image.Image | np.ndarray):
+        return image
+    if isinstance(image, str | PathLike):
+        return read_image(image)
+    raise RecordError(
+        f"an image is of the type {type(image).__name__}; expected a PIL image, the path of an image file, or a grid "
+        "of ids as a NumPy array"
+    )
+
+
 def _read_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[ImageInput]]:
     """Turns with placeholders, and the images that these stand for."""
     turns, images = [], []
@@ -192,8 +206,7 @@ def _read_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[ImageI
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
             kind = part.get("type")
             if kind == "image" and role == "user" and "image" in part:
-                image = part["image"]
-                images.append(read_image(Path(image)) if isinstance(image, str | PathLike) else image)
+                images.append(part["image"])
                 text += PLACEHOLDER
             elif kind == "text" and PLACEHOLDER not in part["text"]:
                 text += part["text"]

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from being_vl.devices import find_device
 from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import read_manifest, sha256, write_aside
+from being_vl.outputs import check_file
 from being_vl.quantizer.base import load_quantizer
 from being_vl.quantizer.options import GridsDecodeOptions, GridsInfoOptions, GridsVerifyOptions
 from being_vl.quantizer_names import check_same_quantizer, describe_quantizer
@@ -22,6 +24,8 @@ from being_vl.tokenizer.corpus import describe_sizes
 
 GAP = 4
 """Pixels between the images of a sheet."""
+SHEET_MARK = "being-vl grids decode"
+"""What a sheet's file names as the software that made it."""
 
 IdCounts = NDArray[np.int64]
 """How often each id of the codebook occurs, shape (codebook_size,)."""
@@ -149,7 +153,9 @@ def decode(options: GridsDecodeOptions) -> Path:
         ManifestError: if the folder is missing, unfinished or damaged.
         QuantizerError: if the quantizer is not the one that made the grids, naming both, or has no decoder.
         ConfigError: if there is no such key.
+        OutputError: if `out` is anything but a sheet that was drawn before.
     """
+    check_file(options.out, _is_sheet, "sheet of reconstructions", [options.grids, options.quantizer])
     store = GridStore.open(options.grids)
     for key in options.key:
         if key not in store:
@@ -165,8 +171,19 @@ def decode(options: GridsDecodeOptions) -> Path:
     )
     images = [quantizer.decode([store[key]])[0] for key in keys]
     with write_aside(options.out) as temporary_path:
-        _draw_sheet(images, options.side).save(temporary_path, "PNG")
+        text = PngInfo()
+        text.add_text("Software", SHEET_MARK)
+        _draw_sheet(images, options.side).save(temporary_path, "PNG", pnginfo=text)
     return options.out
+
+
+def _is_sheet(path: Path) -> bool:
+    """Whether a file is a sheet that `decode` drew."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == SHEET_MARK
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def _draw_sheet(images: list[Image.Image], side: int) -> Image.Image:

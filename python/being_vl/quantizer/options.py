@@ -12,8 +12,8 @@ class QuantizeOptions(Options):
     """Turn images into a folder of grids.
 
     Args:
-        images: A folder that is searched, with its subfolders, for images or else for tar, Parquet and Arrow files; or
-            one such file, a list of image files (.txt), or LLaVA JSON (.json).
+        images: A folder that is searched, with its subfolders, for images and for tar, Parquet and Arrow files; or one
+            such file, a list of files (.txt), or records (.json, .jsonl).
         out: Folder that the grids are written to. An interrupted job goes on from its last complete shard.
         quantizer: `builtin`, a folder or file of weights, or a hub name such as `zawnpn/being-vq-8k`; `NAME@SIZE` makes
             images SIZE×SIZE pixels instead of the quantizer's own size, `NAME@SIZE:aspect` about as many pixels in
@@ -22,7 +22,10 @@ class QuantizeOptions(Options):
         shard_size: Images per Arrow file.
         max_failed: Share of images, 0 to 1, that may be unreadable before the job stops.
         device: Where the quantizer runs: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, …
-        root: Folder that names in a list or in LLaVA JSON are relative to; the file's own by default.
+        root: Folder that keys, and names in lists and records, are relative to; by default the folder of images, or
+            that of the file.
+        column: Column of tables that holds the images; needed where several could.
+        allow_outside: Read files outside the root that lists, records or tables name.
         workers: Processes that read and decode images ahead of the quantizer; with 0 it waits for each batch.
         engine: `local`, in this process or those of torchrun; `ray`, by actors on a Ray cluster (extra `ray`).
         compile: Compile the encoder, by torch.compile: takes a while at the start, and is faster on a GPU.
@@ -37,6 +40,10 @@ class QuantizeOptions(Options):
     max_failed: float = field(default=0.01, metadata=MAY_CHANGE)
     device: str = field(default="auto", metadata=MAY_CHANGE)
     root: Path | None = None
+    column: str | None = None
+    allow_outside: bool = field(
+        default=False, metadata=MAY_CHANGE
+    )  # the shards tell which images are in them
     workers: int = field(default=2, metadata=MAY_CHANGE)
     engine: Literal["local", "ray"] = field(default="local", metadata=MAY_CHANGE)
     compile: bool = field(default=False, metadata=MAY_CHANGE)

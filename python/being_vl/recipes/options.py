@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from being_vl.data.options import RecordFile
 from being_vl.model.options import ExpandOptions
 from being_vl.options import MAY_CHANGE, Options, check_minimum
 from being_vl.quantizer.options import QuantizeOptions
@@ -29,7 +30,8 @@ class RunOptions(Options):
 
     Args:
         images: Folder of images; records name them by their path in it.
-        records: Files of records to train on.
+        records: Files of records to train on; with `{path: FILE, category: NAME}` the category of the file's records
+            that name none.
         llm: Folder or hub name of the causal LM to expand.
         out: Folder for everything that the run makes.
         train_quantizer: Train a VQ-GAN on the images first, instead of taking `quantizer`.
@@ -48,7 +50,7 @@ class RunOptions(Options):
     """
 
     images: Path
-    records: list[Path]
+    records: list[RecordFile]
     llm: str
     out: Path
     train_quantizer: bool = False

@@ -23,10 +23,14 @@ def shard_path(folder: Path, kind: str, number: int) -> Path:
 
 
 def write_table(path: Path, columns: Mapping[str, pa.Array], metadata: Mapping[str, Any]) -> None:
-    """Write columns as one Arrow IPC file with one record batch; it appears only when complete."""
+    """Write columns as one Arrow IPC file with one record batch into a folder; it appears only when complete."""
     schema_metadata = {METADATA_KEY: json.dumps(dict(metadata)).encode()}
     batch = pa.record_batch(dict(columns)).replace_schema_metadata(schema_metadata)
-    with write_aside(path) as temporary_path, pa.ipc.new_file(str(temporary_path), batch.schema) as writer:
+    # A folder that was deleted meanwhile is not made again: it would lack what the job has written before.
+    with (
+        write_aside(path, make_parents=False) as temporary_path,
+        pa.ipc.new_file(str(temporary_path), batch.schema) as writer,
+    ):
         writer.write_batch(batch)
 
 

@@ -2,7 +2,8 @@
 
 `quantize`, `prepare` and `encode` are such jobs. What is on disk is all that their ranks know of each other:
 
-1. Rank 0 claims the folder: it writes `fingerprint.json` and removes the manifest. The other ranks wait for that.
+1. Rank 0 claims the folder: it takes its lock, writes `fingerprint.json` and removes the manifest. The other ranks wait
+   for that.
 2. Each rank makes every n-th of the shards that are not there yet. A shard appears under its name when it is complete,
    and holds the fingerprint of what it was made from. So a job that is started again keeps those whose inputs are the
    same.
@@ -10,6 +11,7 @@
 """
 
 import json
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -19,15 +21,20 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from being_vl.errors import FingerprintError
-from being_vl.files import MANIFEST, read_manifest, sha256, to_jsonable, write_manifest
+from being_vl.errors import FingerprintError, OutputError
+from being_vl.files import MANIFEST, TEMPORARY, read_manifest, sha256, to_jsonable, write_manifest
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, compute_fingerprint, write_fingerprint
 from being_vl.options import StrPath
+from being_vl.outputs import check_folder, current_job, job_of_lock, lock_folder, unlock_folder
 from being_vl.shards.arrow import read_metadata, shard_path, write_table
 from being_vl.shards.ranks import rank_and_world_size
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.2
 """How often a rank looks for what it waits for from others."""
+LOG_SECONDS = 60.0
+"""How often it says what it waits for."""
 
 Inputs = TypeVar("Inputs")
 
@@ -72,8 +79,9 @@ class ShardedJob(Generic[Inputs]):
 
     Raises:
         FingerprintError: if the folder holds the output, finished or not, of another fingerprint, and `overwrite` is
-            not set; or of another kind of job.
-        ManifestError: if the folder has a manifest of another kind.
+            not set.
+        OutputError: if the folder holds anything else.
+        ManifestError: if the folder's manifest is damaged.
     """
 
     def __init__(
@@ -84,7 +92,8 @@ class ShardedJob(Generic[Inputs]):
         self.fingerprint: dict[str, Any] = to_jsonable({"kind": kind, **fingerprint})
         self.rank, self.world_size = rank_and_world_size()
         self.shards: list[Shard[Inputs]] = []
-        self._names = re.compile(rf"{kind}-\d{{5,}}\.arrow(\.tmp)?")
+        shard_name = rf"{re.escape(kind)}-\d{{5,}}\.arrow"
+        self._names = re.compile(rf"{shard_name}|\.{shard_name}{re.escape(TEMPORARY)}")
         self._check_folder(overwrite)
 
     def add_shard(self, inputs: Inputs, fingerprint: Any) -> None:
@@ -114,13 +123,19 @@ class ShardedJob(Generic[Inputs]):
 
         Returns:
             The shards that this rank has to make: every n-th, but those that are there.
+
+        Raises:
+            OutputError: if another job is writing to the folder, or the folder has become another one's meanwhile.
         """
         if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # Another job may have claimed the folder while this one looked for its inputs.
+            check_folder(self.folder, self.kind)
+            lock_folder(self.folder)
             if not self._is_claimed():
                 write_fingerprint(self.folder / FINGERPRINT, self.fingerprint)
             (self.folder / MANIFEST).unlink(missing_ok=True)
-        while not self._is_claimed():
+        # A lock of another job is one that was killed, or rank 0 is about to be refused.
+        while not (self._is_claimed() and job_of_lock(self.folder) in (None, current_job())):
             time.sleep(POLL_SECONDS)
         return [shard for shard in self.shards[self.rank :: self.world_size] if shard.metadata() is None]
 
@@ -129,13 +144,49 @@ class ShardedJob(Generic[Inputs]):
 
         Returns:
             The metadata of each shard.
+
+        Raises:
+            OutputError: if the folder, or a shard that this rank has made, was deleted or replaced meanwhile.
         """
-        results = []
-        for shard in self.shards:
-            while (metadata := shard.metadata()) is None:
-                time.sleep(POLL_SECONDS)
-            results.append(metadata)
-        return results
+        results: dict[Path, dict[str, Any]] = {}
+        next_line = time.monotonic() + LOG_SECONDS
+        while True:
+            # Look for those that have come, and at whether those of this rank are still there.
+            names = {path.name for path in self._files()}
+            for shard in self.shards:
+                if shard.path not in results and shard.path.name in names and (metadata := shard.metadata()):
+                    results[shard.path] = metadata
+            missing_shards = [shard for shard in self.shards if shard.path not in results]
+            if not missing_shards:
+                return [results[shard.path] for shard in self.shards]
+            self._check_progress(names, missing_shards)
+            if time.monotonic() > next_line:
+                log.info(
+                    "%s: waiting for %d shards of other ranks, such as %s",
+                    *(self.folder, len(missing_shards), missing_shards[0].path.name),
+                )
+                next_line += LOG_SECONDS
+            time.sleep(POLL_SECONDS)
+
+    def _check_progress(self, names: set[str], missing_shards: Sequence[Shard[Inputs]]) -> None:
+        """Refuse to wait for what does not come any more.
+
+        Args:
+            names: Of the shards in the folder.
+            missing_shards: Those of all ranks that are not there, or are no shards of this job.
+
+        Raises:
+            OutputError: if the folder is another job's now, or none at all, or has lost a shard of this rank.
+        """
+        if not self._is_claimed():
+            raise OutputError(
+                f"{self.folder}: was deleted or replaced while the job was running; start it again"
+            )
+        missing_paths = {shard.path for shard in missing_shards}
+        for shard in self.shards[self.rank :: self.world_size]:
+            if shard.path.name not in names or shard.path in missing_paths:
+                fault = "damaged" if shard.path.name in names else "deleted"
+                raise OutputError(f"{shard.path}: was {fault} after it was made; start the job again")
 
     def publish(self, counts: Sequence[str], fields: Mapping[str, Any]) -> dict[str, int]:
         """Wait for all shards, remove those that earlier jobs have left, and write the manifest; for rank 0.
@@ -161,18 +212,15 @@ class ShardedJob(Generic[Inputs]):
             entries.append({"file": shard.path.name, **numbers, **hashes})
         content = {**totals, **fields, "fingerprint": self.fingerprint, "shards": entries}
         write_manifest(self.folder, self.kind, content)
+        unlock_folder(self.folder)
         return totals
 
     def _check_folder(self, overwrite: bool) -> None:
         """Refuse a folder whose content this job must not replace."""
         # Of another kind of job nothing is replaced, whatever the options say.
+        check_folder(self.folder, self.kind)
         if (self.folder / MANIFEST).is_file():
             read_manifest(self.folder, self.kind)
-        stored_fields = self._read_fingerprint()
-        if stored_fields and stored_fields.get("kind") != self.kind:
-            raise FingerprintError(
-                f"{self.folder}: holds what another kind of job made; choose another folder"
-            )
         if overwrite:
             return
         has_fingerprint = check_fingerprint(self.folder / FINGERPRINT, self.fingerprint)

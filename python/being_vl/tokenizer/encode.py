@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from being_vl.files import read_manifest, sha256
 from being_vl.options import fixed_options
+from being_vl.outputs import check_folder, free_locks
 from being_vl.progress import progress_bar, show_log_lines
 from being_vl.quantizer_names import check_same_quantizer
 from being_vl.shards import grids
@@ -24,6 +25,7 @@ KIND = "tokens"
 
 
 @show_log_lines()
+@free_locks()
 def encode_grids(options: EncodeOptions) -> None:
     """Encode all grids of a folder, shard by shard.
 
@@ -37,7 +39,9 @@ def encode_grids(options: EncodeOptions) -> None:
         QuantizerError: if the vocabulary was made for another quantizer, naming both.
         FingerprintError: if `out` holds tokens of another vocabulary or another folder of grids, and `overwrite` is
             not set.
+        OutputError: if `out` holds anything else, or another process is writing there.
     """
+    check_folder(options.out, KIND, inputs=[options.grids, options.vocabulary])
     # Open grids and vocabulary, and see that they belong together.
     store, bpe = grids.GridStore.open(options.grids), VisualBPE.load(options.vocabulary)
     check_same_quantizer(

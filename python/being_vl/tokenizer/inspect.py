@@ -13,6 +13,7 @@ import numpy as np
 from being_vl.errors import ConfigError
 from being_vl.files import sha256
 from being_vl.options import fixed_options
+from being_vl.outputs import free_locks
 from being_vl.tokenizer.corpus import open_grids, split_block
 from being_vl.tokenizer.options import (
     MergeStatsOptions,
@@ -20,7 +21,7 @@ from being_vl.tokenizer.options import (
     VocabularyShowOptions,
     VocabularyTruncateOptions,
 )
-from being_vl.tokenizer.output import VocabularyOutput
+from being_vl.tokenizer.output import VocabularyOutput, check_vocabulary_output
 from being_vl.tokenizer.report import cells_per_token, merge_statistics
 from being_vl.tokenizer.visual_bpe import VisualBPE
 
@@ -33,13 +34,16 @@ MAX_CELLS = 1 << 16
 """Most cells of a token that is asked for."""
 
 
+@free_locks()
 def import_vocabulary(options: VocabularyImportOptions) -> VisualBPE:
     """Turn a vocabulary that Being-VL-0.5 published into a vocabulary file.
 
     Raises:
         VocabularyError: if it is anything but a pickled list of merges; nothing in it is executed.
         FingerprintError: if `options.out` holds another vocabulary, unless `options.overwrite`.
+        OutputError: if it is anything else, or another process is writing it.
     """
+    check_vocabulary_output(options.out, [options.vocabulary])
     bpe = VisualBPE.load_published(options.vocabulary, options.codebook_size)
     fields = {"command": "vocab import", "vocabulary_sha256": sha256(options.vocabulary)} | fixed_options(
         options
@@ -54,6 +58,7 @@ def import_vocabulary(options: VocabularyImportOptions) -> VisualBPE:
     return bpe
 
 
+@free_locks()
 def truncate_vocabulary(options: VocabularyTruncateOptions) -> VisualBPE:
     """Keep the first merges.
 
@@ -61,7 +66,9 @@ def truncate_vocabulary(options: VocabularyTruncateOptions) -> VisualBPE:
         VocabularyError: if the vocabulary cannot be read.
         BeingVLError: if it has fewer merges.
         FingerprintError: if `options.out` holds another vocabulary, unless `options.overwrite`.
+        OutputError: if it is anything else, or another process is writing it.
     """
+    check_vocabulary_output(options.out, [options.vocabulary])
     bpe = VisualBPE.load(options.vocabulary).truncate(options.merges)
     fields = {"command": "vocab truncate", "vocabulary_sha256": sha256(options.vocabulary)} | fixed_options(
         options

@@ -1,16 +1,48 @@
 """The file that a command writes a vocabulary to, and the files beside it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from being_vl.errors import ConfigError, FingerprintError, VocabularyError
+from being_vl.errors import FingerprintError
 from being_vl.fingerprints import check_fingerprint, write_fingerprint
 from being_vl.options import StrPath
+from being_vl.outputs import check_file, lock_file, read_json
 from being_vl.tokenizer.visual_bpe import VisualBPE
 
 log = logging.getLogger(__name__)
+
+_CONTENTS = {
+    "": ("vocabulary", {"format", "merges", "base_vocab_size"}),
+    ".partial": ("vocabulary", {"format", "merges", "base_vocab_size"}),
+    ".report": ("report on a vocabulary", {"vocabulary", "num_merges", "statistics"}),
+    ".fingerprint": ("fingerprint of a vocabulary", {"kind"}),
+}
+"""Between a vocabulary's name and `.json`: what such a file is called, and keys that it has."""
+
+
+def check_vocabulary_output(path: StrPath, inputs: Iterable[StrPath] = ()) -> None:
+    """Refuse a path as that of a vocabulary if there is anything else, also under the names of the files beside it.
+
+    Args:
+        path: The vocabulary's file.
+        inputs: What it is made from.
+
+    Raises:
+        OutputError: if it is refused.
+    """
+    for part, (what, keys) in _CONTENTS.items():
+
+        def has_keys(file: Path, keys: set[str] = keys) -> bool:
+            return keys <= read_json(file).keys()
+
+        check_file(_path_beside(Path(path), part) if part else path, has_keys, what, inputs)
+
+
+def _path_beside(path: Path, part: str) -> Path:
+    """The path of a file beside a vocabulary's; `part` stands between the name and `.json`."""
+    return path.with_name(f"{path.stem}{part}.json")
 
 
 class VocabularyOutput:
@@ -27,18 +59,18 @@ class VocabularyOutput:
 
     Raises:
         FingerprintError: if there is one that follows from others, or it is not known from what; unless `overwrite`.
-        ConfigError: if `path` is a folder, or a file to replace is no vocabulary.
+        OutputError: if there is anything else, or another process is writing it.
     """
 
     def __init__(self, path: StrPath, fields: Mapping[str, Any], overwrite: bool) -> None:
         path = Path(path)
-        if path.is_dir():
-            raise ConfigError(f"{path} is a folder; expected the name of a file")
+        check_vocabulary_output(path)
+        lock_file(path)
         self.path = path
-        self.partial_path = path.with_name(path.stem + ".partial.json")
-        self.report_path = path.with_name(path.stem + ".report.json")
-        self._fingerprint_path = path.with_name(path.stem + ".fingerprint.json")
-        self._fields = fields
+        self.partial_path = _path_beside(path, ".partial")
+        self.report_path = _path_beside(path, ".report")
+        self._fingerprint_path = _path_beside(path, ".fingerprint")
+        self._fields = {"kind": "vocabulary", **fields}
         try:
             self._check()
         except FingerprintError:
@@ -90,11 +122,6 @@ class VocabularyOutput:
             )
 
     def _remove(self) -> None:
-        """Delete the vocabulary of another job; a file of unknown origin only if it is a vocabulary."""
-        if self.path.exists() and not self._fingerprint_path.exists():
-            try:
-                VisualBPE.load(self.path)
-            except VocabularyError as error:
-                raise ConfigError(f"{error}; a file that is no vocabulary is not overwritten") from None
+        """Delete the vocabulary of another job."""
         for path in (self.path, self.partial_path, self.report_path, self._fingerprint_path):
             path.unlink(missing_ok=True)

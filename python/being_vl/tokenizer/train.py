@@ -7,6 +7,7 @@ from typing import Any
 from being_vl.errors import GridError
 from being_vl.files import write_json
 from being_vl.options import fixed_options
+from being_vl.outputs import free_locks
 from being_vl.progress import progress_bar, show_log_lines
 from being_vl.tokenizer.corpus import (
     Corpus,
@@ -17,7 +18,7 @@ from being_vl.tokenizer.corpus import (
     open_grids,
 )
 from being_vl.tokenizer.options import VocabularyOptions
-from being_vl.tokenizer.output import VocabularyOutput
+from being_vl.tokenizer.output import VocabularyOutput, check_vocabulary_output
 from being_vl.tokenizer.report import EncodingStats, build_report, format_report, measure_encoding
 from being_vl.tokenizer.visual_bpe import MergeInfo, VisualBPE
 
@@ -28,6 +29,7 @@ LOG_SECONDS = 10
 
 
 @show_log_lines()
+@free_locks()
 def train_vocabulary(options: VocabularyOptions) -> VisualBPE:
     """Learn a vocabulary (Algorithm 1 of Being-VL-0.5), write it to `options.out`, and a report on it beside it.
 
@@ -38,8 +40,10 @@ def train_vocabulary(options: VocabularyOptions) -> VisualBPE:
         GridError, ManifestError: if the grids cannot be read or hold anything but ids of the codebook.
         ConfigError, QuantizerError: if grids and options, or grids of several folders, do not fit together.
         FingerprintError: if `options.out` holds a vocabulary of other grids or options, unless `options.overwrite`.
+        OutputError: if it is anything else, or another process is writing it.
     """
     start = time.perf_counter()
+    check_vocabulary_output(options.out, options.grids)
 
     # Read the grids once: check their ids and take their fingerprint.
     source = open_grids(options.grids, options.codebook_size)

@@ -11,8 +11,10 @@ from being_vl.data.prepare import describe_faults
 from being_vl.data.sequences import DROPPED_RECORD, SequenceBuilder, TokenSequence
 from being_vl.data.store import PreparedSequences
 from being_vl.errors import RecordError
+from being_vl.outputs import free_locks
 from being_vl.progress import show_log_lines
 from being_vl.training.engine import load_sequences
+from being_vl.training.fingerprint import check_output
 from being_vl.training.options import CheckOptions
 from being_vl.training.schedule import make_schedules
 
@@ -31,10 +33,11 @@ def check(options: CheckOptions) -> Iterator[str]:
 
     Raises:
         RecordError: if the share of records with faults is above `tolerance`; after the report.
-        ConfigError, QuantizerError, ModelError, ManifestError, FingerprintError: as training does.
+        ConfigError, QuantizerError, ModelError, ManifestError, FingerprintError, OutputError: as training does.
     """
+    check_output(options)
     # Faults are counted at the end, so that the report comes first.
-    with show_log_lines():
+    with show_log_lines(), free_locks():
         sequences = load_sequences(replace(options, lenient=True))
     counts = _count_categories(sequences)
     for category in counts:

@@ -11,17 +11,19 @@ from being_vl.data.options import PrepareOptions
 from being_vl.data.prepare import check_faults, find_grids, tokenise
 from being_vl.data.sequences import SequenceBuilder
 from being_vl.data.store import PreparedSequences
-from being_vl.errors import FingerprintError
-from being_vl.files import MANIFEST, read_manifest, remove
+from being_vl.errors import ConfigError, FingerprintError
+from being_vl.files import MANIFEST, read_manifest
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
 from being_vl.options import StrPath
 from being_vl.progress import show_log_lines
 from being_vl.training.fingerprint import (
+    check_output,
     find_outputs,
     hash_inputs,
     hash_inputs_of_nodes,
     is_stage,
     read_fields,
+    remove_outputs,
     training_fingerprint,
 )
 from being_vl.training.loading import load_model_without_weights
@@ -44,10 +46,12 @@ def train(options: TrainOptions) -> Path:
     Raises:
         ConfigError, RecordError, QuantizerError, ModelError: if the inputs do not fit together; before training.
         FingerprintError: if `out` holds a training of other options or inputs, unless `overwrite` is set.
-        CheckpointError: if another training is running in `out`, or a checkpoint cannot be written or read.
+        OutputError: if `out` holds anything else, or another process is writing there.
+        CheckpointError: if a checkpoint cannot be written or read.
         TrainingError: if a step is so bad that training must stop.
         SystemExit: with status 0, if SIGTERM or SIGUSR1 stopped the training before its end; it is saved.
     """
+    check_output(options)
     start_ranks()
     with hold_folder(options.out):
         # What is in `out` is compared before anything is written there.
@@ -121,8 +125,7 @@ def _remove_outputs(out: Path) -> None:
     """Remove what another training has left; all ranks call it."""
     dist.barrier()  # until all ranks have read what rank 0 removes
     if dist.get_rank() == 0:
-        for output in find_outputs(out):
-            remove(output)
+        remove_outputs(out)
     dist.barrier()
 
 
@@ -155,8 +158,14 @@ def load_sequences(options: TrainOptions, folder: StrPath | None = None) -> Prep
         FingerprintError: if the folder holds sequences of other options, unless `overwrite` is set.
     """
     # Records, or a folder in which they were prepared.
-    is_prepared = len(options.records) == 1 and (options.records[0] / MANIFEST).is_file()
-    folder = options.records[0] if is_prepared else Path(folder or options.out / "prepared")
+    first_path = options.records[0].path if len(options.records) == 1 else None
+    is_prepared = first_path is not None and (first_path / MANIFEST).is_file()
+    folder = first_path if first_path and is_prepared else Path(folder or options.out / "prepared")
+    if is_prepared and options.records[0].category:
+        raise ConfigError(
+            f"records: {folder} was prepared before, with the categories of its records; `being-vl prepare` takes the "
+            "category"
+        )
     preparation = PrepareOptions(
         options.model,
         options.records,
@@ -197,8 +206,9 @@ def plan_training(options: TrainOptions, ranks: int = 1) -> str:
         For each stage a table of what trains, its steps and its mixture.
 
     Raises:
-        ConfigError, RecordError, QuantizerError, ModelError, FingerprintError: as `train`.
+        ConfigError, RecordError, QuantizerError, ModelError, FingerprintError, OutputError: as `train`.
     """
+    check_output(options)
     # What is in `out` already: hashing the weights takes a while, and there need be nothing to compare with.
     is_begun = (options.out / FINGERPRINT).is_file()
     inputs = hash_inputs(options.model, options.records, options.grids) if is_begun else {}

@@ -7,7 +7,7 @@ import torch
 from torch import distributed as dist
 
 from being_vl.errors import CheckpointError
-from being_vl.files import to_jsonable, write_aside, write_manifest
+from being_vl.files import MANIFEST, TEMPORARY, list_files_below, to_jsonable, write_aside, write_manifest
 from being_vl.model.expand import copy_companions
 from being_vl.model.weights import load_causal_lm
 from being_vl.options import StrPath
@@ -50,11 +50,12 @@ def export_stage(
     if dist.get_rank() == 0:
         result = load_causal_lm(source, "auto")
         model.merge_into(result, parameters)
-        with write_aside(out) as folder:
+        with write_aside(out, "stage") as folder:
             result.save_pretrained(folder)
             del result
             copy_companions(source, folder)
             fields = {"stage": to_jsonable(stage), "steps": steps, "trained": sorted(parameters)}
+            fields["files"] = sorted({MANIFEST, *list_files_below(folder)})
             write_manifest(folder, "stage", fields)
             check_logits(folder, ids, logits)
         log_once(f"{stage.name}: saved to {out}")
@@ -94,6 +95,6 @@ def check_logits(folder: StrPath, ids: torch.Tensor, logits: torch.Tensor) -> No
     distance = (torch.dist(logits_now.float(), logits.float()) / logits.float().norm()).item()
     if not distance < (1e-3 if is_exact else 0.1):
         raise CheckpointError(
-            f"{folder.with_suffix('')}: the saved model gives logits that are {distance:.1%} away from those of the "
-            "trained one; it is not kept. Please report this"
+            f"{folder.name.removesuffix(TEMPORARY).removeprefix('.')}: the saved model gives logits that are "
+            f"{distance:.1%} away from those of the trained one; it is not kept. Please report this"
         )

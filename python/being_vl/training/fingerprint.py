@@ -9,16 +9,28 @@ from typing import Any
 
 from torch import distributed as dist
 
+from being_vl.data.options import RecordFile
 from being_vl.errors import ConfigError, ManifestError
-from being_vl.files import MANIFEST, read_manifest, sha256
+from being_vl.files import MANIFEST, check_replaceable, read_manifest, remove, sha256
 from being_vl.fingerprints import FINGERPRINT
 from being_vl.options import StrPath, fixed_options
+from being_vl.outputs import check_folder, check_only_files, read_json
 from being_vl.training.log import LOG_FILE
 from being_vl.training.options import TrainOptions
 from being_vl.training.schedule import count_rows_of_step
 
+KIND = "training"
+"""How the fingerprint in an output folder names this job."""
 OUTPUTS = (LOG_FILE, "checkpoints", "tensorboard", "wandb", FINGERPRINT)
 """What a training writes besides its stages' folders; `prepared` has a fingerprint of its own."""
+
+
+_CONTENTS = {
+    "checkpoints": r".+-\d{8}(\.tmp)?|latest_universal",
+    "tensorboard": r"events\.out\.tfevents\..*",
+    "wandb": r"(offline-)?run-.*|latest-run|debug.*|settings",
+}
+"""Patterns of the names in the folders that a training writes besides its stages."""
 
 
 def training_fingerprint(options: TrainOptions, ranks: int) -> dict[str, Any]:
@@ -37,16 +49,19 @@ def training_fingerprint(options: TrainOptions, ranks: int) -> dict[str, Any]:
         del stage_fields["accumulation"]
         stage_fields["batch_size"] = count_rows_of_step(stage, options.batches, ranks)
         fields["stages"][str(number)] = stage_fields
-    return fields | {"ranks": ranks}
+    categories = [file.category for file in options.records]
+    return fields | {"kind": KIND, "ranks": ranks, "records_categories": categories}
 
 
-def hash_inputs(model: StrPath, records: Sequence[StrPath], grids: Sequence[StrPath]) -> dict[str, list[str]]:
+def hash_inputs(
+    model: StrPath, records: Sequence[RecordFile], grids: Sequence[StrPath]
+) -> dict[str, list[str]]:
     """SHA-256 of the files of model, records and grids, as lists under `model_sha256` and so on.
 
     The order of the folders of grids does not count.
     """
     files = {
-        "records": [path / MANIFEST if path.is_dir() else path for path in map(Path, records)],
+        "records": [file.path / MANIFEST if file.path.is_dir() else file.path for file in records],
         "model": sorted(Path(model).glob("*.safetensors")),
         "grids": [Path(folder) / MANIFEST for folder in grids],
     }
@@ -58,7 +73,7 @@ def hash_inputs(model: StrPath, records: Sequence[StrPath], grids: Sequence[StrP
 
 
 def hash_inputs_of_nodes(
-    model: StrPath, records: Sequence[StrPath], grids: Sequence[StrPath]
+    model: StrPath, records: Sequence[RecordFile], grids: Sequence[StrPath]
 ) -> dict[str, list[str]]:
     """`hash_inputs` by one rank on each node, since local copies may differ; all ranks call it.
 
@@ -88,6 +103,26 @@ def read_fields(out: StrPath) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
+def check_output(options: TrainOptions) -> None:
+    """Refuse a folder as that of a training unless it is new, empty, or holds a training.
+
+    Raises:
+        OutputError: if it is refused.
+    """
+    inputs = [options.model, *options.grids, *(file.path for file in options.records)]
+    check_folder(options.out, KIND, inputs=inputs, is_own=_is_part)
+
+
+def _is_part(path: Path) -> bool:
+    """Whether something in a folder is what a training, or its launch, leaves there before its fingerprint."""
+    if path.is_dir():
+        is_preparation = path.name == "prepared" and read_json(path / FINGERPRINT).get("kind") == "sequences"
+        return is_preparation or not any(path.iterdir()) or is_stage(path)
+    if path.name == "job.sbatch":
+        return path.read_bytes().startswith(b"#!/bin/bash\n#SBATCH --job-name=being-vl-")
+    return path.name == "deepspeed_env" or (path.name == "options.json" and "stages" in read_json(path))
+
+
 def is_stage(folder: StrPath) -> bool:
     """Whether a folder is the finished output of a stage."""
     try:
@@ -106,3 +141,20 @@ def find_outputs(out: StrPath) -> list[Path]:
     stages = [folder for folder in sorted(out.iterdir()) if folder.is_dir() and is_stage(folder)]
     # The fingerprint last: a removal that is interrupted before can be done again.
     return [*stages, *(out / name for name in OUTPUTS if (out / name).exists())]
+
+
+def remove_outputs(out: StrPath) -> None:
+    """Remove what trainings have written into a folder.
+
+    Raises:
+        OutputError: if there is something else in the folders that would go; nothing is removed then.
+    """
+    out = Path(out)
+    outputs = find_outputs(out)
+    for path in outputs:
+        if path.name in _CONTENTS:
+            check_only_files(path, _CONTENTS[path.name])
+        elif path.is_dir():
+            check_replaceable(path, "stage")
+    for path in outputs:
+        remove(path)

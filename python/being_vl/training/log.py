@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from being_vl.errors import ConfigError
 from being_vl.extras import install_hint
-from being_vl.files import write_aside
+from being_vl.files import name_write_errors, write_aside
 from being_vl.fingerprints import compute_fingerprint
 from being_vl.options import StrPath
 from being_vl.progress import progress_bar
@@ -57,6 +57,7 @@ class TrainingLog:
         self.stage, self.steps, self.steps_before = stage, steps, steps_before
         out = Path(out)
         path = out / LOG_FILE
+        self._out = out
         self._is_writer = dist.get_rank() == 0
         # Rank 0 reads what earlier starts have logged, without the steps that are taken again.
         entries = read_log(path) if self._is_writer else []
@@ -107,10 +108,12 @@ class TrainingLog:
             self._write({"step": step, "text_perplexity": perplexity})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"stage": self.stage, **entry}) + "\n")
+        with name_write_errors(self._out / LOG_FILE):
+            self._file.write(json.dumps({"stage": self.stage, **entry}) + "\n")
         scalars, step = dict(_scalars(entry)), self.steps_before + entry["step"]
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        with name_write_errors(self._out / "tensorboard"):
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(scalars, step=step)
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from being_vl.data.options import SequenceOptions
+from being_vl.data.options import RecordFile, SequenceOptions, check_record_files
 from being_vl.errors import ConfigError
 from being_vl.options import MAY_CHANGE, Options, check_minimum, check_share
 
-OWN_FOLDERS = ("prepared", "checkpoints", "tensorboard", "wandb", "lock")
+OWN_FOLDERS = ("prepared", "checkpoints", "tensorboard", "wandb")
 """What a training's folder holds besides one folder per stage."""
 
 
@@ -250,8 +250,8 @@ class TrainOptions(Options):
 
     Args:
         model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone.
-        records: Files of records as for `being-vl prepare`, which are prepared in `out` first; or a folder that it
-            wrote, as its own options have made it.
+        records: Files of records as for `being-vl prepare`, with their categories, which are prepared in `out` first;
+            or a folder that it wrote, as its own options have made it.
         out: Folder for one plain Hugging Face model per stage, logs, and checkpoints to resume from.
         grids: Folders that `being-vl quantize` wrote, all by one quantizer; needed when a record names an image.
         sequences: How records become sequences.
@@ -280,7 +280,7 @@ class TrainOptions(Options):
 
     # Of the inputs their content counts, not where they lie.
     model: Path = field(metadata=MAY_CHANGE)
-    records: list[Path] = field(metadata=MAY_CHANGE)
+    records: list[RecordFile] = field(metadata=MAY_CHANGE)
     out: Path = field(metadata=MAY_CHANGE)
     grids: list[Path] = field(default_factory=list, metadata=MAY_CHANGE)
     sequences: SequenceOptions = field(default_factory=SequenceOptions)
@@ -314,6 +314,7 @@ class TrainOptions(Options):
         check_minimum("shard_size", self.shard_size, 1)
         check_minimum("workers", self.workers, 0)
         check_minimum("loss_chunk", self.loss_chunk, 1)
+        check_record_files(self.records, self.sequences.categories)
         check_minimum("max_steps", self.max_steps, 1)
         if self.offload != "none" and self.zero == 0:
             raise ConfigError("offload needs ZeRO 1, 2 or 3: set zero, or offload to none")

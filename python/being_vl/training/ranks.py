@@ -1,11 +1,9 @@
 """The ranks of a training: how they come together, what they agree on, and whose folder it is."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,13 +11,11 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from being_vl.errors import CheckpointError
+from being_vl.errors import BeingVLError, OutputError
 from being_vl.options import StrPath
+from being_vl.outputs import LOCK, free_locks, lock_folder
 
 log = logging.getLogger(__name__)
-
-LOCK = "lock"
-"""Name of the file in a training's folder that its rank 0 holds a lock on."""
 
 
 def start_ranks() -> None:
@@ -79,28 +75,26 @@ def hold_folder(out: StrPath) -> Iterator[None]:
     The operating system frees the lock when the rank that holds it ends, however it ends.
 
     Raises:
-        CheckpointError: on all ranks, if another training holds it, or not all ranks see the same folder.
+        OutputError: on all ranks, if another process holds it, or not all ranks see the same folder.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    # Rank 0 takes the lock and writes into the file what no other start has written.
-    content: list[str | None] = [str(time.time_ns())]
-    with (out / LOCK).open("a") as lock:
+    # Rank 0 takes the lock and writes into its file what no other start has written.
+    message: list[str | None] = [None, None]
+    with free_locks():
         if dist.get_rank() == 0:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                lock.truncate(0)
-                print(content[0], file=lock, flush=True)
-            except BlockingIOError:
-                content = [None]
-        dist.broadcast_object_list(content)
-        if content[0] is None:
-            raise CheckpointError(
-                f"{out}: another training is running in this folder; wait for it, end its processes, or choose another"
-            )
+                message[0] = lock_folder(out)
+            except (BeingVLError, OSError) as error:
+                message[1] = str(error)
+        dist.broadcast_object_list(message)
+        content, fault = message
+        if fault is not None:
+            raise OutputError(fault)
         # A rank that reads something else looks at another folder, that of another node.
-        if all_reduce_any((out / LOCK).read_text().strip() != content[0])[0]:
-            raise CheckpointError(
+        lock_file = out / LOCK
+        content_here = lock_file.read_text(encoding="utf-8") if lock_file.is_file() else None
+        if all_reduce_any(content_here != content)[0]:
+            raise OutputError(
                 f"{out}: not all ranks see what rank 0 writes there; choose a folder that all nodes share"
             )
         yield

@@ -6,7 +6,7 @@
 //! ids also decode and check them. If an array is changed while numpy copies it, each id is the old or the new one, and
 //! an id that is not in the codebook is an error as always.
 
-use being_vl_core::{Error, Grid, check_size};
+use being_vl_core::{Error, Grid, check_size, memory};
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyException, PyMemoryError, PyTypeError, PyValueError};
 use pyo3::intern;
@@ -23,6 +23,10 @@ const MIN_BLOCK_CELLS: usize = 1 << 15;
 /// The name of all grids together in messages.
 const GRIDS: &str = "grids";
 
+/// What memory is for, in messages.
+const NUMBERS: &str = "the numbers of an array";
+pub(crate) const SIZES: &str = "the sizes of the grids";
+
 /// A (height, width).
 pub(crate) type Size = (usize, usize);
 
@@ -35,10 +39,12 @@ struct Numbers {
     is_swapped: bool,
 }
 
-/// A number that is negative or too large.
-struct RangeFault {
-    position: usize,
-    value: i128,
+/// Why numbers cannot be decoded.
+enum DecodeFault {
+    /// A number that is negative or too large.
+    Range { position: usize, value: i128 },
+    /// There is no memory.
+    Memory(Error),
 }
 
 impl Numbers {
@@ -61,22 +67,22 @@ impl Numbers {
     }
 
     /// The numbers in these bytes, or the first that is not in `0..limit`.
-    fn decode(&self, bytes: &[u8], limit: u32) -> Result<Vec<u32>, RangeFault> {
+    fn decode(&self, bytes: &[u8], limit: u32) -> Result<Vec<u32>, DecodeFault> {
         fn decode<T, const N: usize>(
             bytes: &[u8],
             limit: u32,
             number: impl Fn([u8; N]) -> T,
-        ) -> Result<Vec<u32>, RangeFault>
+        ) -> Result<Vec<u32>, DecodeFault>
         where
             T: TryInto<u32> + Into<i128>,
         {
             let (chunks, _) = bytes.as_chunks::<N>();
             let to_u32 = |&chunk: &[u8; N]| number(chunk).try_into().unwrap_or(u32::MAX);
-            let numbers: Vec<u32> = chunks.iter().map(to_u32).collect();
+            let numbers = memory::collect(chunks.iter().map(to_u32), NUMBERS).map_err(DecodeFault::Memory)?;
             match numbers.iter().max() {
                 Some(&max) if max >= limit => {
                     let position = numbers.iter().position(|&number| number >= limit).unwrap_or(0);
-                    Err(RangeFault { position, value: number(chunks[position]).into() })
+                    Err(DecodeFault::Range { position, value: number(chunks[position]).into() })
                 }
                 _ => Ok(numbers),
             }
@@ -133,18 +139,20 @@ impl Block {
     /// The grids; every id is in the codebook.
     pub fn grids(&self, base_vocab_size: u32) -> being_vl_core::Result<Vec<Grid>> {
         let mut sizes = (self.first..).zip(&self.sizes);
-        let mut grids = Vec::with_capacity(self.sizes.len());
+        let mut grids = memory::with_capacity(self.sizes.len(), GRIDS)?;
         for numbers in &self.numbers {
             let mut rest = &numbers.bytes[..];
             while !rest.is_empty()
                 && let Some((grid, &(height, width))) = sizes.next()
             {
                 let (bytes, tail) = rest.split_at(rest.len().min(height * width * numbers.width));
-                let ids =
-                    numbers.decode(bytes, base_vocab_size).map_err(|RangeFault { position, value }| {
+                let ids = numbers.decode(bytes, base_vocab_size).map_err(|fault| match fault {
+                    DecodeFault::Range { position, value } => {
                         let (row, column) = (position / width, position % width);
                         Error::GridId { grid, row, column, id: value, base_vocab_size }
-                    })?;
+                    }
+                    DecodeFault::Memory(error) => error,
+                })?;
                 grids.push(Grid::new(grid, height, width, ids)?);
                 rest = tail;
             }
@@ -157,9 +165,10 @@ impl Block {
         for (index, &(height, width)) in (self.end()..).zip(sizes) {
             check_size(index, height, width).map_err(|error| to_python(&error))?;
         }
-        self.sizes.extend(sizes);
-        self.numbers.push(Numbers::copy(array)?);
-        Ok(())
+        let numbers = Numbers::copy(array)?;
+        memory::extend(&mut self.sizes, sizes.iter().copied(), SIZES)
+            .and_then(|()| memory::push(&mut self.numbers, numbers, GRIDS))
+            .map_err(|error| to_python(&error))
     }
 }
 
@@ -258,7 +267,8 @@ pub(crate) fn grid_stack<'py>(input: &Bound<'py, PyAny>) -> PyResult<Option<Grid
             if number > 0 {
                 check_size(0, height, width).map_err(|error| to_python(&error))?;
             }
-            Ok(Some(GridStack::new(array, vec![(height, width); number], 0)))
+            let sizes = memory::try_vec(number, (height, width), SIZES).map_err(|error| to_python(&error))?;
+            Ok(Some(GridStack::new(array, sizes, 0)))
         }
         _ => Err(GridError::new_err(grids_message(&shape(&array)))),
     }
@@ -307,9 +317,10 @@ pub(crate) fn copy_tokens(
         return Err(GridError::new_err(format!("ids: expected a 1-D array, got {}", shape(&array))));
     }
     let numbers = Numbers::copy(&array)?;
-    numbers
-        .decode(&numbers.bytes, vocabulary.vocab_size())
-        .map_err(|RangeFault { position, value }| to_python(&vocabulary.token_error(position, value)))
+    numbers.decode(&numbers.bytes, vocabulary.vocab_size()).map_err(|fault| match fault {
+        DecodeFault::Range { position, value } => to_python(&vocabulary.token_error(position, value)),
+        DecodeFault::Memory(error) => to_python(&error),
+    })
 }
 
 /// Copies an array of counts of this shape, which are not negative and have 31 bits.
@@ -325,8 +336,11 @@ pub(crate) fn copy_counts(
         return Err(GridError::new_err(message));
     }
     let numbers = Numbers::copy(&array)?;
-    numbers.decode(&numbers.bytes, 1 << 31).map_err(|RangeFault { position, value }| {
-        GridError::new_err(format!("{name}: item {position} is {value}, expected 0 to {}", i32::MAX))
+    numbers.decode(&numbers.bytes, 1 << 31).map_err(|fault| match fault {
+        DecodeFault::Range { position, value } => {
+            GridError::new_err(format!("{name}: item {position} is {value}, expected 0 to {}", i32::MAX))
+        }
+        DecodeFault::Memory(error) => to_python(&error),
     })
 }
 

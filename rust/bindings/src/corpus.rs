@@ -1,14 +1,16 @@
 //! Grids to learn from: first all sizes, then the ids, block by block.
 
-use being_vl_core::{Interrupt, Trainer};
+use being_vl_core::{Interrupt, Trainer, memory};
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyIndexError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use crate::arrays::{
-    Block, BlockReader, GridStack, Size, copy_counts, grid_array, grid_iterator, grid_stack, integers, shape,
+    Block, BlockReader, GridStack, SIZES, Size, copy_counts, grid_array, grid_iterator, grid_stack, integers,
+    shape,
 };
-use crate::errors::GridError;
+use crate::errors::{GridError, to_python};
 use crate::work::stream;
 
 /// Where grids come from.
@@ -17,36 +19,49 @@ pub(crate) enum Corpus<'py> {
     Stack(GridStack<'py>),
     /// (H, W) arrays.
     Grids(Vec<Bound<'py, PyUntypedArray>>),
-    /// A sequence of (ids of many grids, their heights, their widths).
-    Stacks(Bound<'py, PyAny>),
+    /// A sequence of (ids of many grids, their heights, their widths), and its length.
+    Stacks(Bound<'py, PyAny>, usize),
 }
 
 impl<'py> Corpus<'py> {
     pub fn new(input: &Bound<'py, PyAny>) -> PyResult<Self> {
         if let Ok(blocks) = input.getattr("blocks") {
-            return Ok(Self::Stacks(blocks.call0()?));
+            let stacks = blocks.call0()?;
+            let number = stacks.len().map_err(|error| blocks_error(&stacks, error))?;
+            return Ok(Self::Stacks(stacks, number));
         }
         if let Some(stack) = grid_stack(input)? {
             return Ok(Self::Stack(stack));
         }
-        let grids: PyResult<_> =
-            grid_iterator(input)?.enumerate().map(|(index, item)| grid_array(&item?, index)).collect();
-        Ok(Self::Grids(grids?))
+        let mut grids = Vec::new();
+        for (index, item) in grid_iterator(input)?.enumerate() {
+            let grid = grid_array(&item?, index)?;
+            memory::push(&mut grids, grid, "the grids").map_err(|error| to_python(&error))?;
+        }
+        Ok(Self::Grids(grids))
     }
 
     /// (height, width) of every grid.
     pub fn sizes(&self) -> PyResult<Vec<Size>> {
+        let mut sizes = Vec::new();
+        let mut extend = |part: &[Size]| {
+            memory::extend(&mut sizes, part.iter().copied(), SIZES).map_err(|error| to_python(&error))
+        };
         match self {
-            Self::Stack(stack) => Ok(stack.sizes().to_vec()),
-            Self::Grids(grids) => Ok(grids.iter().map(|grid| (grid.shape()[0], grid.shape()[1])).collect()),
-            Self::Stacks(stacks) => {
-                let mut sizes = Vec::new();
-                for number in 0..stacks.len()? {
-                    sizes.extend_from_slice(read_stack(stacks, number, 0)?.sizes());
+            Self::Stack(stack) => extend(stack.sizes())?,
+            Self::Grids(grids) => {
+                for grid in grids {
+                    extend(&[(grid.shape()[0], grid.shape()[1])])?;
                 }
-                Ok(sizes)
+            }
+            Self::Stacks(stacks, number) => {
+                for block in 0..*number {
+                    check_number(stacks, *number)?;
+                    extend(read_stack(stacks, block, 0)?.sizes())?;
+                }
             }
         }
+        Ok(sizes)
     }
 
     /// Gives all grids to the trainer, which knows the sizes of `number` grids, on `num_threads` threads (0: one per core).
@@ -63,7 +78,9 @@ impl<'py> Corpus<'py> {
             Self::Grids(grids) => {
                 CorpusReader::Blocks(BlockReader::Iterator(PyList::new(py, grids)?.try_iter()?, 0))
             }
-            Self::Stacks(stacks) => CorpusReader::Stacks { stacks, next: 0, first: 0, stack: None },
+            Self::Stacks(stacks, number) => {
+                CorpusReader::Stacks { stacks, number, next: 0, first: 0, stack: None }
+            }
         };
         let set = |block: Block, _: &Interrupt| {
             let grids = block.grids(base_vocab_size)?;
@@ -93,6 +110,8 @@ enum CorpusReader<'py> {
     /// A sequence of stacks.
     Stacks {
         stacks: Bound<'py, PyAny>,
+        /// How many they were when they were read first.
+        number: usize,
         /// Number of the stack to read next.
         next: usize,
         /// Index of the first grid that has not been read.
@@ -104,16 +123,17 @@ enum CorpusReader<'py> {
 
 impl CorpusReader<'_> {
     fn next(&mut self) -> PyResult<Option<Block>> {
-        let (stacks, next, first, stack) = match self {
+        let (stacks, number, next, first, stack) = match self {
             Self::Blocks(blocks) => return blocks.next(),
-            Self::Stacks { stacks, next, first, stack } => (stacks, next, first, stack),
+            Self::Stacks { stacks, number, next, first, stack } => (stacks, *number, next, first, stack),
         };
         loop {
             if let Some(block) = stack.as_mut().map_or(Ok(None), GridStack::next)? {
                 *first = block.end();
                 return Ok(Some(block));
             }
-            if *next == stacks.len()? {
+            check_number(stacks, number)?;
+            if *next == number {
                 return Ok(None);
             }
             *stack = Some(read_stack(stacks, *next, *first)?);
@@ -122,9 +142,44 @@ impl CorpusReader<'_> {
     }
 }
 
+/// The error for what is no sequence of stacks.
+fn blocks_error(stacks: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
+    if !error.is_instance_of::<PyTypeError>(stacks.py()) {
+        return error;
+    }
+    match stacks.get_type().name() {
+        Ok(name) => PyTypeError::new_err(format!(
+            "blocks: expected a sequence of (ids, heights, widths), which can be read twice, got {name}"
+        )),
+        Err(error) => error,
+    }
+}
+
+/// Makes sure that there are still as many blocks as when they were read first.
+fn check_number(stacks: &Bound<'_, PyAny>, number: usize) -> PyResult<()> {
+    let len = stacks.len()?;
+    if len == number {
+        return Ok(());
+    }
+    let message = format!("there were {number} blocks when they were read first, and there are {len} now");
+    Err(GridError::new_err(message))
+}
+
 /// One of the stacks (ids, heights, widths) as grids in raster order, one after the other.
 fn read_stack<'py>(stacks: &Bound<'py, PyAny>, number: usize, first: usize) -> PyResult<GridStack<'py>> {
-    let stack = stacks.get_item(number)?.cast_into::<PyTuple>()?;
+    let py = stacks.py();
+    let block = stacks.get_item(number).map_err(|error| {
+        if error.is_instance_of::<PyIndexError>(py) {
+            GridError::new_err(format!(
+                "block {number} is not there, although there are more by their length"
+            ))
+        } else {
+            error
+        }
+    })?;
+    let stack = block.cast_into::<PyTuple>().ok().filter(|stack| stack.len() == 3).ok_or_else(|| {
+        PyTypeError::new_err(format!("block {number}: expected a tuple (ids, heights, widths)"))
+    })?;
     let [ids, heights, widths] = [("ids", 0), ("heights", 1), ("widths", 2)]
         .map(|(name, place)| integers(&stack.get_item(place)?, &format!("{name} of block {number}")));
     let ids = ids?;
@@ -146,5 +201,6 @@ fn read_stack<'py>(stacks: &Bound<'py, PyAny>, number: usize, first: usize) -> P
         )));
     }
     let sizes = heights.into_iter().zip(widths).map(|(height, width)| (height as usize, width as usize));
-    Ok(GridStack::new(ids, sizes.collect(), first))
+    let sizes = memory::collect(sizes, SIZES).map_err(|error| to_python(&error))?;
+    Ok(GridStack::new(ids, sizes, first))
 }

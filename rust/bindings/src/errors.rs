@@ -2,7 +2,7 @@
 
 use being_vl_core::Error;
 use pyo3::create_exception;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 
 create_exception!(being_vl._core, BeingVLError, PyValueError, "Input or an option that cannot be used.");
@@ -21,6 +21,7 @@ pub(crate) fn to_python(error: &Error) -> PyErr {
         Error::Format(_) | Error::Merge { .. } | Error::VocabularySize { .. } => {
             VocabularyError::new_err(message)
         }
+        Error::Memory { .. } => PyMemoryError::new_err(message),
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
         _ => BeingVLError::new_err(message),
     }

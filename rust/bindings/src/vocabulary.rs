@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use being_vl_core::{
     Dropout, EncodeOptions, EncodedBatch, Encoder, Interrupt, Merge, MergeMode, Progress, Quantizer, Regions,
-    TrainOptions, Trainer,
+    TrainOptions, Trainer, memory,
 };
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
@@ -30,9 +30,15 @@ pub(crate) struct Vocabulary {
     encoder: Encoder,
 }
 
-impl From<being_vl_core::Vocabulary> for Vocabulary {
-    fn from(core: being_vl_core::Vocabulary) -> Self {
-        Self { encoder: Encoder::new(&core), core }
+impl Vocabulary {
+    fn new(core: being_vl_core::Vocabulary) -> PyResult<Self> {
+        let encoder = Encoder::new(&core).map_err(|error| to_python(&error))?;
+        Ok(Self { core, encoder })
+    }
+
+    /// What a trainer has learned so far.
+    fn of(trainer: &Trainer) -> PyResult<Self> {
+        Self::new(trainer.vocabulary().map_err(|error| to_python(&error))?)
     }
 }
 
@@ -87,7 +93,7 @@ impl Vocabulary {
         corpus.fill(&trainer, sizes.len(), base_vocab_size, num_threads, py)?;
 
         learn_in_steps(&mut trainer, num_merges, progress, checkpoint, checkpoint_every, start, py)?;
-        Ok(trainer.vocabulary().into())
+        Self::of(&trainer)
     }
 
     /// Read the content of a vocabulary file.
@@ -95,7 +101,7 @@ impl Vocabulary {
     #[pyo3(signature = (text, /))]
     fn from_json(text: &str) -> PyResult<Self> {
         let core = being_vl_core::Vocabulary::from_json(text).map_err(|error| to_python(&error))?;
-        Ok(core.into())
+        Self::new(core)
     }
 
     /// The content of the vocabulary file.
@@ -144,17 +150,19 @@ impl Vocabulary {
         };
         let gather = |(block, mut encodings): (Block, EncodedBatch)| {
             for (&size, regions) in block.sizes().iter().zip(std::mem::take(&mut encodings.regions)) {
-                arrays_of_grids.push(region_arrays(py, size, regions)?);
+                let arrays = region_arrays(py, size, regions)?;
+                memory::push(&mut arrays_of_grids, arrays, "the regions")
+                    .map_err(|error| to_python(&error))?;
             }
-            batch.append(encodings);
-            Ok(())
+            batch.append(encodings).map_err(|error| to_python(&error))
         };
         work::stream(py, num_threads, || blocks.next(), Block::cells, encode, gather)?;
         let offsets = std::iter::once(0).chain(batch.lengths.iter().scan(0, |end, &length| {
             *end += length as i64;
             Some(*end)
         }));
-        let offsets = PyArray1::from_vec(py, offsets.collect());
+        let offsets = memory::collect(offsets, "the offsets").map_err(|error| to_python(&error))?;
+        let offsets = PyArray1::from_vec(py, offsets);
         Ok((PyArray1::from_vec(py, batch.values), offsets, regions.then_some(arrays_of_grids)))
     }
 
@@ -185,16 +193,17 @@ impl Vocabulary {
     #[pyo3(signature = (token, /))]
     fn token_to_cells(&self, token: u32) -> PyResult<Vec<(i32, i32, u32)>> {
         let cells = self.core.token_to_cells(token).map_err(|error| to_python(&error))?;
-        Ok(cells.into_iter().map(|(offset, id)| (offset.dy, offset.dx, id)).collect())
+        let cells = cells.into_iter().map(|(offset, id)| (offset.dy, offset.dx, id));
+        memory::collect(cells, "the cells of a token").map_err(|error| to_python(&error))
     }
 
     /// Per merge: a, b, dy and dx (None in pair mode), and its statistics n, `n_offset`, s.
-    fn merges(&self) -> Vec<MergeTuple> {
+    fn merges(&self) -> PyResult<Vec<MergeTuple>> {
         let tuple = |merge: &Merge| {
             let (dy, dx) = merge.offset.map(|offset| (offset.dy, offset.dx)).unzip();
             (merge.a, merge.b, dy, dx, merge.count, merge.offset_count, merge.consistency)
         };
-        self.core.merges().iter().map(tuple).collect()
+        memory::collect(self.core.merges().iter().map(tuple), "the merges").map_err(|error| to_python(&error))
     }
 
     /// Per size of the training grids: height, width, number of grids.
@@ -288,7 +297,7 @@ fn learn_in_steps(
         }
     };
     let save = |trainer: &Trainer| match checkpoint {
-        Some(checkpoint) => checkpoint.call1((Vocabulary::from(trainer.vocabulary()),)).map(drop),
+        Some(checkpoint) => checkpoint.call1((Vocabulary::of(trainer)?,)).map(drop),
         None => Ok(()),
     };
     loop {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, available_parallelism, scope};
 use std::time::Duration;
 
-use being_vl_core::{Error, Interrupt, Result};
+use being_vl_core::{Interrupt, Result, memory};
 use pyo3::prelude::*;
 
 use crate::errors::{BeingVLError, to_python};
@@ -24,7 +24,7 @@ pub(crate) const MIN_THREAD_CELLS: usize = 1 << 16;
 
 /// The error if the system gives no thread.
 fn start_error(threads: usize, error: &std::io::Error) -> PyErr {
-    to_python(&Error::Threads { threads, reason: error.to_string() })
+    to_python(&memory::thread_error(threads, error))
 }
 
 /// The error if a thread panicked.

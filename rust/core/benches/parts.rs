@@ -78,7 +78,7 @@ fn encoding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encoding");
     for mode in [MergeMode::Pair, MergeMode::Oriented] {
         let vocabulary = learn(&grids, mode);
-        let encoder = Encoder::new(&vocabulary);
+        let encoder = Encoder::new(&vocabulary).unwrap();
         let interrupt = Interrupt::default();
         let default_options = EncodeOptions::default();
         let with_regions = EncodeOptions { regions: true, ..default_options };

@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [_, vocabulary, grids] = &std::env::args().collect::<Vec<_>>()[..] else {
         return Err("expected VOCABULARY.json GRIDS.npy".into());
     };
-    let encoder = Encoder::new(&Vocabulary::from_json(&std::fs::read_to_string(vocabulary)?)?);
+    let encoder = Encoder::new(&Vocabulary::from_json(&std::fs::read_to_string(vocabulary)?)?)?;
     let grids = read(&std::fs::read(grids)?).ok_or("expected an (N, H, W) array of uint16")?;
     let cells: usize = grids.iter().map(|grid| grid.ids().len()).sum();
     let mut seconds = Vec::new();

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::grid::{Offset, Regions, check_size};
+use crate::memory;
 use crate::vocabulary::{MergeMode, Vocabulary};
 
 /// A cell that no token covers yet; no id is this large.
@@ -24,6 +25,7 @@ impl Vocabulary {
         regions: Option<&Regions>,
     ) -> Result<Vec<u32>> {
         check_size(0, height, width)?;
+        memory::hold_reserve()?;
         for (position, &token) in ids.iter().enumerate() {
             self.check_token(position, token)?;
         }
@@ -49,11 +51,13 @@ impl Vocabulary {
         }
         let max_cells =
             self.grid_sizes.iter().map(|size| u64::from(size.height) * u64::from(size.width)).max();
-        let mut cells = Vec::new();
+        let (mut cells, mut room) = (Vec::new(), Ok(()));
         let fits = self.visit_leaves(token, |id, row, column| {
-            cells.push((Offset { dy: row as i32, dx: column as i32 }, id));
-            (cells.len() as u64 <= max_cells.unwrap_or(1)).then_some(())
+            let cell = (Offset { dy: row as i32, dx: column as i32 }, id);
+            room = memory::push(&mut cells, cell, "the cells of a token");
+            (room.is_ok() && cells.len() as u64 <= max_cells.unwrap_or(1)).then_some(())
         });
+        room?;
         match fits {
             Some(()) => Ok(cells),
             None => {
@@ -95,7 +99,7 @@ impl Vocabulary {
 
     /// Oriented mode: tokens one after the other, each on the first free cell.
     fn tile(&self, ids: &[u32], height: usize, width: usize) -> Result<Vec<u32>> {
-        let mut grid = vec![EMPTY_CELL; height * width];
+        let mut grid = memory::try_vec(height * width, EMPTY_CELL, "the decoded grid")?;
         let mut free = 0..grid.len();
         for (position, &token) in ids.iter().enumerate() {
             let error = |problem| Error::Tokens { position, problem };
@@ -142,8 +146,8 @@ impl Vocabulary {
             }
         }
         // The leaves of all tokens, one token after the other.
-        let mut leaves = Vec::with_capacity(cells);
-        let mut starts = Vec::with_capacity(ids.len() + 1);
+        let mut leaves = memory::with_capacity(cells + 1, "the leaves of the tokens")?;
+        let mut starts = memory::with_capacity(ids.len() + 1, "where tokens begin")?;
         for (position, &token) in ids.iter().enumerate() {
             starts.push(leaves.len());
             let fits = self.visit_leaves(token, |id, _, _| {
@@ -161,8 +165,8 @@ impl Vocabulary {
             return Err(Error::Tokens { position: ids.len(), problem });
         }
         // Each cell takes the leaf that the regions name, and each leaf is taken once.
-        let mut leaf_is_taken = vec![false; cells];
-        let mut grid = Vec::with_capacity(cells);
+        let mut leaf_is_taken = memory::try_vec(cells, false, "the leaves that are taken")?;
+        let mut grid = memory::with_capacity(cells, "the decoded grid")?;
         for (cell, (&index, &leaf)) in regions.tokens.iter().zip(&regions.leaves).enumerate() {
             let (index, leaf) = (index as usize, leaf as usize);
             let Some(&[start, end]) = starts.get(index..).and_then(|starts| starts.first_chunk()) else {

@@ -97,6 +97,14 @@ pub enum Error {
     #[error("cannot resume from this vocabulary: {0}")]
     Resume(String),
 
+    /// There is not enough memory.
+    #[error("not enough memory: {bytes} bytes for {purpose} are not to be had")]
+    Memory {
+        /// Size of the block that was asked for.
+        bytes: usize,
+        /// What it was for.
+        purpose: &'static str,
+    },
     /// The work was asked to stop.
     #[error("interrupted")]
     Interrupted,

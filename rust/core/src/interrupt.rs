@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// A flag that asks training or encoding to stop. Clones are the same flag.
 #[derive(Debug, Default, Clone)]
@@ -15,17 +16,17 @@ impl Interrupt {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the work was asked to stop.
+    /// Whether the work was asked to stop, or has to since there is no memory.
     #[must_use]
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) || memory::is_short()
     }
 
-    /// Fails if the work was asked to stop.
+    /// Fails if the work was asked to stop, or has to since there is no memory.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] if the work was asked to stop.
+    /// [`Error::Interrupted`] if the work was asked to stop, [`Error::Memory`] if there is no memory for small things.
     pub fn check(&self) -> Result<()> {
-        if self.is_set() { Err(Error::Interrupted) } else { Ok(()) }
+        if self.0.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { memory::check_reserve() }
     }
 }

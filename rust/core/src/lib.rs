@@ -9,7 +9,7 @@ mod error;
 mod grid;
 mod interrupt;
 mod limits;
-mod memory;
+pub mod memory;
 mod statistics;
 mod threads;
 mod train;

@@ -1,8 +1,17 @@
-//! Large blocks of memory on huge pages, and prefetching.
+//! Memory: buffers whose failure is an error, large blocks on huge pages, and prefetching.
+//!
+//! By itself Rust ends the process when there is no memory. So whatever grows with the input is taken by the functions
+//! here, which return [`Error::Memory`]. What is small is not checked one by one: if there is no memory for it,
+//! [`HugePages`] gives back a reserve that it held, and the work ends with the same error at the next look at its
+//! [`Interrupt`](crate::Interrupt).
 
 #![expect(unsafe_code, reason = "neither an allocator nor a prefetch can be written without")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ptr::{null_mut, slice_from_raw_parts_mut};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use crate::error::{Error, Result};
 
 /// Blocks of at least this many bytes go to huge pages, as numpy's arrays do.
 const MIN_HUGE_BLOCK: usize = 1 << 22;
@@ -11,28 +20,258 @@ const MIN_HUGE_BLOCK: usize = 1 << 22;
 /// page takes time when it is first written and whenever its address is looked up.
 pub struct HugePages;
 
-// SAFETY: every call goes to `System` with the same arguments, and its result is returned. In between, the kernel is
-// only told how to back the memory, which changes neither its content nor its address.
+// SAFETY: every call goes to `System` with the same arguments, perhaps twice, and its result is returned. In between, the
+// kernel is only told how to back the memory, which changes neither its content nor its address.
 unsafe impl GlobalAlloc for HugePages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps the contract of `alloc`, which is the same.
-        advise(unsafe { System.alloc(layout) }, layout.size())
+        with_reserve(layout.size(), || unsafe { System.alloc(layout) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as above.
-        advise(unsafe { System.alloc_zeroed(layout) }, layout.size())
+        with_reserve(layout.size(), || unsafe { System.alloc_zeroed(layout) })
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as above; the block came from `System` with this layout.
-        advise(unsafe { System.realloc(block, layout, size) }, size)
+        // SAFETY: as above; the block came from `System` with this layout, and is as it was if the first try failed.
+        with_reserve(size, || unsafe { System.realloc(block, layout, size) })
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: as above.
         unsafe { System.dealloc(block, layout) }
     }
+}
+
+/// The block that `allocate` returns, perhaps after the reserve has been given back.
+#[inline]
+fn with_reserve(size: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
+    let mut block = allocate();
+    if block.is_null() && give_back_reserve(size) {
+        block = allocate();
+    }
+    advise(block, size)
+}
+
+/// Memory that is never written, for small things when there is no other.
+static RESERVE: AtomicPtr<u8> = AtomicPtr::new(null_mut());
+
+/// Size of the small block that the reserve was given back for; 0 as long as there is memory.
+static MISSING_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+const RESERVE_SIZE: usize = 1 << 24;
+
+/// Larger blocks are asked for by the functions below, which need no reserve.
+const MAX_SMALL_BLOCK: usize = 1 << 20;
+
+const RESERVE_LAYOUT: Layout = match Layout::from_size_align(RESERVE_SIZE, 16) {
+    Ok(layout) => layout,
+    Err(_) => panic!("a power of two"),
+};
+
+/// Gives the reserve back to the system for a small block. Returns whether it may be there now.
+#[cold]
+fn give_back_reserve(size: usize) -> bool {
+    if size > MAX_SMALL_BLOCK {
+        return false;
+    }
+    let reserve = RESERVE.swap(null_mut(), Ordering::AcqRel);
+    if !reserve.is_null() {
+        MISSING_BYTES.store(size.max(1), Ordering::Release);
+        // SAFETY: it came from `System` with this layout, and was swapped out, so nobody else frees it.
+        unsafe { System.dealloc(reserve, RESERVE_LAYOUT) };
+    }
+    // If another thread has just given it back, this one gets some of it.
+    MISSING_BYTES.load(Ordering::Acquire) > 0
+}
+
+/// Makes sure that there is a reserve; all work begins with this.
+#[inline]
+pub(crate) fn hold_reserve() -> Result<()> {
+    if RESERVE.load(Ordering::Relaxed).is_null() { take_reserve() } else { Ok(()) }
+}
+
+#[cold]
+fn take_reserve() -> Result<()> {
+    // SAFETY: the layout is not empty.
+    let block = unsafe { System.alloc(RESERVE_LAYOUT) };
+    if block.is_null() {
+        return Err(Error::Memory { bytes: RESERVE_SIZE, purpose: "the work to begin" });
+    }
+    if RESERVE.compare_exchange(null_mut(), block, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        // SAFETY: another thread was faster, and nobody else knows this block.
+        unsafe { System.dealloc(block, RESERVE_LAYOUT) };
+    }
+    MISSING_BYTES.store(0, Ordering::Release);
+    Ok(())
+}
+
+/// Whether the reserve had to be given back.
+#[inline]
+pub(crate) fn is_short() -> bool {
+    MISSING_BYTES.load(Ordering::Relaxed) > 0
+}
+
+/// Fails if the reserve had to be given back.
+#[inline]
+pub(crate) fn check_reserve() -> Result<()> {
+    match MISSING_BYTES.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        bytes => Err(Error::Memory { bytes, purpose: "one of many small lists" }),
+    }
+}
+
+/// The error for threads that could not be started: [`Error::Memory`] if there is no room for their stacks.
+pub fn thread_error(threads: usize, reason: &impl ToString) -> Error {
+    // The default of Rust's threads.
+    const STACK_SIZE: usize = 1 << 21;
+    match with_capacity::<u8>(threads.saturating_mul(STACK_SIZE), "the stacks of threads") {
+        Ok(_) => Error::Threads { threads, reason: reason.to_string() },
+        Err(error) => error,
+    }
+}
+
+/// The error for a list of `len` items.
+#[cold]
+fn memory_error<T>(len: usize, purpose: &'static str) -> Error {
+    Error::Memory { bytes: len.saturating_mul(size_of::<T>()), purpose }
+}
+
+/// Makes room for this many more items, and for some to come.
+#[inline]
+pub(crate) fn reserve<T>(list: &mut Vec<T>, number: usize, purpose: &'static str) -> Result<()> {
+    if number <= list.capacity() - list.len() {
+        return Ok(());
+    }
+    list.try_reserve(number).map_err(|_| memory_error::<T>(list.len().saturating_add(number), purpose))
+}
+
+/// Makes room for exactly this many more items.
+pub(crate) fn reserve_exact<T>(list: &mut Vec<T>, number: usize, purpose: &'static str) -> Result<()> {
+    list.try_reserve_exact(number).map_err(|_| memory_error::<T>(list.len().saturating_add(number), purpose))
+}
+
+/// No items, with room for this many.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn with_capacity<T>(capacity: usize, purpose: &'static str) -> Result<Vec<T>> {
+    let mut list = Vec::new();
+    reserve_exact(&mut list, capacity, purpose)?;
+    Ok(list)
+}
+
+/// The same item this many times.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn try_vec<T: Clone>(len: usize, item: T, purpose: &'static str) -> Result<Vec<T>> {
+    let mut list = with_capacity(len, purpose)?;
+    list.resize(len, item);
+    Ok(list)
+}
+
+/// Shortens a list, or adds the same item until it is this long.
+#[inline]
+pub(crate) fn resize<T: Clone>(list: &mut Vec<T>, len: usize, item: T, purpose: &'static str) -> Result<()> {
+    reserve(list, len.saturating_sub(list.len()), purpose)?;
+    list.resize(len, item);
+    Ok(())
+}
+
+/// Adds the same item until a list is at least this long.
+#[inline]
+pub(crate) fn lengthen<T: Clone>(
+    list: &mut Vec<T>,
+    len: usize,
+    item: T,
+    purpose: &'static str,
+) -> Result<()> {
+    if len <= list.len() { Ok(()) } else { resize(list, len, item, purpose) }
+}
+
+/// Adds an item.
+///
+/// # Errors
+/// [`Error::Memory`].
+#[inline]
+pub fn push<T>(list: &mut Vec<T>, item: T, purpose: &'static str) -> Result<()> {
+    reserve(list, 1, purpose)?;
+    list.push(item);
+    Ok(())
+}
+
+/// Adds copies of items.
+#[inline]
+pub(crate) fn extend_from_slice<T: Copy>(
+    list: &mut Vec<T>,
+    items: &[T],
+    purpose: &'static str,
+) -> Result<()> {
+    reserve(list, items.len(), purpose)?;
+    list.extend_from_slice(items);
+    Ok(())
+}
+
+/// Adds the items of an iterator.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn extend<T>(list: &mut Vec<T>, items: impl IntoIterator<Item = T>, purpose: &'static str) -> Result<()> {
+    let items = items.into_iter();
+    let (min, max) = items.size_hint();
+    reserve(list, min, purpose)?;
+    if max == Some(min) {
+        list.extend(items);
+        return Ok(());
+    }
+    for item in items {
+        push(list, item, purpose)?;
+    }
+    Ok(())
+}
+
+/// The items of an iterator.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn collect<T>(items: impl IntoIterator<Item = T>, purpose: &'static str) -> Result<Vec<T>> {
+    let items = items.into_iter();
+    let mut list = with_capacity(items.size_hint().0, purpose)?;
+    extend(&mut list, items, purpose)?;
+    Ok(list)
+}
+
+/// Numbers that are 0 if all their bits are.
+///
+/// # Safety
+/// All bits 0 must be a value of the type.
+pub(crate) unsafe trait Number: Copy {}
+
+// SAFETY: all bits 0 are the number 0, and so for several numbers.
+unsafe impl Number for u8 {}
+unsafe impl Number for u32 {}
+unsafe impl Number for u64 {}
+unsafe impl Number for usize {}
+unsafe impl<T: Number, const N: usize> Number for [T; N] {}
+
+/// This many zeros. Pages that are not written take no memory and no time.
+pub(crate) fn zeros<T: Number>(len: usize, purpose: &'static str) -> Result<Vec<T>> {
+    let error = || memory_error::<T>(len, purpose);
+    let layout = Layout::array::<T>(len).map_err(|_| error())?;
+    if layout.size() == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the layout is not empty.
+    let block = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<T>();
+    if block.is_null() {
+        return Err(error());
+    }
+    // SAFETY: the list gets a block of its own with the layout of `len` items, which are all there, since their type is
+    // a `Number`.
+    let items = unsafe { Box::from_raw(slice_from_raw_parts_mut(block, len)) };
+    Ok(items.into_vec())
 }
 
 /// Returns the block; pages of it that are not in use yet will be huge, if the kernel can.

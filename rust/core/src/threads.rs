@@ -5,7 +5,8 @@
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::memory::thread_error;
 
 /// The threads of one call.
 pub(crate) struct Threads(Option<ThreadPool>);
@@ -21,7 +22,7 @@ impl Threads {
             return Ok(Self(None));
         }
         let start = ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = start.map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+        let pool = start.map_err(|error| thread_error(threads, &error))?;
         Ok(Self(Some(pool)))
     }
 
@@ -35,13 +36,13 @@ impl Threads {
         self.0.as_ref()
     }
 
-    /// Calls `work` for every item, on all threads if `is_parallel`, and returns the results in order.
+    /// Calls `work` for every item, on all threads if `is_parallel`, and returns the results in order, or an error.
     pub fn map<T: Send, R: Send>(
         &self,
         items: &mut [T],
         is_parallel: bool,
-        work: impl Fn(&mut T) -> R + Sync + Send,
-    ) -> Vec<R> {
+        work: impl Fn(&mut T) -> Result<R> + Sync + Send,
+    ) -> Result<Vec<R>> {
         match &self.0 {
             Some(pool) if is_parallel => pool.install(|| items.par_iter_mut().map(work).collect()),
             _ => items.iter_mut().map(work).collect(),

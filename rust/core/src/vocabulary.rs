@@ -6,9 +6,22 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::grid::Offset;
 use crate::limits::{MAX_SIDE, MAX_VOCAB_SIZE};
+use crate::memory;
 
 const FORMAT: &str = "being-vl/visual-bpe";
 const VERSION: u32 = 1;
+
+/// What memory is for, in messages.
+const MERGES: &str = "the merges of the vocabulary";
+
+/// Most bytes around a line of the file, and after the last one.
+const MAX_LINE_ENDS: usize = 64;
+
+/// With more bytes than this, a vocabulary file is read only if there is memory for the most that it may need.
+const MAX_SMALL_FILE: usize = 1 << 16;
+
+/// Bytes of memory, at most, per byte of a file: its merges as lines and as merges, in lists that double as they grow.
+const MEMORY_PER_BYTE: usize = 6;
 
 /// What a merge matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -133,19 +146,19 @@ impl Vocabulary {
     }
 
     /// Number of cells that each merge's token covers, at most `u64::MAX`.
-    pub(crate) fn merged_sizes(&self) -> Vec<u64> {
-        let mut sizes: Vec<u64> = Vec::with_capacity(self.merges.len());
+    pub(crate) fn merged_sizes(&self) -> Result<Vec<u64>> {
+        let mut sizes: Vec<u64> = memory::with_capacity(self.merges.len(), MERGES)?;
         for merge in &self.merges {
             let size = |token: u32| token.checked_sub(self.base_vocab_size).map_or(1, |i| sizes[i as usize]);
             sizes.push(size(merge.a).saturating_add(size(merge.b)));
         }
-        sizes
+        Ok(sizes)
     }
 
     /// The vocabulary file's content: JSON with one merge per line.
     ///
     /// # Errors
-    /// None that could happen; numbers and strings always have a JSON form.
+    /// [`Error::Memory`].
     pub fn to_json(&self) -> Result<String> {
         let mut text = self.text_without_checksum()?;
         let checksum = checksum(&text);
@@ -176,8 +189,12 @@ impl Vocabulary {
         // Its end, an empty list of merges, gives way to the merges, one per line.
         text.truncate(text.len() - "]\n}".len());
         for (index, merge) in self.merges.iter().enumerate() {
+            let line = serde_json::to_string(&MergeLine::from(merge)).map_err(format)?;
+            let bytes = text.len() + line.len() + MAX_LINE_ENDS;
+            text.try_reserve(line.len() + MAX_LINE_ENDS)
+                .map_err(|_| Error::Memory { bytes, purpose: "the text of the vocabulary" })?;
             text.push_str(if index == 0 { "\n    " } else { ",\n    " });
-            text.push_str(&serde_json::to_string(&MergeLine::from(merge)).map_err(format)?);
+            text.push_str(&line);
         }
         text.push_str(if self.merges.is_empty() { "]" } else { "\n  ]" });
         Ok(text)
@@ -186,8 +203,14 @@ impl Vocabulary {
     /// Reads the content of a vocabulary file and checks all of it.
     ///
     /// # Errors
-    /// [`Error::Format`], [`Error::Option`], [`Error::VocabularySize`] or [`Error::Merge`], saying where.
+    /// [`Error::Format`], [`Error::Option`], [`Error::VocabularySize`] or [`Error::Merge`], saying where;
+    /// [`Error::Memory`].
     pub fn from_json(text: &str) -> Result<Self> {
+        memory::hold_reserve()?;
+        // The reader of JSON has no error for missing memory.
+        if text.len() > MAX_SMALL_FILE {
+            drop(memory::with_capacity::<u8>(text.len().saturating_mul(MEMORY_PER_BYTE), MERGES)?);
+        }
         let format = |error: serde_json::Error| Error::Format(error.to_string());
         // Format and version first: another version may have other fields.
         let FormatAndVersion { format: name, version } = serde_json::from_str(text).map_err(format)?;
@@ -207,7 +230,10 @@ impl Vocabulary {
         let merge = |(merge, line): (usize, &MergeLine)| {
             line.merge(file.merge_mode).map_err(|problem| Error::Merge { merge, problem })
         };
-        let merges = file.merges.iter().enumerate().map(merge).collect::<Result<_>>()?;
+        let mut merges = memory::with_capacity(file.merges.len(), MERGES)?;
+        for merge in file.merges.iter().enumerate().map(merge) {
+            merges.push(merge?);
+        }
         let vocabulary = Self {
             base_vocab_size: file.base_vocab_size,
             merge_mode: file.merge_mode,
@@ -235,6 +261,8 @@ impl Vocabulary {
     fn check(&self) -> Result<()> {
         check_options(self.base_vocab_size, self.merges.len(), self.alpha, self.sigma, self.min_frequency)?;
         let mut pairs = FxHashSet::default();
+        let bytes = self.merges.len() * size_of::<(u32, u32, Option<Offset>)>();
+        pairs.try_reserve(self.merges.len()).map_err(|_| Error::Memory { bytes, purpose: MERGES })?;
         for (i, merge) in self.merges.iter().enumerate() {
             let tokens = self.base_vocab_size + i as u32;
             // A merge may only join tokens that were made before it, and each pair once.

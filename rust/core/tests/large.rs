@@ -42,7 +42,7 @@ fn a_million_ids_and_a_million_merges() {
     for oriented in [false, true] {
         let vocabulary = vocabulary(oriented);
         assert_eq!(vocabulary.vocab_size(), 2 * K);
-        let encoder = Encoder::new(&vocabulary);
+        let encoder = Encoder::new(&vocabulary).unwrap();
         // Every id, row after row; then the last merge, and ids that nothing joins.
         let rows = (0..K / ROW).map(|row| (row * ROW..(row + 1) * ROW).collect::<Vec<_>>());
         let first_of_rows: u32 = K + (1..15).map(|level| K >> level).sum::<u32>();

@@ -26,18 +26,18 @@ fn learn_from(
     for &limit in limits {
         trainer.run(limit, |_| (), &Interrupt::default()).unwrap();
     }
-    trainer.vocabulary()
+    trainer.vocabulary().unwrap()
 }
 
 fn encode(vocabulary: &Vocabulary, grids: &[Grid], num_threads: usize) -> Vec<Vec<u32>> {
-    let encoder = Encoder::new(vocabulary);
+    let encoder = Encoder::new(vocabulary).unwrap();
     let options = EncodeOptions::default();
     let encodings = encoder.encode_batch(grids, &options, num_threads, &Interrupt::default()).unwrap();
     encodings.iter().map(<[u32]>::to_vec).collect()
 }
 
 fn encode_with(vocabulary: &Vocabulary, grid: &Grid, options: &EncodeOptions) -> Encoding {
-    Encoder::new(vocabulary).encode(grid, options, &Interrupt::default()).unwrap()
+    Encoder::new(vocabulary).unwrap().encode(grid, options, &Interrupt::default()).unwrap()
 }
 
 /// Height and width: mostly small, some of up to 40×40, some of a single row or column.

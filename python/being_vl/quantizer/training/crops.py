@@ -1,9 +1,9 @@
 """What `being-vl quantizer train` sees: seeded crops of folders of images, and the images that it is measured on."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +12,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from being_vl.errors import ConfigError
+from being_vl.errors import ConfigError, ImageError
 from being_vl.fingerprints import compute_fingerprint
-from being_vl.images.decode import read_image
-from being_vl.images.files import list_image_files
+from being_vl.images.decode import decode_image
+from being_vl.images.encoded import ImageSource
+from being_vl.images.sources import find_images
+from being_vl.names import show_name
 from being_vl.options import StrPath
 from being_vl.quantizer.models.tiled import to_tensor
+from being_vl.shards.ranks import rank_and_world_size
+
+log = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.05
 """Share of each folder's images that is never trained on, unless others are named for measuring."""
@@ -45,7 +50,7 @@ class Crops:
     enlarged but images of less than 16 pixels.
 
     Args:
-        folders: Of images to train on, which take turns.
+        folders: Of images to train on, which take turns; or what else `find_images` takes.
         held_out_folders: Of images to measure on; if there are none, a part of each of the others is kept for that.
         size: Side of the crops, in pixels.
         tile: Side of a tile, in pixels.
@@ -65,21 +70,21 @@ class Crops:
         seed: int,
     ) -> None:
         self.size, self.tile, self.seed = size, tile, seed
-        self.training_paths: list[list[Path]] = []
-        self.held_out_paths = {str(folder): _image_paths(folder) for folder in held_out_folders}
+        self.training_images: list[list[ImageSource]] = []
+        self.held_out_images = {str(folder): _find_images(folder) for folder in held_out_folders}
         for folder in folders:
-            paths = _image_paths(folder)
+            images = _find_images(folder)
             if not held_out_folders:
-                if len(paths) < 2:
+                if len(images) < 2:
                     raise ConfigError(
                         f"{folder}: has one image; expected at least 2, one of them to be held out"
                     )
-                order = np.random.default_rng([seed, 0]).permutation(len(paths))
-                count = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(paths))))
-                self.held_out_paths[str(folder)] = [paths[i] for i in order[:count]]
-                paths = [paths[i] for i in order[count:]]
-            self.training_paths.append(paths)
-        self._read_from_cache = lru_cache(4096)(self._read)
+                order = np.random.default_rng([seed, 0]).permutation(len(images))
+                count = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(images))))
+                self.held_out_images[str(folder)] = [images[i] for i in order[:count]]
+                images = [images[i] for i in order[count:]]
+            self.training_images.append(images)
+        self._read_from_cache = lru_cache(4096)(self._read_for_training)
 
     def draw(self, folder: int, rng: np.random.Generator) -> Tensor:
         """A random crop (3, side, side) of a random image, flipped every other time.
@@ -88,8 +93,7 @@ class Crops:
         image's shorter side.
         """
         # The image, then the crop's side (by its logarithm, evenly), then its place.
-        paths = self.training_paths[folder]
-        image = self._read_from_cache(paths[rng.integers(len(paths))])
+        image = self._read_from_cache(folder, int(rng.integers(len(self.training_images[folder]))))
         max_side = min(image.size)
         side = round(math.exp(rng.uniform(math.log(min(self.size, max_side)), math.log(max_side))))
         left = int(rng.integers(image.width - side + 1))
@@ -105,7 +109,7 @@ class Crops:
         crops_by_side: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for number in numbers:
             rng = np.random.default_rng([self.seed, *seeds, number])
-            pixels = self.draw(number * len(self.training_paths) // count, rng)
+            pixels = self.draw(number * len(self.training_images) // count, rng)
             side = pixels.shape[-1]
             chances = torch.from_numpy(rng.random((side // self.tile) ** 2))
             crops_by_side.setdefault(side, []).append((pixels, chances))
@@ -116,16 +120,19 @@ class Crops:
             for _, crops in sorted(crops_by_side.items())
         ]
 
-    def middle_squares(self, paths: Sequence[Path]) -> Iterator[Tensor]:
+    def middle_squares(self, images: Sequence[ImageSource]) -> Iterator[Tensor]:
         """The middle squares (1, 3, side, side) of images, of the whole shorter side."""
-        for path in paths:
-            image = self._read(path)
+        for source in images:
+            image = self._read(source)
             side = min(image.size)
             yield self._cut(image, (image.width - side) // 2, (image.height - side) // 2, side)[None]
 
-    def _read(self, path: Path) -> Image.Image:
+    def _read_for_training(self, folder: int, number: int) -> Image.Image:
+        return self._read(self.training_images[folder][number])
+
+    def _read(self, source: ImageSource) -> Image.Image:
         """An image, shrunk to four times the crop's size if its shorter side is longer than that."""
-        image = read_image(path)
+        image = _read_image(source)
         scale = 4 * self.size / min(image.size)
         if scale >= 1:
             return image
@@ -173,14 +180,24 @@ def fingerprint_folders(folders: Sequence[StrPath]) -> dict[str, str]:
     Raises:
         ImageError: if a folder has no image.
     """
-    sizes = {
-        str(folder): [
-            (path.relative_to(folder).as_posix(), path.stat().st_size) for path in _image_paths(folder)
-        ]
+    return {
+        str(folder): compute_fingerprint([(image.key, image.size) for image in find_images(folder).sources])
         for folder in folders
     }
-    return {folder: compute_fingerprint(files) for folder, files in sizes.items()}
 
 
-def _image_paths(folder: StrPath) -> list[Path]:
-    return [Path(folder) / key for key in list_image_files(folder)]
+def _find_images(folder: StrPath) -> list[ImageSource]:
+    """The images of a folder; what is left out is logged."""
+    findings = find_images(folder)
+    if rank_and_world_size()[0] == 0:
+        log.info("%s: %s", folder, findings.account().describe())
+    return findings.sources
+
+
+def _read_image(source: ImageSource) -> Image.Image:
+    name = source.place if source.place.endswith(source.key) else f"{source.place}: {source.key}"
+    try:
+        data = source.read()
+    except OSError as error:
+        raise ImageError(f"{show_name(name)}: cannot be read ({error.strerror})") from None
+    return decode_image(data, name)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from being_vl.files import write_aside
+from being_vl.files import name_write_errors, write_aside
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +40,19 @@ class TrainingLog:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write a step's metrics: numbers, and numbers of each folder of images."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        for name, value in _flatten(metrics):
-            self._board.add_scalar(name, value, step)
+        with name_write_errors(self.folder / "log.jsonl"):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        with name_write_errors(self.folder / "tensorboard"):
+            for name, value in _flatten(metrics):
+                self._board.add_scalar(name, value, step)
         log.info("step %d/%d: %s", step, self.steps, dict(metrics))
 
     def draw(self, step: int, sheet: NDArray[np.uint8]) -> None:
         """Save a sheet of reconstructions, (height, width, 3)."""
         folder = self.folder / "reconstructions"
         folder.mkdir(exist_ok=True)
-        Image.fromarray(sheet).save(folder / f"{step:07d}.png")
+        with write_aside(folder / f"{step:07d}.png") as temporary_path:
+            Image.fromarray(sheet).save(temporary_path, "PNG")
         self._board.add_image("reconstructions", sheet, step, dataformats="HWC")
 
 

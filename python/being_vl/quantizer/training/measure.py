@@ -42,10 +42,10 @@ def measure(autoencoder: Autoencoder, crops: Crops) -> Measurement:
     psnr_of_folders: dict[str, float] = {}
     ssim_of_folders: dict[str, float] = {}
     sheets = {}
-    for folder, paths in crops.held_out_paths.items():
+    for folder, images in crops.held_out_images.items():
         scores: list[tuple[Tensor, Tensor]] = []
         pairs: list[tuple[Tensor, Tensor]] = []
-        for pixels in crops.middle_squares(paths):
+        for pixels in crops.middle_squares(images):
             forward = autoencoder(pixels.to(weight.device), freeze_encoder=True)
             is_used[forward.ids] = True
             reconstruction = forward.reconstructions.clamp(-1, 1)

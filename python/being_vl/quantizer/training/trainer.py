@@ -1,6 +1,5 @@
 """`being-vl quantizer train`: a small VQ-GAN from folders of images."""
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -12,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from being_vl.errors import CheckpointError, ConfigError, FingerprintError
-from being_vl.files import MANIFEST, read_manifest, remove, write_aside
+from being_vl.files import MANIFEST, read_manifest, remove, write_aside, write_into
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
 from being_vl.options import fixed_options
+from being_vl.outputs import check_folder, check_only_files, free_locks, lock_folder
 from being_vl.progress import progress_bar, show_log_lines
 from being_vl.quantizer.models.tiled import VQGAN, network_parameters, new_model
 from being_vl.quantizer.training.autoencoder import Autoencoder, ForwardPass
@@ -52,6 +52,7 @@ OUTPUTS = (
 
 
 @show_log_lines()
+@free_locks()
 def train_quantizer(options: QuantizerTrainOptions) -> Path:
     """Train a VQ-GAN and save it to `options.out`, for `load_quantizer`.
 
@@ -68,7 +69,8 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
 
     Raises:
         FingerprintError: if `options.out` holds what was made with other options or images, and `overwrite` is not
-            set; or what something else made.
+            set.
+        OutputError: if it holds anything else, or another process is writing there.
         ImageError: if a folder has no image, or an image can't be read.
         CheckpointError: if the checkpoint is damaged.
         ConfigError: if a folder has too few images, the ranks can't share a batch evenly, or a file of weights
@@ -82,12 +84,17 @@ def train_quantizer(options: QuantizerTrainOptions) -> Path:
             log.info("%s: already finished", options.out)
             return options.out
         trainer = Trainer(options, rank, ranks, device)
-        if rank == 0 and not has_output:
-            _claim_folder(options.out, fields)
+        if rank == 0:
+            lock_folder(options.out)
+            # Another job may have claimed the folder meanwhile.
+            if not _check_folder(options, fields):
+                _claim_folder(options.out, fields)
         wait_for_all_ranks()
         trainer.run()
         if rank == 0:
-            VQGAN(trainer.model, options.name, options.size, device).save_pretrained(options.out)
+            quantizer = VQGAN(trainer.model, options.name, options.size, device)
+            with write_into(options.out) as folder:
+                quantizer.save_pretrained(folder)
     return options.out
 
 
@@ -102,8 +109,13 @@ def _check_folder(options: QuantizerTrainOptions, fields: dict[str, Any]) -> boo
 
     Raises:
         FingerprintError: if it holds something else that may not be replaced.
-        ManifestError: if it is the finished output of another kind of job.
+        OutputError: if it is the output of another kind of job, or none.
     """
+    check_folder(
+        options.out,
+        *(KIND, "quantizer"),
+        inputs=[*options.images, *options.held_out_images, options.perceptual.vgg, options.perceptual.lpips],
+    )
     path = options.out / FINGERPRINT
     if (options.out / MANIFEST).is_file():
         read_manifest(options.out, "quantizer")
@@ -111,8 +123,6 @@ def _check_folder(options: QuantizerTrainOptions, fields: dict[str, Any]) -> boo
             raise FingerprintError(
                 f"{options.out}: holds a quantizer that no training here made; choose another folder for `out`"
             )
-    if _read_kind(path) not in (None, KIND):
-        raise FingerprintError(f"{options.out}: holds what another kind of job made; choose another folder")
     try:
         return check_fingerprint(path, fields)
     except FingerprintError:
@@ -121,17 +131,16 @@ def _check_folder(options: QuantizerTrainOptions, fields: dict[str, Any]) -> boo
         return False
 
 
-def _read_kind(path: Path) -> str | None:
-    """The kind of job that a fingerprint is of; None if there is none that can be read."""
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["kind"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _claim_folder(out: Path, fields: dict[str, Any]) -> None:
-    """Remove what a training with other options left in the output folder, and say what this one follows from."""
+    """Remove what a training with other options left in the output folder, and say what this one follows from.
+
+    Raises:
+        OutputError: if there is something in the folders to remove that no training has written.
+    """
     if (out / FINGERPRINT).is_file():
+        patterns = {"tensorboard": r"events\.out\.tfevents\..*", "reconstructions": r"\d{7,}\.png"}
+        for name, pattern in patterns.items():
+            check_only_files(out / name, pattern)
         for name in OUTPUTS:
             remove(out / name)
     out.mkdir(parents=True, exist_ok=True)
@@ -383,8 +392,9 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "codebook": [self.codebook.counts, self.codebook.sums],
         }
-        with write_aside(self.options.out / CHECKPOINT) as temporary_path:
-            torch.save(state, temporary_path)
+        # Into a file of ours: torch's own would not say why it can't be written.
+        with write_aside(self.options.out / CHECKPOINT) as temporary_path, temporary_path.open("wb") as file:
+            torch.save(state, file)
 
     def _load_checkpoint(self) -> None:
         path = self.options.out / CHECKPOINT

@@ -91,7 +91,7 @@ impl Workspace {
         values: &mut Vec<u32>,
     ) -> Result<Option<Regions>> {
         // 1. Every cell is a region; find the merges of neighbouring cells.
-        self.load_grid::<ORIENTED>(merges, grid, options.regions);
+        self.load_grid::<ORIENTED>(merges, grid, options.regions)?;
         self.list_cell_pairs(merges, interrupt)?;
         let (stride, width) = (self.stride as u32, self.width as u32);
         for word in 0..merges.len().div_ceil(64) {
@@ -130,8 +130,8 @@ impl Workspace {
         }
         // 4. Collect the tokens.
         let start = values.len();
-        self.append_tokens::<ORIENTED>(values);
-        Ok(options.regions.then(|| self.regions::<ORIENTED>(merges, &values[start..])))
+        self.append_tokens::<ORIENTED>(values)?;
+        options.regions.then(|| self.regions::<ORIENTED>(merges, &values[start..])).transpose()
     }
 
     /// Applies one merge to the grid.
@@ -151,8 +151,7 @@ impl Workspace {
         let (first, count) = self.anchors_of_merge[maker as usize];
         let newer_regions = first as usize..(first + count) as usize;
         if ORIENTED {
-            self.join_at_offset(merges, merge, step, newer_regions);
-            Ok(())
+            self.join_at_offset(merges, merge, step, newer_regions)
         } else if step.a == newer_token {
             self.join_with_following(step, newer_regions, interrupt)
         } else {
@@ -197,13 +196,13 @@ impl Workspace {
         merge: u32,
         step: &MergeStep,
         newer_regions: Range<usize>,
-    ) {
+    ) -> Result<()> {
         let MergeStep { a, b, token, .. } = *step;
         let offset = merges.entry(merge).offset;
         // Nothing to do in grids that are too small, or if the two shapes are not adjacent.
         let too_far = offset.dy as usize >= self.height || offset.dx.unsigned_abs() as usize >= self.width;
-        if too_far || !merges.touches(merge, self.height * self.width) {
-            return;
+        if too_far || !merges.touches(merge, self.height * self.width)? {
+            return Ok(());
         }
         let distance = (offset.dy as usize * self.stride).wrapping_add_signed(offset.dx as isize);
         let mut n = self.num_anchors;
@@ -220,6 +219,7 @@ impl Workspace {
             }
         }
         self.num_anchors = n;
+        Ok(())
     }
 
     /// Pair mode, a newer than b: joins each region of a with the first region of b that follows and is beside it.
@@ -275,7 +275,7 @@ impl Workspace {
             if self.cells[y as usize] != pack(step.b, y) {
                 continue;
             }
-            ensure_len(&mut self.pairs, n + 4 * step.size_b as usize + 1);
+            ensure_len(&mut self.pairs, n + 4 * step.size_b as usize + 1)?;
             let mut p = y;
             for _ in 0..step.size_b {
                 for q in [p - stride, p - 1, p + 1, p + stride] {

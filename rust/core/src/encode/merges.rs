@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustc_hash::FxHashSet;
 
+use crate::error::{Error, Result};
 use crate::grid::Offset;
+use crate::memory;
 use crate::vocabulary::{Merge, MergeMode, Vocabulary};
 
 /// A vocabulary's merges by number, and two ways to find them: by two neighbouring cells, and by a token that a merge
@@ -37,33 +39,34 @@ pub(super) struct MergeEntry {
     num_successors: u32,
 }
 
+/// What memory is for, in messages.
+const INDEX: &str = "the index of the merges";
+
 impl MergeIndex {
-    pub fn new(vocabulary: &Vocabulary) -> Self {
+    pub fn new(vocabulary: &Vocabulary) -> Result<Self> {
         let k = vocabulary.base_vocab_size();
         let merges = vocabulary.merges();
-        let sizes = vocabulary.merged_sizes();
+        let sizes = vocabulary.merged_sizes()?;
         let size = |token: u32| {
             let size = token.checked_sub(k).map_or(1, |merge| sizes[merge as usize]);
             u32::try_from(size).unwrap_or(u32::MAX)
         };
-        let mut entries: Vec<MergeEntry> = merges
-            .iter()
-            .map(|&Merge { a, b, offset, .. }| MergeEntry {
-                a,
-                b,
-                offset: offset.unwrap_or(Offset { dy: 0, dx: 0 }),
-                size_a: size(a),
-                size_b: size(b),
-                first_successor: 0,
-                num_successors: 0,
-            })
-            .collect();
+        let entry = |&Merge { a, b, offset, .. }: &Merge| MergeEntry {
+            a,
+            b,
+            offset: offset.unwrap_or(Offset { dy: 0, dx: 0 }),
+            size_a: size(a),
+            size_b: size(b),
+            first_successor: 0,
+            num_successors: 0,
+        };
+        let mut entries = memory::collect(merges.iter().map(entry), INDEX)?;
 
         // A merge can match for the first time when the newer of its two tokens has been made.
         let newer_token = |merge: u32| merges[merge as usize].a.max(merges[merge as usize].b);
-        let mut by_newer_token: Vec<u32> =
-            (0..merges.len() as u32).filter(|&merge| newer_token(merge) >= k).collect();
-        by_newer_token.sort_by_key(|&merge| newer_token(merge));
+        let joins_merged = (0..merges.len() as u32).filter(|&merge| newer_token(merge) >= k);
+        let mut by_newer_token: Vec<u32> = memory::collect(joins_merged, INDEX)?;
+        by_newer_token.sort_unstable_by_key(|&merge| (newer_token(merge), merge));
         for (position, &merge) in (0..).zip(&by_newer_token) {
             let entry = &mut entries[(newer_token(merge) - k) as usize];
             if entry.num_successors == 0 {
@@ -71,14 +74,14 @@ impl MergeIndex {
             }
             entry.num_successors += 1;
         }
-        Self {
+        Ok(Self {
             base_vocab_size: k,
             merge_mode: vocabulary.merge_mode(),
             by_newer_token,
-            cell_merges: CellMergeTable::new(k, merges),
-            touch_states: merges.iter().map(|_| AtomicU8::new(TOUCH_UNKNOWN)).collect(),
+            cell_merges: CellMergeTable::new(k, merges)?,
+            touch_states: memory::collect(merges.iter().map(|_| AtomicU8::new(TOUCH_UNKNOWN)), INDEX)?,
             entries,
-        }
+        })
     }
 
     /// Number of merges.
@@ -125,16 +128,20 @@ impl MergeIndex {
     /// Oriented mode: whether two regions with a merge's tokens at its offset are adjacent, in a grid of `cells` cells.
     ///
     /// Their shapes decide it, so it is worked out once, when a grid that both fit into has one of them.
-    pub fn touches(&self, merge: u32, cells: usize) -> bool {
+    pub fn touches(&self, merge: u32, cells: usize) -> Result<bool> {
         let state = &self.touch_states[merge as usize];
         // If two threads work it out at the same time, both get the same result.
         if state.load(Ordering::Relaxed) == TOUCH_UNKNOWN {
             let MergeEntry { a, b, size_a, size_b, offset: Offset { dy, dx }, .. } = *self.entry(merge);
             if size_a as usize + size_b as usize > cells {
-                return false;
+                return Ok(false);
             }
             // They touch if a cell of b, moved by the offset, is beside a cell of a.
-            let cells_of_a: FxHashSet<Offset> = self.cells(a).collect();
+            let mut cells_of_a = FxHashSet::<Offset>::default();
+            let bytes = size_a as usize * size_of::<Offset>();
+            let error = Error::Memory { bytes, purpose: "the cells of a token" };
+            cells_of_a.try_reserve(size_a as usize).map_err(|_| error)?;
+            cells_of_a.extend(self.cells(a));
             let is_beside_a = |cell: Offset| {
                 [(0, 1), (0, -1), (1, 0), (-1, 0)].into_iter().any(|(down, right)| {
                     cells_of_a.contains(&Offset { dy: cell.dy + dy + down, dx: cell.dx + dx + right })
@@ -143,7 +150,7 @@ impl MergeIndex {
             let answer = if self.cells(b).any(is_beside_a) { TOUCH_YES } else { TOUCH_NO };
             state.store(answer, Ordering::Relaxed);
         }
-        state.load(Ordering::Relaxed) == TOUCH_YES
+        Ok(state.load(Ordering::Relaxed) == TOUCH_YES)
     }
 }
 
@@ -184,8 +191,8 @@ struct Slot {
 const FREE: u64 = u64::MAX;
 
 impl CellMergeTable {
-    fn new(base_vocab_size: u32, merges: &[Merge]) -> Self {
-        let cell_merges: Vec<_> = (0..)
+    fn new(base_vocab_size: u32, merges: &[Merge]) -> Result<Self> {
+        let cell_merges = (0..)
             .zip(merges)
             .filter(|(_, merge)| merge.a.max(merge.b) < base_vocab_size)
             .filter_map(|(index, merge)| {
@@ -196,13 +203,13 @@ impl CellMergeTable {
                     Some(_) => return None,
                 };
                 Some((index, merge, direction))
-            })
-            .collect();
+            });
+        let cell_merges: Vec<(u32, &Merge, Direction)> = memory::collect(cell_merges, INDEX)?;
         // Twice as many slots as merges, so that a free one is near.
         let slot_bits = cell_merges.len().next_power_of_two().ilog2() + 1;
         let mut table = Self {
             filter: Box::new([0; FILTER_WORDS]),
-            slots: vec![Slot { key: FREE, merge: 0 }; 1 << slot_bits],
+            slots: memory::try_vec(1 << slot_bits, Slot { key: FREE, merge: 0 }, INDEX)?,
             slot_shift: 64 - slot_bits,
             direction_mask: cell_merges.iter().any(|(_, merge, _)| merge.offset.is_some()).into(),
         };
@@ -216,7 +223,7 @@ impl CellMergeTable {
             }
             table.slots[slot] = Slot { key, merge };
         }
-        table
+        Ok(table)
     }
 
     /// 0 for most of the pairs that have no merge, otherwise 1.

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::grid::{Grid, Regions};
 use crate::interrupt::Interrupt;
+use crate::memory;
 use crate::threads::Threads;
 use crate::vocabulary::Vocabulary;
 use merges::MergeIndex;
@@ -23,6 +24,9 @@ const MIN_PARALLEL_CELLS: usize = 1 << 15;
 
 /// Grids that a thread encodes at a time, at most.
 const MAX_CHUNK: usize = 64;
+
+/// What memory is for, in messages.
+const TOKENS: &str = "the tokens of the grids";
 
 /// A workspace of more positions is not kept after a call.
 const MAX_KEPT_POSITIONS: usize = 1 << 20;
@@ -64,10 +68,17 @@ impl EncodedBatch {
     }
 
     /// Puts another batch after this one.
-    pub fn append(&mut self, mut other: Self) {
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn append(&mut self, mut other: Self) -> Result<()> {
+        memory::reserve(&mut self.values, other.values.len(), TOKENS)?;
+        memory::reserve(&mut self.lengths, other.lengths.len(), TOKENS)?;
+        memory::reserve(&mut self.regions, other.regions.len(), TOKENS)?;
         self.values.append(&mut other.values);
         self.lengths.append(&mut other.lengths);
         self.regions.append(&mut other.regions);
+        Ok(())
     }
 }
 
@@ -79,16 +90,19 @@ pub struct Encoder {
 
 impl Encoder {
     /// Indexes a vocabulary's merges.
-    #[must_use]
-    pub fn new(vocabulary: &Vocabulary) -> Self {
-        Self { merges: MergeIndex::new(vocabulary) }
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn new(vocabulary: &Vocabulary) -> Result<Self> {
+        memory::hold_reserve()?;
+        Ok(Self { merges: MergeIndex::new(vocabulary)? })
     }
 
     /// Encodes one grid.
     ///
     /// # Errors
     /// [`Error::GridId`] for an id that is not in the codebook, [`Error::Option`] for a probability out of range,
-    /// [`Error::Interrupted`] if asked to stop.
+    /// [`Error::Interrupted`] if asked to stop, [`Error::Memory`].
     pub fn encode(&self, grid: &Grid, options: &EncodeOptions, interrupt: &Interrupt) -> Result<Encoding> {
         let grids = std::slice::from_ref(grid);
         self.check(grids, options)?;
@@ -119,7 +133,7 @@ impl Encoder {
         let chunks: Result<Vec<_>> =
             pool.install(|| grids.par_chunks(size).enumerate().map(encode).collect());
         let mut batch = EncodedBatch::default();
-        chunks?.into_iter().for_each(|chunk| batch.append(chunk));
+        chunks?.into_iter().try_for_each(|chunk| batch.append(chunk))?;
         Ok(batch)
     }
 
@@ -139,8 +153,8 @@ impl Encoder {
                 let start = batch.values.len();
                 let regions =
                     workspace.encode(&self.merges, grid, index, options, interrupt, &mut batch.values)?;
-                batch.lengths.push(batch.values.len() - start);
-                batch.regions.extend(regions);
+                memory::push(&mut batch.lengths, batch.values.len() - start, TOKENS)?;
+                memory::extend(&mut batch.regions, regions, TOKENS)?;
             }
             if workspace.capacity() <= MAX_KEPT_POSITIONS {
                 *thread_workspace = workspace;
@@ -150,6 +164,7 @@ impl Encoder {
     }
 
     fn check(&self, grids: &[Grid], options: &EncodeOptions) -> Result<()> {
+        memory::hold_reserve()?;
         if let Some(Dropout { probability, .. }) = options.dropout
             && !(0.0..=1.0).contains(&probability)
         {

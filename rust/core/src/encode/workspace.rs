@@ -10,12 +10,16 @@ use super::merges::{Direction, MergeIndex};
 use crate::error::Result;
 use crate::grid::{Grid, Regions};
 use crate::interrupt::Interrupt;
+use crate::memory;
 
 /// The token where no region is: on the border, and in oriented mode wherever no anchor is.
 pub(super) const NO_TOKEN: u32 = u32::MAX;
 
 /// Marks the end of a list.
 pub(super) const END: u32 = u32::MAX;
+
+/// What memory is for, in messages.
+const WORKSPACE: &str = "a grid while it is encoded";
 
 /// What encoding a grid needs, kept from grid to grid.
 #[derive(Debug, Default)]
@@ -70,10 +74,12 @@ pub(super) fn set_bit(bits: &mut [u64], index: u32) {
 }
 
 /// Makes a list long enough for `len` items, which then can be written without growing it one by one.
-pub(super) fn ensure_len<T: Copy + Default>(list: &mut Vec<T>, len: usize) {
-    if list.len() < len {
-        list.resize(len.next_power_of_two(), T::default());
+#[inline]
+pub(super) fn ensure_len<T: Copy + Default>(list: &mut Vec<T>, len: usize) -> Result<()> {
+    if len <= list.len() {
+        return Ok(());
     }
+    memory::resize(list, len.next_power_of_two(), T::default(), WORKSPACE)
 }
 
 impl Workspace {
@@ -83,7 +89,12 @@ impl Workspace {
     }
 
     /// Starts with a grid, every cell a region of its own.
-    pub fn load_grid<const ORIENTED: bool>(&mut self, merges: &MergeIndex, grid: &Grid, regions: bool) {
+    pub fn load_grid<const ORIENTED: bool>(
+        &mut self,
+        merges: &MergeIndex,
+        grid: &Grid,
+        regions: bool,
+    ) -> Result<()> {
         let (height, width) = (grid.height() as usize, grid.width() as usize);
         // Oriented mode: the border is as wide as the grid, so that no offset leads from a cell into another row.
         let stride = if ORIENTED { 2 * width } else { width + 1 };
@@ -92,23 +103,23 @@ impl Workspace {
         if (self.height, self.width, self.oriented) != (height, width, ORIENTED) {
             (self.height, self.width, self.stride, self.oriented) = (height, width, stride, ORIENTED);
             self.tokens.clear();
-            self.tokens.resize(positions, NO_TOKEN);
+            memory::resize(&mut self.tokens, positions, NO_TOKEN, WORKSPACE)?;
             self.cells.clear();
             self.next_in_ring.clear();
             if !ORIENTED {
-                self.cells.resize(positions, pack(NO_TOKEN, 0));
-                self.next_in_ring.resize(positions, 0);
+                memory::resize(&mut self.cells, positions, pack(NO_TOKEN, 0), WORKSPACE)?;
+                memory::resize(&mut self.next_in_ring, positions, 0, WORKSPACE)?;
             }
-            self.next_cell_pair.resize(2 * positions, END);
+            memory::resize(&mut self.next_cell_pair, 2 * positions, END, WORKSPACE)?;
             // Each merge makes one region of two, so fewer are made than there are cells.
-            self.anchors.resize(height * width, 0);
+            memory::resize(&mut self.anchors, height * width, 0, WORKSPACE)?;
         }
         self.leaves.clear();
-        self.leaves.resize(if regions && !ORIENTED { positions } else { 0 }, 0);
+        memory::resize(&mut self.leaves, if regions && !ORIENTED { positions } else { 0 }, 0, WORKSPACE)?;
         if self.first_cell_pair.len() < merges.len() {
-            self.first_cell_pair.resize(merges.len(), END);
-            self.anchors_of_merge.resize(merges.len(), (0, 0));
-            self.pending_merges.resize(merges.len().div_ceil(64), 0);
+            memory::resize(&mut self.first_cell_pair, merges.len(), END, WORKSPACE)?;
+            memory::resize(&mut self.anchors_of_merge, merges.len(), (0, 0), WORKSPACE)?;
+            memory::resize(&mut self.pending_merges, merges.len().div_ceil(64), 0, WORKSPACE)?;
         }
         self.num_anchors = 0;
         for (row, ids) in (1..).zip(grid.ids().chunks_exact(width)) {
@@ -122,6 +133,7 @@ impl Workspace {
                 }
             }
         }
+        Ok(())
     }
 
     /// Lists the neighbouring cells that some merge joins, and makes those merges pending.
@@ -175,9 +187,9 @@ impl Workspace {
 
     /// Appends the tokens, in raster order of anchors. Branchless: every cell is written, and counted if it is an
     /// anchor.
-    pub fn append_tokens<const ORIENTED: bool>(&self, values: &mut Vec<u32>) {
+    pub fn append_tokens<const ORIENTED: bool>(&self, values: &mut Vec<u32>) -> Result<()> {
         let start = values.len();
-        values.resize(start + self.height * self.width, 0);
+        memory::resize(values, start + self.height * self.width, 0, "the tokens of the grids")?;
         let output = &mut values[start..];
         let mut n = 0;
         for row in (1..=self.height).map(|row| row * self.stride) {
@@ -195,16 +207,18 @@ impl Workspace {
             }
         }
         values.truncate(start + n);
+        Ok(())
     }
 
     /// Which of these tokens, the grid's own, covers which cell.
-    pub fn regions<const ORIENTED: bool>(&self, merges: &MergeIndex, ids: &[u32]) -> Regions {
+    pub fn regions<const ORIENTED: bool>(&self, merges: &MergeIndex, ids: &[u32]) -> Result<Regions> {
+        const REGIONS: &str = "the regions of a grid";
+        let cells = self.height * self.width;
         let anchors = (0..).zip(self.positions().filter(|&position| self.is_anchor::<ORIENTED>(position)));
         if ORIENTED {
             // A token's shape says which cells it covers.
-            let mut regions = Regions::default();
-            regions.tokens.resize(self.height * self.width, 0);
-            regions.leaves.resize(self.height * self.width, 0);
+            let (tokens, leaves) = (memory::zeros(cells, REGIONS)?, memory::zeros(cells, REGIONS)?);
+            let mut regions = Regions { tokens, leaves };
             for ((index, anchor), &token) in anchors.zip(ids) {
                 let (row, column) = (anchor / self.stride - 1, anchor % self.stride);
                 for (leaf, offset) in (0..).zip(merges.cells(token)) {
@@ -214,16 +228,21 @@ impl Workspace {
                     regions.leaves[cell] = leaf;
                 }
             }
-            regions
+            Ok(regions)
         } else {
             // Every cell knows its anchor.
-            let mut index_at = vec![0; self.tokens.len()];
+            let mut index_at = memory::zeros(self.tokens.len(), REGIONS)?;
             for (index, anchor) in anchors {
                 index_at[anchor] = index;
             }
+            let mut tokens = memory::with_capacity(cells, REGIONS)?;
+            let mut leaves = memory::with_capacity(cells, REGIONS)?;
             let cell = |p: usize| (index_at[unpack(self.cells[p]).1 as usize], self.leaves[p]);
-            let (tokens, leaves) = self.positions().map(cell).unzip();
-            Regions { tokens, leaves }
+            for (index, leaf) in self.positions().map(cell) {
+                tokens.push(index);
+                leaves.push(leaf);
+            }
+            Ok(Regions { tokens, leaves })
         }
     }
 }

@@ -7,10 +7,15 @@
 use std::collections::BTreeMap;
 use std::vec::IntoIter;
 
+use crate::error::Result;
 use crate::grid::Grid;
+use crate::memory;
 
 /// One in this number of ids is counted; odd, so that these are of all columns.
 const SAMPLING_STEP: usize = 13;
+
+/// What memory is for, in messages.
+const PLACES: &str = "the places of the grids";
 
 /// A shard and a position there.
 type Place = (u32, u32);
@@ -33,30 +38,31 @@ impl GridAssigner {
         grids: usize,
         shards: usize,
         positions: impl Iterator<Item = ((u32, u32), Place)>,
-    ) -> Self {
+    ) -> Result<Self> {
         let mut free_positions = BTreeMap::new();
         for (size, (shard, position)) in positions {
             let of_size = free_positions.entry(size).or_insert_with(|| vec![Vec::new(); shards]);
-            of_size[shard as usize].push(position);
+            memory::push(&mut of_size[shard as usize], position, PLACES)?;
         }
         let free_positions = free_positions
             .into_iter()
             .map(|(size, shards)| (size, shards.into_iter().map(Vec::into_iter).collect()));
-        Self {
-            free_positions: free_positions.collect(),
-            id_counts: vec![vec![0; ids as usize]; shards],
-            places: vec![None; grids],
+        let mut id_counts = Vec::new();
+        for _ in 0..shards {
+            id_counts.push(memory::zeros(ids as usize, "the counts of ids")?);
         }
+        let free_positions = free_positions.collect();
+        Ok(Self { free_positions, id_counts, places: memory::try_vec(grids, None, PLACES)? })
     }
 
     /// The places of grid `first` and those after it; a grid that has one keeps it.
-    pub fn assign(&mut self, first: usize, grids: &[Grid]) -> Vec<Place> {
+    pub fn assign(&mut self, first: usize, grids: &[Grid]) -> Result<Vec<Place>> {
         let place = |(index, grid): (usize, &Grid)| {
             let place = self.places[index].unwrap_or_else(|| self.find_place(grid));
             self.places[index] = Some(place);
             place
         };
-        (first..).zip(grids).map(place).collect()
+        memory::collect((first..).zip(grids).map(place), PLACES)
     }
 
     fn find_place(&mut self, grid: &Grid) -> Place {
@@ -87,7 +93,7 @@ mod tests {
 
     fn assigner(sizes: &[(u32, u32)], shards: usize) -> GridAssigner {
         let place = |(number, &size)| (size, (number as u32 % shards as u32, number as u32));
-        GridAssigner::new(10, sizes.len(), shards, (0..).zip(sizes).map(place))
+        GridAssigner::new(10, sizes.len(), shards, (0..).zip(sizes).map(place)).unwrap()
     }
 
     proptest! {
@@ -104,8 +110,8 @@ mod tests {
             let grids: Vec<_> = sizes.iter().enumerate().map(grid).collect();
             let mut assigner = assigner(&sizes, shards);
             let first = first.index(grids.len());
-            let last = assigner.assign(first, &grids[first..]);
-            let places = assigner.assign(0, &grids);
+            let last = assigner.assign(first, &grids[first..]).unwrap();
+            let places = assigner.assign(0, &grids).unwrap();
             prop_assert_eq!(&places[first..], last);
             prop_assert_eq!(places.iter().collect::<HashSet<_>>().len(), grids.len());
             for (size, (shard, position)) in sizes.iter().zip(places) {
@@ -117,7 +123,7 @@ mod tests {
         #[test]
         fn similar_grids_go_to_different_shards(ids in Just((0..40).map(|id| id / 10).collect::<Vec<u32>>()).prop_shuffle()) {
             let grids: Vec<_> = ids.iter().map(|&id| Grid::new(0, 4, 4, vec![id; 16]).unwrap()).collect();
-            let places = assigner(&[(4, 4); 40], 2).assign(0, &grids);
+            let places = assigner(&[(4, 4); 40], 2).assign(0, &grids).unwrap();
             for kind in 0..4 {
                 let of_kind = ids.iter().zip(&places).filter(|(id, _)| **id == kind);
                 prop_assert_eq!(of_kind.filter(|(_, (shard, _))| *shard == 0).count(), 5);

@@ -8,7 +8,7 @@ use std::ops::Bound;
 use super::pair::Count;
 use crate::error::Result;
 use crate::grid::Offset;
-use crate::memory::prefetch;
+use crate::memory::{self, prefetch};
 use crate::statistics::priority;
 
 /// What follows from a pair's histogram of offsets.
@@ -56,6 +56,9 @@ pub(super) struct Winner {
     pub priority: f64,
     pub max_frequency: u64,
 }
+
+/// What memory is for, in messages.
+const CANDIDATES: &str = "the candidates for merges";
 
 /// All indexed pairs, ordered so that the one of the highest priority is found without looking at most of them.
 ///
@@ -113,32 +116,31 @@ fn bucket_end(bucket: usize) -> u64 {
 
 impl Candidates {
     /// No candidates, with room for some.
-    pub fn with_capacity(pairs: usize) -> Self {
-        Self { pairs: Vec::with_capacity(pairs), is_indexed: Vec::with_capacity(pairs), ..Self::default() }
+    pub fn with_capacity(number: usize) -> Result<Self> {
+        let pairs = memory::with_capacity(number, CANDIDATES)?;
+        let is_indexed = memory::with_capacity(number, CANDIDATES)?;
+        Ok(Self { pairs, is_indexed, ..Self::default() })
     }
 
     /// Adds a pair and returns its index.
-    pub fn insert(&mut self, key: u64, count: Count) -> u32 {
+    pub fn insert(&mut self, key: u64, count: Count) -> Result<u32> {
         let pair = self.pairs.len() as u32;
-        self.pairs.push(Candidate {
-            key,
-            count,
-            bound: count.total,
-            evaluation: NO_EVALUATION,
-            is_evaluated: false,
-        });
-        self.is_indexed.push(true);
-        self.enqueue(pair, count.total);
-        pair
+        let bound = count.total;
+        let candidate = Candidate { key, count, bound, evaluation: NO_EVALUATION, is_evaluated: false };
+        memory::push(&mut self.pairs, candidate, CANDIDATES)?;
+        memory::push(&mut self.is_indexed, true, CANDIDATES)?;
+        self.enqueue(pair, bound)?;
+        Ok(pair)
     }
 
-    fn enqueue(&mut self, pair: u32, bound: u64) {
+    fn enqueue(&mut self, pair: u32, bound: u64) -> Result<()> {
         let bucket = bucket(bound);
         if self.queue.len() <= bucket {
             self.queue.resize_with(bucket + 1, Vec::new);
         }
-        self.queue[bucket].push(pair);
+        memory::push(&mut self.queue[bucket], pair, CANDIDATES)?;
         self.top = self.top.max(bucket);
+        Ok(())
     }
 
     /// Whether a pair has not been dropped.
@@ -152,7 +154,7 @@ impl Candidates {
     }
 
     /// Lowers a pair's count. Drops the pair and returns false if its frequency must be below the threshold.
-    pub fn remove(&mut self, pair: u32, removals: Count, threshold: u64) -> bool {
+    pub fn remove(&mut self, pair: u32, removals: Count, threshold: u64) -> Result<bool> {
         let Candidate { key, count, bound, evaluation, is_evaluated } = &mut self.pairs[pair as usize];
         // The new bound is the last known frequency, or the count if that is lower.
         *count -= removals;
@@ -164,13 +166,13 @@ impl Candidates {
             self.unrank(pair, key, evaluation);
         }
         if bound < threshold {
-            return false;
+            return Ok(false);
         }
         // A queued pair stays in the bucket of an earlier bound, which is higher and comes in time.
         if old_evaluation.is_some() {
-            self.enqueue(pair, bound);
+            self.enqueue(pair, bound)?;
         }
-        true
+        Ok(true)
     }
 
     fn rank(&mut self, pair: u32, key: u64, Evaluation { frequency, consistency, .. }: Evaluation) {
@@ -212,9 +214,9 @@ impl Candidates {
                 return Ok(winner);
             }
             // Otherwise the top of the queue is evaluated and ranked.
-            let batch = self.dequeue_batch();
+            let batch = self.dequeue_batch()?;
             for (request, evaluation) in batch.iter().zip(evaluate(&batch)?) {
-                self.set_evaluation(request, evaluation);
+                self.set_evaluation(request, evaluation)?;
             }
         }
     }
@@ -227,8 +229,8 @@ impl Candidates {
     }
 
     /// Takes pairs out of the top buckets, one bucket after the other.
-    fn dequeue_batch(&mut self) -> Vec<EvaluationRequest> {
-        let mut batch = Vec::with_capacity(2 * BATCH_SIZE);
+    fn dequeue_batch(&mut self) -> Result<Vec<EvaluationRequest>> {
+        let mut batch = memory::with_capacity(2 * BATCH_SIZE, CANDIDATES)?;
         while self.top > 0 && (batch.is_empty() || batch.len() + self.queue[self.top].len() <= BATCH_SIZE) {
             // Of a bucket, skip pairs that were ranked or dropped since, and move those whose bound has fallen.
             for pair in std::mem::take(&mut self.queue[self.top]) {
@@ -237,34 +239,35 @@ impl Candidates {
                     continue;
                 }
                 if bucket(bound) < self.top {
-                    self.enqueue(pair, bound);
+                    self.enqueue(pair, bound)?;
                 } else {
-                    batch.push(EvaluationRequest { pair, key, count });
+                    memory::push(&mut batch, EvaluationRequest { pair, key, count }, CANDIDATES)?;
                 }
             }
             self.lower_top();
         }
-        batch
+        Ok(batch)
     }
 
     fn set_evaluation(
         &mut self,
         &EvaluationRequest { pair, key, .. }: &EvaluationRequest,
         evaluation: Option<Evaluation>,
-    ) {
+    ) -> Result<()> {
         let Some(evaluation) = evaluation else {
             self.is_indexed[pair as usize] = false;
-            return;
+            return Ok(());
         };
         // A pair keeps its place among the evaluations for the next one.
         let candidate = &mut self.pairs[pair as usize];
         candidate.is_evaluated = true;
         if candidate.evaluation == NO_EVALUATION {
             candidate.evaluation = self.evaluations.len() as u32;
-            self.evaluations.push(evaluation);
+            memory::push(&mut self.evaluations, evaluation, CANDIDATES)?;
         }
         self.evaluations[candidate.evaluation as usize] = evaluation;
         self.rank(pair, key, evaluation);
+        Ok(())
     }
 
     /// The ranked pair with the highest priority. In each band, walks from high frequencies to low ones until no lower

@@ -15,7 +15,9 @@ use super::occurrences::{Occurrences, PairOccurrences};
 use super::pair::Count;
 use super::regions::RegionMap;
 use super::word::Word;
+use crate::error::Result;
 use crate::interrupt::Interrupt;
+use crate::memory;
 use crate::statistics::key;
 use crate::threads::Threads;
 
@@ -40,6 +42,9 @@ const MAX_U64_CELLS: usize = 1 << 31;
 
 /// Most positions for which memory is kept from token to token.
 const MAX_KEPT_POSITIONS: usize = 1 << 20;
+
+/// What memory is for, in messages.
+const COUNTS: &str = "the counts of pairs";
 
 fn class_of(token: u32) -> u32 {
     token.wrapping_mul(0x9E37_79B1) >> (u32::BITS - NUM_CLASSES.ilog2())
@@ -91,7 +96,7 @@ pub(super) struct CellPairSearch<'a, W> {
 
 impl<W: Word> CellPairSearch<'_, W> {
     /// Finds the pairs at or above a threshold that about the target number of pairs reach.
-    pub fn run(&self) -> FrequentPairs {
+    pub fn run(&self) -> Result<FrequentPairs> {
         let border = self.region_maps.iter().map(|regions| regions.border).max().unwrap_or_default();
         match (border <= u16::MAX.into(), self.num_cells() < MAX_U64_CELLS) {
             (true, true) => self.run_packed::<OneWord, u64>(),
@@ -101,39 +106,41 @@ impl<W: Word> CellPairSearch<'_, W> {
         }
     }
 
-    fn run_packed<P: Packing, C: CellCount>(&self) -> FrequentPairs {
+    fn run_packed<P: Packing, C: CellCount>(&self) -> Result<FrequentPairs> {
         let mut result = FrequentPairs { threshold: *self.bounds.start(), ..FrequentPairs::default() };
         let Some(&&RegionMap { base_vocab_size, border, .. }) = self.region_maps.first() else {
-            return result;
+            return Ok(result);
         };
         let num_cells = self.num_cells();
         let num_groups = num_cells.div_ceil(MAX_SORTED_CELLS).next_power_of_two().min(MAX_GROUPS) as u32;
 
-        let mut counters: Vec<_> = (0..self.threads.count()).map(|_| PairCounter::<C>::new(border)).collect();
+        let new_counter = |_| PairCounter::<C>::new(border);
+        let mut counters: Vec<_> = (0..self.threads.count()).map(new_counter).collect::<Result<_>>()?;
         let mut sources: Vec<_> =
             self.region_maps.iter().map(|&regions| (regions, CellsByToken::default())).collect();
         result.occurrences.resize_with(sources.len(), Vec::new);
         for group in 0..num_groups {
             // 1. Sort the cells of the group.
             self.threads.map(&mut sources, num_cells >= MIN_PARALLEL_CELLS, |(regions, cells)| {
-                cells.sort::<W, P>(regions, group, num_groups);
-            });
+                cells.sort::<W, P>(regions, group, num_groups)
+            })?;
             let cells: Vec<_> = sources.iter().map(|(_, cells)| cells).collect();
             // The most frequent tokens first, so that at the end no thread waits long for another.
-            let mut tokens: Vec<u32> =
-                (0..base_vocab_size).filter(|&token| group_of(token, num_groups) == group).collect();
             let count = |token: u32| cells.iter().map(|cells| cells.len(token)).sum::<usize>();
-            tokens.sort_by_cached_key(|&token| Reverse(count(token)));
+            let of_group = (0..base_vocab_size).filter(|&token| group_of(token, num_groups) == group);
+            let mut tokens = memory::collect(of_group.map(|token| (Reverse(count(token)), token)), COUNTS)?;
+            tokens.sort_unstable();
+            let tokens: Vec<u32> = memory::collect(tokens.into_iter().map(|(_, token)| token), COUNTS)?;
             // 2. Estimate the threshold.
             if group == 0 {
                 let num_sampled_classes =
                     if base_vocab_size < MIN_SAMPLED_TOKENS { NUM_CLASSES / num_groups } else { 1 };
                 result.threshold =
-                    self.estimate_threshold::<P, C>(&mut counters, &tokens, &cells, num_sampled_classes);
+                    self.estimate_threshold::<P, C>(&mut counters, &tokens, &cells, num_sampled_classes)?;
             }
             // 3. Count the pairs, and list the frequent ones.
-            for output in self.list_frequent::<P, C>(&mut counters, &tokens, &cells, result.threshold) {
-                result.counts.extend(output.counts);
+            for output in self.list_frequent::<P, C>(&mut counters, &tokens, &cells, result.threshold)? {
+                memory::extend(&mut result.counts, output.counts, COUNTS)?;
                 for (occurrences, PairLists { pairs, positions }) in
                     result.occurrences.iter_mut().zip(output.lists)
                 {
@@ -142,7 +149,7 @@ impl<W: Word> CellPairSearch<'_, W> {
             }
         }
         result.memory = sources.into_iter().map(|(_, cells)| cells.words).collect();
-        result
+        Ok(result)
     }
 
     /// The threshold within the bounds that about the target number of pairs reach, as far as the tokens of the first
@@ -153,22 +160,22 @@ impl<W: Word> CellPairSearch<'_, W> {
         tokens: &[u32],
         cells: &[&CellsByToken],
         num_sampled_classes: u32,
-    ) -> u64 {
-        let sample: Vec<u32> =
-            tokens.iter().copied().filter(|&token| class_of(token) < num_sampled_classes).collect();
+    ) -> Result<u64> {
+        let sample = tokens.iter().copied().filter(|&token| class_of(token) < num_sampled_classes);
+        let sample: Vec<u32> = memory::collect(sample, COUNTS)?;
         // Most pairs are rarer than the lower bound, and do not count for a threshold above it.
         let min_count = self.bounds.start();
         let counts = self.count_each::<P, C, _>(counters, &sample, cells, |counter, _, counts| {
             let totals = counter.counts().map(|(_, count)| count.total);
-            Vec::extend(counts, totals.filter(|total| min_count <= total));
-        });
-        let mut counts = counts.concat();
+            memory::extend(counts, totals.filter(|total| min_count <= total), COUNTS)
+        })?;
+        let mut counts: Vec<u64> = memory::collect(counts.into_iter().flatten(), COUNTS)?;
         let target = self.target * num_sampled_classes as usize / NUM_CLASSES as usize;
         if counts.len() <= target {
-            return *min_count;
+            return Ok(*min_count);
         }
         let (_, &mut count, _) = counts.select_nth_unstable_by_key(target, |&count| Reverse(count));
-        (count + 1).min(*self.bounds.end()).max(*min_count)
+        Ok((count + 1).min(*self.bounds.end()).max(*min_count))
     }
 
     /// Counts all pairs that begin with one of `tokens`, and lists those at or above the threshold.
@@ -178,17 +185,18 @@ impl<W: Word> CellPairSearch<'_, W> {
         tokens: &[u32],
         cells: &[&CellsByToken],
         threshold: u64,
-    ) -> Vec<ThreadOutput> {
+    ) -> Result<Vec<ThreadOutput>> {
         self.count_each::<P, C, _>(counters, tokens, cells, |counter, a, output: &mut ThreadOutput| {
             if output.lists.is_empty() {
-                // Much room at once: pages of memory that are not written cost nothing.
+                // Much room at once, if there is: pages of memory that are not written cost nothing.
                 let room = |cells: &CellsByToken| cells.words.len() / P::WORDS / self.threads.count();
-                let lists = cells
-                    .iter()
-                    .map(|cells| PairLists { pairs: Vec::new(), positions: Vec::with_capacity(room(cells)) });
-                output.lists = lists.collect();
+                let list = |cells: &&CellsByToken| {
+                    let positions = memory::with_capacity(room(cells), COUNTS).unwrap_or_default();
+                    PairLists { pairs: Vec::new(), positions }
+                };
+                output.lists = cells.iter().map(list).collect();
             }
-            counter.list::<P>(a, cells, threshold, output);
+            counter.list::<P>(a, cells, threshold, output)
         })
     }
 
@@ -203,8 +211,8 @@ impl<W: Word> CellPairSearch<'_, W> {
         counters: &mut [PairCounter<C>],
         tokens: &[u32],
         cells: &[&CellsByToken],
-        collect: impl Fn(&mut PairCounter<C>, u32, &mut R) + Sync + Send,
-    ) -> Vec<R> {
+        collect: impl Fn(&mut PairCounter<C>, u32, &mut R) -> Result<()> + Sync + Send,
+    ) -> Result<Vec<R>> {
         let next = AtomicUsize::new(0);
         self.threads.map(counters, self.num_cells() >= MIN_PARALLEL_CELLS, |counter| {
             let mut output = R::default();
@@ -212,10 +220,10 @@ impl<W: Word> CellPairSearch<'_, W> {
                 && !self.interrupt.is_set()
             {
                 counter.count::<P>(a, cells);
-                collect(counter, a, &mut output);
+                collect(counter, a, &mut output)?;
                 counter.clear();
             }
-            output
+            Ok(output)
         })
     }
 }
@@ -279,22 +287,29 @@ struct CellsByToken {
 
 impl CellsByToken {
     /// Sorts the cells of one group of tokens.
-    fn sort<W: Word, P: Packing>(&mut self, regions: &RegionMap<W>, group: u32, num_groups: u32) {
+    fn sort<W: Word, P: Packing>(
+        &mut self,
+        regions: &RegionMap<W>,
+        group: u32,
+        num_groups: u32,
+    ) -> Result<()> {
+        const SORTED_CELLS: &str = "the cells in order of their tokens";
         let Self { counts, words, ranges } = self;
         // The first time, take memory for the largest group.
         if counts.is_empty() {
-            *counts = vec![0; regions.border as usize + 1];
+            *counts = memory::zeros(regions.border as usize + 1, SORTED_CELLS)?;
             regions.for_each_cell(|_, token, _, _| counts[token as usize] += 1);
             let mut sizes = vec![0; num_groups as usize];
             for (token, &count) in (0..regions.base_vocab_size).zip(&*counts) {
                 sizes[group_of(token, num_groups) as usize] += count as usize;
             }
-            *words = vec![0; (1 + sizes.into_iter().max().unwrap_or_default()) * P::WORDS];
+            let max_size = sizes.into_iter().max().unwrap_or_default();
+            *words = memory::zeros((1 + max_size) * P::WORDS, SORTED_CELLS)?;
         }
         // Counting sort, branchless: cells of other groups have cursor 0, and are all written to place 0.
         let mut end = 1;
-        let mut cursors = vec![0_u32; counts.len()];
-        *ranges = vec![(0, 0); counts.len()];
+        let mut cursors = memory::zeros::<u32>(counts.len(), SORTED_CELLS)?;
+        *ranges = memory::try_vec(counts.len(), (0, 0), SORTED_CELLS)?;
         for (token, &count) in (0..regions.base_vocab_size).zip(&*counts) {
             if group_of(token, num_groups) == group {
                 cursors[token as usize] = end;
@@ -308,6 +323,7 @@ impl CellsByToken {
             P::pack(Cell { x, right, below }, &mut words[*cursor as usize * P::WORDS..]);
             *cursor += u32::from(*cursor > 0);
         });
+        Ok(())
     }
 
     /// Number of cells of a token.
@@ -326,12 +342,17 @@ impl CellsByToken {
 
 /// A [`Count`], perhaps in less memory.
 trait CellCount: Copy + Default + Send {
+    /// No pairs, this many times.
+    fn zeros(len: usize) -> Result<Vec<Self>>;
     /// Counts one more pair, whose second cell is `below` the first or right of it.
     fn add(&mut self, below: bool);
     fn count(self) -> Count;
 }
 
 impl CellCount for Count {
+    fn zeros(len: usize) -> Result<Vec<Self>> {
+        memory::try_vec(len, Self::default(), COUNTS)
+    }
     fn add(&mut self, below: bool) {
         self.total += 1;
         self.below += u64::from(below);
@@ -343,6 +364,9 @@ impl CellCount for Count {
 
 /// For fewer than [`MAX_U64_CELLS`] cells: `total` in the low half, `below` in the high half.
 impl CellCount for u64 {
+    fn zeros(len: usize) -> Result<Vec<Self>> {
+        memory::zeros(len, COUNTS)
+    }
     #[inline]
     fn add(&mut self, below: bool) {
         *self += 1 | u64::from(below) << 32;
@@ -368,17 +392,17 @@ struct PairCounter<C> {
 }
 
 impl<C: CellCount> PairCounter<C> {
-    fn new(border: u32) -> Self {
+    fn new(border: u32) -> Result<Self> {
         let tokens = border as usize + 1;
-        Self {
-            counts: vec![C::default(); tokens],
-            cursors: vec![0; tokens],
+        Ok(Self {
+            counts: C::zeros(tokens)?,
+            cursors: memory::zeros(tokens, COUNTS)?,
             positions: Vec::new(),
             // One more, which is written but does not count.
-            second_tokens: vec![0; tokens + 1],
+            second_tokens: memory::zeros(tokens + 1, COUNTS)?,
             len: 0,
             border,
-        }
+        })
     }
 
     /// Counts all pairs (a, any token). Branchless.
@@ -410,20 +434,21 @@ impl<C: CellCount> PairCounter<C> {
         sources: &[&CellsByToken],
         threshold: u64,
         output: &mut ThreadOutput,
-    ) {
-        let frequent_pairs: Vec<_> = self.counts().filter(|&(_, count)| count.total >= threshold).collect();
+    ) -> Result<()> {
+        let frequent_pairs = self.counts().filter(|&(_, count)| count.total >= threshold);
+        let frequent_pairs: Vec<_> = memory::collect(frequent_pairs, COUNTS)?;
         if frequent_pairs.is_empty() {
-            return;
+            return Ok(());
         }
         // Each frequent pair gets a part of `positions`, by its count.
         let mut end = 1;
-        let mut starts = Vec::with_capacity(frequent_pairs.len());
+        let mut starts = memory::with_capacity(frequent_pairs.len(), COUNTS)?;
         for &(b, count) in &frequent_pairs {
             self.cursors[b as usize] = end;
             starts.push(end);
             end += count.total as usize;
         }
-        self.positions.resize(self.positions.len().max(end), 0);
+        memory::lengthen(&mut self.positions, end, 0, COUNTS)?;
         let Self { cursors, positions, border, .. } = self;
         for (cells, PairLists { pairs, positions: pair_positions }) in sources.iter().zip(&mut output.lists) {
             // Branchless: other pairs have cursor 0, and are all written to place 0.
@@ -441,8 +466,8 @@ impl<C: CellCount> PairCounter<C> {
             for (&(b, _), &start) in frequent_pairs.iter().zip(&starts) {
                 let cursor = &mut cursors[b as usize];
                 let list = &positions[start..*cursor];
-                pairs.push((key(a, b), list.len()));
-                pair_positions.extend_from_slice(list);
+                memory::push(pairs, (key(a, b), list.len()), COUNTS)?;
+                memory::extend_from_slice(pair_positions, list, COUNTS)?;
                 *cursor = start;
             }
         }
@@ -452,8 +477,9 @@ impl<C: CellCount> PairCounter<C> {
         }
         for &(b, count) in &frequent_pairs {
             cursors[b as usize] = 0;
-            output.counts.push((key(a, b), count));
+            memory::push(&mut output.counts, (key(a, b), count), COUNTS)?;
         }
+        Ok(())
     }
 
     /// Forgets the counts.
@@ -481,7 +507,7 @@ mod tests {
             target in 1..30_usize,
         ) {
             let mut regions = RegionMap::<Word32<18>>::new(7, border);
-            let start = regions.add_grid(ids.len() as u32 / 6, 6);
+            let start = regions.add_grid(ids.len() as u32 / 6, 6).unwrap();
             for (row, ids) in ids.chunks_exact(6).enumerate() {
                 regions.set_row(start + 7 * row as u32, ids);
             }
@@ -493,10 +519,10 @@ mod tests {
             let text = |FrequentPairs { threshold, counts, occurrences, .. }: FrequentPairs| {
                 format!("{threshold} {counts:?} {occurrences:?}")
             };
-            let expected = text(search.run());
-            prop_assert_eq!(&text(search.run_packed::<OneWord, Count>()), &expected);
-            prop_assert_eq!(&text(search.run_packed::<TwoWords, u64>()), &expected);
-            prop_assert_eq!(&text(search.run_packed::<TwoWords, Count>()), &expected);
+            let expected = text(search.run().unwrap());
+            prop_assert_eq!(&text(search.run_packed::<OneWord, Count>().unwrap()), &expected);
+            prop_assert_eq!(&text(search.run_packed::<TwoWords, u64>().unwrap()), &expected);
+            prop_assert_eq!(&text(search.run_packed::<TwoWords, Count>().unwrap()), &expected);
         }
 
         #[test]

@@ -18,6 +18,7 @@ use crate::encode::{EncodeOptions, Encoder};
 use crate::error::Result;
 use crate::grid::{Grid, Offset};
 use crate::interrupt::Interrupt;
+use crate::memory;
 use crate::statistics::{consistency, key, most_frequent_offset, tokens};
 use crate::threads::Threads;
 use crate::vocabulary::{Merge, MergeMode};
@@ -41,6 +42,11 @@ const MIN_SHARD_CELLS: u64 = 1 << 21;
 /// Most cells of a shard before its last grid is added. With that grid there are fewer than 2^31 cells, so positions
 /// and all counts within a shard fit 32 bits.
 const MAX_SHARD_CELLS: u64 = 1 << 30;
+
+/// What memory is for, in messages.
+const SHARDS: &str = "the parts of the grids";
+const PAIRS: &str = "the pairs of the tokens";
+const COUNTS: &str = "the counts of pairs";
 
 /// Learns merges, whatever the words are that cells are kept in.
 pub(super) trait MergeLearner: Send + Sync {
@@ -105,7 +111,7 @@ type Histogram = Vec<(Offset, u64)>;
 
 impl<W: Word> MergeLearner for Learner<W> {
     fn set_grids(&self, first: usize, grids: &[Grid], encoder: Option<&Encoder>) -> Result<()> {
-        let places = self.assigner.lock().expect("no thread panicked").assign(first, grids);
+        let places = self.assigner.lock().expect("no thread panicked").assign(first, grids)?;
         for (grid, (shard, position)) in grids.iter().zip(places) {
             let shard = || self.shards.lock(shard as usize);
             match encoder {
@@ -113,7 +119,7 @@ impl<W: Word> MergeLearner for Learner<W> {
                 Some(encoder) => {
                     let options = EncodeOptions { regions: true, ..EncodeOptions::default() };
                     let encoding = encoder.encode(grid, &options, &Interrupt::default())?;
-                    shard().set_encoded_grid(position, grid.width(), &encoding);
+                    shard().set_encoded_grid(position, grid.width(), &encoding)?;
                 }
             }
         }
@@ -123,9 +129,9 @@ impl<W: Word> MergeLearner for Learner<W> {
     fn count_all(&mut self, merges: &[Merge], interrupt: &Interrupt) -> Result<()> {
         for merge in merges {
             let pair = Pair::new(0, key(merge.a, merge.b), &self.max_sizes);
-            self.max_sizes.push(pair.max_size());
+            memory::push(&mut self.max_sizes, pair.max_size(), PAIRS)?;
         }
-        self.pairs_of_token = vec![Vec::new(); self.max_sizes.len()];
+        self.pairs_of_token = memory::try_vec(self.max_sizes.len(), Vec::new(), PAIRS)?;
         self.num_tokens = self.shards.lock_all().iter().map(|shard| shard.num_regions()).sum();
         self.index(u64::MAX, interrupt)
     }
@@ -157,23 +163,25 @@ impl<W: Word> Learner<W> {
             sizes.iter().map(|&(height, width)| RegionMap::<W>::num_positions(height, width)).sum();
         let max_shards = if options.num_threads == 0 { num_cells / MIN_SHARD_CELLS } else { u64::MAX };
         let num_shards = max_shards.clamp(1, threads.count() as u64).max(num_cells.div_ceil(MAX_SHARD_CELLS));
-        let mut shard_sizes = split_into_shards::<W>(sizes, num_shards);
-        let new_shard = |(positions, members): &mut (u64, Vec<(u32, u32)>)| {
-            let mut shard = Shard::new(options.base_vocab_size, tokens);
-            shard.reserve(*positions);
-            let add_grid = |&size: &(u32, u32)| (size, shard.add_grid(size.0, size.1));
-            let positions: Vec<_> = members.iter().map(add_grid).collect();
-            (shard, positions)
+        let mut shard_sizes = split_into_shards::<W>(sizes, num_shards)?;
+        let new_shard = |(positions, members): &mut ShardSize| {
+            let mut shard = Shard::new(options.base_vocab_size, tokens)?;
+            shard.reserve(*positions)?;
+            let mut positions = memory::with_capacity(members.len(), SHARDS)?;
+            for &size in &*members {
+                positions.push((size, shard.add_grid(size.0, size.1)?));
+            }
+            Ok((shard, positions))
         };
-        let shards = threads.map(&mut shard_sizes, num_cells >= MIN_PARALLEL_CELLS, new_shard);
+        let shards = threads.map(&mut shard_sizes, num_cells >= MIN_PARALLEL_CELLS, new_shard)?;
         let (shards, positions): (Vec<_>, Vec<_>) = shards.into_iter().unzip();
         let free_positions = (0..).zip(positions).flat_map(|(shard, positions)| {
             positions.into_iter().map(move |(size, position)| (size, (shard, position)))
         });
-        let assigner = GridAssigner::new(options.base_vocab_size, sizes.len(), shards.len(), free_positions);
+        let assigner = GridAssigner::new(options.base_vocab_size, sizes.len(), shards.len(), free_positions)?;
         Ok(Self {
             options: options.clone(),
-            shards: Workers::new(shards, threads.count()),
+            shards: Workers::new(shards, threads.count())?,
             threads,
             assigner: Mutex::new(assigner),
             num_tokens: 0,
@@ -182,7 +190,7 @@ impl<W: Word> Learner<W> {
             dropped_pairs: Vec::new(),
             pairs_of_token: Vec::new(),
             threshold: u64::MAX,
-            max_sizes: vec![1; options.base_vocab_size as usize],
+            max_sizes: memory::try_vec(options.base_vocab_size as usize, 1, PAIRS)?,
         })
     }
 
@@ -221,13 +229,13 @@ impl<W: Word> Learner<W> {
                     MergeMode::Oriented => offset_count,
                 };
                 if frequency < *threshold {
-                    dropped_pairs.push(request.pair);
-                    return None;
+                    memory::push(dropped_pairs, request.pair, PAIRS)?;
+                    return Ok(None);
                 }
                 let consistency = consistency(histogram, options.sigma);
-                Some(Evaluation { frequency, offset, offset_count, consistency })
+                Ok(Some(Evaluation { frequency, offset, offset_count, consistency }))
             };
-            Ok(batch.iter().zip(&*histograms).map(evaluation).collect())
+            batch.iter().zip(&*histograms).map(evaluation).collect()
         };
         candidates.find_winner(options.alpha, evaluate)
     }
@@ -240,22 +248,23 @@ impl<W: Word> Learner<W> {
         let offset = (self.options.merge_mode == MergeMode::Oriented).then_some(offset);
         let token = self.pairs_of_token.len() as u32;
         // The new token.
-        self.pairs_of_token.push(Vec::new());
+        memory::push(&mut self.pairs_of_token, Vec::new(), PAIRS)?;
         let pair = Pair::new(pair, key, &self.max_sizes);
-        self.max_sizes.push(pair.max_size());
+        memory::push(&mut self.max_sizes, pair.max_size(), PAIRS)?;
         let step = MergeStep { pair, offset, token };
 
         // Apply the merge to all shards.
-        let removed_pairs = self.removed_pairs(step);
+        let removed_pairs = self.removed_pairs(step)?;
         // A pair at the threshold occurs at least so often in one of the shards.
         let min_count = self.threshold.div_ceil(self.shards.len() as u64);
         let flag = interrupt.clone();
         let is_parallel = count >= MIN_PARALLEL_MERGES;
-        self.shards.for_each(is_parallel, move |shard| shard.apply(step, &removed_pairs, min_count, &flag));
+        self.shards
+            .for_each(is_parallel, move |shard| shard.apply(step, &removed_pairs, min_count, &flag))?;
         interrupt.check()?;
 
         // Add up what it has changed, and let the other threads update their lists while the next merge is selected.
-        self.update_candidates(step, min_count);
+        self.update_candidates(step, min_count)?;
         if is_parallel {
             self.shards.run_in_background(Shard::update_lists);
         }
@@ -264,10 +273,10 @@ impl<W: Word> Learner<W> {
 
     /// The pairs that a merge may take away: the indexed pairs of its two tokens, then the four pairs of these with the
     /// new token.
-    fn removed_pairs(&self, step: MergeStep) -> Vec<RemovedPair> {
+    fn removed_pairs(&self, step: MergeStep) -> Result<Vec<RemovedPair>> {
         let pairs_of = |token: u32| &self.pairs_of_token[token as usize];
         let number: usize = merged_tokens(step.pair).map(|(token, _)| pairs_of(token).len()).sum();
-        let mut removed_pairs = Vec::with_capacity(number + 4);
+        let mut removed_pairs = memory::with_capacity(number + 4, PAIRS)?;
         for (token, index) in merged_tokens(step.pair) {
             for &PairOfToken { pair, other_token, before } in pairs_of(token) {
                 self.candidates.prefetch(pair);
@@ -275,18 +284,18 @@ impl<W: Word> Learner<W> {
             }
         }
         removed_pairs.extend((0..4).map(|index| (step.token, index)));
-        removed_pairs
+        Ok(removed_pairs)
     }
 
     /// Adds up what a merge has changed in all shards: lowers the counts of candidates, indexes new pairs, and tells
     /// the shards how their lists change.
-    fn update_candidates(&mut self, step: MergeStep, min_count: u64) {
+    fn update_candidates(&mut self, step: MergeStep, min_count: u64) -> Result<()> {
         let Self { shards, num_tokens, candidates, dropped_pairs, pairs_of_token, threshold, .. } = self;
         let mut shards = shards.lock_all();
         *num_tokens -= shards.iter().map(|shard| shard.num_merges()).sum::<u64>();
 
         // In the order of `removed_pairs`, first the indexed pairs.
-        let mut number = 0;
+        let (mut number, mut memory) = (0, Ok(()));
         for (token, _) in merged_tokens(step.pair) {
             pairs_of_token[token as usize].retain(|&PairOfToken { pair, .. }| {
                 let mut removals = Count::default();
@@ -295,13 +304,18 @@ impl<W: Word> Learner<W> {
                 }
                 number += 1;
                 let is_kept = candidates.is_indexed(pair)
-                    && (removals == Count::default() || candidates.remove(pair, removals, *threshold));
-                if !is_kept {
-                    dropped_pairs.push(pair);
+                    && (removals == Count::default()
+                        || candidates.remove(pair, removals, *threshold).unwrap_or_else(|error| {
+                            memory = Err(error);
+                            true
+                        }));
+                if !is_kept && let Err(error) = memory::push(dropped_pairs, pair, PAIRS) {
+                    memory = Err(error);
                 }
                 is_kept
             });
         }
+        memory?;
         // Then the new pairs that later joins of the same merge have taken away again.
         let Pair { a, b, .. } = step.pair;
         let new_pair_removals =
@@ -312,19 +326,22 @@ impl<W: Word> Learner<W> {
             });
 
         // Index the new pairs that are frequent.
-        let new_pairs = frequent_new_pairs(&shards, &new_pair_removals, *threshold, min_count);
+        let new_pairs = frequent_new_pairs(&shards, &new_pair_removals, *threshold, min_count)?;
         let counts = new_pairs
             .iter()
             .map(|&(pair, total)| (new_pair_key(step.token, pair), Count { total, below: 0 }));
-        let indices = insert_candidates(candidates, pairs_of_token, counts);
-        let new_lists = new_pairs.iter().zip(indices).map(|(&(pair, _), index)| (pair, index)).collect();
+        let indices = insert_candidates(candidates, pairs_of_token, counts)?;
+        let new_lists = new_pairs.iter().zip(indices).map(|(&(pair, _), index)| (pair, index));
+        let new_lists = memory::collect(new_lists, PAIRS)?;
         // The lists of all shards follow.
         let compact = shards.iter().any(|shard| shard.should_compact());
-        let dropped_lists = std::mem::replace(dropped_pairs, Vec::with_capacity(dropped_pairs.len()));
+        let empty_list = memory::with_capacity(dropped_pairs.len(), PAIRS)?;
+        let dropped_lists = std::mem::replace(dropped_pairs, empty_list);
         let update = Arc::new(ListUpdate { new_lists, dropped_lists, compact });
         for shard in &mut shards {
             shard.schedule_update(step, update.clone());
         }
+        Ok(())
     }
 
     /// Step 1: counts all pairs and indexes the frequent ones, with a threshold of at most `limit`.
@@ -339,7 +356,7 @@ impl<W: Word> Learner<W> {
         let is_parallel = self.num_tokens >= MIN_PARALLEL_CELLS;
         let has_only_cells = self.shards.lock_all().iter().all(|shard| shard.regions().has_only_cells());
         let (threshold, mut counts) = if has_only_cells {
-            self.count_cell_pairs(target, limit, interrupt)
+            self.count_cell_pairs(target, limit, interrupt)?
         } else {
             self.count_region_pairs(target, limit, is_parallel, interrupt)?
         };
@@ -352,25 +369,29 @@ impl<W: Word> Learner<W> {
         sum_by_key(&mut counts);
         counts.retain(|&(_, count)| count.total >= threshold);
         // With as many merges as the codebook has ids, one and a half times as many pairs come with them.
-        self.candidates = Candidates::with_capacity(3 * counts.len());
-        insert_candidates(&mut self.candidates, &mut self.pairs_of_token, counts.iter().copied());
-        let keys: Vec<_> = counts.into_iter().map(|(key, _)| key).collect();
-        self.shards.for_each(is_parallel, move |shard| shard.build_lists(&keys));
-        Ok(())
+        self.candidates = Candidates::with_capacity(3 * counts.len())?;
+        insert_candidates(&mut self.candidates, &mut self.pairs_of_token, counts.iter().copied())?;
+        let keys: Vec<_> = memory::collect(counts.into_iter().map(|(key, _)| key), PAIRS)?;
+        self.shards.for_each(is_parallel, move |shard| shard.build_lists(&keys))
     }
 
     /// Counts all pairs while every cell is a region of its own. Returns a threshold, and the counts of the pairs that
     /// reach it.
-    fn count_cell_pairs(&self, target: usize, limit: u64, interrupt: &Interrupt) -> (u64, Vec<(u64, Count)>) {
+    fn count_cell_pairs(
+        &self,
+        target: usize,
+        limit: u64,
+        interrupt: &Interrupt,
+    ) -> Result<(u64, Vec<(u64, Count)>)> {
         let Self { options, threads, .. } = self;
         let mut shards = self.shards.lock_all();
         let region_maps: Vec<_> = shards.iter().map(|shard| shard.regions()).collect();
         let bounds = options.min_frequency..=limit;
-        let pairs = CellPairSearch { region_maps: &region_maps, target, bounds, threads, interrupt }.run();
+        let pairs = CellPairSearch { region_maps: &region_maps, target, bounds, threads, interrupt }.run()?;
         for ((shard, occurrences), memory) in shards.iter_mut().zip(pairs.occurrences).zip(pairs.memory) {
             shard.set_occurrences(occurrences, memory);
         }
-        (pairs.threshold, pairs.counts)
+        Ok((pairs.threshold, pairs.counts))
     }
 
     /// Counts all pairs of regions. Returns a threshold, and the counts of the pairs that may reach it, shard by shard.
@@ -384,38 +405,47 @@ impl<W: Word> Learner<W> {
         // By hash.
         let bits = self.num_tokens.max(1).ilog2().clamp(10, MAX_SKETCH_BITS);
         let flag = interrupt.clone();
-        self.shards.for_each(is_parallel, move |shard| shard.count_by_hash(bits, &flag));
+        self.shards.for_each(is_parallel, move |shard| shard.count_by_hash(bits, &flag))?;
         interrupt.check()?;
         // The threshold that the target takes, or some more pairs than the limit takes, so that the next count is not
         // due after the next merge.
         let shards = self.shards.lock_all();
-        let sketch = Sketch::sum(shards.iter().map(|shard| shard.sketch()));
+        let sketch = Sketch::sum(shards.iter().map(|shard| shard.sketch()))?;
         let min_pairs = sketch.num_reaching(limit) / 4 * 5;
-        let threshold = sketch.threshold(target.max(min_pairs)).min(limit).max(self.options.min_frequency);
-        let frequent_hashes = sketch.bits_reaching(threshold);
+        let threshold = sketch.threshold(target.max(min_pairs))?.min(limit).max(self.options.min_frequency);
+        let frequent_hashes = sketch.bits_reaching(threshold)?;
         drop((sketch, shards));
         // Exactly.
         let flag = interrupt.clone();
-        self.shards.for_each(is_parallel, move |shard| shard.count_frequent(&frequent_hashes, &flag));
-        let counts = self.shards.lock_all().iter_mut().flat_map(|shard| shard.take_counts()).collect();
+        let max_cells = self.max_sizes.iter().copied().max().unwrap_or(1);
+        self.shards
+            .for_each(is_parallel, move |shard| shard.count_frequent(&frequent_hashes, max_cells, &flag))?;
+        let mut counts = Vec::new();
+        for shard in &mut self.shards.lock_all() {
+            memory::extend(&mut counts, shard.take_counts(), COUNTS)?;
+        }
         Ok((threshold, counts))
     }
 }
 
+/// A number of positions, and the sizes of grids.
+type ShardSize = (u64, Vec<(u32, u32)>);
+
 /// Parts grids among shards of about equal numbers of positions: that number, and the grids' sizes. In a shard, grids
 /// of one width are together.
-fn split_into_shards<W: Word>(sizes: &[(u32, u32)], num_shards: u64) -> Vec<(u64, Vec<(u32, u32)>)> {
+fn split_into_shards<W: Word>(sizes: &[(u32, u32)], num_shards: u64) -> Result<Vec<ShardSize>> {
     let mut shards = vec![(0, Vec::new()); sizes.len().min(num_shards as usize)];
-    let mut sizes = sizes.to_vec();
-    // By width; each grid to the shard with the fewest positions.
-    sizes.sort_by_key(|&(_, width)| width);
-    for (height, width) in sizes {
+    // By width, and in their order; each grid to the shard with the fewest positions.
+    let mut order = memory::collect((0_u32..).zip(sizes).map(|(grid, &(_, width))| (width, grid)), SHARDS)?;
+    order.sort_unstable();
+    for (width, grid) in order {
+        let (height, _) = sizes[grid as usize];
         let (positions, members) =
             shards.iter_mut().min_by_key(|(positions, _)| *positions).expect("a shard for a grid");
         *positions += RegionMap::<W>::num_positions(height, width);
-        members.push((height, width));
+        memory::push(members, (height, width), SHARDS)?;
     }
-    shards
+    Ok(shards)
 }
 
 /// The tokens of a merge's pair, each once, with the index of their removals.
@@ -428,15 +458,17 @@ fn insert_candidates(
     candidates: &mut Candidates,
     pairs_of_token: &mut [Vec<PairOfToken>],
     counts: impl Iterator<Item = (u64, Count)>,
-) -> Vec<u32> {
-    let insert = |(key, count)| {
-        let pair = candidates.insert(key, count);
+) -> Result<Vec<u32>> {
+    let mut indices = memory::with_capacity(counts.size_hint().0, PAIRS)?;
+    for (key, count) in counts {
+        let pair = candidates.insert(key, count)?;
         let (a, b) = tokens(key);
-        pairs_of_token[a as usize].push(PairOfToken { pair, other_token: b, before: false });
-        pairs_of_token[b as usize].push(PairOfToken { pair, other_token: a, before: true });
-        pair
-    };
-    counts.map(insert).collect()
+        let pair_of = |other_token, before| PairOfToken { pair, other_token, before };
+        memory::push(&mut pairs_of_token[a as usize], pair_of(b, false), PAIRS)?;
+        memory::push(&mut pairs_of_token[b as usize], pair_of(a, true), PAIRS)?;
+        memory::push(&mut indices, pair, PAIRS)?;
+    }
+    Ok(indices)
 }
 
 /// The new pairs at or above the threshold after a merge, and their counts. Each occurs at least `min_count` times in
@@ -446,8 +478,9 @@ fn frequent_new_pairs<W: Word>(
     removals: &[(NewPair, u64)],
     threshold: u64,
     min_count: u64,
-) -> Vec<(NewPair, u64)> {
-    let mut pairs = Vec::with_capacity(shards.iter().map(|shard| shard.frequent_pairs().len()).sum());
+) -> Result<Vec<(NewPair, u64)>> {
+    let number = shards.iter().map(|shard| shard.frequent_pairs().len()).sum();
+    let mut pairs = memory::with_capacity(number, PAIRS)?;
     for (number, shard) in shards.iter().enumerate() {
         for &pair in shard.frequent_pairs() {
             // An earlier shard has named it, too.
@@ -462,7 +495,7 @@ fn frequent_new_pairs<W: Word>(
             }
         }
     }
-    pairs
+    Ok(pairs)
 }
 
 /// Fills the histograms of indexed pairs.
@@ -475,8 +508,8 @@ fn count_offsets<W: Word>(
     interrupt: &Interrupt,
 ) -> Result<()> {
     // Single cells at once, other pairs by their lists.
-    histograms.resize(histograms.len().max(batch.len()), Histogram::new());
-    let (mut region_pairs, mut num_occurrences) = (Vec::with_capacity(batch.len()), 0);
+    memory::lengthen(histograms, batch.len(), Histogram::new(), COUNTS)?;
+    let (mut region_pairs, mut num_occurrences) = (memory::with_capacity(batch.len(), COUNTS)?, 0);
     for (number, (&EvaluationRequest { pair, key, count }, histogram)) in
         batch.iter().zip(&mut *histograms).enumerate()
     {
@@ -497,11 +530,11 @@ fn count_offsets<W: Word>(
     }
     let flag = interrupt.clone();
     let is_parallel = num_occurrences >= MIN_PARALLEL_OCCURRENCES;
-    shards.for_each(is_parallel, move |shard| shard.count_offsets(&region_pairs, &flag));
+    shards.for_each(is_parallel, move |shard| shard.count_offsets(&region_pairs, &flag))?;
     interrupt.check()?;
     // Add up the counts of all shards.
     for &((number, offset), count) in shards.lock_all().iter().flat_map(|shard| shard.offset_counts()) {
-        histograms[number].push((offset, count));
+        memory::push(&mut histograms[number], (offset, count), COUNTS)?;
     }
     histograms[..batch.len()].iter_mut().for_each(sum_by_key);
     let sum = |histogram: &Histogram| histogram.iter().map(|(_, count)| count).sum::<u64>();

@@ -8,7 +8,9 @@ use super::occurrences::unpack;
 use super::pair::{Count, NewPair, Pair, new_pair};
 use super::regions::RegionMap;
 use super::word::{Region, Word, has_anchor, positions_around, region_at};
+use crate::error::Result;
 use crate::grid::Offset;
+use crate::memory;
 
 /// Occurrences whose cache lines are loaded at once.
 pub(super) const BLOCK: usize = 16;
@@ -70,18 +72,21 @@ pub(super) struct PairDeltas {
     num_adjacencies: usize,
 }
 
+/// What memory is for, in messages.
+const DELTAS: &str = "what a merge changes";
+
 impl PairDeltas {
     /// No changes, for `tokens` tokens with the border.
-    pub fn new(tokens: usize) -> Self {
-        Self {
-            removals: vec![Removals::default(); tokens],
-            counts: vec![0; 2 * tokens],
+    pub fn new(tokens: usize) -> Result<Self> {
+        Ok(Self {
+            removals: memory::zeros(tokens, DELTAS)?,
+            counts: memory::zeros(2 * tokens, DELTAS)?,
             // One more, which is written but does not count.
-            new_pairs: vec![0; 2 * tokens + 1],
+            new_pairs: memory::zeros(2 * tokens + 1, DELTAS)?,
             num_new_pairs: 0,
             adjacencies: Vec::new(),
             num_adjacencies: 0,
-        }
+        })
     }
 
     /// Starts a merge.
@@ -100,14 +105,15 @@ impl PairDeltas {
     }
 
     /// A recorder for at most `max_adjacencies` more adjacencies of the new token.
-    fn recorder(&mut self, max_adjacencies: usize, token: u32) -> DeltaRecorder<'_> {
+    #[inline]
+    fn recorder(&mut self, max_adjacencies: usize, token: u32) -> Result<DeltaRecorder<'_>> {
         // One more, which is written but does not count.
         let end = self.num_adjacencies + max_adjacencies + 1;
         if self.adjacencies.len() < end {
-            self.adjacencies.resize(2 * end, (0, 0, 0));
+            memory::resize(&mut self.adjacencies, 2 * end, (0, 0, 0), DELTAS)?;
         }
         let Self { removals, adjacencies, num_adjacencies, .. } = self;
-        DeltaRecorder { token, removals, adjacencies, len: *num_adjacencies }
+        Ok(DeltaRecorder { token, removals, adjacencies, len: *num_adjacencies })
     }
 
     /// Counts the adjacencies that come after the first `start`. Branchless.
@@ -152,14 +158,19 @@ impl PairDeltas {
 
     /// Ends a merge: hands the adjacencies of `indexed_pairs` to `list`, as (number of the pair from 1, anchor, anchor),
     /// with the number of adjacencies of each of these pairs.
-    pub fn take_adjacencies(&mut self, indexed_pairs: &[NewPair], list: impl FnOnce(&[usize], &[Adjacency])) {
+    pub fn take_adjacencies(
+        &mut self,
+        indexed_pairs: &[NewPair],
+        list: impl FnOnce(&[usize], &[Adjacency]) -> Result<()>,
+    ) -> Result<()> {
         let Self { counts, new_pairs, num_new_pairs, adjacencies, num_adjacencies, .. } = self;
-        let lens: Vec<_> = indexed_pairs.iter().map(|&pair| counts[pair as usize] as usize).collect();
+        let lens = indexed_pairs.iter().map(|&pair| counts[pair as usize] as usize);
+        let lens = memory::collect(lens, DELTAS)?;
         for &pair in &new_pairs[..*num_new_pairs] {
             counts[pair as usize] = 0;
         }
         if indexed_pairs.is_empty() {
-            return;
+            return Ok(());
         }
         // The table of counts now tells the number of a pair. Adjacencies of other pairs are left out, branchless.
         for (number, &pair) in (1..).zip(indexed_pairs) {
@@ -173,10 +184,11 @@ impl PairDeltas {
             adjacencies[len] = (number, z, x);
             len += usize::from(number > 0);
         }
-        list(&lens, &adjacencies[..len]);
+        list(&lens, &adjacencies[..len])?;
         for &pair in indexed_pairs {
             counts[pair as usize] = 0;
         }
+        Ok(())
     }
 }
 
@@ -226,7 +238,7 @@ pub(super) fn join_cells<W: Word>(
     stride: u32,
     block: &[u32],
     deltas: &mut PairDeltas,
-) -> u64 {
+) -> Result<u64> {
     let MergeStep { pair: Pair { a, b, .. }, offset, token } = step;
     let is_merged_at = |dy: i32, dx: i32| offset.is_none_or(|offset| offset == Offset { dy, dx });
     let (merges_right, merges_below) = (is_merged_at(0, 1), is_merged_at(1, 0));
@@ -237,7 +249,7 @@ pub(super) fn join_cells<W: Word>(
     let (mut num_merges, mut num_below) = (0, 0);
     let (cells, border) = regions.cells_to_merge();
     let start = deltas.num_adjacencies;
-    let mut recorder = deltas.recorder(6 * block.len(), token);
+    let mut recorder = deltas.recorder(6 * block.len(), token)?;
     for &x in block {
         // A merge of this block may have taken one of them meanwhile.
         let is_right = has_anchor(cells, x + 1, b) & merges_right;
@@ -257,7 +269,7 @@ pub(super) fn join_cells<W: Word>(
     recorder.removals[b as usize][PAIRS_OF_A] += num_merges + num_below * BELOW;
     deltas.num_adjacencies = recorder.len;
     deltas.count_adjacencies(start);
-    num_merges.into()
+    Ok(num_merges.into())
 }
 
 /// Records what joining the cells `x` and `x + distance` changes, given the regions at [`positions_around`] them. Each
@@ -314,13 +326,16 @@ pub(super) fn join_regions<const WITH_CELL: bool, W: Word>(
     block: &[u64],
     neighbours: &mut Neighbours,
     deltas: &mut PairDeltas,
-) -> u64 {
-    let MergeStep { pair: Pair { a, b, max_sizes, .. }, offset, token } = step;
+) -> Result<u64> {
+    let MergeStep { pair, offset, token } = step;
+    let Pair { a, b, max_sizes, .. } = pair;
     let distance =
         offset.map(|offset| (offset.dy as u32).wrapping_mul(stride).wrapping_add(offset.dx as u32));
     let pairs_of_b = if a == b { PAIRS_OF_A } else { PAIRS_OF_B };
     let base_vocab_size = regions.base_vocab_size;
     let has_two_cells = max_sizes.map(|size| size == 2);
+    let max_cells = pair.max_size().min(regions.len() as u64);
+    neighbours.reserve(max_cells as usize)?;
     let start = deltas.num_adjacencies;
     let mut num_merges = 0;
     for &anchors in block {
@@ -339,7 +354,7 @@ pub(super) fn join_regions<const WITH_CELL: bool, W: Word>(
         let (cells, _) = regions.cells_to_merge();
         num_merges += 1;
         let number = neighbours.merge(cells, (x, y), has_two_cells, stride, token);
-        let mut recorder = deltas.recorder(number, token);
+        let mut recorder = deltas.recorder(number, token)?;
         neighbours.for_each(|Neighbour { region, beside_x, beside_y }| {
             let z = region.0;
             let (mut removals_x, mut removals_y) = (u32::from(beside_x), u32::from(beside_y));
@@ -356,8 +371,9 @@ pub(super) fn join_regions<const WITH_CELL: bool, W: Word>(
         });
         deltas.num_adjacencies = recorder.len;
     }
+    neighbours.check()?;
     deltas.count_adjacencies(start);
     // The pairs (a, b) themselves.
     deltas.removals[b as usize][PAIRS_OF_A] += num_merges;
-    num_merges.into()
+    Ok(num_merges.into())
 }

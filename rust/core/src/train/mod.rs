@@ -53,9 +53,14 @@ use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::grid::{Grid, check_size};
 use crate::interrupt::Interrupt;
+use crate::memory;
 use crate::vocabulary::{GridSize, Merge, Vocabulary, check_options};
 use learner::MergeLearner;
 pub use options::TrainOptions;
+
+/// What memory is for, in messages.
+const SIZES: &str = "the sizes of the grids";
+const MERGES: &str = "the merges";
 
 /// How far training has come.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,11 +87,12 @@ pub fn train(
     progress: impl FnMut(Progress) + Send,
     interrupt: &Interrupt,
 ) -> Result<Vocabulary> {
-    let sizes: Vec<_> = grids.iter().map(|grid| (grid.height() as usize, grid.width() as usize)).collect();
+    let sizes = grids.iter().map(|grid| (grid.height() as usize, grid.width() as usize));
+    let sizes: Vec<_> = memory::collect(sizes, SIZES)?;
     let mut trainer = Trainer::new(&sizes, options.clone(), None)?;
     trainer.set_grids(0, grids)?;
     trainer.run(options.num_merges, progress, interrupt)?;
-    Ok(trainer.vocabulary())
+    trainer.vocabulary()
 }
 
 /// Training in steps, for grids that come one after the other and for work that is stopped and continued later.
@@ -111,12 +117,14 @@ impl Trainer {
     /// # Errors
     /// Sizes or options that cannot be used, [`Error::Resume`] for a vocabulary that was learned with other options.
     pub fn new(sizes: &[(usize, usize)], options: TrainOptions, resume: Option<&Vocabulary>) -> Result<Self> {
+        memory::hold_reserve()?;
         let TrainOptions { base_vocab_size, num_merges, alpha, sigma, min_frequency, .. } = options;
         check_options(base_vocab_size, num_merges, alpha, sigma, min_frequency)?;
         for (index, &(height, width)) in sizes.iter().enumerate() {
             check_size(index, height, width)?;
         }
-        let sizes: Vec<_> = sizes.iter().map(|&(height, width)| (height as u32, width as u32)).collect();
+        let sizes = sizes.iter().map(|&(height, width)| (height as u32, width as u32));
+        let sizes: Vec<_> = memory::collect(sizes, SIZES)?;
         if let Some(vocabulary) = resume {
             check_resume(vocabulary, &options, &grid_sizes(&sizes))?;
         }
@@ -125,8 +133,8 @@ impl Trainer {
             learner: learner::new(&sizes, &options)?,
             options,
             sizes,
-            encoder: resume.map(Encoder::new),
-            merges: resume.map_or_else(Vec::new, |vocabulary| vocabulary.merges().to_vec()),
+            encoder: resume.map(Encoder::new).transpose()?,
+            merges: memory::collect(resume.into_iter().flat_map(Vocabulary::merges).copied(), MERGES)?,
             is_started: false,
         })
     }
@@ -178,7 +186,7 @@ impl Trainer {
         while self.merges.len() < limit.min(num_merges) {
             interrupt.check()?;
             let Some(merge) = self.learner.learn_merge(interrupt)? else { break };
-            self.merges.push(merge);
+            memory::push(&mut self.merges, merge, MERGES)?;
             let (merges, cells, tokens) = (self.merges.len(), self.num_cells, self.learner.num_tokens());
             progress(Progress { merges, num_merges, merge, cells, tokens });
         }
@@ -192,12 +200,25 @@ impl Trainer {
     }
 
     /// The merges learned so far.
-    #[must_use]
-    pub fn vocabulary(&self) -> Vocabulary {
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn vocabulary(&self) -> Result<Vocabulary> {
         let TrainOptions { base_vocab_size, merge_mode, alpha, sigma, min_frequency, .. } = self.options;
         let quantizer = self.options.quantizer.clone();
-        let (grid_sizes, merges) = (grid_sizes(&self.sizes), self.merges.clone());
-        Vocabulary { base_vocab_size, merge_mode, alpha, sigma, min_frequency, quantizer, grid_sizes, merges }
+        let grid_sizes = grid_sizes(&self.sizes);
+        let merges = memory::collect(self.merges.iter().copied(), MERGES)?;
+        let vocabulary = Vocabulary {
+            base_vocab_size,
+            merge_mode,
+            alpha,
+            sigma,
+            min_frequency,
+            quantizer,
+            grid_sizes,
+            merges,
+        };
+        Ok(vocabulary)
     }
 }
 

@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use super::word::{Region, Word, positions_around, region_at, region_of};
+use crate::error::Result;
+use crate::memory;
 
 /// Most regions that the table distinguishes; more are distinguished by sorting.
 const MAX_TABLE_REGIONS: usize = 64;
@@ -35,6 +37,8 @@ pub(super) struct Neighbours {
     beside_bits: [u64; 2],
     /// All neighbours instead, if they are too many for the table, or two anchors have the same remainder.
     overflow: Vec<Neighbour>,
+    /// Whether there was memory for all of this.
+    memory: Result<()>,
 }
 
 /// The region at place 0.
@@ -50,6 +54,7 @@ impl Default for Neighbours {
             places: 0..0,
             beside_bits: [0; 2],
             overflow: Vec::new(),
+            memory: Ok(()),
         }
     }
 }
@@ -78,7 +83,25 @@ impl RegionTable<'_> {
     }
 }
 
+/// What memory is for, in messages.
+const NEIGHBOURS: &str = "the cells around a region";
+
 impl Neighbours {
+    /// Makes room for regions that have at most this many cells together.
+    pub fn reserve(&mut self, cells: usize) -> Result<()> {
+        // A walk has room for the four sides of the cell that it visits, and writes one cell too many.
+        let len = cells + 8;
+        if len <= self.members.len() {
+            return Ok(());
+        }
+        memory::resize(&mut self.members, len, 0, NEIGHBOURS)
+    }
+
+    /// Fails if there was no memory for the neighbours of a region.
+    pub fn check(&self) -> Result<()> {
+        self.memory.clone()
+    }
+
     /// Joins two regions, given by their anchors, `x < y`, to one of a new token, anchored at `x`, and finds the
     /// regions, or border, beside them. Returns how many they are. `has_two_cells` says which of x and y have two
     /// cells.
@@ -156,6 +179,7 @@ impl Neighbours {
         members.resize(members.len().max(end), 0);
         members[number] = start;
         while number < end {
+            // Only if no room was made.
             if members.len() < end + 4 {
                 members.resize(2 * (end + 4), 0);
             }
@@ -211,7 +235,7 @@ impl Neighbours {
         places: Range<usize>,
         members_of_x: usize,
     ) -> usize {
-        let Self { members, num_members, slots, regions, overflow, .. } = self;
+        let Self { members, num_members, slots, regions, overflow, memory, .. } = self;
         // If two regions share a slot, it holds the place of one of them, and the check fails for the other.
         let mut fits = places.end <= MAX_TABLE_REGIONS;
         for place in 1..places.end.min(MAX_TABLE_REGIONS) {
@@ -222,7 +246,12 @@ impl Neighbours {
         if !fits {
             *slots = [0; SLOTS];
             regions[0] = NO_REGION;
-            find_by_sorting(cells, x, stride, &members[..*num_members], members_of_x, overflow);
+            let members = &members[..*num_members];
+            if let Err(error) = memory::reserve(overflow, 4 * members.len(), NEIGHBOURS) {
+                *memory = Err(error);
+            } else {
+                find_by_sorting(cells, x, stride, members, members_of_x, overflow);
+            }
         }
         self.places = if fits { places } else { 0..0 };
         self.places.len() + self.overflow.len()

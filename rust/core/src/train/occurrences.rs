@@ -4,6 +4,12 @@
 //! tenth of the time would go to getting memory and giving it back, and more with threads that do so at once. So lists
 //! lie one after the other in a few blocks.
 
+use crate::error::Result;
+use crate::memory;
+
+/// What memory is for, in messages.
+const LISTS: &str = "the lists of where pairs occur";
+
 /// Two anchors as one number; numbers are in raster order of the first, then of the second.
 #[inline]
 pub(super) fn pack(x: u32, y: u32) -> u64 {
@@ -91,8 +97,12 @@ impl OccurrenceLists {
     }
 
     /// Adds the occurrences of those pairs that have an index, which is their key's place among `keys`.
-    pub fn extend(&mut self, keys: &[u64], PairOccurrences { pairs, occurrences }: PairOccurrences) {
-        self.spans.resize(keys.len().max(self.spans.len()), NO_SPAN);
+    pub fn extend(
+        &mut self,
+        keys: &[u64],
+        PairOccurrences { pairs, occurrences }: PairOccurrences,
+    ) -> Result<()> {
+        memory::lengthen(&mut self.spans, keys.len(), NO_SPAN, LISTS)?;
         // Put all occurrences at the end of a block: a large batch of cells in one of its own.
         let (block, mut start) = match occurrences {
             Occurrences::Cells(positions) => {
@@ -100,9 +110,9 @@ impl OccurrenceLists {
                     self.cell_blocks.push(Block::default());
                 }
                 let block = self.cell_blocks.len() - 1;
-                (block as u32, self.cell_blocks[block].append(positions))
+                (block as u32, self.cell_blocks[block].append(positions)?)
             }
-            Occurrences::Regions(anchors) => (REGION_BLOCK, self.region_block.append(anchors)),
+            Occurrences::Regions(anchors) => (REGION_BLOCK, self.region_block.append(anchors)?),
         };
         for (key, len) in pairs {
             // Pairs with an index get a list; the items of others are in no list.
@@ -115,13 +125,15 @@ impl OccurrenceLists {
             }
             start += len;
         }
+        Ok(())
     }
 
     /// Adds lists of regions of these lengths for pair `first` and those after it, to be filled: one after the other.
-    pub fn add(&mut self, first: u32, lens: &[usize], fill: impl FnOnce(&mut [u64])) {
-        self.region_block.make_room(lens.iter().sum(), &mut self.spans);
+    pub fn add(&mut self, first: u32, lens: &[usize], fill: impl FnOnce(&mut [u64])) -> Result<()> {
+        self.region_block.make_room(lens.iter().sum(), &mut self.spans)?;
         // Pairs before the first one may have no list.
-        self.spans.resize(first as usize, NO_SPAN);
+        memory::resize(&mut self.spans, first as usize, NO_SPAN, LISTS)?;
+        memory::reserve(&mut self.spans, lens.len(), LISTS)?;
         let begin = self.region_block.items.len();
         let mut start = begin;
         for &len in lens {
@@ -131,6 +143,7 @@ impl OccurrenceLists {
         self.region_block.num_listed += start - begin;
         self.region_block.items.resize(start, 0);
         fill(&mut self.region_block.items[begin..]);
+        Ok(())
     }
 
     /// The list of a pair.
@@ -162,42 +175,45 @@ impl OccurrenceLists {
     }
 
     /// Leaves out items that are in no list, in blocks with many of them.
-    pub fn compact(&mut self) {
+    pub fn compact(&mut self) -> Result<()> {
         if self.region_block.is_nearly_full(8) && self.region_block.is_wasteful(&self.spans) {
-            self.region_block.compact(&mut self.spans, REGION_BLOCK);
+            self.region_block.compact(&mut self.spans, REGION_BLOCK)?;
         }
         for (number, cells) in (0..).zip(&mut self.cell_blocks) {
             if cells.is_emptier_than(1.75, self.min_compaction) {
-                cells.compact(&mut self.spans, number);
+                cells.compact(&mut self.spans, number)?;
                 cells.items.shrink_to_fit();
             }
         }
+        Ok(())
     }
 }
 
 impl<T: Copy> Block<T> {
     /// Adds items and returns where they begin.
-    fn append(&mut self, items: Vec<T>) -> usize {
+    fn append(&mut self, items: Vec<T>) -> Result<usize> {
         let start = self.items.len();
         if start == 0 {
             self.items = items;
         } else {
-            self.items.extend_from_slice(&items);
+            memory::extend_from_slice(&mut self.items, &items, LISTS)?;
         }
-        start
+        Ok(start)
     }
 
     /// Makes room for `number` more items in the block of regions: leaves out those that are in no list, if they are
     /// many, or else takes more memory.
-    fn make_room(&mut self, number: usize, spans: &mut [Span]) {
+    fn make_room(&mut self, number: usize, spans: &mut [Span]) -> Result<()> {
         if self.items.len() + number > self.items.capacity() {
             if self.is_wasteful(spans) {
-                self.compact(spans, REGION_BLOCK);
+                self.compact(spans, REGION_BLOCK)?;
             }
             if self.items.len() + number > self.items.capacity() {
-                self.items.reserve_exact(number + self.growth(spans));
+                let growth = self.growth(spans);
+                memory::reserve_exact(&mut self.items, number + growth, LISTS)?;
             }
         }
+        Ok(())
     }
 
     /// How many items the block of regions grows by, and may hold that are in no list.
@@ -221,8 +237,9 @@ impl<T: Copy> Block<T> {
     }
 
     /// Leaves out items that are in no list, this being the block of that number.
-    fn compact(&mut self, spans: &mut [Span], number: u32) {
-        let mut spans: Vec<_> = spans.iter_mut().filter(|span| span.block == number).collect();
+    fn compact(&mut self, spans: &mut [Span], number: u32) -> Result<()> {
+        let mut spans =
+            memory::collect(spans.iter_mut().filter(|span| span.block == number), "moving lists")?;
         // Move the lists to the front in the order in which they lie, so that none is overwritten.
         spans.sort_unstable_by_key(|span| span.start);
         let mut end = 0;
@@ -232,6 +249,7 @@ impl<T: Copy> Block<T> {
             end += span.len as usize;
         }
         self.items.truncate(end);
+        Ok(())
     }
 }
 
@@ -261,13 +279,13 @@ mod tests {
                 lists.extend(&keys, PairOccurrences {
                     pairs: vec![(key + 1, 5), (*key, len), (key + 1, len)],
                     occurrences: Occurrences::Cells(positions),
-                });
+                }).unwrap();
             }
             for (step, (lens, pair, len)) in steps.iter().enumerate() {
                 lists.add(plain_lists.len() as u32, lens, |items| {
                     assert_eq!(items.len(), lens.iter().sum::<usize>());
                     items.iter_mut().zip(step as u64 * 1000..).for_each(|(item, value)| *item = value);
-                });
+                }).unwrap();
                 let mut values = step as u64 * 1000..;
                 plain_lists.extend(lens.iter().map(|&len| values.by_ref().take(len).collect::<Vec<_>>()));
                 let pair = *pair as usize % (plain_lists.len() + 1);
@@ -276,7 +294,7 @@ mod tests {
                     list.truncate(*len);
                 }
                 if step % 5 == 0 {
-                    lists.compact();
+                    lists.compact().unwrap();
                 }
             }
             for (pair, plain_list) in plain_lists.iter().enumerate() {

@@ -9,8 +9,9 @@ use std::ops::Range;
 use super::neighbours::{Neighbour, Neighbours};
 use super::occurrences::unpack;
 use super::word::{Word, has_anchor, region_at};
+use crate::error::Result;
 use crate::grid::Offset;
-use crate::memory::prefetch;
+use crate::memory::{self, prefetch};
 
 /// Grids of one width, one below the other.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +34,9 @@ impl Stack {
         (row as i32, (p - row * self.stride) as i32)
     }
 }
+
+/// What memory is for, in messages.
+const CELLS: &str = "the cells of the grids";
 
 /// The cells of some grids and the regions they form.
 #[derive(Debug)]
@@ -59,23 +63,23 @@ impl<W: Word> RegionMap<W> {
     }
 
     /// Makes room for exactly this many positions.
-    pub fn reserve(&mut self, positions: usize) {
-        self.cells.reserve_exact(positions);
+    pub fn reserve(&mut self, positions: usize) -> Result<()> {
+        memory::reserve_exact(&mut self.cells, positions, CELLS)
     }
 
     /// Puts a grid that is all border below the others and returns the position of its first cell.
-    pub fn add_grid(&mut self, height: u32, width: u32) -> u32 {
+    pub fn add_grid(&mut self, height: u32, width: u32) -> Result<u32> {
         let stride = width + 1;
         let border = W::new(self.border, 0);
         let mut end = self.cells.len();
         // A new stack begins with a row of border.
         if self.stacks.last().is_none_or(|stack| stack.stride != stride) {
-            self.stacks.push(Stack::new(end as u32, stride));
+            memory::push(&mut self.stacks, Stack::new(end as u32, stride), CELLS)?;
             end += stride as usize;
         }
         // The row of border below the grid is also the one above the next grid.
-        self.cells.resize(end + (height as usize + 1) * stride as usize, border);
-        end as u32
+        memory::resize(&mut self.cells, end + (height as usize + 1) * stride as usize, border, CELLS)?;
+        Ok(end as u32)
     }
 
     /// Makes cells regions of their own: a row of a grid, from this position on.
@@ -205,8 +209,13 @@ impl<W: Word> RegionMap<W> {
 
     /// Visits the pairs of adjacent regions, as (anchor, anchor, token, token), in raster order of the first anchor,
     /// for those in rows that begin between two positions. Cells are changed on the way, and changed back.
-    pub fn for_each_pair(&mut self, from: usize, to: usize, visit: &mut impl FnMut(u32, u32, u32, u32)) {
-        let mut neighbours = Neighbours::default();
+    pub fn for_each_pair(
+        &mut self,
+        from: usize,
+        to: usize,
+        neighbours: &mut Neighbours,
+        visit: &mut impl FnMut(u32, u32, u32, u32),
+    ) {
         let Self { cells, stacks, base_vocab_size, border, .. } = self;
         for (start, stride) in rows(stacks, from..to, cells.len()) {
             // The last column is border.

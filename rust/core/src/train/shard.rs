@@ -12,11 +12,16 @@ use super::pair::{Count, NewPair, Pair};
 use super::regions::RegionMap;
 use super::word::Word;
 use crate::encode::Encoding;
+use crate::error::Result;
 use crate::grid::Offset;
 use crate::interrupt::Interrupt;
+use crate::memory;
 
 /// Most distances between anchors that are counted in a table.
 const MAX_TABLE_DISTANCES: u64 = 1 << 16;
+
+/// What memory is for, in messages.
+const COUNTS: &str = "the counts of pairs";
 
 /// Blocks of lists with fewer occurrences are not compacted.
 const MIN_COMPACTION: usize = 1 << 21;
@@ -66,8 +71,8 @@ pub(super) struct Shard<W> {
 
 impl<W: Word> Shard<W> {
     /// No grids, for tokens below `tokens`, those of the codebook being below `base_vocab_size`.
-    pub fn new(base_vocab_size: u32, tokens: u32) -> Self {
-        Self {
+    pub fn new(base_vocab_size: u32, tokens: u32) -> Result<Self> {
+        Ok(Self {
             regions: RegionMap::new(base_vocab_size, tokens),
             num_regions: 0,
             lists: OccurrenceLists::new(Vec::new(), MIN_COMPACTION),
@@ -75,7 +80,7 @@ impl<W: Word> Shard<W> {
             counts: Vec::new(),
             occurrences: Vec::new(),
             // One more, for the border.
-            deltas: PairDeltas::new(tokens as usize + 1),
+            deltas: PairDeltas::new(tokens as usize + 1)?,
             num_merges: 0,
             removals: Vec::new(),
             frequent_pairs: Vec::new(),
@@ -84,16 +89,16 @@ impl<W: Word> Shard<W> {
             offset_counts: Vec::new(),
             distance_counts: Vec::new(),
             neighbours: Neighbours::default(),
-        }
+        })
     }
 
     /// Makes room for exactly this many positions.
-    pub fn reserve(&mut self, positions: u64) {
-        self.regions.reserve(positions as usize);
+    pub fn reserve(&mut self, positions: u64) -> Result<()> {
+        self.regions.reserve(positions as usize)
     }
 
     /// Adds an empty grid and returns where it is.
-    pub fn add_grid(&mut self, height: u32, width: u32) -> u32 {
+    pub fn add_grid(&mut self, height: u32, width: u32) -> Result<u32> {
         self.regions.add_grid(height, width)
     }
 
@@ -106,10 +111,10 @@ impl<W: Word> Shard<W> {
     }
 
     /// Fills a grid of this width with the regions that it was encoded to.
-    pub fn set_encoded_grid(&mut self, position: u32, width: u32, encoding: &Encoding) {
-        let Some(regions) = &encoding.regions else { return };
+    pub fn set_encoded_grid(&mut self, position: u32, width: u32, encoding: &Encoding) -> Result<()> {
+        let Some(regions) = &encoding.regions else { return Ok(()) };
         self.num_regions += encoding.ids.len() as u64;
-        let mut anchors = vec![None; encoding.ids.len()];
+        let mut anchors = memory::try_vec(encoding.ids.len(), None, "the anchors of regions")?;
         let rows = (position..).step_by(width as usize + 1).zip(regions.tokens.chunks_exact(width as usize));
         // The first cell of a token in raster order is its anchor.
         for (p, &index) in rows.flat_map(|(start, row)| (start..).zip(row)) {
@@ -122,6 +127,7 @@ impl<W: Word> Shard<W> {
                 Some(anchor) => self.regions.join(anchor, p, token),
             }
         }
+        Ok(())
     }
 
     /// Number of regions when the grids were set.
@@ -141,8 +147,9 @@ impl<W: Word> Shard<W> {
     }
 
     /// Counts all pairs by a hash of 2^`bits` values: upper bounds of their counts.
-    pub fn count_by_hash(&mut self, bits: u32, interrupt: &Interrupt) {
-        self.sketch = Sketch::new(&self.regions, bits, interrupt);
+    pub fn count_by_hash(&mut self, bits: u32, interrupt: &Interrupt) -> Result<()> {
+        self.sketch = Sketch::new(&self.regions, bits, interrupt)?;
+        Ok(())
     }
 
     /// The result of [`Shard::count_by_hash`].
@@ -150,18 +157,26 @@ impl<W: Word> Shard<W> {
         &self.sketch
     }
 
-    /// Counts exactly those pairs whose hash has a bit in `frequent_hashes`, and lists where they occur.
-    pub fn count_frequent(&mut self, frequent_hashes: &[u64], interrupt: &Interrupt) {
-        self.update_lists();
+    /// Counts exactly those pairs whose hash has a bit in `frequent_hashes`, and lists where they occur. No region has
+    /// more than `max_cells` cells.
+    pub fn count_frequent(
+        &mut self,
+        frequent_hashes: &[u64],
+        max_cells: u64,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        self.update_lists()?;
         self.lists = OccurrenceLists::new(Vec::new(), MIN_COMPACTION);
         let sketch = std::mem::take(&mut self.sketch);
-        let pairs = count_frequent(&mut self.regions, &sketch, frequent_hashes, interrupt);
-        self.counts = pairs.iter().map(|pair| (pair.key, pair.count)).collect();
+        let max_cells = max_cells.min(self.regions.len() as u64) as usize;
+        let pairs = count_frequent(&mut self.regions, &sketch, frequent_hashes, max_cells, interrupt)?;
+        self.counts = memory::collect(pairs.iter().map(|pair| (pair.key, pair.count)), COUNTS)?;
         let occurrences = |CountedPair { key, occurrences, .. }| PairOccurrences {
             pairs: vec![(key, occurrences.len())],
             occurrences,
         };
-        self.occurrences = pairs.into_iter().map(occurrences).collect();
+        self.occurrences = memory::collect(pairs.into_iter().map(occurrences), COUNTS)?;
+        Ok(())
     }
 
     /// The counts of [`Shard::count_frequent`], taken out.
@@ -170,22 +185,22 @@ impl<W: Word> Shard<W> {
     }
 
     /// Makes lists of the occurrences counted last. `keys` are those of the indexed pairs, in order of their indices.
-    pub fn build_lists(&mut self, keys: &[u64]) {
-        for occurrences in std::mem::take(&mut self.occurrences) {
-            self.lists.extend(keys, occurrences);
-        }
+    pub fn build_lists(&mut self, keys: &[u64]) -> Result<()> {
+        std::mem::take(&mut self.occurrences)
+            .into_iter()
+            .try_for_each(|occurrences| self.lists.extend(keys, occurrences))
     }
 
     /// Counts the offsets of numbered pairs of regions, in no order and with several counts for some, and leaves out of
     /// the lists where the pairs no longer occur.
-    pub fn count_offsets(&mut self, pairs: &[(usize, Pair)], interrupt: &Interrupt) {
-        self.update_lists();
+    pub fn count_offsets(&mut self, pairs: &[(usize, Pair)], interrupt: &Interrupt) -> Result<()> {
+        self.update_lists()?;
         let Self { regions, lists, offset_counts, distance_counts, .. } = self;
         offset_counts.clear();
         let nexts = pairs.iter().skip(1).map(Some).chain([None]);
         for (&(number, pair), next) in pairs.iter().zip(nexts) {
             if interrupt.is_set() {
-                return;
+                return Ok(());
             }
             // While this pair is counted, the anchors of the next one are loaded.
             if let Some((_, next)) = next
@@ -206,13 +221,14 @@ impl<W: Word> Shard<W> {
                     &part[..num_kept],
                     distance_counts,
                     offset_counts,
-                );
+                )?;
                 list.copy_within(start..start + num_kept, end);
                 end += num_kept;
                 start += len;
             }
             lists.truncate(pair.index, end);
         }
+        Ok(())
     }
 
     /// The result of [`Shard::count_offsets`].
@@ -228,26 +244,31 @@ impl<W: Word> Shard<W> {
         removed_pairs: &[RemovedPair],
         min_count: u64,
         interrupt: &Interrupt,
-    ) {
+    ) -> Result<()> {
         self.prefetch_first_occurrences(step.pair.index);
-        self.update_lists();
+        self.update_lists()?;
         self.deltas.start();
         self.removals.clear();
-        self.removals.resize(removed_pairs.len(), Count::default());
+        memory::resize(&mut self.removals, removed_pairs.len(), Count::default(), COUNTS)?;
         self.num_merges = 0;
-        self.join_occurrences(step, removed_pairs, interrupt);
+        self.join_occurrences(step, removed_pairs, interrupt)?;
         if interrupt.is_set() {
-            return;
+            return Ok(());
         }
         self.should_compact = self.lists.should_compact();
         let Self { deltas, frequent_pairs, .. } = self;
-        let may_be_frequent = |&&pair: &&NewPair| u64::from(deltas.count(pair)) >= min_count;
+        let may_be_frequent = |&pair: &NewPair| u64::from(deltas.count(pair)) >= min_count;
         frequent_pairs.clear();
-        frequent_pairs.extend(deltas.new_pairs().iter().filter(may_be_frequent));
+        memory::extend(frequent_pairs, deltas.new_pairs().iter().copied().filter(may_be_frequent), COUNTS)
     }
 
     /// Joins the occurrences of a pair, in raster order.
-    fn join_occurrences(&mut self, step: MergeStep, removed_pairs: &[RemovedPair], interrupt: &Interrupt) {
+    fn join_occurrences(
+        &mut self,
+        step: MergeStep,
+        removed_pairs: &[RemovedPair],
+        interrupt: &Interrupt,
+    ) -> Result<()> {
         let Self { regions, lists, deltas, neighbours, removals, num_merges, .. } = self;
         let Pair { index, a, b, .. } = step.pair;
         let base_vocab_size = regions.base_vocab_size;
@@ -261,10 +282,10 @@ impl<W: Word> Shard<W> {
                         deltas.clear_removals(step);
                         for (block, next) in blocks_with_next(part) {
                             if interrupt.is_set() {
-                                return;
+                                return Ok(());
                             }
                             regions.prefetch_around_cells(next, stride);
-                            *num_merges += join_cells(regions, step, stride, block, deltas);
+                            *num_merges += join_cells(regions, step, stride, block, deltas)?;
                         }
                         deltas.sum_removals(step.pair, base_vocab_size, removed_pairs, removals);
                     }
@@ -283,16 +304,17 @@ impl<W: Word> Shard<W> {
                         deltas.clear_removals(step);
                         for (block, next) in blocks_with_next(part) {
                             if interrupt.is_set() {
-                                return;
+                                return Ok(());
                             }
                             regions.prefetch_around(next, stride);
-                            *num_merges += join(regions, step, stride, block, neighbours, deltas);
+                            *num_merges += join(regions, step, stride, block, neighbours, deltas)?;
                         }
                         deltas.sum_removals(step.pair, base_vocab_size, removed_pairs, removals);
                     }
                 }
             }
         }
+        Ok(())
     }
 
     /// Begins to load the cache lines that a pair's first merges need.
@@ -344,8 +366,8 @@ impl<W: Word> Shard<W> {
     }
 
     /// Builds the lists of the last merge's new pairs and drops those of dropped pairs, if that is still to be done.
-    pub fn update_lists(&mut self) {
-        let Some((step, update)) = self.list_update.take() else { return };
+    pub fn update_lists(&mut self) -> Result<()> {
+        let Some((step, update)) = self.list_update.take() else { return Ok(()) };
         let Self { deltas, lists, .. } = self;
         let ListUpdate { new_lists, dropped_lists, compact } = &*update;
         // Make room, then add the new lists.
@@ -353,13 +375,13 @@ impl<W: Word> Shard<W> {
             lists.truncate(pair, 0);
         }
         if *compact {
-            lists.compact();
+            lists.compact()?;
         }
         deltas.clear_removals(step);
-        let new_pairs: Vec<_> = new_lists.iter().map(|&(pair, _)| pair).collect();
+        let new_pairs = memory::collect(new_lists.iter().map(|&(pair, _)| pair), COUNTS)?;
         deltas.take_adjacencies(&new_pairs, |lens, adjacencies| {
             // Numbers of pairs count from 1.
-            let mut cursors = Vec::with_capacity(lens.len() + 1);
+            let mut cursors = memory::with_capacity(lens.len() + 1, COUNTS)?;
             cursors.push(0);
             cursors.extend(lens.iter().scan(0, |end, len| Some(std::mem::replace(end, *end + len))));
             let first = new_lists.first().map_or(0, |&(_, index)| index);
@@ -370,8 +392,8 @@ impl<W: Word> Shard<W> {
                     items[*cursor] = pack(x.min(z), x.max(z));
                     *cursor += 1;
                 }
-            });
-        });
+            })
+        })
     }
 }
 
@@ -408,7 +430,7 @@ fn count_region_offsets<W: Word>(
     list: &[u64],
     distance_counts: &mut Vec<u32>,
     offset_counts: &mut Vec<((usize, Offset), u64)>,
-) {
+) -> Result<()> {
     // Large regions in narrow grids: count by offset. The first few offsets are summed here, others by the caller.
     let max_size = pair.max_size();
     let max_distance = max_size.saturating_mul(stride.into());
@@ -419,16 +441,14 @@ fn count_region_offsets<W: Word>(
             let offset = (number, regions.offset(x, y));
             match offset_counts[start..].iter_mut().take(16).find(|(other, _)| *other == offset) {
                 Some((_, count)) => *count += 1,
-                None => offset_counts.push((offset, 1)),
+                None => memory::push(offset_counts, (offset, 1), COUNTS)?,
             }
         }
-        return;
+        return Ok(());
     }
     // Otherwise the distance between two positions tells the offset, and distances are counted in a table.
     // Count all, then take out each count at the first occurrence that has one.
-    if distance_counts.len() < max_distance as usize {
-        distance_counts.resize(max_distance as usize, 0);
-    }
+    memory::lengthen(distance_counts, max_distance as usize, 0, COUNTS)?;
     let distance = |anchors| {
         let (x, y) = unpack(anchors);
         (y - x) as usize
@@ -442,7 +462,8 @@ fn count_region_offsets<W: Word>(
         if count > 0 {
             let dy = (distance + stride / 2) / stride;
             let dx = distance as i32 - (dy * stride) as i32;
-            offset_counts.push(((number, Offset { dy: dy as i32, dx }), count.into()));
+            memory::push(offset_counts, ((number, Offset { dy: dy as i32, dx }), count.into()), COUNTS)?;
         }
     }
+    Ok(())
 }

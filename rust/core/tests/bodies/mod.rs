@@ -59,7 +59,7 @@ pub fn decode_any(vocabulary: &Vocabulary, ids: &[u32]) {
 }
 
 fn round_trip(vocabulary: &Vocabulary, grid: &Grid, options: &EncodeOptions) {
-    let encoding = Encoder::new(vocabulary).encode(grid, options, &Interrupt::default()).unwrap();
+    let encoding = Encoder::new(vocabulary).unwrap().encode(grid, options, &Interrupt::default()).unwrap();
     let (height, width) = (grid.height() as usize, grid.width() as usize);
     let ids = vocabulary.decode(&encoding.ids, height, width, encoding.regions.as_ref()).unwrap();
     assert_eq!(ids, grid.ids());
