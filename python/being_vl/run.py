@@ -166,7 +166,7 @@ def _check_records(options: RunOptions) -> None:
 
     quantize = options.quantize
     findings = find_images(options.images, quantize.root, quantize.allow_outside, quantize.column)
-    lookup = ImageLookup([ListedImages(findings.sources, findings.root)])
+    lookup = ImageLookup([ListedImages(findings)])
     sequences = options.train.sequences
     records = Records(
         options.records, sequences.default_category, sequences.categories, sequences.images_in_front

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from unicodedata import normalize
 
@@ -16,6 +16,7 @@ from being_vl.options import StrPath
 
 if TYPE_CHECKING:
     from being_vl.images.encoded import ImageSource
+    from being_vl.images.sources import Findings
 
 MAX_PATH_LENGTH = 4096
 """Names that are longer are not looked up on disk."""
@@ -38,6 +39,10 @@ class ImageSet(Protocol):
     def failures(self) -> Mapping[str, str]:
         """Key → reason, of images that could not be read; they are not among its keys."""
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Path below the root → reason, of what was found beside the images and is none, or was not taken."""
+
     def __contains__(self, key: object) -> bool: ...
 
     def __iter__(self) -> Iterator[str]: ...
@@ -54,15 +59,15 @@ class ListedImages(dict[str, "ImageSource"]):
     """Images that are not quantized yet, by key.
 
     Args:
-        sources: What `find_images` lists.
-        root: Folder that their keys are relative to.
+        findings: What `find_images` has found.
     """
 
-    def __init__(self, sources: "Sequence[ImageSource]", root: StrPath) -> None:
-        super().__init__({source.key: source for source in sources})
-        self.root = Path(root)
-        self.title = str(root)
+    def __init__(self, findings: "Findings") -> None:
+        super().__init__({source.key: source for source in findings.sources})
+        self.root = findings.root
+        self.title = str(findings.root)
         self.failures: dict[str, str] = {}
+        self.left_out = {item.name: item.reason for item in findings.left_out}
 
     def sha256(self, key: str) -> str:
         """See `ImageSet`."""
@@ -264,6 +269,18 @@ class ImageLookup:
         text = f"the image {_quote(name)} could be {first} or {second}, which are not the same image"
         return RecordError(text, "ambiguous image")
 
+    def _find_reason(self, name: str, path: str | None) -> str | None:
+        """Why an image, or a folder that it is in, was left out; None if it was not."""
+        for images, prefix in zip(self._sets, self._prefixes, strict=True):
+            for key in {key_below(spelling, prefix) for spelling in (name, path) if spelling}:
+                if len(key) > MAX_PATH_LENGTH or not images.left_out:
+                    continue
+                folders = (f"{folder}/" for folder in PurePosixPath(key).parents)
+                for left_out_name in (key, *folders):
+                    if left_out_name in images.left_out:
+                        return images.left_out[left_out_name]
+        return None
+
     def _missing_error(self, name: str, path: str | None) -> RecordError:
         """That an image is nowhere, and why the nearest one is not it."""
         titles = [
@@ -273,6 +290,8 @@ class ImageLookup:
         ]
         where = f"{', '.join(titles[:2])}{f' and {len(titles) - 2} more' if len(titles) > 2 else ''}"
         text = f"the image {_quote(name)} is not among those of {where}"
+        if reason := self._find_reason(name, path):
+            return RecordError(f"{text} (left out: {show_name(reason, 80)})", "missing image")
         if namesakes := self._list_namesakes(path or name):
             key = _quote(namesakes[0].key)
             if path is None or not name.startswith("/"):
