@@ -99,6 +99,7 @@ class ImageLookup:
         self._remedy = remedy
         self._prefixes = [folder_prefix(images.root) for images in image_sets]
         self._entries: dict[StrPath, set[str]] = {}
+        self._is_outside: dict[StrPath, bool] = {}
 
     def path(self, place: Place) -> str:
         """The absolute path of an image; it need not exist any more."""
@@ -121,6 +122,9 @@ class ImageLookup:
             RecordError: if it is in no set, with the nearest reason; or if the name could mean two different images,
                 which it names: of two sets, or of one and a file of that name in `folder`.
         """
+        is_key = folder is not None and len(self._sets) == 1 and name in self._sets[0]
+        if is_key and folder is not None and self._has_one_reading(name, folder):
+            return Place(0, name)
         is_relative = not name.startswith("/")
         path = None if is_relative and folder is None else image_path(name, os.fspath(folder or ""))
         places = (
@@ -132,11 +136,27 @@ class ImageLookup:
         if not places:
             raise self._missing_error(name, path)
         # Of several, the one of that key that lies beside the record's file: there both readings of the name agree.
-        agreeing_places = [place for place in places if place.key == name and self.path(place) == path]
+        key = os.path.normpath(name)
+        agreeing_places = [place for place in places if place.key == key and self.path(place) == path]
         place = self._choose(name, agreeing_places or places)
         if is_relative and folder is not None and path is not None:
             self._check_neighbour(name, path, folder, place)
         return place
+
+    def _has_one_reading(self, key: str, folder: StrPath) -> bool:
+        """Whether a key of the only set cannot be the name of another file in the folder of records, as most cannot."""
+        if folder not in self._is_outside:
+            prefix = folder_prefix(folder)
+            self._is_outside[folder] = not prefix.startswith(self._prefixes[0])
+            if prefix == self._prefixes[0]:
+                self._entries[folder], self._is_outside[folder] = set(), True
+        return self._is_outside[folder] and key.partition("/")[0] not in self._list_entries(folder)
+
+    def _list_entries(self, folder: StrPath) -> set[str]:
+        """What is in a folder of records, as it was when it was asked for first."""
+        if folder not in self._entries:
+            self._entries[folder] = _list_names(folder)
+        return self._entries[folder]
 
     def _match_keys(self, name: str, path: str | None) -> list[Place]:
         """The images whose key or path it is."""
@@ -235,10 +255,8 @@ class ImageLookup:
             RecordError: naming both files.
         """
         # Most often the folder has nothing that is called as the name begins.
-        if folder not in self._entries:
-            self._entries[folder] = _list_names(folder)
         first_part = os.path.normpath(name).partition("/")[0]
-        if first_part != ".." and first_part not in self._entries[folder]:
+        if first_part != ".." and first_part not in self._list_entries(folder):
             return
         other_path = self.path(place)
         container = None if path == other_path else _find_container(path)

@@ -300,5 +300,7 @@ class Grids(Mapping[str, NDArray[np.int64]]):
 
     def _place(self, key: str) -> Place | None:
         """Where the grid of a key is that `_unique_key` made."""
+        if len(self.stores) == 1:
+            return Place(0, key) if key in self.stores[0] else None
         places = [Place(number, key) for number, store in enumerate(self.stores) if key in store]
         return places[0] if len(places) == 1 else self._lookup.place(key)
