@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from being_vl import VisualBPE
+from being_vl.files import sha256
 from being_vl.shards.arrow import shard_path, write_table
 from being_vl.shards.grids import GridStore, grid_columns
 from being_vl.tokenizer import corpus
@@ -49,7 +50,7 @@ def test_folders_with_grids_of_many_sizes(tmp_path: Path) -> None:
         shard_path(grid_folder, "grids", 1), grid_columns([], PHOTOS_K), {}
     )  # as if none of its images had been readable
     manifest = json.loads((grid_folder / "manifest.json").read_text())
-    manifest["shards"][1]["grids"] = 0
+    manifest["shards"][1] |= {"grids": 0, "sha256": sha256(shard_path(grid_folder, "grids", 1))}
     (grid_folder / "manifest.json").write_text(json.dumps(manifest))
     assert train(grid_folder, tmp_path / "3.json", "--held_out_every", 3, size=None) == 0
     assert VisualBPE.load(tmp_path / "3.json").num_grids == 14

@@ -127,12 +127,9 @@ class ImageLookup:
             return Place(0, name)
         is_relative = not name.startswith("/")
         path = None if is_relative and folder is None else image_path(name, os.fspath(folder or ""))
-        places = (
-            self._match_keys(name, path)
-            or self._match_unicode(name, path)
-            or (path and self._match_links(path))
-            or (path and self._match_content(path))
-        )
+        places = self._match_keys(name, path) or self._match_unicode(name, path)
+        if path is not None:
+            places = places or self._match_links(path) or self._match_content(path)
         if not places:
             raise self._missing_error(name, path)
         # Of several, the one of that key that lies beside the record's file: there both readings of the name agree.

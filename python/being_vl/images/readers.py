@@ -5,6 +5,7 @@ record at most, namely where the record is; of tars, the listings of those that 
 """
 
 import codecs
+import errno
 import io
 import json
 import re
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from being_vl.errors import RecordError
+from being_vl.files import file_version
 from being_vl.images.files import open_file
 from being_vl.images.references import describe_kind
 from being_vl.images.table_reader import TableReader
@@ -92,6 +94,7 @@ class JsonReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._version = file_version(path)
         find_spans = _find_lines if path.suffix.lower() == ".jsonl" else _find_elements
         self._spans: NDArray[np.int64] = np.fromiter(find_spans(path), _SPAN)
 
@@ -99,17 +102,22 @@ class JsonReader:
         return len(self._spans)
 
     def __getitem__(self, index: int) -> Any:
-        with open_file(self.path) as file:
+        with self._open() as file:
             return self._read(file, index)
 
     def read(self, start: int, stop: int) -> Iterator[Any]:
         """See `Reader`."""
-        with open_file(self.path) as file:
+        with self._open() as file:
             for index in range(start, stop):
                 try:
                     yield self._read(file, index)
                 except RecordError as error:
                     yield error
+
+    def _open(self) -> BinaryIO:
+        if file_version(self.path) not in (self._version, ()):
+            raise OSError(errno.ESTALE, "changed while it was being read", str(self.path))
+        return open_file(self.path)
 
     def _read(self, file: BinaryIO, index: int) -> Any:
         start, end = self._spans[index].tolist()

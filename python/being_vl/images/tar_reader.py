@@ -1,5 +1,6 @@
 """Records of WebDataset: the samples of a tar file."""
 
+import errno
 import json
 import posixpath
 import tarfile
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from being_vl.errors import RecordError
+from being_vl.files import file_version
 from being_vl.images.fields import CONVERSATION_FIELDS, is_empty
 from being_vl.images.files import HIDDEN, NOT_UTF_8, open_file
 from being_vl.images.references import names_images, replace_names
@@ -28,6 +30,7 @@ class TarReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._version = file_version(path)
         listing = self._list()
         samples: dict[str, list[int]] = {}
         for number, member in enumerate(listing.members):
@@ -63,7 +66,6 @@ class TarReader:
                     yield self._read(file, [members[number] for number in numbers], image_names, index)
                 except RecordError as error:
                     yield error
-
         for index in range(max(start, len(self._ends)), stop):
             name, reason = self._faults[index - len(self._ends)]
             kind = "wrong encoding" if reason == NOT_UTF_8 else "malformed record"
@@ -72,6 +74,8 @@ class TarReader:
             )
 
     def _list(self) -> TarListing:
+        if file_version(self.path) not in (self._version, ()):
+            raise OSError(errno.ESTALE, "changed while it was being read", str(self.path))
         try:
             return list_members(self.path)
         except tarfile.TarError as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AddedToken
 
+from being_vl.contents import hash_files
 from being_vl.data.chat import DEFAULT_TEMPLATE, ChatFormat
 from being_vl.errors import FingerprintError, ModelError, QuantizerError
 from being_vl.files import (
@@ -29,7 +30,7 @@ from being_vl.files import (
     write_aside,
     write_manifest,
 )
-from being_vl.fingerprints import FINGERPRINT, check_fingerprint, compute_fingerprint, write_fingerprint
+from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
 from being_vl.layout import LAYOUT_FILE, TOKEN_PREFIX, VOCABULARY_FILE, VocabularyLayout, num_text_tokens
 from being_vl.model.options import ExpandOptions
 from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, BeingVLProcessor
@@ -128,10 +129,10 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
 
 
 def _fingerprint_fields(options: ExpandOptions, quantizer: Quantizer) -> dict[str, Any]:
-    """What an expanded model follows from; of the LLM the names, sizes and times of change of its files."""
+    """What an expanded model follows from; of the LLM its files, by their content."""
     return fixed_options(options) | {
         "kind": KIND,
-        "llm_files": compute_fingerprint(list_files(options.llm))[:16],
+        "llm_files": {path.name: digest for path, digest in hash_files(list_files(options.llm)).items()},
         "vocabulary_sha256": sha256(options.vocabulary),
         "quantizer": quantizer.fingerprint,
     }

@@ -47,6 +47,7 @@ def open_table(path: Path, kind: str, columns: Collection[str]) -> tuple[pa.Reco
     """
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch.validate(full=True)
         metadata: dict[str, Any] = json.loads(batch.schema.metadata[METADATA_KEY])
         for name in columns:
             if name not in batch.schema.names:

@@ -19,6 +19,7 @@ from being_vl.images.lookup import ImageLookup, Place
 from being_vl.options import StrPath
 from being_vl.quantizer_names import check_same_quantizer
 from being_vl.shards.arrow import open_table
+from being_vl.shards.checksums import read_entries, verify_shards
 
 KIND = "grids"
 """Kind of the manifest of a folder of grids."""
@@ -151,19 +152,21 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
             folder: What `being-vl quantize` wrote.
 
         Raises:
-            ManifestError: if the folder is missing, unfinished or damaged.
+            ManifestError: if the folder is missing, unfinished or damaged, or a file has other bytes than when it was
+                written.
         """
         folder = Path(folder)
         manifest = read_manifest(folder, KIND)
+        entries = read_entries(folder, manifest, "grids")
+        verify_shards(entries, "quantize")
         paths, batches = [], []
-        for entry in manifest["shards"]:
-            path = folder / entry["file"]
-            batch = read_grids(path)
-            if batch.num_rows != entry["grids"]:
+        for entry in entries:
+            batch = read_grids(entry.path)
+            if batch.num_rows != entry.num_rows:
                 raise ManifestError(
-                    f"{path}: holds {batch.num_rows} grids, the manifest says {entry['grids']}"
+                    f"{entry.path}: holds {batch.num_rows} grids, the manifest says {entry.num_rows}"
                 )
-            paths.append(path)
+            paths.append(entry.path)
             batches.append(batch)
         try:
             return cls(folder, paths, batches, manifest)
