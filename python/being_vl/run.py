@@ -230,8 +230,9 @@ def _check_records(options: RunOptions) -> None:
     from being_vl.data.records import Records
     from being_vl.images.lookup import ImageLookup, ListedImages
 
-    findings = find_images(options.images, options.quantize.root)
-    lookup = ImageLookup([ListedImages(findings.sources, findings.root)])
+    quantize = options.quantize
+    findings = find_images(options.images, quantize.root, quantize.allow_outside, quantize.column)
+    lookup = ImageLookup([ListedImages(findings)])
     sequences = options.train.sequences
     records = Records(
         options.records, sequences.default_category, sequences.categories, sequences.images_in_front

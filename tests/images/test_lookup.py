@@ -7,6 +7,7 @@ import tarfile
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,37 +53,35 @@ def write(path: Path, content: int | dict[str, int] | bytes) -> Path:
     else:
         table = pa.table({"image": pa.array([png(seed) for seed in content.values()], pa.binary())})
         if path.suffix == ".parquet":
-            pq.write_table(table, path)
+            pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
         else:
             feather.write_feather(table, path, compression="uncompressed")
     return path
 
 
 @pytest.fixture(scope="module")
-def quantizer(tmp_path_factory: pytest.TempPathFactory) -> VQGAN:
-    folder = tmp_path_factory.mktemp("quantizer") / "weights"
-    model = tiny.quantizer(folder, codebook_size=64)
-    model.folder = folder
-    return model
+def quantizer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VQGAN]:
+    folder = tmp_path_factory.mktemp("quantizer")
+    return folder, tiny.quantizer(folder, codebook_size=64)
 
 
 @pytest.fixture
-def quantized(quantizer: VQGAN, tmp_path: Path) -> Quantize:
+def quantized(quantizer: tuple[Path, VQGAN], tmp_path: Path) -> Quantize:
     """Quantizes what is named; returns the folder of grids."""
 
-    def run(images: Path, name: str = "grids", root: Path | None = None) -> Path:
+    def run(images: Path, name: str = "grids", **options: Any) -> Path:
         out = tmp_path / "out" / name
-        quantize(QuantizeOptions(images, out, str(quantizer.folder), root=root, max_failed=0.9, workers=0))
+        quantize(QuantizeOptions(images, out, str(quantizer[0]), max_failed=0.9, workers=0, **options))
         return out
 
     return run
 
 
 @pytest.fixture
-def seed(quantizer: VQGAN) -> Callable[..., int]:
+def seed(quantizer: tuple[Path, VQGAN]) -> Callable[..., int]:
     """Tells which image a grid was made of."""
     images = [Image.open(io.BytesIO(png(seed))) for seed in range(10)]
-    expected = [grid.tolist() for grid in quantizer.encode(images)]
+    expected = [grid.tolist() for grid in quantizer[1].encode(images)]
     return lambda grids, *name: expected.index(grids[grids.find(*map(str, name))].tolist())
 
 
@@ -221,7 +220,8 @@ def test_files_outside_of_the_root(tmp_path: Path, quantized: Quantize, seed: Se
     write(tmp_path / "here" / "a.png", 0)
     write(tmp_path / "there" / "b.png", 1)
     paths = write(tmp_path / "here" / "list.txt", f"a.png\n{tmp_path}/there/b.png".encode())
-    grids = Grids.open(quantized(paths))
+    assert "left out: outside the root" in refuse(Grids.open(quantized(paths)), tmp_path / "there" / "b.png")
+    grids = Grids.open(quantized(paths, "outside", allow_outside=True))
     assert seed(grids, "a.png") == seed(grids, tmp_path / "here" / "a.png") == 0
     assert seed(grids, tmp_path / "there" / "b.png") == seed(grids, "../there/b.png", tmp_path / "here") == 1
     refuse(grids, "b.png")
@@ -274,6 +274,21 @@ def test_both_ways_to_write_the_same_letters(tmp_path: Path, quantized: Quantize
     write(tmp_path / "data" / decomposed, 0)
     grids = Grids.open(quantized(tmp_path / "data", "same"))
     assert seed(grids, partly) == 0
+
+
+def test_what_was_left_out_is_named_with_its_reason(tmp_path: Path, quantized: Quantize) -> None:
+    write(tmp_path / "data" / "a.png", 0)
+    write(tmp_path / "data" / ".hidden" / "b.png", 1)
+    write(tmp_path / "data" / "empty.png", b"")
+    write(tmp_path / "data" / "1.tar", {"c.png": 2, "._c.png": 3})
+    (tmp_path / "data" / "gone.png").symlink_to("nowhere")
+    grids = Grids.open(quantized(tmp_path / "data"))
+    lookup = ImageLookup([ListedImages(find_images(tmp_path / "data"))])
+    for name in (".hidden/b.png", "empty.png", "gone.png", "1.tar/._c.png"):
+        for spelling in (name, tmp_path / "data" / name):
+            assert "(left out: " in refuse(grids, spelling)
+            assert "(left out: " in refuse(lookup, spelling)
+    assert "left out" not in refuse(grids, "d.png")
 
 
 def test_images_that_could_not_be_read(tmp_path: Path, quantized: Quantize, seed: Seed) -> None:
@@ -356,7 +371,7 @@ def test_before_anything_is_quantized(tmp_path: Path) -> None:
     root = tmp_path / "data"
     write(root / "a" / "x.png", 0)
     write(root / "ü.png", 1)
-    lookup = ImageLookup([ListedImages(find_images(root), root)])
+    lookup = ImageLookup([ListedImages(find_images(root))])
     assert lookup.find("a/x.png").key == lookup.find(str(root / "a" / "x.png")).key == "a/x.png"
     assert lookup.find("x.png", root / "a").key == "a/x.png"
     assert lookup.find("u\u0308.png").key == "ü.png"

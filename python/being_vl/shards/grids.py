@@ -1,5 +1,6 @@
 """Grids on disk: shards and a manifest. Reading them needs numpy and pyarrow alone."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from being_vl.account import LEFT_OUT
 from being_vl.errors import ManifestError
 from being_vl.files import read_manifest
 from being_vl.images.lookup import ImageLookup, Place
@@ -178,6 +180,18 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
         """What messages call it."""
         return str(self.folder)
 
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """Path below the root → reason, of what `being-vl quantize` found and did not take for an image."""
+        path = self.folder / LEFT_OUT
+        if not path.is_file():
+            return {}
+        try:
+            items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return {str(item["name"]): str(item["reason"]) for item in items}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def sha256(self, key: str) -> str:
         """Hex SHA-256 of the image file that a grid was made of."""
         n, row = self._places[key]
@@ -289,5 +303,7 @@ class Grids(Mapping[str, NDArray[np.int64]]):
 
     def _place(self, key: str) -> Place | None:
         """Where the grid of a key is that `_unique_key` made."""
+        if len(self.stores) == 1:
+            return Place(0, key) if key in self.stores[0] else None
         places = [Place(number, key) for number, store in enumerate(self.stores) if key in store]
         return places[0] if len(places) == 1 else self._lookup.place(key)
