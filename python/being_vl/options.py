@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from being_vl.errors import ConfigError
 from being_vl.files import to_jsonable
@@ -72,11 +72,14 @@ class Options:
     list of one of them that one. Images and records may be a `datasets.Dataset`, which is written to a folder then.
     """
 
+    section: ClassVar[str] = ""
+    """What the names of its options begin with in errors, such as `network.`, where they are part of others."""
+
     def __post_init__(self) -> None:
         """Convert paths; a subclass that checks its values calls this first."""
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
-            _check_value(name, value, kind)
+            _check_value(self.section + name, value, kind)
             if kind in (Path, Path | None) and value is not None:
                 setattr(self, name, _convert(name, value))
             elif kind == list[Path]:
@@ -90,18 +93,19 @@ class Options:
 
 def _check_value(name: str, value: Any, kind: Any) -> None:
     """Raise a `ConfigError` that names an option if its value cannot be one, whatever else it depends on."""
+    last_name = name.rpartition(".")[2]
     kinds = {kind, *get_args(kind)} if get_origin(kind) in (Union, UnionType) else {kind}
     if isinstance(value, str):
-        if name == "device" and not DEVICE.fullmatch(value):
+        if last_name == "device" and not DEVICE.fullmatch(value):
             raise ConfigError(
-                f"device: expected auto, cpu, cuda or a GPU such as cuda:1, found {_show(value)}"
+                f"{name}: expected auto, cpu, cuda or a GPU such as cuda:1, found {_show(value)}"
             )
         if str in kinds and not value:
             raise ConfigError(f"{name}: expected text, found ''")
         if "\0" in value:
             raise ConfigError(f"{name}: expected text without a NUL character, found {_show(value)}")
     elif isinstance(value, int | float) and not isinstance(value, bool) and kinds & {int, float}:
-        least, largest = RANGES.get(name, (0, MAX_INTEGER if isinstance(value, int) else math.inf))
+        least, largest = RANGES.get(last_name, (0, MAX_INTEGER if isinstance(value, int) else math.inf))
         if not least <= value <= largest:
             text = _show(value)
             bounds = f"at least {least}" if value < least or largest == math.inf else f"{least} to {largest}"

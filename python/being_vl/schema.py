@@ -308,6 +308,9 @@ def build_options(kind: Any, values: Mapping[str, Any], key: str = "") -> Any:
     try:
         return kind(**arguments)
     except ConfigError as error:
+        section, _, last_name = key.rpartition(".")
+        if str(error).startswith(f"{last_name}."):  # it names the section itself
+            raise ConfigError(f"{section}.{error}" if section else str(error)) from None
         first_word = re.match(r"\w+", str(error))
         dot = "." if first_word and first_word[0] in options else ": "
         raise ConfigError(f"{key}{dot}{error}" if key else str(error)) from None

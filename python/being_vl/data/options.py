@@ -58,6 +58,8 @@ class SequenceOptions(Options):
         loss: What carries loss.
     """
 
+    section = "sequences."
+
     max_length: int = 2048
     too_long: TooLong = "error"
     default_category: str = "foundation"

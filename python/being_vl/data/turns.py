@@ -137,18 +137,16 @@ def _read_items(items: list[Any], field: str, location: str) -> Iterator[_Item]:
     (role_key, *_), (text_key, *_) = dialect.role_keys, dialect.text_keys
     for number, item in enumerate(items):
         place = f"'{field}[{number}]'"
-        _check_fields(item, f"{role_key!r} and {text_key!r}", place, location)
-        name = _take(item, dialect.role_keys, place, location)
-        content = _take(item, dialect.text_keys, place, location)
-        text, _ = read_content(content, place, location)
-        for key, value in ((role_key, name), (text_key, text)):
-            if not isinstance(value, str):
-                fault = (
-                    f"has a {key!r} that is a JSON {describe_kind(value)}"
-                    if key in item
-                    else f"has no {key!r}"
-                )
-                raise RecordError(f"{location}: {place} {fault}; expected a string")
+        name, text, is_plain = _read_plain_turn(item, role_key, text_key)
+        if not is_plain:
+            _check_fields(item, f"{role_key!r} and {text_key!r}", place, location)
+            name = _take(item, dialect.role_keys, place, location)
+            text, _ = read_content(_take(item, dialect.text_keys, place, location), place, location)
+            for key, value in ((role_key, name), (text_key, text)):
+                if not isinstance(value, str):
+                    fault = f"has a {key!r} that is a JSON {describe_kind(value)}"
+                    fault = fault if key in item else f"has no {key!r}"
+                    raise RecordError(f"{location}: {place} {fault}; expected a string")
         text = _check_text(text, place, location)
         if name not in _ROLES:
             raise RecordError(
@@ -162,7 +160,15 @@ def _read_items(items: list[Any], field: str, location: str) -> Iterator[_Item]:
                 f"{location}: {place} has {PLACEHOLDER} in {turn_kind}; expected it in questions only",
                 "image markers",
             )
-        yield _Item(name, Turn(role, text, _read_loss(item, role, place, location)), place)
+        yield _Item(name, Turn(role, text, is_plain or _read_loss(item, role, place, location)), place)
+
+
+def _read_plain_turn(item: Any, role_key: str, text_key: str) -> tuple[Any, Any, bool]:
+    """Role and text of a turn that has nothing else, as most have; and whether it is such a turn."""
+    if type(item) is not dict or len(item) != 2:
+        return None, None, False
+    name, text = item.get(role_key), item.get(text_key)
+    return name, text, type(name) is str and type(text) is str
 
 
 def _read_exchanges(items: list[Any], field: str, location: str) -> Iterator[_Item]:
@@ -228,6 +234,8 @@ def _check_text(text: Any, place: str, location: str) -> str:
     """A text without white space around it, and without the byte order mark of a file that it was read from."""
     if not isinstance(text, str):
         raise RecordError(f"{location}: {place} is a JSON {describe_kind(text)}; expected a string")
+    if text.isascii():
+        return text.strip()
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -91,9 +91,11 @@ RECORD_FIELDS = frozenset(
 
 def is_empty(value: Any) -> bool:
     """Whether a field's value stands for nothing: null, an empty text, list or object, or one of nothing but such."""
+    if type(value) is str:
+        return not value
     if isinstance(value, list | dict):
         return all(is_empty(element) for element in (value.values() if isinstance(value, dict) else value))
-    return value is None or (isinstance(value, str | bytes) and not value)
+    return value is None or (isinstance(value, bytes) and not value)
 
 
 def has_content(value: Any) -> bool:

@@ -29,6 +29,8 @@ IMAGE_KEYS = ("bytes", "base64", "image", "image_url", "path", "url")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA_URI = re.compile(r"data:([^,]{0,200}),", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_ \t\r\n-]*={0,2}[ \t\r\n]*")
+_PLAIN_NAME = re.compile(r"\w[\w-]*(?:/\w[\w-]*){0,9}\.\w{3,4}", re.ASCII)
+"""Most names of image files, which need no more looking at."""
 _BASE64_LENGTH = 48
 """Fewest characters of an image as base64; shorter texts are names."""
 _HEAD_LENGTH = -(-HEAD_SIZE // 3) * 4
@@ -88,16 +90,16 @@ def read_references(
         RecordError: if a field that names images holds something else, or names an image that lies on another machine.
     """
     field, images, is_list = _read_fields(item, location)
-    values = [(value, f"{field!r}") for value in images]
+    values = [(value, field) for value in images]
     slots = list(_find_slots(item, location))
     if any(slot.image is not None or slot.number is not None for slot in slots):
         values = _fill_slots(slots, values, location)
-    container = f"{Path(path).absolute()}/{index}"
     references = []
     for position, (value, place) in enumerate(values):
         image = _read_image(value, place, location)
         if isinstance(image, _EmbeddedImage):
-            name = f"{container}/{position}" if is_list or len(values) > 1 else container
+            name = f"{Path(path).absolute()}/{index}"
+            name = f"{name}/{position}" if is_list or len(values) > 1 else name
             references.append(ImageReference(name, image.decode() if with_data else None))
         else:
             references.append(ImageReference(image))
@@ -191,8 +193,10 @@ def show_value(value: Any) -> str:
 
 
 def _read_fields(item: dict[str, Any], location: str) -> tuple[str, list[Any], bool]:
-    """The field that names the record's images, what it holds, and whether that is a list."""
-    fields = {name: item[name] for name in IMAGE_FIELDS if not is_empty(item.get(name))}
+    """The field that names the record's images, in quotes; the images; and whether it is a list."""
+    fields = {name: item[name] for name in IMAGE_FIELDS if name in item and not is_empty(item[name])}
+    if not fields:
+        return "'image'", [], False
     lists = {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
     if len(lists) == 2 and [*map(_comparable, lists["image"])] != [*map(_comparable, lists["images"])]:
         contents = (f"{name!r} holds {show_value(value)}" for name, value in fields.items())
@@ -200,7 +204,7 @@ def _read_fields(item: dict[str, Any], location: str) -> tuple[str, list[Any], b
             f"{location}: {' and '.join(contents)}; expected one of the two fields, or equal ones"
         )
     name = "images" if "images" in fields else "image"
-    return name, lists.get(name, []), isinstance(fields.get(name), list)
+    return repr(name), lists[name], isinstance(fields[name], list)
 
 
 def _comparable(value: Any) -> Any:
@@ -211,14 +215,21 @@ def _find_contents(item: dict[str, Any]) -> Iterator[tuple[str, list[Any]]]:
     """Each field that holds a conversation, and the texts or parts of its turns, if parts are among them."""
     for field in CONVERSATION_FIELDS:
         turns = item.get(field)
-        if isinstance(turns, list):
-            contents = [
-                next((turn[key] for key in TEXT_KEYS if turn.get(key) is not None), None)
-                for turn in turns
-                if isinstance(turn, dict)
-            ]
-            if any(isinstance(content, list) for content in contents):
-                yield field, contents
+        if isinstance(turns, list) and any(map(_has_parts, turns)):
+            yield (
+                field,
+                [
+                    next((turn[key] for key in TEXT_KEYS if turn.get(key) is not None), None)
+                    for turn in turns
+                    if isinstance(turn, dict)
+                ],
+            )
+
+
+def _has_parts(turn: Any) -> bool:
+    return isinstance(turn, dict) and (
+        isinstance(turn.get("content"), list) or isinstance(turn.get("value"), list)
+    )
 
 
 def _find_slots(item: dict[str, Any], location: str) -> Iterator[ImageSlot]:
@@ -337,6 +348,8 @@ def _read_image(value: Any, place: str, location: str) -> "str | _EmbeddedImage"
     Raises:
         RecordError: if the value is neither.
     """
+    if type(value) is str and len(value) < 256 and _PLAIN_NAME.fullmatch(value):
+        return value
     value = _take_image(value, place, location)
     if isinstance(value, bytes | bytearray | memoryview) and value:
         return _EmbeddedImage(bytes(value))

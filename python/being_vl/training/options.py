@@ -139,6 +139,8 @@ class BatchOptions(Options):
             image comes as other tokens; a function of the seed and the record's place in the training.
     """
 
+    section = "batches."
+
     # A resumed training has as many rows per step as before, however they are cut up.
     micro_batch_size: int = field(default=4, metadata=MAY_CHANGE)
     packing: int | None = None
@@ -193,6 +195,8 @@ class CheckpointOptions(Options):
         every: Optimizer steps between them.
         keep: Number of them that are kept.
     """
+
+    section = "checkpoint."
 
     every: int = field(default=500, metadata=MAY_CHANGE)
     keep: int = field(default=2, metadata=MAY_CHANGE)

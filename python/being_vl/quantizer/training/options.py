@@ -21,6 +21,8 @@ class NetworkOptions(Options):
         layers: Residual blocks of encoder and of decoder beyond three.
     """
 
+    section = "network."
+
     tile: int = 8
     width: int = 96
     layers: int = 0
@@ -48,6 +50,8 @@ class CodebookOptions(Options):
         ema_decay: Decay of the moving averages of codes and of their use.
         dead_threshold: A code that is used less than this often per batch, on average, is placed again.
     """
+
+    section = "codebook."
 
     size: int = 1024
     dim: int = 16
@@ -104,6 +108,8 @@ class AdversarialOptions(Options):
         start: Share of the steps after which it joins.
     """
 
+    section = "adversarial."
+
     weight: float = 0.1
     start: float = 0.6
 
@@ -115,6 +121,8 @@ class CheckpointOptions(Options):
     Args:
         every: Steps per checkpoint and held-out measurement.
     """
+
+    section = "checkpoint."
 
     every: int = field(default=500, metadata=MAY_CHANGE)
 
@@ -131,6 +139,8 @@ class LoggingOptions(Options):
     Args:
         every: Steps per line of the log.
     """
+
+    section = "logging."
 
     every: int = field(default=50, metadata=MAY_CHANGE)
 
