@@ -29,7 +29,7 @@ from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.prepare import LEFT_OUT, prepare
 from being_vl.data.sequences import SequenceBuilder, TokenSequence
 from being_vl.data.store import KIND, PreparedSequences, sequence_columns
-from being_vl.files import read_manifest, write_json
+from being_vl.files import read_manifest, sha256, write_json
 from being_vl.shards.arrow import shard_path, write_table
 from being_vl.shards.grids import GridStore
 
@@ -123,7 +123,7 @@ def generate(source, target, count):
         path = shard_path(target, KIND, len(shards))
         columns, counts = sequence_columns(sequences)
         write_table(path, columns, counts)
-        shards.append({"file": path.name, **counts})
+        shards.append({"file": path.name, **counts, "sha256": sha256(path)})
     (target / LEFT_OUT).touch()
     write_json(target / "manifest.json", manifest | {"records": count, "sequences": count, "shards": shards})
 

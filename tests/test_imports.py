@@ -66,6 +66,7 @@ ROOMS = """
     images shards
     flags
     schema
+    contents
     layout options outputs fingerprints devices progress quantizer_names
     hub
     files lazy version extras yaml_text account names

@@ -14,17 +14,18 @@ from being_vl.training.engine import train
 from being_vl.training.options import BatchOptions, PrecisionOptions, StageOptions, TrainOptions
 
 DATA = Path("runs/tuxpaint/data/text.json")
+UNTRAINED = Path("runs/tuxpaint/untrained")
 OUT = Path("runs/tuxpaint/llm")
 
 
 def main() -> None:
     """Make the tokenizer and the untrained model, then train it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not (OUT / "untrained").exists():
-        make_llama(TinyLlamaOptions(DATA, OUT / "untrained", hidden_size=128, layers=4, heads=4))
+    if not UNTRAINED.exists():
+        make_llama(TinyLlamaOptions(DATA, UNTRAINED, hidden_size=128, layers=4, heads=4))
     stage = StageOptions("text", "all", 2e-3, {"foundation": 50, "reasoning": 50}, max_steps=300)
     batches, precision = BatchOptions(micro_batch_size=32), PrecisionOptions(dtype="fp32")
-    train(TrainOptions(OUT / "untrained", [DATA], OUT, stages=[stage], batches=batches, precision=precision))
+    train(TrainOptions(UNTRAINED, [DATA], OUT, stages=[stage], batches=batches, precision=precision))
 
 
 if __name__ == "__main__":

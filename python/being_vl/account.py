@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+LEFT_OUT = "left-out.jsonl"
+"""Name of the file in a job's output that lists what was left out: `name` and `reason` of each, as JSON lines."""
+
 
 @dataclass
 class Account:

@@ -1,8 +1,10 @@
 """The command line: finds the command, and answers errors by one line and an exit status."""
 
 import difflib
+import io
 import logging
 import os
+import re
 import sys
 import traceback
 from importlib.metadata import version
@@ -11,9 +13,22 @@ from itertools import takewhile
 from being_vl.commands import COMMANDS, GROUPS, describe_commands
 from being_vl.errors import BeingVLError, ConfigError
 from being_vl.extras import install_hint
+from being_vl.names import LineFormatter, show_error
 
 SWITCHES = ("-q", "--quiet", "-v", "--verbose")
 """Flags that may stand before the command, too."""
+
+_MACHINE_ERRORS = {
+    "MemoryError": "not enough memory; fewer or smaller images, batches, workers or threads need less",
+    "OutOfMemoryError": "not enough memory of the GPU; smaller batches need less",
+    "RecursionError": "something is nested too deeply",
+    "UnicodeEncodeError": "a text holds what cannot be written",
+}
+"""Kinds of errors that are no fault of the program, and what they are called."""
+_WORKER_ERROR = re.compile(r"Caught (?P<kind>\w+) in DataLoader worker process \d+\.\s")
+_WORKER_DEATH = re.compile(
+    r"DataLoader worker \(pid.*?(?P<reason>killed by signal: [^.]+|exited unexpectedly)", re.S
+)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -25,7 +40,12 @@ def main(words: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 (a package is missing), 2 (bad input), 130 (Ctrl-C).
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character shows its code
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Others' bars and warnings that say nothing to our users; before the libraries are imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
@@ -48,12 +68,34 @@ def main(words: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (BeingVLError, OSError) as error:
+    except Exception as error:
+        text = describe_error(error)
+        if not text:
+            raise
         if logging.getLogger("being_vl").isEnabledFor(logging.DEBUG):
             traceback.print_exc()
-        print(f"being-vl: error: {error}", file=sys.stderr)
+        print(f"being-vl: error: {text}", file=sys.stderr)
         return 2
     return 0
+
+
+def describe_error(error: BaseException) -> str:
+    """One line about an error of the input or the machine; empty for what is a fault of the program."""
+    text, kind = str(error), type(error).__name__
+    # A process that reads ahead: torch puts its traceback into the message.
+    if worker := _WORKER_ERROR.match(text):
+        kind = worker["kind"]
+        text = re.split(rf"^(?:[\w.]+\.)?{kind}(?:: |\s*\Z)", text, flags=re.MULTILINE)[-1]
+        is_known = kind in ("OSError", *_MACHINE_ERRORS) or issubclass(type(error), BeingVLError | OSError)
+    elif killed := _WORKER_DEATH.search(text):
+        kind, text = "MemoryError", f"a process that reads ahead has died ({killed['reason']})"
+        is_known = True
+    else:
+        is_known = isinstance(error, BeingVLError | OSError) or kind in _MACHINE_ERRORS
+    if not is_known:
+        return ""
+    reason = _MACHINE_ERRORS.get(kind)
+    return show_error(f"{reason} ({text})" if reason and text else reason or text or kind)
 
 
 def find_command(words: list[str]) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from being_vl.errors import ConfigError
 from being_vl.flags import REST, Parser, add_flags, read_flags
+from being_vl.names import LineFormatter
 from being_vl.recipes.recipe import Recipe, make_options, merge_values
 from being_vl.schema import Option, dump_values, json_schema, read_options
 from being_vl.yaml_text import dump_yaml
@@ -183,7 +184,7 @@ def set_verbosity(quiet: bool, verbose: bool) -> None:
         os.environ["TQDM_DISABLE"] = "1"
     if verbose:
         for handler in logging.getLogger().handlers:
-            handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+            handler.setFormatter(LineFormatter("%(asctime)s %(name)s: %(message)s"))
 
 
 COMMANDS = {

@@ -223,6 +223,22 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary_path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_shared_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write what several processes, also of several machines, write at the same time with the same content."""
+    path = resolve_link(path)
+    check_replaceable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = temporary_path(path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}"))
+    with name_write_errors(path):
+        try:
+            aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            fsync(aside)
+            aside.replace(path)
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:

@@ -185,6 +185,8 @@ def _read_word(word: str, kinds: tuple[Any, ...]) -> Any:
         return word
     if texts or any(get_origin(kind) is Literal and word in get_args(kind) for kind in kinds):
         return word
+    if not word.strip():  # not null, as in YAML: a shell's variable that is empty
+        return word
     try:
         return parse_yaml(word)
     except yaml.YAMLError:

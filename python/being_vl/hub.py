@@ -21,13 +21,13 @@ ROWS = 100
 """Rows of a dataset that are written, and later read, at a time."""
 
 _HUB_NAME = re.compile(
-    r"hf:/{1,2}datasets/(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>refs/\w+/[^/]+|[^/]+))?(?:/+(?P<place>.+))?"
+    r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>refs/\w+/[^/]+|[^/]+))?(?:/+(?P<place>.+))?"
 )
 
 
 def is_hub_name(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the name of a dataset on the hub; `Path` has taken one of its slashes away."""
-    return bool(re.match("hf:/", os.fspath(path)))
+    return bool(re.match("hf:(/|$)", os.fspath(path)))
 
 
 def local_path(path: Any) -> Path:
@@ -43,7 +43,7 @@ def local_path(path: Any) -> Path:
     place_or_name = to_path(path)
     if not is_hub_name(place_or_name):
         return place_or_name
-    name = HUB + re.sub("^hf:/+(datasets/+)?", "", os.fspath(place_or_name))
+    name = re.sub("^hf:/*", "hf://", os.fspath(place_or_name))
     match = _HUB_NAME.fullmatch(name)
     if match is None or "/../" in f"{name}/":
         raise ConfigError(

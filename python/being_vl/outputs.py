@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -74,7 +74,7 @@ def check_folder(
     names = {entry.name for entry in path.iterdir() if not _is_bystander(entry)}
     foreign_names = {name for name in names if not (is_own and is_own(path / name))}
     if foreign_names:
-        label = f" of another job ({', '.join(sorted(kinds_there))})" if kinds_there else ""
+        label = f", of another kind of job ({', '.join(sorted(kinds_there))})" if kinds_there else ""
         raise OutputError(
             f"{folder}: is not empty, but holds {list_names(foreign_names)}{label}; choose a new or an empty folder"
         )
@@ -186,13 +186,18 @@ def read_json(path: StrPath) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def is_empty(folder: StrPath) -> bool:
+    """Whether a folder holds nothing but what does not count, such as a lock's file."""
+    return all(_is_bystander(entry) for entry in Path(folder).iterdir())
+
+
 def _is_bystander(path: Path) -> bool:
     """Whether something in a folder does not make it count as used."""
     if path.name == "lost+found":
         return True
     # A leftover of ours may be a folder as well.
     is_leftover = path.name.startswith(".") and path.name.endswith(TEMPORARY)
-    return is_leftover or (path.is_file() and BYSTANDERS.fullmatch(path.name) is not None)
+    return is_leftover or (BYSTANDERS.fullmatch(path.name) is not None and path.is_file())
 
 
 class _Lock(NamedTuple):
@@ -259,12 +264,16 @@ def _lock(path: Path, output: Path) -> str:
     if lock is not None and (lock.process, lock.thread) == (os.getpid(), threading.get_ident()):
         return path.read_text(encoding="utf-8")
     holder = json.dumps(_describe_process())
-    with name_write_errors(path):
+    with name_write_errors(output):
         file = _open_locked(path, output)
-        file.truncate(0)
-        file.write(holder)
-        file.flush()
-    _locks[path] = _Lock(file, os.getpid(), threading.get_ident())
+        _locks[path] = _Lock(file, os.getpid(), threading.get_ident())
+        try:
+            file.truncate(0)
+            file.write(holder)
+            file.flush()
+        except OSError:
+            _unlock(path)
+            raise
     return holder
 
 
@@ -299,7 +308,8 @@ def _unlock(path: Path) -> None:
     if lock.process == os.getpid():
         path.unlink(missing_ok=True)
         fcntl.flock(lock.file, fcntl.LOCK_UN)
-    lock.file.close()
+    with suppress(OSError):  # what could not be written before cannot be written now
+        lock.file.close()
 
 
 def job_of_lock(folder: StrPath) -> str | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from being_vl.names import LineFormatter
+
 
 def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> Any:
     """A tqdm bar, for a `with` statement; disabled unless somebody sees it, or if `TQDM_DISABLE=1`, as `-q` sets it.
@@ -42,6 +44,7 @@ def show_log_lines() -> Iterator[None]:
         yield
         return
     handler, level = logging.StreamHandler(sys.stderr), logger.level
+    handler.setFormatter(LineFormatter())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

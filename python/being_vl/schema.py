@@ -167,13 +167,17 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if origin in (Union, UnionType):
         return _convert_union(value, hint, key)
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(
+            f"{key}: expected {name_type(hint)}, found {show_value(value)}, with a NUL character"
+        )
     if hint is Any or (hint in (bool, str, NoneType) and isinstance(value, hint)):
         return value
     if origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):
         return value
     if hint is int and number and isinstance(value, int):
         return value
-    if hint is float and number and not math.isnan(value):
+    if hint is float and number and _is_finite(value):
         return float(value)
     if hint is Path and isinstance(value, str | os.PathLike) and str(value):
         return Path(value)
@@ -200,6 +204,13 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return build_options(hint, {shorthand: convert(value, get_type_hints(hint)[shorthand], key)}, key)
     quotes = "; put it in quotes" if hint in (str, Path) and _is_scalar(value) else ""
     raise ConfigError(f"{key}: expected {name_type(hint)}, found {show_value(value)}{quotes}")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _is_scalar(value: Any) -> bool:

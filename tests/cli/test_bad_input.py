@@ -10,7 +10,7 @@ from PIL import Image
 
 from being_vl import VisualBPE
 from being_vl.cli import main
-from being_vl.files import read_manifest
+from being_vl.files import read_manifest, sha256
 from being_vl.shards.arrow import shard_path, write_table
 from being_vl.shards.grids import GridRow, GridStore, grid_columns
 from helpers import tiny
@@ -115,7 +115,11 @@ def test_ids_outside_the_codebook(chain: Path, tmp_path: Path, capsys: pytest.Ca
     shutil.copytree(chain / "grids", grids)
     rows = [GridRow(key, store[key], (64, 64), "0" * 64) for key in store]
     rows[2].grid[1, 3] = store.codebook_size + 100
-    write_table(shard_path(grids, "grids", 0), grid_columns(rows, 1 << 16), {})
+    shard = shard_path(grids, "grids", 0)
+    write_table(shard, grid_columns(rows, 1 << 16), {})
+    manifest = json.loads((grids / "manifest.json").read_text())
+    manifest["shards"][0]["sha256"] = sha256(shard)  # as if quantize had written it so
+    (grids / "manifest.json").write_text(json.dumps(manifest))
     line = expect_refusal(capsys, being_vl(*train(chain, tmp_path / "out", grids=grids)))
     assert rows[2].key in line
     assert str(store.codebook_size + 100) in line

@@ -1,14 +1,22 @@
 """The command line around the commands: help, versions, completion, messages, and how quickly it answers."""
 
+import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
+from being_vl.cli import describe_error
 from being_vl.commands import COMMANDS, GROUPS, Command, build_parser, load, show
 from being_vl.completion import CompletionOptions, completion
+from being_vl.errors import ConfigError, RecordError
+from being_vl.names import LineFormatter
 from being_vl.schema import read_options
 from helpers.commands import being_vl, expect_refusal
 
@@ -176,3 +184,118 @@ def test_all_commands_are_in_one_parser() -> None:
     help_text = build_parser().format_help()
     assert all(name.split()[0] in help_text for name in COMMANDS)
     assert Command.__annotations__.keys() >= {"function", "options", "text"}
+
+
+class _Failing(Dataset[int]):
+    """Raises an error when it is read, or with a number kills its process by that signal."""
+
+    def __init__(self, error: Exception | int) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        if isinstance(self.error, int):
+            os.kill(os.getpid(), self.error)
+            raise AssertionError
+        raise self.error
+
+
+NO_FAULTS_OF_THE_PROGRAM = [
+    (RecordError("a.json: record 3: odd"), "a.json: record 3: odd"),
+    (ConfigError("first line\n  second line\x1b[2J: x"), "first line second line\\x1b[2J: x"),
+    (FileNotFoundError(2, "No such file", "b.png"), "[Errno 2] No such file: 'b.png'"),
+    (OSError(36, "File name too long", "x" * 90_000), "[Errno 36] File name too long: 'xxx"),
+    (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+    (MemoryError(), "not enough memory; fewer or smaller images, batches, workers or threads need less"),
+    (
+        MemoryError("64 GB"),
+        "not enough memory; fewer or smaller images, batches, workers or threads need less (64",
+    ),
+    (RecursionError("maximum recursion depth exceeded"), "something is nested too deeply"),
+    (UnicodeEncodeError("utf-8", "a\ud800", 1, 2, "surrogates"), "a text holds what cannot be written"),
+]
+
+
+@pytest.mark.parametrize("in_worker", [False, True])
+@pytest.mark.parametrize(("error", "message"), NO_FAULTS_OF_THE_PROGRAM)
+def test_an_error_is_one_short_line(
+    error: Exception,
+    message: str,
+    in_worker: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever its text; also one of a process that reads ahead, into whose text torch puts a traceback."""
+
+    def fail(options: object) -> None:
+        if in_worker:
+            list(DataLoader(_Failing(error), None, num_workers=1, multiprocessing_context="fork"))
+        raise error
+
+    monkeypatch.setattr("being_vl.completion.completion", fail)
+    line = expect_refusal(capsys, being_vl("completion", "bash"))
+    assert line.startswith(f"being-vl: error: {message}")
+    assert len(line) < 2100
+
+
+def test_a_reading_process_that_was_killed_is_one_line() -> None:
+    for number in (signal.SIGKILL, signal.SIGSEGV):
+        with pytest.raises(RuntimeError) as raised:
+            list(DataLoader(_Failing(int(number)), None, num_workers=1, multiprocessing_context="fork"))
+        text = describe_error(raised.value)
+        assert "a process that reads ahead has died (" in text
+        assert "\n" not in text
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (
+        KeyError("k"),
+        RuntimeError("Caught by surprise"),
+        AssertionError(),
+        ValueError("no error of ours"),
+    ):
+
+        def fail(options: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("being_vl.completion.completion", fail)
+        with pytest.raises(type(error)):
+            being_vl("completion", "bash")
+
+
+def test_log_lines_are_short_and_change_no_terminal() -> None:
+    """Lines of a table stay lines; what names bring along is escaped, and cut in the middle."""
+    formatter = LineFormatter("%(message)s")
+
+    def format_text(text: str) -> str:
+        return formatter.format(logging.LogRecord("being_vl", logging.INFO, "", 0, "%s", (text,), None))
+
+    for text, expected in (
+        ("a table\n  of\ttwo lines", "a table\n  of\ttwo lines"),
+        ("\x1b[31mred\r\x00", "\\x1b[31mred\\r\\x00"),
+        ("Gr\u00fc\u00dfe \u96ea", "Gr\u00fc\u00dfe \u96ea"),
+        ("half \ud800", "half \\ud800"),
+    ):
+        assert format_text(text) == expected
+    for text in ("x" * 10**7, "data:image/png;base64," + "A" * 90_000, "\x1b" * 10**5):
+        assert len(format_text(text)) <= 1000
+    lines = format_text("line\n" * 10**5).splitlines()
+    assert len(lines) <= 100
+    assert "lines …" in "".join(lines)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_terminal_that_cannot_show_a_name_shows_its_codes(encoding: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict"}
+    command = (sys.executable, "-m", "being_vl", "run")
+    settings: dict[str, Any] = {"env": environment, "encoding": "utf-8", "errors": "replace"}
+    run = process(*command, str(tmp_path / "\u96ea\udcff.yaml"), **settings)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert ".yaml: no such recipe" in run.stderr
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("llm: 'l\u96ea\U0001f600'", encoding="utf-8")
+    run = process(*command, str(recipe), "--print_config", **settings)
+    assert run.returncode == 0, run.stderr

@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
+import re
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from being_vl import VisualBPE
 from being_vl.shards.grids import GridStore
@@ -235,3 +239,174 @@ def test_vocab_train_on_an_array(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "grids.npy").write_bytes(b"no array")
     assert being_vl(*command, "--codebook_size", "4") == 2
     assert "grids.npy" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def quick_run(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run whose inputs and outputs a test may change, if it mends them again: its recipe and its folder."""
+    tmp_path = tmp_path_factory.mktemp("quick")
+    for name in ("data", "llm", "quantizer"):
+        shutil.copytree(chain / name, tmp_path / name)
+    sources = {
+        "images": str(tmp_path / "data" / "images"),
+        "records": [{"path": str(tmp_path / "data" / "train.json"), "category": "perception"}],
+        "llm": str(tmp_path / "llm"),
+        "quantizer": str(tmp_path / "quantizer"),
+    }
+    path = write_recipe(chain, tmp_path / "run", **sources)
+    assert being_vl("run", path) == 0
+    return path, tmp_path / "run"
+
+
+def change_secretly(path: Path) -> None:
+    """Change a byte in the middle of a file, but neither its size nor its time of change."""
+    times, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def redraw_secretly(path: Path) -> None:
+    """Make other pixels of an image, in a file of the same size and time of change."""
+    times = path.stat()
+    with Image.open(path) as image:
+        size = image.size
+    data = io.BytesIO()
+    Image.new("RGB", size, "red").save(data, "PNG")
+    path.write_bytes(data.getvalue().ljust(times.st_size, b"\0"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_inputs_count_by_their_content(
+    quick_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What has changed is named, also where size and time are as before; a touch or a bystander changes nothing."""
+    path, tmp_path = quick_run[0], quick_run[0].parent
+    weights = next((tmp_path / "quantizer").glob("*.safetensors"))
+    image = tmp_path / "data" / "images" / "train-00001.png"
+    inputs = {
+        image: "'quantize'.*images train-00001.png has changed",
+        weights: f"'quantize'.*quantizer {weights.name} has changed",
+        tmp_path / "llm" / "model.safetensors": "'expand'.*llm model.safetensors has changed",
+    }
+    for file, message in inputs.items():
+        data = file.read_bytes()
+        change_secretly(file)
+        code = being_vl("run", path)
+        error = capsys.readouterr().err
+        file.write_bytes(data)
+        if code != 2 or not re.search(
+            message, error
+        ):  # a changed byte may make a file unreadable; that is told, too
+            assert code == 2
+            assert file.name in error
+    records = tmp_path / "data" / "train.json"
+    text = records.read_text()
+    records.write_text(text.replace("how", "who", 1) if "how" in text else text + " ")
+    assert re.search(
+        "'train'.*records .*train.json has changed", expect_refusal(capsys, being_vl("run", path))
+    )
+    records.write_text(text)
+    (tmp_path / "data" / "images" / "._copy.png").write_bytes(b"a bystander")
+    (tmp_path / "data" / "images" / "notes.txt").write_text("another")
+    image.touch()
+    assert being_vl("run", path) == 0
+    image.rename(image.with_name("train-99999.png"))
+    other = tmp_path / "data" / "images" / "more.png"
+    shutil.copy(image.with_name("train-99999.png"), other)
+    line = expect_refusal(capsys, being_vl("run", path, "--train.lenient"))
+    for change in ("more.png is new", "train-00001.png is gone", "train-99999.png is new"):
+        assert change in line
+    other.unlink()
+    image.with_name("train-99999.png").rename(image)
+    assert being_vl("run", path) == 0
+
+
+def test_a_secretly_changed_image_is_quantized_again_where_asked(
+    quick_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = quick_run
+    tmp_path = path.parent
+    key = "train-00001.png"
+    old_grids = {name: GridStore.open(out / "grids")[name].tolist() for name in GridStore.open(out / "grids")}
+    redraw_secretly(tmp_path / "data" / "images" / key)
+    assert f"{key} has changed" in expect_refusal(capsys, being_vl("run", path))
+    assert f"{key} has changed" in expect_refusal(capsys, being_vl("run", path))
+    assert being_vl("run", path, "--overwrite", "--until", "quantize") == 0
+    grids = GridStore.open(out / "grids")
+    assert [name for name in grids if grids[name].tolist() != old_grids[name]] == [key]
+    assert being_vl("run", path, "--overwrite") == 0
+    assert being_vl("run", path) == 0
+
+
+OUTPUTS = {
+    "quantize": "grids/grids-00000.arrow",
+    "vocab": "vocabulary.json",
+    "expand": "expanded/model.safetensors",
+    "train": "training/all/model.safetensors",
+}
+
+
+def test_outputs_that_were_deleted_are_made_again(
+    quick_run: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, out = quick_run
+    contents = {name: (out / name).read_bytes() for name in OUTPUTS.values()}
+    for folder in ("grids", "expanded", "training/all"):
+        shutil.rmtree(out / folder)
+    (out / "vocabulary.json").unlink()
+    caplog.clear()
+    assert being_vl("run", path) == 0
+    assert caplog.text.count("was deleted and is made again") == 4
+    assert contents == {name: (out / name).read_bytes() for name in contents}
+    # A shard alone, too.
+    (out / "grids" / "grids-00000.arrow").unlink()
+    caplog.clear()
+    assert being_vl("run", path) == 0
+    assert caplog.text.count("finished before, skipped") == 3
+    assert contents == {name: (out / name).read_bytes() for name in contents}
+
+
+@pytest.mark.parametrize("step", OUTPUTS)
+def test_outputs_that_were_altered_are_refused(
+    step: str, quick_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the file, as long as its step has made it; with --overwrite it is made again, and nothing else lost."""
+    path, out = quick_run
+    file = out / OUTPUTS[step]
+    siblings = sorted(file.parent.iterdir()) if step != "vocab" else [file]
+    for altered in {file, *(sibling for sibling in siblings if sibling.suffix in (".json", ".jinja"))}:
+        data = altered.read_bytes()
+        change_secretly(altered)
+        line = expect_refusal(capsys, being_vl("run", path))
+        assert f"step {step!r}" in line
+        assert f"{altered.name if step != 'vocab' else ''} has changed" in line
+        altered.write_bytes(data)
+    data = file.read_bytes()
+    change_secretly(file)
+    stranger = out / "notes.txt"
+    stranger.write_text("mine")
+    assert being_vl("run", path, "--overwrite") == 0
+    assert file.read_bytes() == data
+    assert stranger.read_text() == "mine"
+    assert being_vl("run", path) == 0
+
+
+def test_a_part_of_a_model_that_is_gone_is_refused(
+    quick_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = quick_run
+    for folder, name in (("expanded", "config.json"), ("training/all", "tokenizer.json")):
+        (out / folder / name).unlink()
+        assert f"{name} is gone" in expect_refusal(capsys, being_vl("run", path))
+        assert being_vl("run", path, "--overwrite") == 0
+        assert (out / folder / name).is_file()
+
+
+def test_the_end_accounts_for_images_and_records(
+    finished_run: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    assert being_vl("run", finished_run[0]) == 0
+    assert "quantize: images: 24 seen, 24 used, 0 left out" in caplog.messages
+    assert "train: records: 96 seen, 96 used, 0 left out" in caplog.messages

@@ -27,7 +27,7 @@ from transformers import (
 from being_vl import VisualBPE
 from being_vl.data.options import CATEGORIES, PrepareOptions
 from being_vl.data.sequences import RecordGroup, SequenceBuilder, TokenSequence
-from being_vl.files import write_manifest
+from being_vl.files import sha256, write_manifest
 from being_vl.model.expand import expand
 from being_vl.model.options import ExpandOptions
 from being_vl.quantizer.base import Quantizer
@@ -177,14 +177,15 @@ def write_grids(
     """Write grids as `being-vl quantize` would."""
     rows = [GridRow(key, grid, (32, 32), "0" * 64) for key, grid in content.items()]
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(shard_path(folder, "grids", 0), grid_columns(rows, quantizer_of_grids.codebook_size), {})
+    path = shard_path(folder, "grids", 0)
+    write_table(path, grid_columns(rows, quantizer_of_grids.codebook_size), {})
     quantizer_fields = {
         "name": quantizer_of_grids.name,
         "fingerprint": quantizer_of_grids.fingerprint,
         "codebook_size": quantizer_of_grids.codebook_size,
         "downsample": quantizer_of_grids.downsample,
     }
-    shards = [{"file": shard_path(folder, "grids", 0).name, "grids": len(rows)}]
+    shards = [{"file": path.name, "grids": len(rows), "sha256": sha256(path)}]
     fields = {"quantizer": quantizer_fields, "failures": failures or {}, "shards": shards}
     write_manifest(folder, "grids", {"root": str(root or folder.absolute() / "images"), **fields})
     return GridStore.open(folder)

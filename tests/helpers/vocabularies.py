@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from being_vl.files import write_manifest
+from being_vl.files import sha256, write_manifest
 from being_vl.shards.arrow import shard_path, write_table
 from being_vl.shards.grids import GridRow, grid_columns
 from helpers.commands import being_vl
@@ -36,8 +36,9 @@ def folder_of_grids(
             GridRow(f"{start + i:03}.png", grid, (9, 9), "0" * 64)
             for i, grid in enumerate(grids[start : start + shard_size])
         ]
-        write_table(shard_path(folder, "grids", n), grid_columns(rows, codebook), {})
-        shards.append({"file": shard_path(folder, "grids", n).name, "grids": len(rows)})
+        path = shard_path(folder, "grids", n)
+        write_table(path, grid_columns(rows, codebook), {})
+        shards.append({"file": path.name, "grids": len(rows), "sha256": sha256(path)})
     quantizer = {
         "name": name,
         "fingerprint": f"{name}-fingerprint",

@@ -746,6 +746,23 @@ def test_16_bit_images_of_pil(mode: str) -> None:
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), grey(SCALED_LEVELS))
 
 
+def test_an_opened_file_whose_pixels_are_damaged_is_named(tmp_path: Path) -> None:
+    noise = Image.fromarray(RNG.integers(0, 255, (32, 32, 3), np.uint8))
+    for format in ("PNG", "JPEG"):
+        path = tmp_path / f"cut.{format.lower()}"
+        path.write_bytes(encode(noise, format)[:-300])
+        with pytest.raises(ImageError, match=rf"cut\.{format.lower()}: cannot be decoded \("):
+            to_rgb(Image.open(path))
+
+
+def test_a_format_that_this_pillow_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(smooth_image(), "QOI")
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, "QOI")
+    with pytest.raises(ImageError, match=r"a\.qoi: cannot be decoded \(this Pillow does not read QOI\)"):
+        decode_image(data, "a.qoi")
+
+
 # EXIF
 
 

@@ -54,7 +54,7 @@ def test_a_table_that_changes_under_its_reader_is_an_error(tmp_path: Path, name:
     assert sources[0].read() == b"image"
     path.unlink()
     write_table(path, [b"other"] * 20)
-    for read in (tables._parquet_file, tables._arrow_batches, tables._read_group):
+    for read in (tables._arrow_file, tables._read_row_group):
         read.cache_clear()
     with pytest.raises(OSError, match="changed while it was being read"):
         sources[9].read()
@@ -70,8 +70,12 @@ def test_rows_are_read_one_group_at_a_time_whatever_their_order(
     table = open_table(path)
     assert (table.group_sizes, table.num_rows) == ((3, 3, 3, 1), 10)
     reads: list[int] = []
-    read_group = tables._read_group.__wrapped__
-    monkeypatch.setattr(tables, "_read_group", lambda *words: reads.append(words[2]) or read_group(*words))
+    for function in ("_read_batch", "_read_row_group"):
+        read = getattr(tables, function)
+        read = getattr(read, "__wrapped__", read)
+        monkeypatch.setattr(
+            tables, function, lambda *words, read=read: reads.append(words[2]) or read(*words)
+        )
     reader = open_records(path)
     items = list(reader.read(1, 8))
     assert reads == [0, 1, 2]

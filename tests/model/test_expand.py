@@ -334,6 +334,26 @@ def test_expanding_again_keeps_a_finished_model(
     assert expand(options(parts, llm, out, overwrite=True)) == layout
 
 
+@pytest.mark.parametrize("name", ["config.json", "visual_vocabulary.json", "quantizer/manifest.json"])
+def test_a_model_that_lacks_a_file_is_made_again(
+    name: str, parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not, if the LLM was only touched or its folder moved: its content counts."""
+    llm, out = tiny.llm(tmp_path / "llm"), tmp_path / "out"
+    expand(options(parts, llm, out))
+    data = (out / name).read_bytes()
+    (out / name).unlink()
+    caplog.set_level("INFO", "being_vl")
+    expand(options(parts, llm, out))
+    assert (out / name).read_bytes() == data
+    assert f"since {name} is gone" in caplog.text
+    for file in llm.iterdir():
+        file.touch()
+    caplog.clear()
+    expand(options(parts, llm, out))
+    assert "finished before, kept" in caplog.text
+
+
 def test_expanding_with_other_options_or_inputs_is_refused(parts: Path, tmp_path: Path) -> None:
     llm, out = tiny.llm(tmp_path / "llm"), tmp_path / "out"
     expand(options(parts, llm, out))
@@ -346,7 +366,7 @@ def test_expanding_with_other_options_or_inputs_is_refused(parts: Path, tmp_path
     with pytest.raises(FingerprintError, match="vocabulary_sha256 was"):
         expand(options(tmp_path / "parts", llm, out))
     tiny.llm(llm, seed=1)
-    with pytest.raises(FingerprintError, match="llm_files was"):
+    with pytest.raises(FingerprintError, match=r"llm_files\.model\.safetensors was"):
         expand(options(parts, llm, out))
     assert (out / "model.safetensors").read_bytes() == weights_before
     expand(options(parts, llm, out, overwrite=True))

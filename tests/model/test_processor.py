@@ -1,5 +1,6 @@
 """The processor: chats with images as ids, as the model was trained on them, and back."""
 
+import base64
 import os
 from pathlib import Path
 
@@ -126,14 +127,55 @@ def test_an_image_of_pil_is_turned_as_its_file_is(
 def test_image_paths_are_those_of_regular_files(processor: BeingVLProcessor, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", tmp_path, Path("/dev/zero"), "a\0.png", "x" * 5000):
-        with pytest.raises(ImageError, match="cannot be read") as fault:
+        with pytest.raises((ImageError, RecordError), match=r"cannot be read|expected a file name") as fault:
             processor(ask("What?", path))
         assert len(str(fault.value)) < 600
         with pytest.raises(ImageError, match="cannot be read"):
             processor.prompts(["What?"], [[path]])
     for image in (7, None, [square_image("red")], {"bytes": b""}):
-        with pytest.raises(RecordError, match=r"an image is of the type .*; expected a PIL image, the path"):
+        with pytest.raises(RecordError, match=r"message 0: .*expected"):
             processor(ask("What?", image))
+        with pytest.raises(RecordError, match=r"an image is of the type .*; expected a PIL image, the path"):
+            processor.prompts(["What?"], [[image]])
+
+
+def test_parts_of_chats_hold_or_name_images_as_other_libraries_write_them(
+    processor: BeingVLProcessor, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.png"
+    square_image("red").save(path)
+    content = path.read_bytes()
+    text = base64.b64encode(content).decode()
+    uri = f"data:image/png;base64,{text}"
+    expected_ids = processor(ask("What?", square_image("red"))).input_ids
+    for part in (
+        {"type": "image", "image": uri},
+        {"type": "image", "image": text},
+        {"type": "image", "image": f"file://{path}"},
+        {"type": "image", "image": content},
+        {"type": "image", "image": {"bytes": content, "path": "gone.png"}},
+        {"type": "image", "path": str(path)},
+        {"type": "image", "base64": text},
+        {"type": "image", "url": str(path), "image": None},
+        {"type": "image_url", "image_url": {"url": uri}},
+        {"type": "image_url", "image_url": str(path)},
+        {"type": "input_image", "image_url": uri},
+    ):
+        chat = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
+        assert torch.equal(processor(chat).input_ids, expected_ids)
+    for part, reason in (
+        ({"type": "image", "url": "https://example.com/a.png"}, "message 0: .*download the images first"),
+        ({"type": "image", "image": "data:image/png;base64," + "A" * 60_000}, "message 0: .*no image"),
+        ({"type": "image_url", "image_url": {}}, "message 0: .*expected"),
+        ({"type": "image", "image": [uri, uri]}, "message 0: .*expected"),
+        ({"type": "image"}, "message 0: a part of type 'image'"),
+    ):
+        with pytest.raises(RecordError, match=reason) as fault:
+            processor([{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}])
+        assert len(str(fault.value)) < 500
+    damaged_uri = "data:image/png;base64," + base64.b64encode(content[:60]).decode()
+    with pytest.raises(ImageError, match="message 0: its image: cannot be decoded"):
+        processor(ask("What?", damaged_uri))
 
 
 def test_transformers_generates_from_a_batch_what_the_assistant_answers(

@@ -81,6 +81,7 @@ def test_grids_are_those_of_the_quantizer_under_the_images_relative_paths(
         "fingerprint.json",
         "grids-00000.arrow",
         "grids-00001.arrow",
+        "left-out.jsonl",
         "manifest.json",
     ]
 
@@ -228,10 +229,10 @@ def test_damaged_folders_of_grids_are_refused(quantizer: Path, tmp_path: Path) -
     quantize(options(write_images(tmp_path / "images", 4), out, quantizer))
     shard, manifest = out / "grids-00000.arrow", json.loads((out / "manifest.json").read_text())
 
-    for damage, match in ((b"", "not an Arrow file"), (shard.read_bytes()[:200], "not an Arrow file")):
+    for damage in (b"", shard.read_bytes()[:200]):
         copy = shutil.copytree(out, tmp_path / "copy", dirs_exist_ok=True)
         (copy / shard.name).write_bytes(damage)
-        with pytest.raises(ManifestError, match=match):
+        with pytest.raises(ManifestError, match="was changed after it had been written"):
             GridStore.open(copy)
     shard.unlink()
     with pytest.raises(ManifestError, match=r"grids-00000\.arrow"):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from functools import partial
@@ -15,13 +16,15 @@ from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from being_vl.demo import shapesworld
-from being_vl.errors import CheckpointError, ConfigError, FingerprintError, ImageError, ManifestError
+from being_vl.errors import CheckpointError, ConfigError, FingerprintError, ImageError, OutputError
 from being_vl.files import MANIFEST, write_manifest
 from being_vl.quantizer.base import load_quantizer
 from being_vl.quantizer.models.tiled import VQGAN, cut_tiles, decode_codes, encode_tiles, new_model, to_tensor
@@ -255,6 +258,29 @@ def test_crops_are_flipped_every_other_time_and_not_enlarged(tmp_path: Path) -> 
     assert 15 < int(is_flipped.sum()) < 45
 
 
+def test_crops_come_from_tars_and_tables_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a caption, a hidden member, and rows without an image among them."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(file, "PNG")
+    data = file.getvalue()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("1.png", data), ("1.txt", b"A."), ("._1.png", b"Mac"), ("2.bin", data)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    pq.write_table(pa.table({"image": [data, None, None, data]}), tmp_path / "b.parquet")
+    with caplog.at_level("INFO", "being_vl"):
+        crops = Crops([tmp_path], [], 64, 8, seed=0)
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path}: images: 8 seen, 6 used, 2 left out (")
+    for n in range(30):
+        pixels = crops.draw(0, np.random.default_rng(n))
+        assert pixels.shape == (3, 40, 40)
+        assert pixels[0].mean() > 0.9
+    (images,) = crops.held_out_images.values()
+    assert len(list(crops.middle_squares([*images, *crops.training_images[0]]))) == 4
+
+
 def test_held_out_folders_are_measured_and_all_others_trained_on(
     options: QuantizerTrainOptions, images: list[Path]
 ) -> None:
@@ -326,10 +352,10 @@ def test_what_another_job_made_is_never_replaced(options: QuantizerTrainOptions)
     with pytest.raises(FingerprintError, match="holds a quantizer that no training here made"):
         train_quantizer(replace(options, overwrite=True))
     (options.out / "fingerprint.json").write_text('{"kind": "grids"}')
-    with pytest.raises(FingerprintError, match="holds what another kind of job made"):
+    with pytest.raises(OutputError, match=r"of another kind of job \(grids, quantizer\)"):
         train_quantizer(replace(options, overwrite=True))
     write_manifest(options.out, "grids", {})
-    with pytest.raises(ManifestError, match="holds 'being-vl/grids'"):
+    with pytest.raises(OutputError, match=r"of another kind of job \(grids\)"):
         train_quantizer(replace(options, overwrite=True))
     assert all(path.read_bytes() == content for path, content in contents.items() if path.name != MANIFEST)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from being_vl import VisualBPE
+from being_vl.files import sha256
 from being_vl.shards.arrow import shard_path, write_table
 from being_vl.shards.grids import GridStore, grid_columns
 from being_vl.tokenizer import corpus
@@ -49,7 +50,7 @@ def test_folders_with_grids_of_many_sizes(tmp_path: Path) -> None:
         shard_path(grid_folder, "grids", 1), grid_columns([], PHOTOS_K), {}
     )  # as if none of its images had been readable
     manifest = json.loads((grid_folder / "manifest.json").read_text())
-    manifest["shards"][1]["grids"] = 0
+    manifest["shards"][1] |= {"grids": 0, "sha256": sha256(shard_path(grid_folder, "grids", 1))}
     (grid_folder / "manifest.json").write_text(json.dumps(manifest))
     assert train(grid_folder, tmp_path / "3.json", "--held_out_every", 3, size=None) == 0
     assert VisualBPE.load(tmp_path / "3.json").num_grids == 14
@@ -325,3 +326,41 @@ def test_partial_vocabularies_whose_fingerprint_is_damaged(
         if content:
             fingerprint.write_text(content)
         assert "v.fingerprint.json" in expect_refusal(capsys, train(grids, out, **NOISE))
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "warning"),
+    [
+        ((7, 8, 9), "grids: 7 of 8x9;", None),
+        ((3, 1, 64), "grids: 3 of 1x64;", "no cells lie below each other"),
+        ((3, 64, 1), "grids: 3 of 64x1;", "no cells lie beside each other"),
+        ((1200, 2, 2), "grids: 1,200 of 2x2;", None),
+    ],
+)
+def test_the_sizes_of_the_grids_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shape: tuple[int, ...], sizes: str, warning: str | None
+) -> None:
+    np.save(tmp_path / "grids.npy", np.arange(np.prod(shape)).reshape(shape) % 4)
+    caplog.set_level("INFO", "being_vl")
+    assert train(tmp_path / "grids.npy", tmp_path / "out.json", merges=2, size=4) == 0
+    (line,) = (message for message in caplog.messages if message.startswith("grids: "))
+    assert line.startswith(sizes)
+    assert ("no cells lie" in line) == (warning is not None)
+    assert warning is None or warning in line
+
+
+def test_the_sizes_of_several_files_are_told_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grids = [np.zeros((1, width), int) for width in (1, 2, 3, 4, 5, 6, 6)]
+    folders = [
+        folder_of_grids(tmp_path / name, part, 2) for name, part in (("a", grids[:4]), ("b", grids[4:]))
+    ]
+    caplog.set_level("INFO", "being_vl")
+    assert train(folders, tmp_path / "out.json", merges=1, size=None) == 0
+    (line,) = (message for message in caplog.messages if message.startswith("grids: "))
+    assert line.startswith(
+        "grids: 2 of 1x6, 1 of 1x1, 1 of 1x2, 1 of 1x3, 1 of 1x4 and 1 other size; no cells"
+    )
+    assert being_vl("grids", "info", folders[1]) == 0
+    assert "3: 2 of 1x6, 1 of 1x5; no cells lie below each other" in capsys.readouterr().out

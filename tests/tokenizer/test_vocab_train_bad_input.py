@@ -1,5 +1,6 @@
 """`being-vl vocab train` refuses arrays, folders and options that it cannot use, and says why."""
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from being_vl.files import sha256
 from being_vl.shards.arrow import shard_path
 from being_vl.shards.grids import read_grids
 from being_vl.tokenizer import corpus
@@ -139,6 +141,10 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         writer.write_batch(pa.record_batch(columns, schema=batch.schema))
     shard_bytes = shard.read_bytes()
     shard.write_bytes((tmp_path / "wrong.arrow").read_bytes())
+    assert f"{shard.name}: was changed" in expect_refusal(capsys, train(first_folder, out, size=None))
+    manifest = json.loads((first_folder / "manifest.json").read_text())
+    manifest["shards"][1]["sha256"] = sha256(shard)  # as if quantize had written it so
+    (first_folder / "manifest.json").write_text(json.dumps(manifest))
     line = expect_refusal(capsys, train(first_folder, out, size=None))
     assert f"{shard.name}: grid 0 has 152 ids for 9x19 cells" in line
     shard.write_bytes(shard_bytes[: len(shard_bytes) // 2])

@@ -3,15 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from being_vl.cli import main
-from being_vl.data.options import SequenceOptions
+from being_vl.data.options import RecordFile, SequenceOptions
 from being_vl.errors import FingerprintError
-from being_vl.training.engine import load_sequences
-from being_vl.training.options import TrainOptions
+from being_vl.training.check import check
+from being_vl.training.engine import load_sequences, plan_training
+from being_vl.training.options import CheckOptions, StageOptions, TrainOptions, paper_stages
 from helpers import tiny
 
 
@@ -128,6 +130,119 @@ def test_training_reads_a_prepared_folder_with_dropout_without_being_told_the_gr
     shutil.copytree(chain / "grids", tmp_path / "grids")
     manifest = json.loads((tmp_path / "grids" / "manifest.json").read_text())
     (tmp_path / "grids" / "manifest.json").write_text(json.dumps(manifest | {"images": "others"}))
-    options.grids = tmp_path / "grids"
+    options.grids = [tmp_path / "grids"]
     with pytest.raises(FingerprintError, match="was made from other grids"):
         load_sequences(options)
+
+
+def write_plain_records(chain: Path, folder: Path) -> Path:
+    """The chain's records as LLaVA has them, without a category."""
+    items = json.loads((chain / "data" / "train.json").read_text())
+    for item in items:
+        item.pop("category", None)
+    path = folder / "llava.json"
+    path.write_text(json.dumps(items))
+    return path
+
+
+def gap_options(
+    chain: Path, out: Path, records: list[Any], mixtures: list[dict[str, float]], **changes: Any
+) -> CheckOptions:
+    stages = [
+        StageOptions(f"s{number}", 0.0, 1e-3, mixture, max_steps=1) for number, mixture in enumerate(mixtures)
+    ]
+    return CheckOptions(chain / "tied", records, out, [chain / "grids"], stages=stages, show=0, **changes)
+
+
+PAPER = [stage.mixture for stage in paper_stages()]
+
+
+@pytest.mark.parametrize(
+    ("category", "mixtures", "warnings"),
+    [
+        (
+            None,
+            PAPER,
+            [
+                "stage 's0': there are no records of perception (20%), which its mixture asks for; the other keys",
+                "stage 's1': there are no records of perception (30%), reasoning (20%), instruction (10%), which",
+                "stage 's2': there are no records of perception (15%), reasoning (30%), instruction (40%), which",
+                "all records are of the category 'foundation', so the mixtures, which tell 4 categories apart, change",
+            ],
+        ),
+        ("reasoning", [{"reasoning": 1}, {"reasoning": 2}], []),
+        ("reasoning", [{}, {}], []),
+        (
+            "reasoning",
+            [{"reasoning": 1, "perception": 0}, {"reasoning": 1, "instruction": 3}],
+            [
+                "stage 's1': there are no records of instruction (75%), which its mixture asks for; the other keys "
+                "share that part: reasoning",
+                "all records are of the category 'reasoning', so the mixtures, which tell 2 categories apart",
+            ],
+        ),
+        ("instruction", [{"instruction/llava": 1}, {"instruction": 1}], []),
+    ],
+)
+def test_mixtures_and_records_that_do_not_meet_are_told_loudly(
+    category: str | None,
+    mixtures: list[dict[str, float]],
+    warnings: list[str],
+    chain: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the report, and as warnings in the same words where a training is checked, planned or started."""
+    file = RecordFile(write_plain_records(chain, tmp_path), category)
+    options = gap_options(chain, tmp_path / "run", [file], mixtures)
+    report = "\n".join(check(options)).splitlines()
+    told = [line.removeprefix("warning: ") for line in report if line.startswith("warning: ")]
+    assert len(told) == len(warnings)
+    assert all(line.startswith(start) for line, start in zip(told, warnings, strict=True))
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == told
+    caplog.clear()
+    plan_training(options)
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == told
+
+
+def test_records_that_no_stage_reads_are_counted(
+    chain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = write_plain_records(chain, tmp_path)
+    count = len(json.loads(plain.read_text()))
+    second = tmp_path / "second.json"
+    shutil.copy(plain, second)
+    files = [RecordFile(plain, "perception"), RecordFile(second, "reasoning")]
+    for number, (mixtures, expected) in enumerate(
+        [
+            (
+                [{"perception": 1}, {"perception": 2}],
+                f"no stage reads {count:,} of the records: reasoning/second",
+            ),
+            ([{"perception": 1}, {"reasoning": 1}], None),
+            (
+                [{"perception": 1, "reasoning": 1, "reasoning/second": 0}],
+                f"no stage reads {count:,} of the records: reasoning/second",
+            ),
+            ([{"perception": 1}, {}], None),
+        ]
+    ):
+        caplog.clear()
+        list(check(gap_options(chain, tmp_path / f"run{number}", files, mixtures)))
+        lines = [line for line in caplog.messages if line.startswith("no stage reads")]
+        assert lines == ([expected] if expected else [])
+
+
+def test_many_sources_make_no_long_warning(
+    chain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = []
+    items = json.loads(write_plain_records(chain, tmp_path).read_text())[:2]
+    for number in range(30):
+        path = tmp_path / f"source{number:02}.json"
+        path.write_text(json.dumps(items))
+        files.append(RecordFile(path, "perception" if number else "reasoning"))
+    list(check(gap_options(chain, tmp_path / "run", files, [{"reasoning": 1}])))
+    (line,) = [line for line in caplog.messages if line.startswith("no stage reads")]
+    assert "58 of the records: perception/source01, perception/source02" in line
+    assert line.endswith(" and 24 more")

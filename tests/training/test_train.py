@@ -255,7 +255,7 @@ def test_another_recipe_is_refused(
     assert str(out) in line
 
 
-@pytest.mark.parametrize("change", ["records", "model", "grids", "sequences"])
+@pytest.mark.parametrize("change", ["records", "model", "config", "categories", "grids", "sequences"])
 def test_other_inputs_are_refused_before_anything_is_written(
     chain: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
@@ -272,10 +272,17 @@ def test_other_inputs_are_refused_before_anything_is_written(
         "grids": str(tmp_path / "grids"),
         "sequences": {"max_length": 1999},
     }
+    if change == "config":  # the same weights, but to be computed with otherwise
+        shutil.copytree(chain / "tied", tmp_path / "tied")
+        config = json.loads((tmp_path / "tied" / "config.json").read_text())
+        (tmp_path / "tied" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+        changes = {"model": str(tmp_path / "tied")}
+    elif change == "categories":
+        changes = {"records": [{"path": str(chain / "data" / "train.json"), "category": "reasoning"}]}
+    else:
+        changes = {change: changes[change]}
     old_times = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    line = expect_refusal(
-        capsys, being_vl("train", "--recipe", recipe(chain, out, **{change: changes[change]}))
-    )
+    line = expect_refusal(capsys, being_vl("train", "--recipe", recipe(chain, out, **changes)))
     assert "was made with other options or inputs" in line
     assert change in line
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == old_times
@@ -375,8 +382,9 @@ def test_images_need_an_expanded_model_and_grids(
     assert "train.json" in line
     line = expect_refusal(capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "b", grids=[])))
     assert "--grids" in line
+    (tmp_path / "empty").mkdir()
     line = expect_refusal(
-        capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "c", model=str(tmp_path)))
+        capsys, being_vl("train", "--recipe", recipe(chain, tmp_path / "c", model=str(tmp_path / "empty")))
     )
     assert "no config.json" in line
 

@@ -116,7 +116,8 @@ class PrepareOptions(Options):
     Args:
         model: Folder of a model that `being-vl expand` made, or of any causal LM for training on text alone; its
             tokenizer and visual vocabulary are used, its weights are not read.
-        records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow; with
+        records: Files of records: LLaVA JSON, JSON lines, WebDataset, Parquet, Arrow; folders of them, or datasets of
+            the Hugging Face hub as `hf://datasets/OWNER/NAME`; with
             `{path: FILE, category: NAME}` the category of the file's records that name none.
         out: Folder for the Arrow files of tokenised records.
         grids: Folders that `being-vl quantize` wrote, all by one quantizer; needed when a record names an image.

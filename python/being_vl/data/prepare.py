@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from being_vl.account import Account
+from being_vl.account import LEFT_OUT, Account
 from being_vl.data.options import PrepareOptions
 from being_vl.data.records import Records
 from being_vl.data.sequences import DROPPED_RECORD, TRUNCATED_RECORD, Fault, SequenceBuilder
@@ -27,9 +27,6 @@ from being_vl.shards.job import Shard, ShardedJob
 from being_vl.shards.ranks import end_with_parent, rank_and_world_size
 
 log = logging.getLogger(__name__)
-
-LEFT_OUT = "left-out.jsonl"
-"""Name of the file in a folder of sequences that lists the records that were left out or cut, with the reason."""
 
 _PLACE = re.compile(r"(.*?: record \d+(?: \(.*?\))?): (.*)", re.DOTALL)
 

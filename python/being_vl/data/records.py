@@ -78,7 +78,9 @@ class Records:
         self.categories = categories
         files = list_record_files(paths)
         check_record_files(files, categories)
-        parts = [(path, file.category) for file in files for path in find_record_files(file.path)]
+        parts = [
+            (path, file.category) for file in files for path in find_record_files(file.path, report=True)
+        ]
         self.paths = [path for path, _ in parts]
         self._default_categories = [category or default_category for _, category in parts]
         self._images_in_front = images_in_front

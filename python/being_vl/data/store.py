@@ -14,6 +14,7 @@ from being_vl.errors import ConfigError, FingerprintError, ManifestError
 from being_vl.files import read_manifest
 from being_vl.options import StrPath
 from being_vl.shards.arrow import open_table
+from being_vl.shards.checksums import read_entries, verify_shards
 
 KIND = "sequences"
 """Kind of the manifest of a folder of sequences."""
@@ -171,6 +172,20 @@ class SequenceShard:
         return TokenSequence(self.ids[row], weights, category, source, location, images)
 
 
+def verify_sequences(folder: StrPath, rank: int = 0, world_size: int = 1) -> None:
+    """Make sure that a folder's files are those that `being-vl prepare` wrote, before they are used.
+
+    Args:
+        folder: What `being-vl prepare` wrote.
+        rank, world_size: Ranks that do that together; see `verify_shards`.
+
+    Raises:
+        ManifestError: if the folder is missing, unfinished or damaged, or a file has other bytes than when it was
+            written.
+    """
+    verify_shards(read_entries(folder, read_manifest(folder, KIND), KIND), "prepare", rank, world_size)
+
+
 class PreparedSequences:
     """`Sequences` that `being-vl prepare` wrote; in memory are eight bytes a record.
 
@@ -180,6 +195,7 @@ class PreparedSequences:
         dropout: Probability with which it skips a merge. Where a sequence would become too long by it, there is none.
         seed: Its seed.
         max_length: Tokens beyond which a sequence is too long, if less than those that it was prepared for.
+        verify: Compare the files with their checksums; False where `verify_sequences` has done that.
 
     Attributes:
         folder: The folder.
@@ -188,7 +204,8 @@ class PreparedSequences:
         pad_id, categories: See `Sequences`.
 
     Raises:
-        ManifestError: if the folder is missing, unfinished or damaged.
+        ManifestError: if the folder is missing, unfinished or damaged, or a file has other bytes than when it was
+            written.
         FingerprintError: if it was made for another model.
         ConfigError: if there is to be dropout, but no grids.
     """
@@ -200,7 +217,10 @@ class PreparedSequences:
         dropout: float = 0.0,
         seed: int = 0,
         max_length: int | None = None,
+        verify: bool = True,
     ) -> None:
+        if verify:
+            verify_sequences(folder)
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder, KIND)
         fingerprint, model = self.manifest["fingerprint"], builder.fingerprint_fields()
@@ -222,8 +242,8 @@ class PreparedSequences:
                 "dropout needs an expanded model, and the grids that the sequences were made from"
             )
         self.shards = [
-            SequenceShard(self.folder / entry["file"], entry["sequences"])
-            for entry in self.manifest["shards"]
+            SequenceShard(entry.path, entry.num_rows)
+            for entry in read_entries(self.folder, self.manifest, KIND)
         ]
         self._ends = np.cumsum([shard.batch.num_rows for shard in self.shards])
         self._rows, self.lengths = self._sort_into_groups()

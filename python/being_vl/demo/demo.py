@@ -19,7 +19,7 @@ from being_vl.options import Options
 from being_vl.outputs import claim_folder, free_locks
 from being_vl.recipes.options import RunOptions
 from being_vl.recipes.recipe import FOLDER, Recipe
-from being_vl.run import Steps, run
+from being_vl.run import Step, Steps, run
 from being_vl.shards.grids import GridStore
 from being_vl.tokenizer import VisualBPE
 from being_vl.training.options import (
@@ -106,16 +106,20 @@ def demo(options: DemoOptions) -> Path:
     steps = Steps(out, options.overwrite)
     # Pictures, and an LLM that has only read text.
     data = DataOptions(out, size.pictures, size.text_scenes, size.held_out_pictures, options.seed)
-    steps.do("data", make_data, data)
+    steps.do(Step("data", make_data, data))
     llama = TinyLlamaOptions(out / "text" / "text.json", out / "text" / "untrained", seed=options.seed)
-    steps.do("llm", make_llama, llama)
-    steps.do("text", train, text_options(llama, size, options))
+    steps.do(Step("llm", make_llama, llama))
+    steps.do(Step("text", train, text_options(llama, size, options)))
     # The same chain as for one's own images.
     model = run(run_options(size, options))
     # What it has learned.
-    steps.do("exam", take_exam, ExamOptions(model, out / "held-out", out / "exam", size.held_out_pictures))
-    steps.do("photographs", draw_photographs, PhotosOptions(out / "vocabulary.json", out / "photographs"))
-    steps.do("drawings", draw_all, DrawingsOptions(out, out / "drawings"))
+    steps.do(
+        Step("exam", take_exam, ExamOptions(model, out / "held-out", out / "exam", size.held_out_pictures))
+    )
+    steps.do(
+        Step("photographs", draw_photographs, PhotosOptions(out / "vocabulary.json", out / "photographs"))
+    )
+    steps.do(Step("drawings", draw_all, DrawingsOptions(out, out / "drawings")))
     print(summary(out, model))
     return model
 

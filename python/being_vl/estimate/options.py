@@ -42,5 +42,7 @@ class PlanOptions(Options):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected a share above 0, at most 1, found {getattr(self, name)}")
         check_minimum("mean_length", self.mean_length, 1)
+        for category, number in self.records.items():
+            check_minimum(f"records.{category}", number, 0)
         if self.tflops <= 0:
             raise ConfigError(f"tflops: expected a positive number, found {self.tflops}")

@@ -132,10 +132,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """`image` of any mode as upright RGB, transparent parts on white.
 
     Raises:
-        ImageError: if its pixels are floating-point numbers or integers whose range nothing says, or of colours that
-            cannot be converted.
+        ImageError: if its pixels are floating-point numbers or integers whose range nothing says, of colours that
+            cannot be converted, or in a file that is damaged.
     """
-    image.load()
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # a file that was opened and not yet read
+        name = getattr(image, "filename", "") or "an image"
+        raise ImageError(f"{show_name(name)}: cannot be decoded ({error})") from error
     rgb_image = _flatten(image)
     if (transposition := _find_transposition(image)) is not None:
         rgb_image = rgb_image.transpose(transposition)

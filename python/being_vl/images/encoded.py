@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from being_vl.errors import ImageError
 from being_vl.files import file_version
+from being_vl.images.columns import ImageColumn
 from being_vl.images.files import check_size, open_file, read_file
 from being_vl.images.readers import Reader, open_records
 from being_vl.images.references import read_references
@@ -118,20 +119,20 @@ class TableImage:
     Args:
         key: The image's name.
         table: The file.
-        column: Name of the column with the images.
+        column: Its column with the images.
         group: Number of the row group or record batch.
         row: The row's number in it.
-        position: The image's number in the row, if the row holds a list of them.
+        position: The image's number in the row, from 0.
         file: The image file that the row names; empty if the row holds the image itself.
         file_version: Its size and time of change.
     """
 
     key: str
     table: Table
-    column: str
+    column: ImageColumn
     group: int
     row: int
-    position: int | None = None
+    position: int = 0
     file: str = ""
     file_version: tuple[int, ...] = ()
 
@@ -139,16 +140,16 @@ class TableImage:
         """The image's bytes, or those of the file that the row names."""
         if self.file:
             return read_file(self.file)
-        value = self.table.read_group(self.group, (self.column,))[self.column][self.row]
-        if self.position is not None:
-            value = value.values[self.position]
-        value = value.as_py()
-        if isinstance(value, dict):  # datasets' Image
-            value = value.get("bytes")
-        if not value:
+        name = self.column.name
+        value = self.table.read_group(self.group, (name,))[name][self.row].as_py()
+        images = self.column.values(value)
+        data = images[self.position] if self.position < len(images) else None
+        if not data:
             raise NoImageError(f"{show_name(self.key)}: a row without an image")
-        check_size(len(value))
-        return bytes(value)
+        if isinstance(data, str):
+            raise ImageError(f"{show_name(self.key)}: names the file {show_name(data)} now")
+        check_size(len(data))
+        return data
 
     @property
     def place(self) -> str:
@@ -164,7 +165,7 @@ class TableImage:
     @property
     def fingerprint(self) -> tuple[Any, ...]:
         """Key and column, and the size and time of change of the table and of the file that the row names."""
-        return self.key, self.column, *self.table.version, *self.file_version
+        return self.key, self.column.name, *self.table.version, *self.file_version
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -110,7 +110,7 @@ class FolderFile:
 
     name: str
     path: str
-    version: tuple[int, int]
+    version: tuple[int, ...]
 
 
 @dataclass
@@ -147,7 +147,7 @@ class FolderWalk:
                     raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
                 self._leave(prefix, UNREADABLE, error.strerror or "")
                 continue
-            if prefix and _is_output(path, entries):
+            if prefix and is_output(path, [entry.name for entry in entries]):
                 self.left_out.append(LeftOut(prefix, OUTPUT, count=_count_files(path)))
                 continue
             for entry in entries:
@@ -188,10 +188,15 @@ class FolderWalk:
             self.left_out.append(LeftOut(name + "/", HIDDEN, count=count))
 
 
-def _is_output(path: str, entries: list[os.DirEntry[str]]) -> bool:
-    """Whether a folder's manifest or fingerprint says that a job of ours fills it."""
-    names = {entry.name for entry in entries} & {MANIFEST, FINGERPRINT}
-    fields = {name: read_json(Path(path, name)) for name in names}
+def is_output(path: StrPath, names: Iterable[str] = (MANIFEST, FINGERPRINT)) -> bool:
+    """Whether a folder's manifest or fingerprint says that a job of ours fills it.
+
+    Args:
+        path: The folder.
+        names: What it holds, if that is known.
+    """
+    paths = {name: Path(path, name) for name in {MANIFEST, FINGERPRINT}.intersection(names)}
+    fields = {name: read_json(path) for name, path in paths.items() if path.is_file()}
     format_name = fields.get(MANIFEST, {}).get("format")
     return "kind" in fields.get(FINGERPRINT, {}) or str(format_name).startswith("being-vl/")
 

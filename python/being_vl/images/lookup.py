@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from unicodedata import normalize
 
@@ -16,7 +16,10 @@ from being_vl.options import StrPath
 
 if TYPE_CHECKING:
     from being_vl.images.encoded import ImageSource
+    from being_vl.images.sources import Findings
 
+MAX_PATH_LENGTH = 4096
+"""Names that are longer are not looked up on disk."""
 CONTAINERS_IN_MEMORY = 2
 """Files whose images are kept listed, while images that have moved are compared."""
 
@@ -36,6 +39,10 @@ class ImageSet(Protocol):
     def failures(self) -> Mapping[str, str]:
         """Key → reason, of images that could not be read; they are not among its keys."""
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Path below the root → reason, of what was found beside the images and is none, or was not taken."""
+
     def __contains__(self, key: object) -> bool: ...
 
     def __iter__(self) -> Iterator[str]: ...
@@ -52,15 +59,15 @@ class ListedImages(dict[str, "ImageSource"]):
     """Images that are not quantized yet, by key.
 
     Args:
-        sources: What `find_images` lists.
-        root: Folder that their keys are relative to.
+        findings: What `find_images` has found.
     """
 
-    def __init__(self, sources: "Sequence[ImageSource]", root: StrPath) -> None:
-        super().__init__({source.key: source for source in sources})
-        self.root = Path(root)
-        self.title = str(root)
+    def __init__(self, findings: "Findings") -> None:
+        super().__init__({source.key: source for source in findings.sources})
+        self.root = findings.root
+        self.title = str(findings.root)
         self.failures: dict[str, str] = {}
+        self.left_out = {item.name: item.reason for item in findings.left_out}
 
     def sha256(self, key: str) -> str:
         """See `ImageSet`."""
@@ -92,6 +99,7 @@ class ImageLookup:
         self._remedy = remedy
         self._prefixes = [folder_prefix(images.root) for images in image_sets]
         self._entries: dict[StrPath, set[str]] = {}
+        self._is_outside: dict[StrPath, bool] = {}
 
     def path(self, place: Place) -> str:
         """The absolute path of an image; it need not exist any more."""
@@ -114,21 +122,38 @@ class ImageLookup:
             RecordError: if it is in no set, with the nearest reason; or if the name could mean two different images,
                 which it names: of two sets, or of one and a file of that name in `folder`.
         """
+        is_key = folder is not None and len(self._sets) == 1 and name in self._sets[0]
+        if is_key and folder is not None and self._has_one_reading(name, folder):
+            return Place(0, name)
         is_relative = not name.startswith("/")
         path = None if is_relative and folder is None else image_path(name, os.fspath(folder or ""))
-        places = (
-            self._match_keys(name, path)
-            or self._match_unicode(name, path)
-            or (path and self._match_links(path))
-            or (path and self._match_content(path))
-        )
+        places = self._match_keys(name, path) or self._match_unicode(name, path)
+        if path is not None:
+            places = places or self._match_links(path) or self._match_content(path)
         if not places:
             raise self._missing_error(name, path)
-        # Of several, the file that lies where the record's file lies, or where an absolute name says.
-        place = self._choose(name, [place for place in places if self.path(place) == path] or places)
+        # Of several, the one of that key that lies beside the record's file: there both readings of the name agree.
+        key = os.path.normpath(name)
+        agreeing_places = [place for place in places if place.key == key and self.path(place) == path]
+        place = self._choose(name, agreeing_places or places)
         if is_relative and folder is not None and path is not None:
             self._check_neighbour(name, path, folder, place)
         return place
+
+    def _has_one_reading(self, key: str, folder: StrPath) -> bool:
+        """Whether a key of the only set cannot be the name of another file in the folder of records, as most cannot."""
+        if folder not in self._is_outside:
+            prefix = folder_prefix(folder)
+            self._is_outside[folder] = not prefix.startswith(self._prefixes[0])
+            if prefix == self._prefixes[0]:
+                self._entries[folder], self._is_outside[folder] = set(), True
+        return self._is_outside[folder] and key.partition("/")[0] not in self._list_entries(folder)
+
+    def _list_entries(self, folder: StrPath) -> set[str]:
+        """What is in a folder of records, as it was when it was asked for first."""
+        if folder not in self._entries:
+            self._entries[folder] = _list_names(folder)
+        return self._entries[folder]
 
     def _match_keys(self, name: str, path: str | None) -> list[Place]:
         """The images whose key or path it is."""
@@ -148,8 +173,8 @@ class ImageLookup:
             prefix = normalize("NFC", self._prefixes[number])
             for spelling in filter(None, {name, path}):
                 key = key_below(normalize("NFC", spelling), prefix)
-                keys = {key} if key in images else self._unicode_keys[number].get(key, ())
-                places += [Place(number, key) for key in keys]
+                keys = [key] if key in images else []
+                places += [Place(number, key) for key in (*keys, *self._unicode_keys[number].get(key, ()))]
         return list(dict.fromkeys(places))
 
     @cached_property
@@ -166,7 +191,7 @@ class ImageLookup:
     def _match_links(self, path: str) -> list[Place]:
         """The images of that path, links resolved."""
         try:
-            real_path = os.path.realpath(path)
+            real_path = os.path.realpath(path) if len(path) <= MAX_PATH_LENGTH else path
         except (OSError, ValueError):
             return []
         keys = (key_below(real_path, prefix) for prefix in self._real_prefixes)
@@ -217,8 +242,7 @@ class ImageLookup:
             raise RecordError(f"{text} ({reason})", "missing image")
         candidates = sorted([*grids, *failures], key=self.path)
         if len(candidates) > 1 and len({self._hash(place) for place in candidates}) > 1:
-            names = [f"{self.path(place)} ({self._sets[place.number].title})" for place in candidates]
-            raise _ambiguity_error(name, *names[:2])
+            raise self._ambiguity_error(name, candidates)
         return candidates[0]
 
     def _check_neighbour(self, name: str, path: str, folder: StrPath, place: Place) -> None:
@@ -228,10 +252,8 @@ class ImageLookup:
             RecordError: naming both files.
         """
         # Most often the folder has nothing that is called as the name begins.
-        if folder not in self._entries:
-            self._entries[folder] = _list_names(folder)
         first_part = os.path.normpath(name).partition("/")[0]
-        if first_part != ".." and first_part not in self._entries[folder]:
+        if first_part != ".." and first_part not in self._list_entries(folder):
             return
         other_path = self.path(place)
         container = None if path == other_path else _find_container(path)
@@ -239,7 +261,7 @@ class ImageLookup:
             return
         content = _hash_image(path)
         if content != self._hash(place) and (content or container == path):
-            raise _ambiguity_error(name, path, f"{other_path} ({self._sets[place.number].title})")
+            raise self._ambiguity_error(name, [place], path)
 
     def _hash(self, place: Place) -> str | None:
         """SHA-256 of an image; None if it cannot be read."""
@@ -248,6 +270,31 @@ class ImageLookup:
             return images.sha256(place.key) if place.key in images else None
         except (OSError, BeingVLError):
             return None
+
+    def _ambiguity_error(self, name: str, places: Sequence[Place], path: str | None = None) -> RecordError:
+        """That a name could mean two images: those of two places, or of a path and a place."""
+        paths = list(dict.fromkeys([*filter(None, [path]), *map(self.path, places)]))
+        if len(paths) == 1:
+            first, second = (f"as in {show_name(self._sets[place.number].title)}" for place in places[:2])
+            first = f"{show_name(paths[0])} {first}"
+        else:
+            # Two ways to write the same letters look alike.
+            is_alike = len({normalize("NFC", path) for path in paths[:2]}) == 1
+            first, second = (show_name(ascii(path)[1:-1] if is_alike else path) for path in paths[:2])
+        text = f"the image {_quote(name)} could be {first} or {second}, which are not the same image"
+        return RecordError(text, "ambiguous image")
+
+    def _find_reason(self, name: str, path: str | None) -> str | None:
+        """Why an image, or a folder that it is in, was left out; None if it was not."""
+        for images, prefix in zip(self._sets, self._prefixes, strict=True):
+            for key in {key_below(spelling, prefix) for spelling in (name, path) if spelling}:
+                if len(key) > MAX_PATH_LENGTH or not images.left_out:
+                    continue
+                folders = (f"{folder}/" for folder in PurePosixPath(key).parents)
+                for left_out_name in (key, *folders):
+                    if left_out_name in images.left_out:
+                        return images.left_out[left_out_name]
+        return None
 
     def _missing_error(self, name: str, path: str | None) -> RecordError:
         """That an image is nowhere, and why the nearest one is not it."""
@@ -258,6 +305,8 @@ class ImageLookup:
         ]
         where = f"{', '.join(titles[:2])}{f' and {len(titles) - 2} more' if len(titles) > 2 else ''}"
         text = f"the image {_quote(name)} is not among those of {where}"
+        if reason := self._find_reason(name, path):
+            return RecordError(f"{text} (left out: {show_name(reason, 80)})", "missing image")
         if namesakes := self._list_namesakes(path or name):
             key = _quote(namesakes[0].key)
             if path is None or not name.startswith("/"):
@@ -289,19 +338,10 @@ def _quote(name: str) -> str:
     return f"'{show_name(name, 100)}'"
 
 
-def _ambiguity_error(name: str, path: str, other_path: str) -> RecordError:
-    # Two ways to write the same letters look alike.
-    paths = [path, other_path]
-    if normalize("NFC", path) == normalize("NFC", other_path):
-        paths = [ascii(text)[1:-1] for text in paths]
-    first, second = (show_name(text, 240) for text in paths)
-    return RecordError(
-        f"the image {_quote(name)} could be {first} or {second}, which are not the same", "ambiguous image"
-    )
-
-
 def _find_container(path: str) -> str | None:
     """The file at a path, or the file that holds the image of that path; None if there is neither."""
+    if len(path) > MAX_PATH_LENGTH:
+        return None
     try:
         return next((str(part) for part in (Path(path), *Path(path).parents) if part.is_file()), None)
     except (OSError, ValueError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from being_vl.errors import ImageError, RecordError
 from being_vl.hub import local_path
-from being_vl.images.files import FolderWalk, open_file, suffix_of
+from being_vl.images.files import FolderWalk, is_output, open_file, suffix_of
 from being_vl.names import show_name
 from being_vl.options import StrPath
 
@@ -18,14 +18,15 @@ _DATASETS_FILES = ("dataset_info.json", "state.json")
 _HEAD = 4096
 
 
-def find_record_files(path: StrPath) -> list[Path]:
+def find_record_files(path: StrPath, report: bool = False) -> list[Path]:
     """The files of records that a path stands for: the file itself or, of a folder, all in it, sorted by their paths.
 
     In a folder and its subfolders these are JSON lists, JSON lines, tars and tables. img2dataset's tables beside its
-    tars and the caches of `datasets` are none. What else the folder holds is logged by its kinds.
+    tars and the caches of `datasets` are none.
 
     Args:
         path: A file, a folder, or the name of a dataset on the hub, `hf://datasets/OWNER/NAME`.
+        report: Log what a folder holds, and by its kinds what is left out.
 
     Raises:
         RecordError: if a folder holds no file of records.
@@ -34,6 +35,8 @@ def find_record_files(path: StrPath) -> list[Path]:
     name, path = path, local_path(path)
     if not path.is_dir():
         return [path]
+    if is_output(path):
+        raise RecordError(f"{show_name(name)}: the output of a job of being-vl; expected files of records")
     walk = FolderWalk(path)
     try:
         files = {file.name: Path(file.path) for file in walk.files()}
@@ -42,19 +45,17 @@ def find_record_files(path: StrPath) -> list[Path]:
     reasons = {file: _reason_to_leave(file, files) for file in files}
     record_files = sorted(file for file, reason in reasons.items() if not reason)
     left_out = Counter(filter(None, reasons.values()))
-    left_out.update(item.reason for item in walk.left_out)
+    for item in walk.left_out:
+        left_out[item.reason] += item.count
     account = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
     if not record_files:
         raise RecordError(
             f"{show_name(name)}: no file of records found in the folder; expected .json, .jsonl, .tar, .parquet or "
             f".arrow{f' ({account})' if account else ''}"
         )
-    log.info(
-        "%s: %d files of records%s",
-        show_name(name),
-        len(record_files),
-        f"; left out: {account}" if account else "",
-    )
+    if report:
+        text = f"; left out: {account}" if account else ""
+        log.info("%s: %d files of records%s", show_name(name), len(record_files), text)
     return [files[file] for file in record_files]
 
 

@@ -24,8 +24,8 @@ TEXT_KEYS = ("content", "value")
 """Fields of a turn that hold its text or its parts."""
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_IMAGE_PARTS = ("image", "image_url", "input_image")
-_IMAGE_KEYS = ("bytes", "base64", "image", "image_url", "path", "url")
+IMAGE_PARTS = ("image", "image_url", "input_image")
+IMAGE_KEYS = ("bytes", "base64", "image", "image_url", "path", "url")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA_URI = re.compile(r"data:([^,]{0,200}),", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_ \t\r\n-]*={0,2}[ \t\r\n]*")
@@ -121,7 +121,7 @@ def replace_names(item: dict[str, Any], replace: Callable[[str], str]) -> None:
             for part in content if isinstance(content, list) else []:
                 if isinstance(part, dict):
                     part.update(
-                        _replace_names({key: part[key] for key in _IMAGE_KEYS if key in part}, replace)
+                        _replace_names({key: part[key] for key in IMAGE_KEYS if key in part}, replace)
                     )
 
 
@@ -131,7 +131,7 @@ def _replace_names(value: Any, replace: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [_replace_names(element, replace) for element in value]
     if isinstance(value, dict):
-        return {k: _replace_names(v, replace) if k in _IMAGE_KEYS else v for k, v in value.items()}
+        return {k: _replace_names(v, replace) if k in IMAGE_KEYS else v for k, v in value.items()}
     return value
 
 
@@ -145,7 +145,7 @@ def names_images(item: dict[str, Any]) -> bool:
         for content in contents
         for part in (content if isinstance(content, list) else [])
     )
-    return any(not is_empty(part.get(key)) for part in parts if isinstance(part, dict) for key in _IMAGE_KEYS)
+    return any(not is_empty(part.get(key)) for part in parts if isinstance(part, dict) for key in IMAGE_KEYS)
 
 
 def read_content(content: Any, place: str, location: str) -> tuple[Any, list[ImageSlot]]:
@@ -247,11 +247,11 @@ def _read_part(part: Any, place: str, location: str) -> tuple[str, list[ImageSlo
         )
     fields = {key: value for key, value in part.items() if not is_empty(value)}
     kind = fields.pop("type", None)
-    images = {key: fields.pop(key) for key in _IMAGE_KEYS if key in fields}
+    images = {key: fields.pop(key) for key in IMAGE_KEYS if key in fields}
     text = fields.pop("text", "" if "text" in part else None)
     if kind is None and (images or text):  # it says by its fields what it is
         kind = "image" if images else "text"
-    if kind not in (*_TEXT_PARTS, *_IMAGE_PARTS):
+    if kind not in (*_TEXT_PARTS, *IMAGE_PARTS):
         raise RecordError(
             f"{location}: {place} is of the type {show_value(kind)}; expected 'text' or 'image'", UNSUPPORTED
         )
@@ -266,7 +266,7 @@ def _read_part(part: Any, place: str, location: str) -> tuple[str, list[ImageSlo
     if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
         raise RecordError(f"{location}: {place} has the index {show_value(number)}; expected a number from 0")
     if fields:
-        keys = ", ".join(map(repr, _IMAGE_KEYS))
+        keys = ", ".join(map(repr, IMAGE_KEYS))
         raise RecordError(
             f"{location}: {place} has the field {show_value(next(iter(fields)))}; expected one of {keys}",
             UNSUPPORTED,
@@ -327,7 +327,7 @@ def _take_image(value: Any, place: str, location: str) -> Any:
     for _ in range(3):  # such as {"type": "image_url", "image_url": {"url": …}}
         if not isinstance(value, dict):
             break
-        images = {key: value[key] for key in _IMAGE_KEYS if not is_empty(value.get(key))}
+        images = {key: value[key] for key in IMAGE_KEYS if not is_empty(value.get(key))}
         if "bytes" in images:  # datasets' Image, whose path then says where they once were
             images = {"bytes": images["bytes"]}
         local_images = {key: image for key, image in images.items() if not _is_remote(image)}

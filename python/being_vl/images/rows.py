@@ -1,16 +1,15 @@
-"""The images in the rows of a table: which column they are in, and where each is."""
+"""The images in the rows of a table, and the files that its rows name."""
 
 import posixpath
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from being_vl.errors import ImageError
 from being_vl.files import file_version
+from being_vl.images.columns import IMAGE_FIELDS, ImageColumn, find_image_column, image_kind
 from being_vl.images.encoded import TableImage
-from being_vl.images.fields import IMAGE_FIELDS
 from being_vl.images.files import LeftOut
 from being_vl.images.tables import Table, open_table
 from being_vl.names import show_name
@@ -37,96 +36,49 @@ def find_table_images(
     Args:
         path: The file.
         table_key: What it is called in keys.
-        column: The column with the images; if None, the only one that could be.
+        column: The column with the images; see `find_image_column`.
         check_file: Gives the reason to leave out a file that a row names, by its path; empty if there is none.
 
     Raises:
         NoColumnError, NamesColumnError: if it has none that holds images.
         ImageError: if several columns could be it, or the table is damaged as a whole.
     """
-    import pyarrow as pa
-
     try:
         table = open_table(path)
-        yield from _find_images(table, table_key, choose_column(table.schema, path, column), check_file)
-    except (OSError, pa.ArrowException) as error:
-        raise ImageError(f"{path}: not a complete table ({show_name(error)})") from None
-
-
-def choose_column(schema: "pa.Schema", path: Path, column: str | None) -> str:
-    """The column with the images: `image` or `images`, else the only one of `datasets`' images, else of binary values.
-
-    Args:
-        schema: Of the table.
-        path: The file, for errors.
-        column: The column that is asked for, if there is one.
-
-    Raises:
-        NoColumnError, NamesColumnError: if there is none that holds images.
-        ImageError: if several columns could be it.
-    """
-    names = ", ".join(show_name(name, 40) for name in schema.names[:20])
-    kinds = {field.name: _kind(field.type) for field in schema}
-    fields = [name for name in IMAGE_FIELDS if name in kinds]
-    if column is not None:
-        candidates = [column] if kinds.get(column) else []
-        if not candidates:
-            raise ImageError(f"{path}: no column of images is named {show_name(column)}; it has {names}")
-    elif fields:
-        candidates = [name for name in fields if kinds[name]]
-        if not candidates:
-            raise NamesColumnError(
-                f"{path}: its column {fields[0]!r} names images, and holds none; give the table by itself"
+        if column is None and _has_names_alone(table.schema):
+            raise NamesColumnError(f"{path}: names images, and holds none")
+        image_column = find_image_column(path, table.schema, column)
+        if image_column is None:
+            names = ", ".join(show_name(name, 40) for name in table.schema.names[:20])
+            raise NoColumnError(
+                f"{path}: expected a column of images, that is of binary values or of structs with a field bytes; "
+                f"found none in {names}"
             )
-    else:
-        candidates = [name for name, kind in kinds.items() if kind == "struct"]
-        candidates = candidates or [name for name, kind in kinds.items() if kind]
-    if not candidates:
-        raise NoColumnError(
-            f"{path}: expected a column of images, that is of binary values or of structs with a field bytes; found "
-            f"none in {names}"
-        )
-    if len(candidates) > 1:
-        raise ImageError(
-            f"{path}: the images could be in {' or '.join(map(show_name, candidates))}; choose one with --column"
-        )
-    return candidates[0]
+        if image_column.kind == "names":
+            raise NamesColumnError(
+                f"{path}: its column {show_name(image_column.name)} names images, and holds none"
+            )
+        yield from _find_images(table, table_key, image_column, check_file)
+    except OSError as error:
+        reason = show_name(error.strerror or error)
+        raise ImageError(f"{path}: not a complete table ({reason})") from None
 
 
-def _kind(kind: "pa.DataType") -> str:
-    """`struct` for `datasets`' images, `binary` for binary values, and for lists of either; empty for other types."""
-    import pyarrow as pa
-
-    types = pa.types
-    if types.is_dictionary(kind) or is_list(kind):
-        return _kind(kind.value_type)
-    if types.is_struct(kind):
-        number = kind.get_field_index("bytes")
-        return "struct" if number >= 0 and _kind(kind.field(number).type) == "binary" else ""
-    tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
-    return "binary" if any(test(kind) for test in tests) else ""
-
-
-def is_list(kind: "pa.DataType") -> bool:
-    """Whether a type is one of Arrow's lists."""
-    import pyarrow as pa
-
-    types = pa.types
-    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view)
-    return any(test(kind) for test in (*tests, types.is_large_list_view))
+def _has_names_alone(schema: "pa.Schema") -> bool:
+    """Whether all columns of images, by their names, hold names of files."""
+    kinds = [image_kind(field) for field in schema if field.name in IMAGE_FIELDS]
+    return bool(kinds) and all(kind is not None and kind[0] == "names" for kind in kinds)
 
 
 def _find_images(
-    table: Table, table_key: str, column: str, check_file: Callable[[str], str]
+    table: Table, table_key: str, column: ImageColumn, check_file: Callable[[str], str]
 ) -> Iterator[TableImage | LeftOut]:
     """The images of a table's column, row by row."""
 
-    def locate(
-        key: str, file: str, group: int, row: int, position: int | None = None
-    ) -> TableImage | LeftOut:
+    def locate(key: str, file: str, group: int, row: int, position: int = 0) -> TableImage | LeftOut:
         file = file and posixpath.join(table.path.parent, file)
         if file and (reason := check_file(file)):
-            return LeftOut(key, reason, show_name(file))
+            return LeftOut(key, reason, file)
         version = file_version(file) if file else ()
         return TableImage(key, table, column, group, row, position, file, version)
 
@@ -135,80 +87,72 @@ def _find_images(
         files = _read_files(table, column, group)
         for row in range(size):
             key = table.row_key(table_key, start + row)
-            row_files = files[row] if files else ""
-            if isinstance(row_files, str):
-                yield locate(key, row_files, group, row)
-            else:
-                for position, file in enumerate(row_files):
-                    yield locate(f"{key}/{position}", file, group, row, position)
+            if not column.is_list:
+                yield locate(key, files[row][0] if files else "", group, row)
+                continue
+            for position, file in enumerate(files[row] if files else ()):
+                yield locate(f"{key}/{position}", file, group, row, position)
         start += size
 
 
-def _read_files(table: Table, column: str, group: int) -> list[Any] | None:
-    """Of each row of a group the file that it names, empty if the image may be in the row; lists of these for lists.
+def _read_files(table: Table, column: ImageColumn, group: int) -> list[list[str]] | None:
+    """Of each row of a group, for each of its images, the file that the row names; empty if it may be in the row.
 
-    None if no row names a file. Where it can be told otherwise, the images themselves are not read.
+    None if no row names a file. The images themselves are not read where it can be told without.
     """
-    kind = table.schema.field(column).type
-    leaf, num_nulls = _find_path_leaf(table, column, group)
-    if not is_list(kind):
-        if num_nulls == 0 or not _has_path(kind):
-            return None
-        return _named_files(table.read_group(group, (column,))[column])
-    if leaf:
+    if not column.is_list and column.kind == "bytes":
+        return None
+    leaf, num_nulls = _find_path_leaf(table, column.name, group)
+    if not column.is_list and num_nulls == 0:
+        return None
+    if column.is_list and leaf and num_nulls is not None:
         # Their paths tell how many images the lists have; an empty list counts as one without bytes.
-        paths = table.read_group(group, (leaf,))[column]
-        lengths = _list_lengths(paths)
-        if num_nulls is not None and num_nulls <= lengths.count(0):
+        lengths = _list_lengths(table.read_group(group, (leaf,))[column.name])
+        if num_nulls <= lengths.count(0):
             return [[""] * length for length in lengths]
-    values = table.read_group(group, (column,))[column]
-    files = iter(_named_files(_flatten(values)))
-    return [list(islice(files, length)) for length in _list_lengths(values)]
+    values = table.read_group(group, (column.name,))[column.name]
+    try:
+        if not column.is_list:
+            return [[file] for file in _named_files(values)]
+        files = iter(_named_files(_flatten(values)))
+        return [list(islice(files, length)) for length in _list_lengths(values)]
+    except (NotImplementedError, TypeError):  # types that have no such functions
+        images = (column.values(value.as_py()) for value in values)
+        return [[image if isinstance(image, str) else "" for image in row] for row in images]
 
 
 def _find_path_leaf(table: Table, column: str, group: int) -> tuple[str, int | None]:
     """Of a Parquet column of structs with `bytes` and `path`: where the paths are, and how many have no bytes."""
-    if table.path.suffix != ".parquet":
-        return "", None
-    metadata = _read_metadata(table.path, table.version)
-    leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-    of_column = [leaf for leaf in leaves if leaf == column or leaf.startswith(f"{column}.")]
+    leaves = [leaf for leaf in table.leaves if leaf.startswith(f"{column}.")]
     bytes_leaf, path_leaf = (
-        next((leaf for leaf in of_column if leaf.endswith(end)), "") for end in (".bytes", ".path")
+        next((leaf for leaf in leaves if leaf.endswith(end)), "") for end in (".bytes", ".path")
     )
-    if not bytes_leaf or not path_leaf:
+    if not path_leaf or bytes_leaf not in table.null_counts:
         return "", None
-    statistics = metadata.row_group(group).column(leaves.index(bytes_leaf)).statistics
-    return path_leaf, statistics.null_count if statistics and statistics.has_null_count else None
-
-
-@lru_cache(1)
-def _read_metadata(path: Path, version: tuple[int, ...]) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_metadata(path)
-
-
-def _has_path(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(kind) or is_list(kind):
-        return _has_path(kind.value_type)
-    return bool(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0)
+    return path_leaf, table.null_counts[bytes_leaf][group]
 
 
 def _named_files(values: "pa.ChunkedArray") -> list[str]:
-    """Of each image the file that it names where it has no bytes; else an empty text."""
+    """Of each image the file that it names where it has no bytes; else an empty text.
+
+    Raises:
+        NotImplementedError, TypeError: if the type is none of plain binary values or structs.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    if not _has_path(values.type):
+    kind = values.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return [""] * len(values)
-    is_null = pc.struct_field(values, "bytes").is_null().to_pylist()
+    if not pa.types.is_struct(kind):
+        raise TypeError(f"of type {kind}")
+    if kind.get_field_index("path") < 0:
+        return [""] * len(values)
     paths = pc.struct_field(values, "path").to_pylist()
-    return [path or "" if no_bytes else "" for path, no_bytes in zip(paths, is_null, strict=True)]
+    if kind.get_field_index("bytes") < 0:
+        return [path or "" for path in paths]
+    has_bytes = pc.struct_field(values, "bytes").is_valid().to_pylist()
+    return ["" if is_there else path or "" for path, is_there in zip(paths, has_bytes, strict=True)]
 
 
 def _flatten(values: "pa.ChunkedArray") -> "pa.ChunkedArray":

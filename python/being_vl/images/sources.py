@@ -159,7 +159,7 @@ class _Search:
     left_out: list[LeftOut] = field(default_factory=list)
     unnamed: Counter[str] = field(default_factory=Counter)
     suffixes: Counter[str] = field(default_factory=Counter)
-    keys_left_out: set[str] = field(default_factory=set)
+    other_names: set[str] = field(default_factory=set)
     folders: dict[str, bool] = field(default_factory=dict)
     real_root: str = ""
     blobs: str | None = None
@@ -343,15 +343,17 @@ class _Search:
             self.leave(show_name(name), TOO_LONG if is_text(name) else NOT_UTF_8)
             return
         key = image_key(name, self.root)
-        if key in self.sources or key in self.keys_left_out:
-            return
         path = posixpath.join(self.root, key)
+        other = self.sources.get(key)
+        if key in self.other_names or (isinstance(other, ImageFile) and other.place == path):
+            return
         if reason := self.check_file(path):
-            self.keys_left_out.add(key)
+            self.other_names.add(key)
             self.leave(name, reason)
             return
         version = _version(path)
-        if len(version) == 2 and suffix_of(path) in (".tar", *_TABLES):
+        if version and suffix_of(path) in (".tar", *_TABLES):
+            self.other_names.add(key)
             self.add_sniffed(key, FolderFile(key, path, version))
         else:
             self.add(ImageFile(key, path, version))

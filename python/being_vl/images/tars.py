@@ -107,8 +107,9 @@ def _read_entries(file: BinaryIO, entries: dict[str, _Entry]) -> Iterator[tuple[
         if member.islnk():
             entry = entries.get(normalise_name(member.linkname), _Entry(reason=LOST_LINK))
         elif member.issym():
-            folder = "" if member.linkname.startswith("/") else posixpath.dirname(name)
-            entry = _Entry(link=posixpath.join(folder, member.linkname))
+            # A relative link may lead above the tar's top folder, out of the tar.
+            link = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+            entry = _Entry(link=normalise_name(link) if link.startswith("/") else link)
         elif member.issparse():
             entry = _Entry(reason=SPARSE)
         elif not member.isreg():
@@ -126,8 +127,7 @@ def _follow_links(entries: dict[str, _Entry], name: str) -> _Entry:
             break
         if not entry.link:
             return entry
-        # A target above the tar's top folder is not in the tar.
-        name = posixpath.normpath(entry.link)
+        name = entry.link
     return _Entry(reason=LOST_LINK)
 
 
@@ -152,7 +152,8 @@ def _read_headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             file.seek(position)
             member = tar.tarinfo.fromtarfile(tar)
         except tarfile.HeaderError as error:
-            if str(error) == _END_MARK:
+            file.seek(position)
+            if file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):
                 has_ended = True
                 continue
             if position >= file_size:
@@ -166,10 +167,6 @@ def _read_headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("unexpected end of data")
         position, has_ended = tar.offset, False
         yield member
-
-
-_END_MARK = "end of file header"
-"""What `tarfile` says of a block of zeros where a header should be."""
 
 
 class _Headers:

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator
 
 from being_vl.errors import ConfigError, ModelError, RecordError
-from being_vl.files import MANIFEST, to_jsonable, write_json
+from being_vl.files import MANIFEST, to_jsonable, write_shared_json
+from being_vl.hub import is_hub_name
 from being_vl.launch.cluster import find_cluster, find_interface, is_this_machine, local_address, resolve_host
 from being_vl.launch.deepspeed import deepspeed_command
 from being_vl.launch.options import LaunchOptions
@@ -68,7 +69,7 @@ def check_inputs(recipe: Recipe, training: TrainOptions) -> None:
             )
         raise ModelError(f"{training.model}: no config.json; expected the folder of a causal LM")
     for file in training.records:
-        if not file.path.exists():
+        if not is_hub_name(file.path) and not file.path.exists():
             raise RecordError(f"{file.path}: there is no such file of records")
     for grids in training.grids:
         if not (grids / MANIFEST).is_file():
@@ -84,7 +85,7 @@ def _train_flags(options: LaunchOptions, recipe: Recipe, training: TrainOptions)
         return ["--recipe", str(recipe.path), *options.overrides]
     path = training.out / "options.json"
     if not options.dry_run:
-        write_json(path, to_jsonable(training))
+        write_shared_json(path, to_jsonable(training))  # the launches of all nodes do
     return ["--recipe", str(path)]
 
 

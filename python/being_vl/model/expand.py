@@ -18,25 +18,27 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AddedToken
 
+from being_vl.contents import hash_files
 from being_vl.data.chat import DEFAULT_TEMPLATE, ChatFormat
 from being_vl.errors import FingerprintError, ModelError, QuantizerError
 from being_vl.files import (
     MANIFEST,
     check_replaceable,
     list_files_below,
+    list_names,
     resolve_link,
     sha256,
     write_aside,
     write_manifest,
 )
-from being_vl.fingerprints import FINGERPRINT, check_fingerprint, compute_fingerprint, write_fingerprint
+from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
 from being_vl.layout import LAYOUT_FILE, TOKEN_PREFIX, VOCABULARY_FILE, VocabularyLayout, num_text_tokens
 from being_vl.model.options import ExpandOptions
 from being_vl.model.processor import PROCESSOR_FILE, QUANTIZER_FOLDER, BeingVLProcessor
 from being_vl.model.rows import describe_rows, find_codebook, make_rows
 from being_vl.model.weights import GGUF, CausalLM, find_file, list_files, load_config, open_llm, save_weights
 from being_vl.options import StrPath, fixed_options
-from being_vl.outputs import check_folder, free_locks, lock_file
+from being_vl.outputs import check_folder, free_locks, lock_file, read_json
 from being_vl.progress import show_log_lines
 from being_vl.quantizer.base import Quantizer, load_quantizer
 from being_vl.quantizer_names import check_same_quantizer
@@ -72,9 +74,6 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     New rows are as `options.init` says (`being_vl.model.rows`). Where the embeddings are untied, the head's rows are
     drawn separately; where they are tied, one draw serves both. A bias of the head is 0.
 
-    Each id of the shared vocabulary is a special token of the tokenizer, `<|visual_start|>`, `<|visual_0|>` and so on,
-    and rows of the LLM that its tokenizer had no token for are `<|visual_unused_…|>`.
-
     Returns:
         The layout of the shared vocabulary.
 
@@ -104,10 +103,6 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
     # Lay out the shared vocabulary, and make its new rows.
     llm = open_llm(options.llm)
     layout = _extend_tokenizer(llm, bpe, quantizer, options)
-    log.info(
-        "%s: %d text rows + %d visual rows + %d of padding = %d; init %s",
-        *(options.llm, layout.text_size, layout.num_new, layout.padding, layout.rows, options.init),
-    )
     new_rows, statistics = _make_new_rows(llm, bpe, codebook, layout, options)
 
     # Write the folder; it appears when it is complete.
@@ -128,10 +123,10 @@ def expand(options: ExpandOptions) -> VocabularyLayout:
 
 
 def _fingerprint_fields(options: ExpandOptions, quantizer: Quantizer) -> dict[str, Any]:
-    """What an expanded model follows from; of the LLM the names, sizes and times of change of its files."""
+    """What an expanded model follows from; of the LLM its files, by their content."""
     return fixed_options(options) | {
         "kind": KIND,
-        "llm_files": compute_fingerprint(list_files(options.llm))[:16],
+        "llm_files": {path.name: digest for path, digest in hash_files(list_files(options.llm)).items()},
         "vocabulary_sha256": sha256(options.vocabulary),
         "quantizer": quantizer.fingerprint,
     }
@@ -146,7 +141,11 @@ def _is_finished(out: Path, fields: dict[str, Any], overwrite: bool) -> bool:
     """
     try:
         if check_folder(out, KIND) and check_fingerprint(out / FINGERPRINT, fields):
-            return True
+            names = read_json(out / MANIFEST).get("files", [MANIFEST])
+            missing_names = {name for name in names if not (out / name).is_file()}
+            if not missing_names:
+                return True
+            log.info("%s: made again, since %s is gone", out, list_names(missing_names))
     except FingerprintError:
         if not overwrite:
             raise
@@ -157,7 +156,11 @@ def _is_finished(out: Path, fields: dict[str, Any], overwrite: bool) -> bool:
 def _extend_tokenizer(
     llm: CausalLM, bpe: VisualBPE, quantizer: Quantizer, options: ExpandOptions
 ) -> VocabularyLayout:
-    """Give the LLM's tokenizer the visual tokens, and a chat template if it has none; the layout that this makes."""
+    """Give the LLM's tokenizer the visual tokens, and a chat template if it has none; the layout that this makes.
+
+    Each id of the shared vocabulary is a special token, `<|visual_start|>`, `<|visual_0|>` and so on, and rows of the
+    LLM that its tokenizer had no token for are `<|visual_unused_…|>`.
+    """
     text_size, text_tokens = len(llm.tensor(llm.embedding)), num_text_tokens(llm.tokenizer)
     if text_tokens > text_size:
         raise ModelError(
@@ -171,6 +174,10 @@ def _extend_tokenizer(
     )
     layout = dataclasses.replace(layout, padding=-layout.size % options.pad_to)
     _add_tokens(llm.tokenizer, layout, options.llm)
+    log.info(
+        "%s: %d text rows + %d visual rows + %d of padding = %d; init %s",
+        *(options.llm, layout.text_size, layout.num_new, layout.padding, layout.rows, options.init),
+    )
     return layout
 
 

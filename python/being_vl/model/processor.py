@@ -16,7 +16,8 @@ from being_vl.data.sequences import SequenceBuilder
 from being_vl.devices import find_device
 from being_vl.errors import ModelError, RecordError
 from being_vl.files import write_json
-from being_vl.images.decode import read_image
+from being_vl.images.decode import decode_image, read_image
+from being_vl.images.references import IMAGE_KEYS, IMAGE_PARTS, read_references
 from being_vl.layout import VOCABULARY_FILE, VocabularyLayout
 from being_vl.options import StrPath
 from being_vl.quantizer.base import Quantizer, load_quantizer
@@ -29,7 +30,9 @@ PROCESSOR_FILE = "processor_config.json"
 ImageInput = Image.Image | NDArray[np.integer[Any]] | StrPath
 """An image, its grid of ids (height, width), or the path of an image file."""
 Message = Mapping[str, Any]
-"""`role`, and as `content` a text or parts: `{"type": "text", "text": …}`, `{"type": "image", "image": …}`."""
+"""`role`, and as `content` a text or parts: `{"type": "text", "text": …}`, `{"type": "image", "image": …}`, or
+`{"type": "image_url", "image_url": {"url": …}}`.
+"""
 
 
 class BeingVLProcessor:
@@ -58,7 +61,8 @@ class BeingVLProcessor:
         """One chat or several, up to where the answer to the last question begins.
 
         An image comes where its part is; images that open the first question come directly behind BOS, as in training.
-        `image` is a PIL image, a file's path, or a grid of the model's quantizer.
+        An image is a PIL image, a file's path, a data URI or base64, the bytes of an image file, or a grid of the
+        model's quantizer.
 
         Args:
             messages: A chat, of which user and assistant take turns, the user first and last, behind a system message
@@ -191,6 +195,20 @@ def _load_image(image: ImageInput) -> Image.Image | NDArray[np.integer[Any]]:
     )
 
 
+def _find_image(fields: dict[str, Any], location: str) -> ImageInput:
+    """What a part of a message names or holds: an image, its grid, or the path of its file."""
+    image = fields.get("image")
+    if isinstance(image, Image.Image | np.ndarray | PathLike):
+        return image
+    references = read_references({"image": fields}, location, "", 0, with_data=True)
+    if len(references) != 1:
+        raise RecordError(f"{location}: a part with {len(references)} images; expected one")
+    (reference,) = references
+    return (
+        reference.name if reference.data is None else decode_image(reference.data, f"{location}: its image")
+    )
+
+
 def _read_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[ImageInput]]:
     """Turns with placeholders, and the images that these stand for."""
     turns, images = [], []
@@ -205,8 +223,9 @@ def _read_messages(messages: Sequence[Message]) -> tuple[list[Turn], list[ImageI
         # Text stays text, an image becomes a placeholder.
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
             kind = part.get("type")
-            if kind == "image" and role == "user" and "image" in part:
-                images.append(part["image"])
+            fields = {key: value for key, value in part.items() if key in IMAGE_KEYS and value is not None}
+            if kind in IMAGE_PARTS and role == "user" and fields:
+                images.append(_find_image(fields, f"message {number}"))
                 text += PLACEHOLDER
             elif kind == "text" and PLACEHOLDER not in part["text"]:
                 text += part["text"]

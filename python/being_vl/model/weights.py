@@ -130,15 +130,15 @@ def open_llm(llm: str) -> CausalLM:
     )
 
 
-def list_files(llm: str) -> list[tuple[str, int, int]]:
-    """Name, size in bytes, and time of change in ns of each file that a causal LM is read from, without reading it."""
+def list_files(llm: str) -> list[Path]:
+    """The files that a causal LM is read from: of a folder, a hub name's copy on this disk, or a GGUF file."""
     if llm.endswith(GGUF):
-        paths = [Path(llm)]
-    else:
-        folder = Path(find_file(llm, "config.json") or llm).parent
-        suffixes = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
-        paths = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        return [Path(llm)]
+    folder = Path(find_file(llm, "config.json") or llm).parent
+    suffixes = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
+    return sorted(
+        path for path in folder.iterdir() if path.suffix in suffixes and not path.name.startswith(".")
+    )
 
 
 def find_file(llm: str, name: str) -> str | None:

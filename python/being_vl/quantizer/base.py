@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from being_vl.quantizer.preprocessing import Preprocessing
     from being_vl.quantizer.weights import WeightFiles
 
+MAX_SIZE = 8192
+"""Most pixels of the side of the square that images are brought to."""
 BUILTIN = Path(__file__).parent / "builtin"
 
 Precision = Literal["float32", "bfloat16"]
@@ -120,8 +122,12 @@ def load_quantizer(
     name = os.fspath(name_or_path)
     if match := re.fullmatch(r"(.+):bfloat16", name):
         name, precision = match[1], "bfloat16"
-    if match := re.fullmatch(r"(.+)@(\d+)(:aspect)?", name):
+    if match := re.fullmatch(r"(.+)@([0-9]{1,9})(:aspect)?", name):
         name, size, aspect = match[1], int(match[2]), bool(match[3])
+    elif "@" in name and not os.path.exists(name):  # noqa: PTH110 - no error if it is too long
+        raise QuantizerError(f"quantizer: expected NAME@SIZE or NAME@SIZE:aspect, found {name[:100]!r}")
+    if size is not None and not 1 <= size <= MAX_SIZE:
+        raise QuantizerError(f"quantizer {name!r}: expected a size of 1 to {MAX_SIZE} pixels, found {size}")
     files = WeightFiles(BUILTIN if name == "builtin" else name)
     try:
         quantizer: Quantizer = _find_format(files).load(files, find_device(device))

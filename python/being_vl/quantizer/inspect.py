@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from being_vl.devices import find_device
 from being_vl.errors import ConfigError, ManifestError
 from being_vl.files import read_manifest, sha256, write_aside
-from being_vl.outputs import check_file
+from being_vl.outputs import check_file, free_locks, lock_file
 from being_vl.quantizer.base import load_quantizer
 from being_vl.quantizer.options import GridsDecodeOptions, GridsInfoOptions, GridsVerifyOptions
 from being_vl.quantizer_names import check_same_quantizer, describe_quantizer
@@ -146,6 +146,7 @@ def _verify_shard(
         shard_of_key[key] = path.name
 
 
+@free_locks()
 def decode(options: GridsDecodeOptions) -> Path:
     """Draw reconstructions as one PNG, in rows.
 
@@ -153,7 +154,7 @@ def decode(options: GridsDecodeOptions) -> Path:
         ManifestError: if the folder is missing, unfinished or damaged.
         QuantizerError: if the quantizer is not the one that made the grids, naming both, or has no decoder.
         ConfigError: if there is no such key.
-        OutputError: if `out` is anything but a sheet that was drawn before.
+        OutputError: if `out` is anything but a sheet that was drawn before, or another process is writing it.
     """
     check_file(options.out, _is_sheet, "sheet of reconstructions", [options.grids, options.quantizer])
     store = GridStore.open(options.grids)
@@ -170,6 +171,7 @@ def decode(options: GridsDecodeOptions) -> Path:
         (quantizer.name, quantizer.fingerprint),
     )
     images = [quantizer.decode([store[key]])[0] for key in keys]
+    lock_file(options.out)
     with write_aside(options.out) as temporary_path:
         text = PngInfo()
         text.add_text("Software", SHEET_MARK)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from being_vl.account import Account
+from being_vl.account import LEFT_OUT, Account
 from being_vl.devices import find_device
 from being_vl.errors import ImageError
 from being_vl.files import write_aside
@@ -35,8 +35,6 @@ from being_vl.shards.job import Shard, ShardedJob
 
 log = logging.getLogger(__name__)
 
-LEFT_OUT = "left-out.jsonl"
-"""Name of the file in a folder of grids that lists what was not used, with the reasons."""
 MAX_REASONS = 3
 """Images that cannot be read, with their reasons, in a message."""
 

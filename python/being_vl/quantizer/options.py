@@ -13,7 +13,8 @@ class QuantizeOptions(Options):
 
     Args:
         images: A folder that is searched, with its subfolders, for images and for tar, Parquet and Arrow files; or one
-            such file, a list of files (.txt), or records (.json, .jsonl).
+            such file, a list of files (.txt), or records (.json, .jsonl); or a dataset of the Hugging Face hub as
+            `hf://datasets/OWNER/NAME/FOLDER`.
         out: Folder that the grids are written to. An interrupted job goes on from its last complete shard.
         quantizer: `builtin`, a folder or file of weights, or a hub name such as `zawnpn/being-vq-8k`; `NAME@SIZE` makes
             images SIZE×SIZE pixels instead of the quantizer's own size, `NAME@SIZE:aspect` about as many pixels in

@@ -16,6 +16,7 @@ from torch import Tensor
 from being_vl.errors import ManifestError, QuantizerError
 from being_vl.files import MANIFEST, read_manifest
 from being_vl.options import StrPath
+from being_vl.yaml_text import parse_yaml
 
 CODEBOOK = "quantize.embedding.weight"
 VQ_PREFIXES = ("encoder.", "decoder.", "quantize.embedding.", "quant_conv.", "post_quant_conv.")
@@ -82,9 +83,9 @@ class WeightFiles:
         folders = [self.folder, self.folder.parent / "configs"] if self.path.is_file() else [self.folder]
         for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
             try:
-                fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+                fields = parse_yaml(path.read_text(encoding="utf-8"))
                 return int(fields["model"]["params"]["ddconfig"]["resolution"])
-            except (KeyError, TypeError, yaml.YAMLError):
+            except (KeyError, TypeError, ValueError, yaml.YAMLError):
                 continue
         return None
 

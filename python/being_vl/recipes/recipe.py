@@ -13,7 +13,7 @@ from being_vl.options import StrPath
 from being_vl.recipes.options import RunOptions
 from being_vl.schema import Option, build_options, check_values, read_options, show_value
 from being_vl.training.options import TrainOptions
-from being_vl.yaml_text import parse_yaml
+from being_vl.yaml_text import MAX_LENGTH, parse_yaml
 
 FOLDER = Path(__file__).parent
 """Where the recipes that come with the package are, named by their file without `.yaml`."""
@@ -117,15 +117,30 @@ class Recipe:
 
 def _read_content(path: Path) -> dict[str, Any]:
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        if size > MAX_LENGTH:
+            raise ConfigError(f"{path}: a recipe has at most {MAX_LENGTH:,} bytes, this file {size:,}")
+        content = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(f"{path}: {line}no YAML ({error.problem})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"{path}: {line}no YAML ({_describe(error.problem)})") from None
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(
+            f"{path}: no YAML (it holds the character {error.character:#x}, which no text has)"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: no YAML in UTF-8; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: no YAML ({_describe(error)})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected options, `name: value`, found {show_value(content)}")
     return content
+
+
+def _describe(problem: object) -> str:
+    """What is wrong with a YAML text, in one line of bounded length."""
+    text = " ".join(str(problem).split())
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def make_options(kind: Any, recipe: Recipe | None, flags: Mapping[str, Any]) -> Any:

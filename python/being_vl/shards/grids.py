@@ -1,5 +1,6 @@
 """Grids on disk: shards and a manifest. Reading them needs numpy and pyarrow alone."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from being_vl.account import LEFT_OUT
 from being_vl.errors import ManifestError
 from being_vl.files import read_manifest
 from being_vl.images.lookup import ImageLookup, Place
 from being_vl.options import StrPath
 from being_vl.quantizer_names import check_same_quantizer
 from being_vl.shards.arrow import open_table
+from being_vl.shards.checksums import read_entries, verify_shards
 
 KIND = "grids"
 """Kind of the manifest of a folder of grids."""
@@ -149,19 +152,21 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
             folder: What `being-vl quantize` wrote.
 
         Raises:
-            ManifestError: if the folder is missing, unfinished or damaged.
+            ManifestError: if the folder is missing, unfinished or damaged, or a file has other bytes than when it was
+                written.
         """
         folder = Path(folder)
         manifest = read_manifest(folder, KIND)
+        entries = read_entries(folder, manifest, "grids")
+        verify_shards(entries, "quantize")
         paths, batches = [], []
-        for entry in manifest["shards"]:
-            path = folder / entry["file"]
-            batch = read_grids(path)
-            if batch.num_rows != entry["grids"]:
+        for entry in entries:
+            batch = read_grids(entry.path)
+            if batch.num_rows != entry.num_rows:
                 raise ManifestError(
-                    f"{path}: holds {batch.num_rows} grids, the manifest says {entry['grids']}"
+                    f"{entry.path}: holds {batch.num_rows} grids, the manifest says {entry.num_rows}"
                 )
-            paths.append(path)
+            paths.append(entry.path)
             batches.append(batch)
         try:
             return cls(folder, paths, batches, manifest)
@@ -174,6 +179,18 @@ class GridStore(Mapping[str, NDArray[np.int64]]):
     def title(self) -> str:
         """What messages call it."""
         return str(self.folder)
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """Path below the root → reason, of what `being-vl quantize` found and did not take for an image."""
+        path = self.folder / LEFT_OUT
+        if not path.is_file():
+            return {}
+        try:
+            items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return {str(item["name"]): str(item["reason"]) for item in items}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     def sha256(self, key: str) -> str:
         """Hex SHA-256 of the image file that a grid was made of."""
@@ -286,5 +303,7 @@ class Grids(Mapping[str, NDArray[np.int64]]):
 
     def _place(self, key: str) -> Place | None:
         """Where the grid of a key is that `_unique_key` made."""
+        if len(self.stores) == 1:
+            return Place(0, key) if key in self.stores[0] else None
         places = [Place(number, key) for number, store in enumerate(self.stores) if key in store]
         return places[0] if len(places) == 1 else self._lookup.place(key)

@@ -26,7 +26,7 @@ from being_vl.files import MANIFEST, TEMPORARY, read_manifest, sha256, to_jsonab
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, compute_fingerprint, write_fingerprint
 from being_vl.options import StrPath
 from being_vl.outputs import check_folder, current_job, job_of_lock, lock_folder, unlock_folder
-from being_vl.shards.arrow import read_metadata, shard_path, write_table
+from being_vl.shards.arrow import is_intact, read_metadata, shard_path, write_table
 from being_vl.shards.ranks import rank_and_world_size
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,10 @@ class Shard(Generic[Inputs]):
         """The file's metadata; None if the file is not there yet, or was made from something else."""
         metadata = read_metadata(self.path)
         return metadata if metadata and metadata.get("fingerprint") == self.fingerprint else None
+
+    def is_complete(self) -> bool:
+        """Whether the file is there, was made from the same inputs, and has not been changed since."""
+        return self.metadata() is not None and is_intact(self.path)
 
     def write(self, columns: Mapping[str, pa.Array], metadata: Mapping[str, Any]) -> None:
         """Write the file; it appears only when complete."""
@@ -137,7 +141,7 @@ class ShardedJob(Generic[Inputs]):
         # A lock of another job is one that was killed, or rank 0 is about to be refused.
         while not (self._is_claimed() and job_of_lock(self.folder) in (None, current_job())):
             time.sleep(POLL_SECONDS)
-        return [shard for shard in self.shards[self.rank :: self.world_size] if shard.metadata() is None]
+        return [shard for shard in self.shards[self.rank :: self.world_size] if not shard.is_complete()]
 
     def wait(self) -> list[dict[str, Any]]:
         """Wait until all ranks have made their shards; if one of them fails, torchrun ends this process.

@@ -9,6 +9,9 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
+from being_vl import errors
+from being_vl.errors import BeingVLError
+
 Maker = Callable[[int], Any]
 """Makes the shard of a number; returns a JSON value."""
 
@@ -20,7 +23,14 @@ class _Actor:
         self.maker = new_maker(*arguments)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {"result": np.array([json.dumps(self.maker(int(number))) for number in batch["id"]])}
+        return {"result": np.array([json.dumps(self._make(int(number))) for number in batch["id"]])}
+
+    def _make(self, number: int) -> dict[str, Any]:
+        """The result under `result`; an error under its class: Ray would wrap it into its own account of where."""
+        try:
+            return {"result": self.maker(number)}
+        except (BeingVLError, OSError) as error:
+            return {type(error).__name__: str(error)}
 
 
 def make_shards_with_ray(
@@ -40,6 +50,9 @@ def make_shards_with_ray(
 
     Returns:
         What was returned for each shard, in the order in which they are finished.
+
+    Raises:
+        BeingVLError, OSError: as the maker does.
     """
     if shards == 0:
         return
@@ -59,4 +72,7 @@ def make_shards_with_ray(
         num_gpus=1 if has_gpu else 0,
     )
     for row in results.iter_rows():
-        yield json.loads(row["result"])
+        [(name, value)] = json.loads(row["result"]).items()
+        if name != "result":
+            raise getattr(errors, name, OSError)(value)
+        yield value

@@ -118,7 +118,9 @@ def describe_sizes(sizes: Counter[tuple[int, int]]) -> str:
     If no grid has neighbours in one direction, a warning follows: an array (N, 1, L) is a list of rows, not of images.
     """
     names = [f"{count:,} of {height}x{width}" for (height, width), count in sizes.most_common()]
-    text = ", ".join(names[:5]) + (f" and {len(names) - 5} other sizes" if len(names) > 5 else "")
+    text = ", ".join(names[:5])
+    if len(names) > 5:
+        text += f" and {len(names) - 5} other size{'s' * (len(names) > 6)}"
     for axis, neighbours in enumerate(("below each other", "beside each other")):
         if sizes and all(size[axis] == 1 for size in sizes):
             text += f"; no cells lie {neighbours}: is that an array (N, height, width)?"

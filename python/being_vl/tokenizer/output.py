@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from being_vl.errors import FingerprintError
+from being_vl.files import resolve_link
 from being_vl.fingerprints import check_fingerprint, write_fingerprint
 from being_vl.options import StrPath
 from being_vl.outputs import check_file, lock_file, read_json
@@ -32,12 +33,13 @@ def check_vocabulary_output(path: StrPath, inputs: Iterable[StrPath] = ()) -> No
     Raises:
         OutputError: if it is refused.
     """
+    path = resolve_link(path)
     for part, (what, keys) in _CONTENTS.items():
 
         def has_keys(file: Path, keys: set[str] = keys) -> bool:
             return keys <= read_json(file).keys()
 
-        check_file(_path_beside(Path(path), part) if part else path, has_keys, what, inputs)
+        check_file(_path_beside(path, part) if part else path, has_keys, what, inputs)
 
 
 def _path_beside(path: Path, part: str) -> Path:
@@ -63,9 +65,9 @@ class VocabularyOutput:
     """
 
     def __init__(self, path: StrPath, fields: Mapping[str, Any], overwrite: bool) -> None:
-        path = Path(path)
         check_vocabulary_output(path)
         lock_file(path)
+        path = resolve_link(path)
         self.path = path
         self.partial_path = _path_beside(path, ".partial")
         self.report_path = _path_beside(path, ".report")

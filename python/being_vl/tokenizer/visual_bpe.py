@@ -125,6 +125,7 @@ class VisualBPE:
             GridError: a grid of the wrong shape, or an id outside the codebook; names grid, row and column.
             BeingVLError: an option that cannot be used, or a vocabulary to resume from that has other options.
             TypeError: grids that are not integers.
+            MemoryError: not enough memory, with the number of bytes and what they are for.
         """
         core = _core.Vocabulary.train(
             grids,

@@ -16,7 +16,7 @@ from being_vl.progress import show_log_lines
 from being_vl.training.engine import load_sequences
 from being_vl.training.fingerprint import check_output
 from being_vl.training.options import CheckOptions
-from being_vl.training.schedule import make_schedules
+from being_vl.training.schedule import find_gaps, make_schedules
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 """What the regions of an image are drawn with."""
@@ -161,3 +161,4 @@ def _describe_stages(options: CheckOptions, sequences: PreparedSequences) -> Ite
             f"{schedule.tokens:>16,.0f}{fill}"
         )
     yield from (schedule.describe() for schedule in schedules)
+    yield from (f"warning: {line}" for line in find_gaps(schedules))

@@ -10,7 +10,7 @@ from torch import distributed as dist
 from being_vl.data.options import PrepareOptions
 from being_vl.data.prepare import check_faults, find_grids, tokenise
 from being_vl.data.sequences import SequenceBuilder
-from being_vl.data.store import PreparedSequences
+from being_vl.data.store import PreparedSequences, verify_sequences
 from being_vl.errors import ConfigError, FingerprintError
 from being_vl.files import MANIFEST, read_manifest
 from being_vl.fingerprints import FINGERPRINT, check_fingerprint, write_fingerprint
@@ -93,9 +93,7 @@ def _train_stages(
     return source
 
 
-def _fingerprint(
-    options: TrainOptions, inputs: dict[str, list[str]], ranks: int | None = None
-) -> dict[str, Any]:
+def _fingerprint(options: TrainOptions, inputs: dict[str, Any], ranks: int | None = None) -> dict[str, Any]:
     """The fingerprint of a training: for the ranks of its first start, if there was one, else for those of now."""
     return (
         training_fingerprint(options, read_fields(options.out).get("ranks", ranks or dist.get_world_size()))
@@ -186,8 +184,16 @@ def load_sequences(options: TrainOptions, folder: StrPath | None = None) -> Prep
         if dist.is_initialized():
             dist.barrier()
     check_faults(folder, options.lenient)
+    # The ranks verify the files together, and none reads them before all have done so.
+    if dist.is_initialized():
+        verify_sequences(folder, dist.get_rank(), dist.get_world_size())
+        dist.barrier()
+    else:
+        verify_sequences(folder)
     batches = options.batches
-    return PreparedSequences(folder, builder, batches.bpe_dropout, options.seed, batches.packing)
+    return PreparedSequences(
+        folder, builder, batches.bpe_dropout, options.seed, batches.packing, verify=False
+    )
 
 
 @show_log_lines()

@@ -3,18 +3,20 @@
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from torch import distributed as dist
 
+from being_vl.contents import hash_files
 from being_vl.data.options import RecordFile
 from being_vl.errors import ConfigError, ManifestError
-from being_vl.files import MANIFEST, check_replaceable, read_manifest, remove, sha256
+from being_vl.files import MANIFEST, check_replaceable, read_manifest, remove
 from being_vl.fingerprints import FINGERPRINT
+from being_vl.images.record_files import find_record_files
+from being_vl.model.weights import list_files
 from being_vl.options import StrPath, fixed_options
-from being_vl.outputs import check_folder, check_only_files, read_json
+from being_vl.outputs import check_apart, check_folder, check_only_files, is_empty, read_json
 from being_vl.training.log import LOG_FILE
 from being_vl.training.options import TrainOptions
 from being_vl.training.schedule import count_rows_of_step
@@ -53,28 +55,35 @@ def training_fingerprint(options: TrainOptions, ranks: int) -> dict[str, Any]:
     return fields | {"kind": KIND, "ranks": ranks, "records_categories": categories}
 
 
-def hash_inputs(
-    model: StrPath, records: Sequence[RecordFile], grids: Sequence[StrPath]
-) -> dict[str, list[str]]:
-    """SHA-256 of the files of model, records and grids, as lists under `model_sha256` and so on.
+def hash_inputs(model: StrPath, records: Sequence[RecordFile], grids: Sequence[StrPath]) -> dict[str, Any]:
+    """SHA-256 of the files of model, records and grids: by name as `model_sha256`, as lists under `records_sha256` …
 
     The order of the folders of grids does not count.
     """
     files = {
-        "records": [file.path / MANIFEST if file.path.is_dir() else file.path for file in records],
-        "model": sorted(Path(model).glob("*.safetensors")),
-        "grids": [Path(folder) / MANIFEST for folder in grids],
+        "model_sha256": [
+            path for path in list_files(os.fspath(model)) if path.name not in (MANIFEST, FINGERPRINT)
+        ],
+        "records_sha256": [path for file in records for path in _list_record_files(file.path)],
+        "grids_sha256": [Path(folder) / MANIFEST for folder in grids],
     }
-    # Hashing leaves the interpreter's lock, so threads share the files.
-    with ThreadPoolExecutor() as threads:
-        hashes = {f"{name}_sha256": list(threads.map(sha256, paths)) for name, paths in files.items()}
-    hashes["grids_sha256"].sort()
-    return hashes
+    hashes = hash_files(path for paths in files.values() for path in paths)
+    return {
+        "model_sha256": {path.name: hashes[path] for path in files["model_sha256"]},
+        "records_sha256": [hashes[path] for path in files["records_sha256"]],
+        "grids_sha256": sorted(hashes[path] for path in files["grids_sha256"]),
+    }
+
+
+def _list_record_files(path: Path) -> list[Path]:
+    """What tells records from others: of a folder that was prepared its manifest, else the files themselves."""
+    manifest = path / MANIFEST
+    return [manifest] if manifest.is_file() else find_record_files(path)
 
 
 def hash_inputs_of_nodes(
     model: StrPath, records: Sequence[RecordFile], grids: Sequence[StrPath]
-) -> dict[str, list[str]]:
+) -> dict[str, Any]:
     """`hash_inputs` by one rank on each node, since local copies may differ; all ranks call it.
 
     Raises:
@@ -110,14 +119,19 @@ def check_output(options: TrainOptions) -> None:
         OutputError: if it is refused.
     """
     inputs = [options.model, *options.grids, *(file.path for file in options.records)]
-    check_folder(options.out, KIND, inputs=inputs, is_own=_is_part)
+    # A damaged fingerprint beside finished stages is told by what compares it.
+    is_damaged = (options.out / FINGERPRINT).is_file() and not read_fields(options.out)
+    if is_damaged and any(is_stage(folder) for folder in options.out.iterdir()):
+        check_apart(options.out, inputs)
+    else:
+        check_folder(options.out, KIND, inputs=inputs, is_own=_is_part)
 
 
 def _is_part(path: Path) -> bool:
     """Whether something in a folder is what a training, or its launch, leaves there before its fingerprint."""
     if path.is_dir():
-        is_preparation = path.name == "prepared" and read_json(path / FINGERPRINT).get("kind") == "sequences"
-        return is_preparation or not any(path.iterdir()) or is_stage(path)
+        is_preparation = is_empty(path) or read_json(path / FINGERPRINT).get("kind") == "sequences"
+        return (path.name == "prepared" and is_preparation) or is_stage(path)
     if path.name == "job.sbatch":
         return path.read_bytes().startswith(b"#!/bin/bash\n#SBATCH --job-name=being-vl-")
     return path.name == "deepspeed_env" or (path.name == "options.json" and "stages" in read_json(path))

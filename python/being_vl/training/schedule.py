@@ -1,8 +1,9 @@
 """What each stage of a training will read: its mixture, its rows, its optimizer steps."""
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -12,15 +13,20 @@ import torch
 from numpy.typing import NDArray
 
 from being_vl.data.batches import Row, collate
-from being_vl.data.curriculum import TEXT_ONLY, Curriculum
+from being_vl.data.curriculum import TEXT_ONLY, Curriculum, assign_groups
 from being_vl.data.packing import WINDOW, pack
 from being_vl.data.sequences import RecordGroup, TokenSequence
 from being_vl.errors import ConfigError, ModelError
+from being_vl.shards.ranks import rank_and_world_size
 from being_vl.training.options import BatchOptions, StageOptions, TrainOptions
 
 Lengths = Mapping[RecordGroup, NDArray[np.int32]]
 """Of each group of records the tokens of each record."""
 
+log = logging.getLogger(__name__)
+
+SHOWN_GROUPS = 5
+"""Groups of records that a warning names."""
 _SAMPLE_ROWS = 2000
 """Rows read ahead of training, through all of a stage's mixture, to know how many records and tokens a row holds."""
 
@@ -51,6 +57,13 @@ class StageSchedule:
     records: float = 0
     tokens: float = 0
 
+    def weights(self) -> dict[str, float]:
+        """Of each key of the mixture its weight at the start or the end, whichever is larger."""
+        weights = dict(self.stage.mixture)
+        for key, weight in (self.stage.mixture_end or {}).items():
+            weights[key] = max(weight, weights.get(key, 0))
+        return weights
+
     def curriculum(self, rows: int) -> Curriculum:
         """The stream of records, from its beginning; the mixture reaches its end after that many rows."""
         stage = self.stage
@@ -77,8 +90,9 @@ class StageSchedule:
             ", ".join(f"{key} {weight:.1%}" for key, weight in mixture.items())
             for mixture in (curriculum.weights, curriculum.end)
         ]
-        weights = {**self.stage.mixture, **(self.stage.mixture_end or {})}
-        missing_keys = sorted(key for key, weight in weights.items() if weight and key not in curriculum.keys)
+        missing_keys = sorted(
+            key for key, weight in self.weights().items() if weight and key not in curriculum.keys
+        )
         return (
             f"{self.stage.name}: {self.steps} steps of {self.batch_size} rows, mixture by {self.stage.mixture_by}: "
             + " to ".join(dict.fromkeys(mixtures))
@@ -111,7 +125,56 @@ def make_schedules(options: TrainOptions, lengths: Lengths, ranks: int) -> list[
         schedule = StageSchedule(stage, lengths, options.seed + index, packing, batch_size)
         _check_mixture(schedule, options.sequences.categories)
         schedules.append(_count_steps(schedule, options.max_steps))
+    if rank_and_world_size()[0] == 0:
+        for line in find_gaps(schedules):
+            log.warning("%s", line)
     return schedules
+
+
+def find_gaps(schedules: Sequence[StageSchedule]) -> Iterator[str]:
+    """What is asked of the records and not there, and what is there and not asked for, a line each.
+
+    These are keys of mixtures without records, records that no stage reads, and mixtures of several categories where
+    all records are of one.
+    """
+    lengths = schedules[0].lengths
+    groups = [group for group in lengths if len(lengths[group])]
+    groups_read: set[RecordGroup] = set()
+    keys_asked: set[str] = set()
+    for schedule in schedules:
+        weights = schedule.weights()
+        # Keys that have a share, but no records.
+        curriculum = schedule.curriculum(1)
+        shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        missing_keys = [name for name, share in shares.items() if share and name not in curriculum.keys]
+        if missing_keys:
+            listing = ", ".join(f"{name} ({shares[name]:.0%})" for name in missing_keys)
+            yield (
+                f"stage {schedule.stage.name!r}: there are no records of {listing}, which its mixture asks for; the "
+                f"other keys share that part: {', '.join(curriculum.keys)}"
+            )
+        # Groups that it reads: all, if it has no mixture.
+        members = assign_groups([*weights], groups) if weights else {"": groups}
+        for key, key_groups in members.items():
+            if not key or weights[key]:
+                groups_read.update(key_groups)
+        keys_asked.update(name for name, weight in weights.items() if weight and name != TEXT_ONLY)
+    # Records of no stage.
+    unread_groups = [group for group in groups if group not in groups_read]
+    if unread_groups:
+        count = sum(len(lengths[group]) for group in unread_groups)
+        names = list(dict.fromkeys(f"{group.category}/{group.source}" for group in unread_groups))
+        rest = f" and {len(names) - SHOWN_GROUPS} more" if len(names) > SHOWN_GROUPS else ""
+        yield f"no stage reads {count:,} of the records: {', '.join(names[:SHOWN_GROUPS])}{rest}"
+    # One category where several are asked for.
+    categories = {group.category for group in groups}
+    asked_categories = {name.partition("/")[0] for name in keys_asked}
+    if len(categories) == 1 and len(asked_categories) > 1:
+        yield (
+            f"all records are of the category {categories.pop()!r}, so the mixtures, which tell "
+            f"{len(asked_categories)} categories apart, change nothing: records name their category in a field "
+            "`category`, or their file has one, `records: [{path: FILE, category: NAME}]`"
+        )
 
 
 def count_rows_of_step(stage: StageOptions, batches: BatchOptions, ranks: int) -> int:

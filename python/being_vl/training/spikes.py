@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from being_vl.errors import TrainingError
+from being_vl.names import show_name
+from being_vl.training.log import LOG_FILE
 from being_vl.training.options import SpikeOptions
 
 log = logging.getLogger(__name__)
@@ -18,6 +20,8 @@ WINDOW, MIN_STEPS = 100, 20
 """Steps looked back on, and steps before anything is called a spike."""
 MAX_SKIPS = 10
 """Steps skipped one after another before training stops."""
+SHOWN_RECORDS = 3
+"""Records of a step that a message names; `log.jsonl` names all."""
 MIN_DEVIATION = 0.01
 """Least standard deviation of the logarithms, for losses that hardly vary."""
 
@@ -84,7 +88,10 @@ class SpikeGuard:
         """
         if "trouble" not in entry:
             return
-        message = f"{stage} step {entry['step']}: {entry['trouble']}; records: {'; '.join(entry['records'])}"
+        records = [show_name(record) for record in entry["records"][:SHOWN_RECORDS]]
+        count = len(entry["records"]) - len(records)
+        rest = f" and {count} more, see {LOG_FILE}" if count else ""
+        message = f"{stage} step {entry['step']}: {entry['trouble']}; records: {'; '.join(records)}{rest}"
         if self._action == "stop":
             raise TrainingError(
                 f"{message}. The step was not taken; spikes.action: skip would go on without it"

@@ -86,14 +86,18 @@ impl Vocabulary {
             quantizer: Quantizer { name: quantizer_name, fingerprint: quantizer_fingerprint },
             ..TrainOptions::default()
         };
-        let corpus = Corpus::new(grids)?;
         let resume = resume.map(|vocabulary| &vocabulary.get().core);
-        let sizes = corpus.sizes()?;
-        let mut trainer = Trainer::new(&sizes, options, resume).map_err(|error| to_python(&error))?;
-        corpus.fill(&trainer, sizes.len(), base_vocab_size, num_threads, py)?;
-
-        learn_in_steps(&mut trainer, num_merges, progress, checkpoint, checkpoint_every, start, py)?;
-        Self::of(&trainer)
+        let learn = || {
+            let corpus = Corpus::new(grids)?;
+            let sizes = corpus.sizes()?;
+            let mut trainer = Trainer::new(&sizes, options, resume).map_err(|error| to_python(&error))?;
+            corpus.fill(&trainer, sizes.len(), base_vocab_size, num_threads, py)?;
+            learn_in_steps(&mut trainer, num_merges, progress, checkpoint, checkpoint_every, start, py)?;
+            Self::of(&trainer)
+        };
+        let result = learn();
+        py.detach(memory::give_back);
+        result
     }
 
     /// Read the content of a vocabulary file.

@@ -107,6 +107,16 @@ fn take_reserve() -> Result<()> {
     Ok(())
 }
 
+/// Gives memory that nothing uses back to the system, which the allocator of C keeps for later, more of it after each
+/// training that is stopped on several threads.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: blocks that are in use stay as they are.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Whether the reserve had to be given back.
 #[inline]
 pub(crate) fn is_short() -> bool {
@@ -126,10 +136,29 @@ pub(crate) fn check_reserve() -> Result<()> {
 pub fn thread_error(threads: usize, reason: &impl ToString) -> Error {
     // The default of Rust's threads.
     const STACK_SIZE: usize = 1 << 21;
-    match with_capacity::<u8>(threads.saturating_mul(STACK_SIZE), "the stacks of threads") {
-        Ok(_) => Error::Threads { threads, reason: reason.to_string() },
-        Err(error) => error,
+    // Much more, since what the work held when they failed may have been given back since.
+    let bytes = threads.saturating_add(32).saturating_mul(STACK_SIZE);
+    if can_map(bytes) {
+        Error::Threads { threads, reason: reason.to_string() }
+    } else {
+        Error::Memory { bytes, purpose: "the stacks of threads" }
     }
+}
+
+/// Whether the system has this much memory for a stack, which comes from it directly.
+fn can_map(bytes: usize) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the mapping is new, nothing is written to it, and it is given back whole.
+        unsafe {
+            let block =
+                libc::mmap(null_mut(), bytes, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
+            block != libc::MAP_FAILED && libc::munmap(block, bytes) == 0
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    with_capacity::<u8>(bytes, "the stacks of threads").is_ok()
 }
 
 /// The error for a list of `len` items.
@@ -316,6 +345,34 @@ pub(crate) fn prefetch<T>(items: &[T], index: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_that_no_memory_can_hold_are_errors() {
+        const HUGE: usize = usize::MAX / 16;
+        let purpose = "a test";
+        let error = |len: usize| Error::Memory { bytes: 8 * len, purpose };
+        assert_eq!(zeros::<u64>(HUGE, purpose), Err(error(HUGE)));
+        assert_eq!(try_vec(HUGE, 1_u64, purpose), Err(error(HUGE)));
+        assert_eq!(with_capacity::<u64>(HUGE, purpose), Err(error(HUGE)));
+        assert_eq!(zeros::<u64>(usize::MAX, purpose), Err(Error::Memory { bytes: usize::MAX, purpose }));
+        let mut list = vec![7_u64];
+        assert_eq!(reserve(&mut list, HUGE, purpose), Err(error(HUGE + 1)));
+        assert_eq!(resize(&mut list, HUGE, 1, purpose), Err(error(HUGE)));
+        assert_eq!(list, [7]);
+    }
+
+    #[test]
+    fn lists_hold_what_plain_ones_do() {
+        assert_eq!(zeros::<[u32; 2]>(3, "").unwrap(), [[0, 0]; 3]);
+        assert!(zeros::<u8>(0, "").unwrap().is_empty());
+        let mut list: Vec<i32> = collect((0..10).filter(|number| number % 3 == 0), "").unwrap();
+        extend(&mut list, 20..22, "").unwrap();
+        extend_from_slice(&mut list, &[30, 31], "").unwrap();
+        push(&mut list, 40, "").unwrap();
+        lengthen(&mut list, 3, 50, "").unwrap();
+        lengthen(&mut list, 10, 50, "").unwrap();
+        assert_eq!(list, [0, 3, 6, 9, 20, 21, 30, 31, 40, 50]);
+    }
 
     #[test]
     fn items_out_of_range_can_be_prefetched() {

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from being_vl.errors import ConfigError, ImageError
 from being_vl.fingerprints import compute_fingerprint
 from being_vl.images.decode import decode_image
-from being_vl.images.encoded import ImageSource
+from being_vl.images.encoded import ImageSource, NoImageError
 from being_vl.images.sources import find_images
 from being_vl.names import show_name
 from being_vl.options import StrPath
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 HELD_OUT_SHARE = 0.05
 """Share of each folder's images that is never trained on, unless others are named for measuring."""
 MAX_HELD_OUT = 128
+MAX_DRAWS = 1000
+"""Rows without an image that are drawn one after the other, at most."""
 MIN_SIDE = 16
 """Least side of a crop, in pixels: what SSIM and VGG16 need."""
 
@@ -93,7 +95,7 @@ class Crops:
         image's shorter side.
         """
         # The image, then the crop's side (by its logarithm, evenly), then its place.
-        image = self._read_from_cache(folder, int(rng.integers(len(self.training_images[folder]))))
+        image = self._draw_image(folder, rng)
         max_side = min(image.size)
         side = round(math.exp(rng.uniform(math.log(min(self.size, max_side)), math.log(max_side))))
         left = int(rng.integers(image.width - side + 1))
@@ -123,9 +125,21 @@ class Crops:
     def middle_squares(self, images: Sequence[ImageSource]) -> Iterator[Tensor]:
         """The middle squares (1, 3, side, side) of images, of the whole shorter side."""
         for source in images:
-            image = self._read(source)
+            try:
+                image = self._read(source)
+            except NoImageError:
+                continue
             side = min(image.size)
             yield self._cut(image, (image.width - side) // 2, (image.height - side) // 2, side)[None]
+
+    def _draw_image(self, folder: int, rng: np.random.Generator) -> Image.Image:
+        """A random image; rows of tables without one are drawn again."""
+        for _ in range(MAX_DRAWS):
+            try:
+                return self._read_from_cache(folder, int(rng.integers(len(self.training_images[folder]))))
+            except NoImageError:
+                continue
+        raise ImageError(f"none of {MAX_DRAWS} rows that were drawn has an image; take out those without one")
 
     def _read_for_training(self, folder: int, number: int) -> Image.Image:
         return self._read(self.training_images[folder][number])
