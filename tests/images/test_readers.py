@@ -482,6 +482,10 @@ FAULTY_SAMPLES: dict[str, tuple[list[tuple[str, Any]], str]] = {
         [("0.png", b"x"), ("0.a.txt", "A."), ("0.b.txt", "B.")],
         "has 0.a.txt and 0.b.txt; expected one .txt",
     ),
+    "image in the json": (
+        [("0.json", {"image": "data:image/gif,GIF89a", "conversations": TURNS})],
+        "'image' holds an image itself; expected the image as a member of the tar",
+    ),
     "list": ([("0.png", b"x"), ("0.json", "[]")], "a JSON list; expected an object"),
     "no UTF-8": ([("0.png", b"x"), ("0.json", b"\xff")], "its .json is not UTF-8"),
     "name that is not UTF-8": ([("gr\udcf6n.txt", "A cat.")], r"(gr\udcf6n.txt): a name that is not UTF-8"),

@@ -98,6 +98,9 @@ def read_references(
     for position, (value, place) in enumerate(values):
         image = _read_image(value, place, location)
         if isinstance(image, _EmbeddedImage):
+            if Path(path).suffix.lower() == ".tar":  # its images are its members
+                reason = f"{place} holds an image itself; expected the image as a member of the tar"
+                raise RecordError(f"{location}: {reason}", UNSUPPORTED)
             name = f"{Path(path).absolute()}/{index}"
             name = f"{name}/{position}" if is_list or len(values) > 1 else name
             references.append(ImageReference(name, image.decode() if with_data else None))
