@@ -115,8 +115,8 @@ class VisualBPE:
                 stops the training.
             resume: go on from this vocabulary, learned from the same grids with the same options. The result is that
                 of training without a break.
-            checkpoint: called with the vocabulary learned so far: after every `checkpoint_every` merges, after the
-                last one, and when Ctrl-C or an exception in `progress` stops the training, before it is raised again.
+            checkpoint: called with the vocabulary so far: after every `checkpoint_every` merges, after the last one, and
+                when Ctrl-C or an exception in `progress` stops the training, before it is raised again.
             checkpoint_every: merges from one call of `checkpoint` to the next, at least 1.
             quantizer_name: name of the quantizer, kept with the vocabulary.
             quantizer_fingerprint: hash of the quantizer's codebook, kept with the vocabulary.
@@ -124,8 +124,7 @@ class VisualBPE:
         Raises:
             GridError: a grid of the wrong shape, or an id outside the codebook; names grid, row and column.
             BeingVLError: an option that cannot be used, or a vocabulary to resume from that has other options.
-            TypeError: grids that are not integers.
-            MemoryError: not enough memory, with the number of bytes and what they are for.
+            TypeError, MemoryError: grids that are not integers, or too many, with the bytes and what they are for.
         """
         core = _core.Vocabulary.train(
             grids,
