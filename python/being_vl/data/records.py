@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def _read_record(
         raise item
     if not isinstance(item, dict):
         raise RecordError(
-            f"{show_name(path, 1000)}: record {index}: a JSON {describe_kind(item)}; expected an object with "
+            f"{_show_path(path)}: record {index}: a JSON {describe_kind(item)}; expected an object with "
             "'conversations' or 'messages'"
         )
     # A table's rows have every field, null where a record has none.
@@ -195,7 +196,7 @@ def _read_record(
 def _find_conversation(item: dict[str, Any], location: str) -> str:
     """The field that holds a record's turns, or its caption."""
     fields = [field for field in (*CONVERSATION_FIELDS, "caption") if field in item]
-    full_fields = [field for field in fields if not is_empty(item[field])] or fields
+    full_fields = [field for field in fields if len(fields) == 1 or not is_empty(item[field])] or fields
     if not full_fields:
         names = ", ".join(show_name(name, 40) for name in islice(item, 5))
         contents = f" (it has {names}{', …' * (len(item) > 5)})" if item else ""
@@ -211,4 +212,9 @@ def _find_conversation(item: dict[str, Any], location: str) -> str:
 
 def _describe_place(path: Path, index: int, record_id: str) -> str:
     """A record's place, for messages."""
-    return f"{show_name(path, 1000)}: record {index} (id '{show_name(record_id, 100)}')"
+    return f"{_show_path(path)}: record {index} (id '{show_name(record_id, 100)}')"
+
+
+@lru_cache(4)
+def _show_path(path: Path) -> str:
+    return show_name(path, 1000)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from being_vl.data.sequences import ImageSpan, RecordGroup, SequenceBuilder, TokenSequence
 from being_vl.errors import ConfigError, FingerprintError, ManifestError
@@ -59,13 +59,23 @@ def sequence_columns(sequences: Sequence[TokenSequence]) -> tuple[dict[str, pa.A
     Raises:
         ConfigError: if the sequences are too many for one Arrow file.
     """
-    ends = [np.append(np.flatnonzero(np.diff(s.weights)) + 1, len(s.weights)) for s in sequences]
-    label_tokens = [np.count_nonzero(sequence.weights) for sequence in sequences]
+    # All weights together: a run ends where the next weight is another one, and with its sequence.
+    lengths = np.array([len(sequence.weights) for sequence in sequences], np.int64)
+    stops = lengths.cumsum()
+    weights = np.concatenate([np.empty(0, np.float32), *(sequence.weights for sequence in sequences)])
+    is_end = np.append(weights[1:] != weights[:-1], True)[: len(weights)]
+    is_end[stops - 1] = True
+    ends = np.flatnonzero(is_end)
+    runs = np.diff(np.searchsorted(ends, stops), prepend=0)
+    label_tokens = np.diff(np.append(0, np.cumsum(weights != 0))[stops], prepend=0)
+
     images = [sequence.images for sequence in sequences]
+    spans = [image for images_of_sequence in images for image in images_of_sequence]
+    num_images = [len(images_of_sequence) for images_of_sequence in images]
     columns = {
-        "ids": _lists([sequence.ids for sequence in sequences], np.int32),
-        "weight_ends": _lists(ends, np.int32),
-        "weights": _lists([s.weights[end - 1] for s, end in zip(sequences, ends, strict=True)], np.float32),
+        "ids": _lists(np.concatenate([np.empty(0, np.int32), *(s.ids for s in sequences)]), lengths),
+        "weight_ends": _lists((ends + 1 - np.repeat(stops - lengths, runs)).astype(np.int32), runs),
+        "weights": _lists(weights[ends], runs),
         "label_tokens": pa.array(label_tokens, pa.int32()),
         "category": pa.array([s.category for s in sequences], pa.string()).dictionary_encode(),
         "source": pa.array([s.source for s in sequences], pa.string()).dictionary_encode(),
@@ -73,18 +83,19 @@ def sequence_columns(sequences: Sequence[TokenSequence]) -> tuple[dict[str, pa.A
         "image_keys": pa.array([[image.key for image in spans] for spans in images], pa.list_(pa.string())),
     }
     for name in ("start", "stop", "cells"):
-        columns[f"image_{name}"] = _lists([[getattr(i, name) for i in spans] for spans in images], np.int32)
+        values = np.array([getattr(span, name) for span in spans], np.int32)
+        columns[f"image_{name}"] = _lists(values, num_images)
     counts = {
         "sequences": len(sequences),
-        "tokens": sum(len(sequence.ids) for sequence in sequences),
-        "label_tokens": int(sum(label_tokens)),
+        "tokens": int(lengths.sum()),
+        "label_tokens": int(label_tokens.sum()),
     }
     return columns, counts
 
 
-def _lists(rows: Sequence[Any], dtype: Any) -> pa.ListArray:
-    values = np.concatenate(rows).astype(dtype) if rows else np.empty(0, dtype)
-    offsets = np.cumsum([0, *map(len, rows)])
+def _lists(values: NDArray[Any], lengths: ArrayLike) -> pa.ListArray:
+    """Values as lists of these lengths, one after the other."""
+    offsets = np.append(0, np.cumsum(lengths, dtype=np.int64))
     if offsets[-1] > np.iinfo(np.int32).max:
         raise ConfigError(f"an Arrow file of {offsets[-1]} tokens is too large; choose a smaller shard_size")
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))

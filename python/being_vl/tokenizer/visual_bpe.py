@@ -115,8 +115,8 @@ class VisualBPE:
                 stops the training.
             resume: go on from this vocabulary, learned from the same grids with the same options. The result is that
                 of training without a break.
-            checkpoint: called with the vocabulary so far: after every `checkpoint_every` merges, after the last one, and
-                when Ctrl-C or an exception in `progress` stops the training, before it is raised again.
+            checkpoint: called with the vocabulary after every `checkpoint_every` merges, after the last one, and when
+                Ctrl-C or an exception in `progress` stops the training, before it is raised again.
             checkpoint_every: merges from one call of `checkpoint` to the next, at least 1.
             quantizer_name: name of the quantizer, kept with the vocabulary.
             quantizer_fingerprint: hash of the quantizer's codebook, kept with the vocabulary.
