@@ -47,6 +47,10 @@ unsafe impl GlobalAlloc for HugePages {
 /// The block that `allocate` returns, perhaps after the reserve has been given back.
 #[inline]
 fn with_reserve(size: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
+    // What was the reserve is for small things; another thread must not take it for one large block.
+    if size > MAX_BLOCK_OF_RESERVE && is_short() {
+        return null_mut();
+    }
     let mut block = allocate();
     if block.is_null() && give_back_reserve(size) {
         block = allocate();
@@ -64,6 +68,9 @@ const RESERVE_SIZE: usize = 1 << 24;
 
 /// Larger blocks are asked for by the functions below, which need no reserve.
 const MAX_SMALL_BLOCK: usize = 1 << 20;
+
+/// While the reserve is given back, larger blocks are refused; their size is known only to the functions below.
+const MAX_BLOCK_OF_RESERVE: usize = 1 << 16;
 
 const RESERVE_LAYOUT: Layout = match Layout::from_size_align(RESERVE_SIZE, 16) {
     Ok(layout) => layout,
@@ -86,7 +93,7 @@ fn give_back_reserve(size: usize) -> bool {
     MISSING_BYTES.load(Ordering::Acquire) > 0
 }
 
-/// Makes sure that there is a reserve; all work begins with this.
+/// Makes sure that there is a reserve: when work begins, and whenever it takes more memory.
 #[inline]
 pub(crate) fn hold_reserve() -> Result<()> {
     if RESERVE.load(Ordering::Relaxed).is_null() { take_reserve() } else { Ok(()) }
@@ -97,7 +104,7 @@ fn take_reserve() -> Result<()> {
     // SAFETY: the layout is not empty.
     let block = unsafe { System.alloc(RESERVE_LAYOUT) };
     if block.is_null() {
-        return Err(Error::Memory { bytes: RESERVE_SIZE, purpose: "the work to begin" });
+        return Err(Error::Memory { bytes: RESERVE_SIZE, purpose: "a reserve for small things" });
     }
     if RESERVE.compare_exchange(null_mut(), block, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         // SAFETY: another thread was faster, and nobody else knows this block.
@@ -132,10 +139,23 @@ pub(crate) fn check_reserve() -> Result<()> {
     }
 }
 
+/// The default of Rust's threads, in bytes.
+const STACK_SIZE: usize = 1 << 21;
+
+/// Fails if there is no room for the stacks of this many threads, and for what each takes when it begins, without which
+/// the C library ends the process.
+pub(crate) fn check_stacks(threads: usize) -> Result<()> {
+    const SPARE: usize = 1 << 23;
+    let bytes = threads.saturating_mul(STACK_SIZE + (1 << 20)).saturating_add(SPARE);
+    if threads == 0 || can_map(bytes) {
+        Ok(())
+    } else {
+        Err(Error::Memory { bytes, purpose: "the stacks of threads" })
+    }
+}
+
 /// The error for threads that could not be started: [`Error::Memory`] if there is no room for their stacks.
 pub fn thread_error(threads: usize, reason: &impl ToString) -> Error {
-    // The default of Rust's threads.
-    const STACK_SIZE: usize = 1 << 21;
     // Much more, since what the work held when they failed may have been given back since.
     let bytes = threads.saturating_add(32).saturating_mul(STACK_SIZE);
     if can_map(bytes) {
@@ -173,11 +193,13 @@ pub(crate) fn reserve<T>(list: &mut Vec<T>, number: usize, purpose: &'static str
     if number <= list.capacity() - list.len() {
         return Ok(());
     }
+    hold_reserve()?;
     list.try_reserve(number).map_err(|_| memory_error::<T>(list.len().saturating_add(number), purpose))
 }
 
 /// Makes room for exactly this many more items.
 pub(crate) fn reserve_exact<T>(list: &mut Vec<T>, number: usize, purpose: &'static str) -> Result<()> {
+    hold_reserve()?;
     list.try_reserve_exact(number).map_err(|_| memory_error::<T>(list.len().saturating_add(number), purpose))
 }
 

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::Result;
-use crate::memory::thread_error;
+use crate::memory::{check_stacks, thread_error};
 
 /// The threads of one call.
 pub(crate) struct Threads(Option<ThreadPool>);
@@ -21,6 +21,7 @@ impl Threads {
         if threads == 1 {
             return Ok(Self(None));
         }
+        check_stacks(threads)?;
         let start = ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = start.map_err(|error| thread_error(threads, &error))?;
         Ok(Self(Some(pool)))

@@ -80,6 +80,7 @@ impl<T: Send + 'static> Workers<T> {
     /// Starts the threads. Before that, and after [`Workers::stop`], the calling thread does all work.
     pub fn start(&mut self) -> Result<()> {
         let (threads, last_job) = (self.num_threads, self.shared.last_job.load(Ordering::Acquire));
+        memory::check_stacks(threads.saturating_sub(1))?;
         for number in 1..threads {
             let shared = self.shared.clone();
             let start = thread::Builder::new().spawn(move || shared.run_worker(number, threads, last_job));
