@@ -442,7 +442,7 @@ def test_wrong_options() -> None:
             StageOptions(name, 0, 1.0)
     with pytest.raises(ConfigError, match="at least one"):
         TrainOptions(Path("m"), [Path("r")], Path("o"), stages=[])
-    with pytest.raises(ConfigError, match="rank 0"):
+    with pytest.raises(ConfigError, match="rank: expected at least 1, found 0"):
         LoraOptions(rank=0)
     with pytest.raises(ConfigError, match="offload needs ZeRO"):
         TrainOptions(Path("m"), [Path("r")], Path("o"), offload="optimizer")
