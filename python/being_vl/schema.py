@@ -146,9 +146,10 @@ def unknown_option(path: str, options: Mapping[str, Option], prefix: str = "") -
     names = [f"{prefix}.{name}" if prefix else name for name in (*options, *nested_names)]
     names_by_last_word = {name.rpartition(".")[2]: name for name in reversed(names)}
     matches = difflib.get_close_matches(path.rpartition(".")[2], names_by_last_word, n=1, cutoff=0.7)
-    return f"{path}: there is no such option" + (
-        f"; did you mean {names_by_last_word[matches[0]]}?" if matches else ""
-    )
+    meant = names_by_last_word[matches[0]] if matches else ""
+    if meant == path:
+        return f"{path}: there is no such flag; give the value by its place, without one"
+    return f"{path}: there is no such option" + (f"; did you mean {meant}?" if meant else "")
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:

@@ -343,7 +343,8 @@ def test_the_sizes_of_the_grids_are_told(
     np.save(tmp_path / "grids.npy", np.arange(np.prod(shape)).reshape(shape) % 4)
     caplog.set_level("INFO", "being_vl")
     assert train(tmp_path / "grids.npy", tmp_path / "out.json", merges=2, size=4) == 0
-    (line,) = (message for message in caplog.messages if message.startswith("grids: "))
+    line, account = (message for message in caplog.messages if message.startswith("grids: "))
+    assert account == caplog.messages[-1]
     assert line.startswith(sizes)
     assert ("no cells lie" in line) == (warning is not None)
     assert warning is None or warning in line
@@ -358,7 +359,8 @@ def test_the_sizes_of_several_files_are_told_together(
     ]
     caplog.set_level("INFO", "being_vl")
     assert train(folders, tmp_path / "out.json", merges=1, size=None) == 0
-    (line,) = (message for message in caplog.messages if message.startswith("grids: "))
+    line, account = (message for message in caplog.messages if message.startswith("grids: "))
+    assert account == caplog.messages[-1]
     assert line.startswith(
         "grids: 2 of 1x6, 1 of 1x1, 1 of 1x2, 1 of 1x3, 1 of 1x4 and 1 other size; no cells"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from being_vl.account import Account
 from being_vl.files import read_manifest, sha256
 from being_vl.options import fixed_options
 from being_vl.outputs import check_folder, free_locks
@@ -70,13 +71,15 @@ def encode_grids(options: EncodeOptions) -> None:
             bar.update()
     if job.rank > 0:
         return
-    fields = {"quantizer": manifest["quantizer"], "vocabulary": vocabulary}
+    account = Account("grids", sum(entry["grids"] for entry in manifest["shards"]))
+    fields = {"quantizer": manifest["quantizer"], "vocabulary": vocabulary, "account": account.to_json()}
     totals = job.publish(["grids", "cells", "tokens"], fields)
     log.info(
         "%s: %d cells of %d grids became %d tokens",
         options.out,
         *(totals[name] for name in ("cells", "grids", "tokens")),
     )
+    log.info(account.describe())
 
 
 def _make_shards(options: EncodeOptions, shards: list[Shard[Path]]) -> Iterator[None]:

@@ -2,8 +2,10 @@
 
 import logging
 import time
+from collections import Counter
 from typing import Any
 
+from being_vl.account import Account
 from being_vl.errors import GridError
 from being_vl.files import write_json
 from being_vl.options import fixed_options
@@ -65,9 +67,11 @@ def train_vocabulary(options: VocabularyOptions) -> VisualBPE:
         held_out_stats = measure_encoding(bpe, source.corpus.select(held_out), options.num_threads)
     training_stats = training_stats or measure_encoding(bpe, training_grids, options.num_threads)
     content = build_report(bpe, options, training_stats, held_out_stats, time.perf_counter() - start)
-    write_json(output.report_path, content)
+    account = Account("grids", int((~held_out).sum()), Counter({"held out": int(held_out.sum())}))
+    write_json(output.report_path, content | {"account": account.to_json()})
     output.save(bpe)
     log.info("%s\nmore in %s", format_report(content), output.report_path)
+    log.info(account.describe())
     return bpe
 
 
