@@ -19,7 +19,7 @@ _CHECKSUM_KEY = b"sha256"
 _NO_CHECKSUM = b"sha256 of all but these signs".ljust(64, b"-")
 """Stands in a file's schema, and in its copy at the end, until the checksum of all other bytes takes its place."""
 
-_READ_ERRORS = (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError)
+_READ_ERRORS = (OSError, pa.ArrowException, KeyError, TypeError, ValueError)
 """What reading raises on files that are no shards."""
 
 
